@@ -1,0 +1,196 @@
+"""Text files to examples.
+
+`.txt` is a text a line. `.tsv` and `.csv` have a header that names the columns or, without one, are
+`label<TAB>text`. `.jsonl` and `.parquet` name their columns. All text is UTF-8.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bertmp.errors import InputError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns that are read."""
+
+    text: str = "text"
+    text_pair: str = "text_pair"
+    label: str = "label"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The rows of a data file, in its order.
+
+    Attributes:
+        texts: one text a row.
+        pairs: the second text of each row, or None where the file has none.
+        labels: one label a row as it stands in the file, or None where the file has none.
+        source: the file, for messages.
+    """
+
+    texts: Sequence[str]
+    pairs: Sequence[str] | None
+    labels: Sequence[str] | None
+    source: Path
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def read_examples(path: Path, columns: Columns | None = None, need_labels: bool = False) -> Examples:
+    """Reads a data file.
+
+    Errors: InputError for a missing or empty file, an unknown extension, bytes that are not UTF-8, a
+    line without a tab, a missing column, an empty text, or no labels where `need_labels`.
+    """
+    path, columns = Path(path), columns or Columns()
+    if not path.exists():
+        raise InputError("no such data file", path, "check the path")
+    if path.is_dir():
+        raise InputError("a folder where a data file is expected", path, "name the file in it")
+    kind = path.suffix.lower()
+    if kind not in _READERS:
+        known = ", ".join(_READERS)
+        raise InputError(f"unknown kind of data file '{kind}'", path, f"use one of {known}")
+    rows = _READERS[kind](path, columns)
+    if not rows:
+        raise InputError("the data file has no rows", path, "give it at least one text")
+    examples = _gather(rows, columns, path)
+    if need_labels and examples.labels is None:
+        raise InputError(f"no labels: the file has no column '{columns.label}'", path, "add it, or name it with --label-column")
+    return examples
+
+
+Row = tuple[int, Mapping[str, str]]
+
+
+def _gather(rows: Sequence[Row], columns: Columns, path: Path) -> Examples:
+    if columns.text not in rows[0][1]:
+        raise InputError(f"the file has no column '{columns.text}'", path, "add it, or name it with --text-column")
+    has_pair, has_label = (name in rows[0][1] for name in (columns.text_pair, columns.label))
+    for line, row in rows:
+        wanted = [columns.text, *([columns.text_pair] if has_pair else []), *([columns.label] if has_label else [])]
+        for name in wanted:
+            if name not in row or row[name].strip() == "":
+                raise InputError(f"no {name}", f"{path}, line {line}", "fill it in or remove the line")
+    return Examples(
+        texts=[row[columns.text] for _, row in rows],
+        pairs=[row[columns.text_pair] for _, row in rows] if has_pair else None,
+        labels=[row[columns.label] for _, row in rows] if has_label else None,
+        source=path,
+    )
+
+
+def _text(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"not UTF-8: byte 0x{data[error.start]:02x}", f"{path}, line {line}", "save the file as UTF-8"
+        ) from error
+
+
+def _read_lines(path: Path, columns: Columns) -> list[Row]:
+    lines = _text(path).split("\n")
+    return [
+        (number, {columns.text: line.rstrip("\r")}) for number, line in enumerate(lines, 1) if line.strip()
+    ]
+
+
+def _read_tsv(path: Path, columns: Columns) -> list[Row]:
+    lines = [(number, line.rstrip("\r")) for number, line in enumerate(_text(path).split("\n"), 1)]
+    lines = [(number, line) for number, line in lines if line.strip()]
+    if not lines:
+        return []
+    header = lines[0][1].split("\t")
+    if columns.text in header:
+        return [(number, _fields(line.split("\t"), header, path, number)) for number, line in lines[1:]]
+    rows: list[Row] = []
+    for number, line in lines:
+        if "\t" not in line:
+            raise InputError(
+                "a line without a tab", f"{path}, line {number}", "write label<TAB>text, or name the columns in a header"
+            )
+        label, text = line.split("\t", 1)
+        rows.append((number, {columns.label: label, columns.text: text}))
+    return rows
+
+
+def _fields(values: Sequence[str], header: Sequence[str], path: Path, line: int) -> dict[str, str]:
+    if len(values) != len(header):
+        raise InputError(
+            f"{len(values)} fields where the header names {len(header)}", f"{path}, line {line}", "mend the line"
+        )
+    return dict(zip(header, values, strict=True))
+
+
+def _read_csv(path: Path, columns: Columns) -> list[Row]:
+    text = _text(path)
+    delimiter = "," if "\t" not in text.split("\n", 1)[0] else "\t"
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        lines = [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
+    except csv.Error as error:
+        raise InputError(f"broken CSV: {error}", f"{path}, line {reader.line_num}", "mend the line") from error
+    if not lines:
+        return []
+    header = lines[0][1]
+    if columns.text in header:
+        return [(number, _fields(row, header, path, number)) for number, row in lines[1:]]
+    for number, row in lines:
+        if len(row) != 2:
+            raise InputError(
+                f"{len(row)} fields and no header", f"{path}, line {number}", "write label,text or name the columns in a header"
+            )
+    return [(number, {columns.label: row[0], columns.text: row[1]}) for number, row in lines]
+
+
+def _read_jsonl(path: Path, columns: Columns) -> list[Row]:
+    rows: list[Row] = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"not JSON: {error}", f"{path}, line {number}", "write one JSON object a line") from error
+        if not isinstance(value, dict):
+            raise InputError("not a JSON object", f"{path}, line {number}", "write one JSON object a line")
+        rows.append((number, _strings(value)))
+    return rows
+
+
+def _strings(value: Mapping[str, object]) -> dict[str, str]:
+    return {str(key): item if isinstance(item, str) else str(item) for key, item in value.items() if item is not None}
+
+
+def _read_parquet(path: Path, columns: Columns) -> list[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowException) as error:
+        raise InputError("not a Parquet file", path, f"replace it ({error})") from error
+    names = [name for name in (columns.text, columns.text_pair, columns.label) if name in table.column_names]
+    records: Iterable[Mapping[str, object]] = table.select(names).to_pylist()
+    return [(number, _strings(record)) for number, record in enumerate(records, 1)]
+
+
+_READERS = {
+    ".txt": _read_lines,
+    ".tsv": _read_tsv,
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}

@@ -1,0 +1,59 @@
+"""What can go wrong in a way that the user can mend: one line each, one exit code each.
+
+Every error that reaches the command line prints as `error: WHAT (WHERE): what to do`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class BertmpError(Exception):
+    """Base of every error that prints as one line.
+
+    Args:
+        what: what is wrong, a short clause without a full stop.
+        where: the file, line, option or address it concerns; empty where the clause says it all.
+        todo: what the user can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, where: str | Path = "", todo: str = "") -> None:
+        self.what, self.where, self.todo = what, str(where), todo
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        where = f" ({self.where})" if self.where else ""
+        todo = f": {self.todo}" if self.todo else ""
+        return " ".join(f"{self.what}{where}{todo}".split())
+
+
+class GateFailed(BertmpError):
+    """A check that the user asked for did not hold: parity, precision proof, promotion."""
+
+    exit_code = 1
+
+
+class BuildFailed(BertmpError):
+    """The engine builder refused the network, crashed or was killed."""
+
+    exit_code = 1
+
+
+class InputError(BertmpError):
+    """Bad input or usage: a file, an option or a request that cannot be worked with."""
+
+    exit_code = 2
+
+
+class TrainingStopped(BertmpError):
+    """The overflow watch ended the training."""
+
+    exit_code = 3
+
+
+class MissingComponent(BertmpError):
+    """Something that is installed separately is not there; `bertmp doctor` says how to get it."""
+
+    exit_code = 4
