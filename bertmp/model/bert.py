@@ -1,0 +1,194 @@
+"""BERT: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers", top to bottom.
+
+Module names are Hugging Face's, so that a checkpoint's keys are this model's keys. Under autocast the
+matrix products run in the lower precision; LayerNorm, softmax and the pooler's tanh run in FP32, and the
+residual stream between them stays FP32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bertmp.model.attention import attend, padding_bias
+from bertmp.model.config import BertConfig
+
+
+def _gelu_new(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_new": _gelu_new, "relu": F.relu}
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation in FP32 (Ba et al. 2016); `[…, hidden]` in any type → FP32 of the same shape."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input.float(), self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class Embeddings(nn.Module):
+    """The sum of token, position and segment embeddings, normalised (section 3, figure 2)."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
+        self.LayerNorm = LayerNorm(width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor) -> Tensor:
+        """INT64 `[batch, length]` each (positions may be `[1, length]`) → FP32 `[batch, length, hidden]`."""
+        summed = (
+            self.word_embeddings(input_ids)
+            + self.token_type_embeddings(token_type_ids)
+            + self.position_embeddings(positions)
+        )
+        return self.dropout(self.LayerNorm(summed))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of every token to every token that is not padding."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.heads, self.head_size = config.num_attention_heads, config.head_size
+        self.dropout_rate = config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """`[batch, length, hidden]` → `[batch, heads, length, head_size]`."""
+        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        """`[batch, length, hidden]` and the padding's bias → `[batch, length, hidden]`."""
+        query, key, value = (self._split(layer(hidden)) for layer in (self.query, self.key, self.value))
+        context = attend(query, key, value, bias, self.dropout_rate if self.training else 0.0)
+        return context.transpose(1, 2).flatten(-2)
+
+
+class Residual(nn.Module):
+    """Projection, dropout, sum with what came before, LayerNorm: the end of each half of a block."""
+
+    def __init__(self, width_in: int, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width_in, config.hidden_size)
+        self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        """`[batch, length, width_in]` and FP32 `[batch, length, hidden]` → FP32 `[batch, length, hidden]`."""
+        return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
+
+
+class Attention(nn.Module):
+    """The first half of a block."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.self = SelfAttention(config)
+        self.output = Residual(config.hidden_size, config)
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        return self.output(self.self(hidden, bias), hidden)
+
+
+class Intermediate(nn.Module):
+    """The feed-forward network's wide layer and its activation."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACTIVATION[config.hidden_act]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.activation(self.dense(hidden))
+
+
+class Block(nn.Module):
+    """One transformer block: attention, then the feed-forward network."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.intermediate = Intermediate(config)
+        self.output = Residual(config.intermediate_size, config)
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        hidden = self.attention(hidden, bias)
+        return self.output(self.intermediate(hidden), hidden)
+
+
+class Encoder(nn.Module):
+    """The stack of blocks."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        for block in self.layer:
+            hidden = block(hidden, bias)
+        return hidden
+
+
+class Pooler(nn.Module):
+    """The first token's state, projected and squashed: what stands for the whole text."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[batch, length, hidden]` → FP32 `[batch, hidden]`."""
+        return torch.tanh(self.dense(hidden[:, 0]).float())
+
+
+class Bert(nn.Module):
+    """Embeddings, encoder, pooler."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.pooler = Pooler(config)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Reads a padded batch.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: INT64 `[batch, length]`.
+
+        Returns:
+            The last block's states, FP32 `[batch, length, hidden]`, and the pooled ones, FP32 `[batch, hidden]`.
+        """
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :]
+        hidden = self.embeddings(input_ids, token_type_ids, positions)
+        hidden = self.encoder(hidden, padding_bias(attention_mask))
+        return hidden, self.pooler(hidden)
+
+
+def initialise(module: nn.Module, config: BertConfig, generator: torch.Generator | None = None) -> None:
+    """Random weights as the paper's code has them: normal of `initializer_range`, biases 0, LayerNorm 1."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=config.initializer_range, generator=generator)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            with torch.no_grad():
+                part.weight[part.padding_idx].zero_()
+        if isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)

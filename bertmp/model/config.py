@@ -1,0 +1,139 @@
+"""The shape of a BERT: the fields of Hugging Face's `config.json` that matter to us."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from bertmp.errors import InputError
+from bertmp.files import read_json
+
+ACTIVATIONS = ("gelu", "gelu_new", "relu")
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """A BERT's sizes and rates; names and defaults are Hugging Face's (BERT-base, Devlin et al. 2019).
+
+    Attributes:
+        classifier_dropout: dropout before a classification head; `hidden_dropout_prob` where None.
+        labels: the classes' names in the order of the logits (`id2label`); empty where there are none.
+        extra: every other key of the file, kept so that saving loses nothing.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+    classifier_dropout: float | None = None
+    labels: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def load(cls, path: Path) -> BertConfig:
+        """Reads `config.json`, or the one in a folder.
+
+        Errors: InputError where it is missing, no JSON object, or not the configuration of a BERT that
+        this model can be.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / "config.json"
+        if not path.is_file():
+            raise InputError("no config.json", path.parent, "name a checkpoint folder that has one")
+        data = read_json(path)
+        if not isinstance(data, dict):
+            raise InputError("config.json is not a JSON object", path, "replace it")
+        return cls.from_dict(data, path)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: Path) -> BertConfig:
+        """Checks and takes over Hugging Face's keys; `where` is for messages."""
+        kind = data.get("model_type", "bert")
+        if kind != "bert":
+            raise InputError(f"the model is no BERT but '{kind}'", where, "use a BERT checkpoint")
+        if data.get("position_embedding_type", "absolute") != "absolute":
+            raise InputError("relative position embeddings are not supported", where, "use absolute ones")
+        if data.get("is_decoder") or data.get("add_cross_attention"):
+            raise InputError("the model is a decoder", where, "use a BERT encoder")
+        known = {f.name for f in fields(cls)} - {"labels", "extra"}
+        values = {key: value for key, value in data.items() if key in known}
+        extra = {
+            key: value
+            for key, value in data.items()
+            if key not in known and key not in ("id2label", "label2id")
+        }
+        config = cls(**values, labels=_labels(data.get("id2label"), where), extra=extra)
+        config._check(where)
+        return config
+
+    def _check(self, where: Path) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(
+                    f"{name} is {value!r}, not a positive whole number", where, "mend config.json"
+                )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise InputError(f"{name} is {value!r}, not a rate from 0 to 1", where, "mend config.json")
+        if self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads",
+                where,
+                "mend config.json",
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise InputError(
+                f"unknown activation {self.hidden_act!r}", where, f"use one of {', '.join(ACTIVATIONS)}"
+            )
+
+    def with_labels(self, labels: tuple[str, ...]) -> BertConfig:
+        """The same model for other classes."""
+        return replace(self, labels=labels)
+
+    def to_dict(self, architecture: str) -> dict[str, Any]:
+        """Hugging Face's keys, as `config.json` holds them."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("labels", "extra")}
+        out = {**self.extra, **values, "model_type": "bert", "architectures": [architecture]}
+        if self.labels:
+            out["id2label"] = {str(number): label for number, label in enumerate(self.labels)}
+            out["label2id"] = {label: number for number, label in enumerate(self.labels)}
+        return out
+
+
+def _labels(id2label: Any, where: Path) -> tuple[str, ...]:
+    if not id2label:
+        return ()
+    try:
+        by_id = {int(number): str(label) for number, label in id2label.items()}
+    except (AttributeError, ValueError, TypeError) as error:
+        raise InputError("id2label does not map numbers to names", where, "mend config.json") from error
+    if sorted(by_id) != list(range(len(by_id))):
+        raise InputError("id2label has gaps", where, "number the labels 0, 1, 2, …")
+    return tuple(by_id[number] for number in range(len(by_id)))
