@@ -84,7 +84,9 @@ class Manifest:
             raise InputError(f"the bundle has no {name} stage", bundle, f"run '{command}' first")
         changed = stale_files(record, bundle)
         if changed:
-            raise InputError(f"the {name} stage is stale: {changed[0]} changed", bundle, f"run '{command}' again")
+            raise InputError(
+                f"the {name} stage is stale: {changed[0]} changed", bundle, f"run '{command}' again"
+            )
         return record
 
 

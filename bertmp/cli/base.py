@@ -159,7 +159,10 @@ class errors_in_one_line:  # noqa: N801  (reads as the sentence it is in a with 
             fail(str(InputError("not enough memory", "", "use a smaller batch, graph or model")), EXIT_USAGE)
         if isinstance(error, OSError):
             where = error.filename or ""
-            fail(str(InputError(error.strerror or str(error), where, "check the path and the disk")), EXIT_USAGE)
+            fail(
+                str(InputError(error.strerror or str(error), where, "check the path and the disk")),
+                EXIT_USAGE,
+            )
 
 
 def run_app(app: typer.Typer) -> None:

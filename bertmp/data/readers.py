@@ -34,12 +34,14 @@ class Examples:
         pairs: the second text of each row, or None where the file has none.
         labels: one label a row as it stands in the file, or None where the file has none.
         source: the file, for messages.
+        lines: the line of the file on which each row ends, counted from 1; a Parquet file's row number.
     """
 
     texts: Sequence[str]
     pairs: Sequence[str] | None
     labels: Sequence[str] | None
     source: Path
+    lines: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -65,7 +67,11 @@ def read_examples(path: Path, columns: Columns | None = None, need_labels: bool 
         raise InputError("the data file has no rows", path, "give it at least one text")
     examples = _gather(rows, columns, path)
     if need_labels and examples.labels is None:
-        raise InputError(f"no labels: the file has no column '{columns.label}'", path, "add it, or name it with --label-column")
+        raise InputError(
+            f"no labels: the file has no column '{columns.label}'",
+            path,
+            "add it, or name it with --label-column",
+        )
     return examples
 
 
@@ -74,10 +80,16 @@ Row = tuple[int, Mapping[str, str]]
 
 def _gather(rows: Sequence[Row], columns: Columns, path: Path) -> Examples:
     if columns.text not in rows[0][1]:
-        raise InputError(f"the file has no column '{columns.text}'", path, "add it, or name it with --text-column")
+        raise InputError(
+            f"the file has no column '{columns.text}'", path, "add it, or name it with --text-column"
+        )
     has_pair, has_label = (name in rows[0][1] for name in (columns.text_pair, columns.label))
     for line, row in rows:
-        wanted = [columns.text, *([columns.text_pair] if has_pair else []), *([columns.label] if has_label else [])]
+        wanted = [
+            columns.text,
+            *([columns.text_pair] if has_pair else []),
+            *([columns.label] if has_label else []),
+        ]
         for name in wanted:
             if name not in row or row[name].strip() == "":
                 raise InputError(f"no {name}", f"{path}, line {line}", "fill it in or remove the line")
@@ -86,6 +98,7 @@ def _gather(rows: Sequence[Row], columns: Columns, path: Path) -> Examples:
         pairs=[row[columns.text_pair] for _, row in rows] if has_pair else None,
         labels=[row[columns.label] for _, row in rows] if has_label else None,
         source=path,
+        lines=[line for line, _ in rows],
     )
 
 
@@ -119,7 +132,9 @@ def _read_tsv(path: Path, columns: Columns) -> list[Row]:
     for number, line in lines:
         if "\t" not in line:
             raise InputError(
-                "a line without a tab", f"{path}, line {number}", "write label<TAB>text, or name the columns in a header"
+                "a line without a tab",
+                f"{path}, line {number}",
+                "write label<TAB>text, or name the columns in a header",
             )
         label, text = line.split("\t", 1)
         rows.append((number, {columns.label: label, columns.text: text}))
@@ -129,7 +144,9 @@ def _read_tsv(path: Path, columns: Columns) -> list[Row]:
 def _fields(values: Sequence[str], header: Sequence[str], path: Path, line: int) -> dict[str, str]:
     if len(values) != len(header):
         raise InputError(
-            f"{len(values)} fields where the header names {len(header)}", f"{path}, line {line}", "mend the line"
+            f"{len(values)} fields where the header names {len(header)}",
+            f"{path}, line {line}",
+            "mend the line",
         )
     return dict(zip(header, values, strict=True))
 
@@ -141,7 +158,9 @@ def _read_csv(path: Path, columns: Columns) -> list[Row]:
     try:
         lines = [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
     except csv.Error as error:
-        raise InputError(f"broken CSV: {error}", f"{path}, line {reader.line_num}", "mend the line") from error
+        raise InputError(
+            f"broken CSV: {error}", f"{path}, line {reader.line_num}", "mend the line"
+        ) from error
     if not lines:
         return []
     header = lines[0][1]
@@ -150,7 +169,9 @@ def _read_csv(path: Path, columns: Columns) -> list[Row]:
     for number, row in lines:
         if len(row) != 2:
             raise InputError(
-                f"{len(row)} fields and no header", f"{path}, line {number}", "write label,text or name the columns in a header"
+                f"{len(row)} fields and no header",
+                f"{path}, line {number}",
+                "write label,text or name the columns in a header",
             )
     return [(number, {columns.label: row[0], columns.text: row[1]}) for number, row in lines]
 
@@ -163,7 +184,9 @@ def _read_jsonl(path: Path, columns: Columns) -> list[Row]:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"not JSON: {error}", f"{path}, line {number}", "write one JSON object a line") from error
+            raise InputError(
+                f"not JSON: {error}", f"{path}, line {number}", "write one JSON object a line"
+            ) from error
         if not isinstance(value, dict):
             raise InputError("not a JSON object", f"{path}, line {number}", "write one JSON object a line")
         rows.append((number, _strings(value)))
@@ -171,7 +194,11 @@ def _read_jsonl(path: Path, columns: Columns) -> list[Row]:
 
 
 def _strings(value: Mapping[str, object]) -> dict[str, str]:
-    return {str(key): item if isinstance(item, str) else str(item) for key, item in value.items() if item is not None}
+    return {
+        str(key): item if isinstance(item, str) else str(item)
+        for key, item in value.items()
+        if item is not None
+    }
 
 
 def _read_parquet(path: Path, columns: Columns) -> list[Row]:

@@ -68,7 +68,11 @@ class PrecisionPlan:
         return [node for node in self.nodes if node.precision == "fp32"]
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, "graph_sha256": self.graph_sha256, "nodes": [asdict(node) for node in self.nodes]}
+        return {
+            "format": FORMAT,
+            "graph_sha256": self.graph_sha256,
+            "nodes": [asdict(node) for node in self.nodes],
+        }
 
     def save(self, path: Path) -> None:
         """Writes the plan as JSON, whole or not at all."""
@@ -90,4 +94,6 @@ class PrecisionPlan:
             )
             return cls(data["graph_sha256"], nodes)
         except (KeyError, TypeError) as error:
-            raise InputError("not a precision plan", path, "make one with 'bertmp export' or 'bertmp convert'") from error
+            raise InputError(
+                "not a precision plan", path, "make one with 'bertmp export' or 'bertmp convert'"
+            ) from error

@@ -1,0 +1,162 @@
+"""`bertmp export`: a checkpoint in, a bundle out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from bertmp.export import bundle as names
+from bertmp.export.graph import OPSET, export_graph
+from bertmp.export.manifest import Manifest, record
+from bertmp.export.precision.apply import cast_count
+from bertmp.export.precision.convert import check_graph, plan_of
+from bertmp.export.precision.plan import PrecisionPlan
+from bertmp.files import atomic_folder, sha256_file, write_json
+
+if TYPE_CHECKING:
+    from bertmp.model.checkpoint import LoadedCheckpoint
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export made.
+
+    Attributes:
+        bundle: the folder.
+        task: the head, e.g. `classification`.
+        nodes: precision → number of nodes in the FP16 graph; empty with `--no-fp16`.
+        casts: casts that the conversion inserted.
+        bytes_fp32, bytes_fp16: sizes of the graphs' files; the second is 0 with `--no-fp16`.
+        seconds: wall time.
+    """
+
+    bundle: Path
+    task: str
+    nodes: dict[str, int]
+    casts: int
+    bytes_fp32: int
+    bytes_fp16: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        ratio = self.bytes_fp16 / self.bytes_fp32 if self.bytes_fp16 else None
+        return {**asdict(self), "bundle": str(self.bundle), "size_ratio": ratio}
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    opset: int = OPSET,
+    keep_fp32: Sequence[str] = (),
+    fp16: bool = True,
+    task: str | None = None,
+    report: Report = lambda step: None,
+) -> ExportResult:
+    """Writes a bundle: the FP32 graph, the FP16 graph with its plan, tokenizer, labels and manifest.
+
+    Args:
+        checkpoint: a Hugging Face folder.
+        out: the bundle's folder; what stood there is replaced when all is written.
+        keep_fp32: patterns of node names, operators or modules that stay FP32.
+        fp16: False leaves out the FP16 graph.
+        task: the head, where the checkpoint does not say it.
+        report: called with the name of each step as it begins.
+
+    Errors: InputError for a bad checkpoint, an unknown task or opset, a full disk.
+    """
+    from bertmp.model.checkpoint import load_checkpoint
+
+    started = time.monotonic()
+    report("reading the checkpoint")
+    loaded = load_checkpoint(Path(checkpoint), task)
+    with atomic_folder(Path(out)) as folder:
+        report("tracing the model")
+        graph = export_graph(loaded.model, opset)
+        onnx.save(graph, folder / names.FP32_GRAPH)
+        _write_companions(loaded, folder)
+        manifest = Manifest().with_stage(names.EXPORT, _export_record(loaded, folder, opset, started))
+        plan, casts = None, 0
+        if fp16:
+            report("converting to FP16")
+            converted = time.monotonic()
+            plan, mixed = plan_of(graph, keep_fp32)
+            check_graph(mixed, folder / names.FP16_GRAPH)
+            onnx.save(mixed, folder / names.FP16_GRAPH)
+            plan.save(folder / names.PLAN)
+            casts = cast_count(mixed.graph.node)
+            entry = _convert_record(folder, plan, casts, keep_fp32, converted)
+            manifest = manifest.with_stage(names.CONVERT, entry)
+        manifest.save(folder)
+    return _result(Path(out), loaded, plan, casts, started)
+
+
+def _write_companions(loaded: LoadedCheckpoint, folder: Path) -> None:
+    from bertmp.model.checkpoint import copy_tokenizer
+
+    write_json(folder / names.CONFIG, loaded.config.to_dict(loaded.model.architecture))
+    if loaded.labels:
+        (folder / names.LABELS).write_text("".join(f"{label}\n" for label in loaded.labels), encoding="utf-8")
+    copy_tokenizer(loaded.folder, folder)
+    if not (folder / "tokenizer.json").is_file():
+        loaded.tokenizer.save(folder)
+
+
+def _export_record(loaded: LoadedCheckpoint, folder: Path, opset: int, started: float) -> Any:
+    written = sorted(path.name for path in folder.iterdir())
+    weights = loaded.folder / "model.safetensors"
+    return record(
+        folder,
+        inputs=[],
+        outputs=written,
+        tools=["bertmp", "torch", "onnx", "onnxscript"],
+        settings={"checkpoint": str(loaded.folder.resolve()), "opset": opset, "task": loaded.model.task},
+        results={
+            "checkpoint_sha256": sha256_file(weights),
+            "outputs": list(loaded.model.outputs),
+            "newly_initialised": list(loaded.new),
+            "unused": list(loaded.unused),
+        },
+        seconds=time.monotonic() - started,
+    )
+
+
+def _convert_record(
+    folder: Path, plan: PrecisionPlan, casts: int, keep_fp32: Sequence[str], started: float
+) -> Any:
+    ratio = (folder / names.FP16_GRAPH).stat().st_size / (folder / names.FP32_GRAPH).stat().st_size
+    return record(
+        folder,
+        inputs=[names.FP32_GRAPH],
+        outputs=[names.FP16_GRAPH, names.PLAN],
+        tools=["bertmp", "onnx", "numpy"],
+        settings={"keep_fp32": list(keep_fp32)},
+        results={"nodes": _counts(plan), "casts": casts, "size_ratio": ratio},
+        seconds=time.monotonic() - started,
+    )
+
+
+def _counts(plan: PrecisionPlan) -> dict[str, int]:
+    return {kind: sum(node.precision == kind for node in plan.nodes) for kind in ("fp16", "fp32", "integer")}
+
+
+def _result(
+    out: Path, loaded: LoadedCheckpoint, plan: PrecisionPlan | None, casts: int, started: float
+) -> ExportResult:
+    half = out / names.FP16_GRAPH
+    return ExportResult(
+        bundle=out,
+        task=loaded.model.task,
+        nodes=_counts(plan) if plan else {},
+        casts=casts,
+        bytes_fp32=(out / names.FP32_GRAPH).stat().st_size,
+        bytes_fp16=half.stat().st_size if plan else 0,
+        seconds=time.monotonic() - started,
+    )
