@@ -98,7 +98,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _run_pip(wheel: Wheel, folder: Path, progress: Progress) -> None:
-    _require_pip()
+    require_pip()
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
     command = [
@@ -129,7 +129,11 @@ def _run_pip(wheel: Wheel, folder: Path, progress: Progress) -> None:
         raise MissingComponent(f"cannot download {wheel}: {_reason(said)}", folder.parent, _advice(said))
 
 
-def _require_pip() -> None:
+def require_pip() -> str:
+    """The version of the pip beside this Python.
+
+    Errors: MissingComponent where there is none or it is too old.
+    """
     upgrade = f"run '{sys.executable} -m pip install --upgrade pip'"
     try:
         version = importlib.metadata.version("pip")
@@ -140,6 +144,7 @@ def _require_pip() -> None:
     if found < OLDEST_PIP:
         wanted = ".".join(str(part) for part in OLDEST_PIP)
         raise MissingComponent(f"pip {version} is older than {wanted}", sys.prefix, upgrade)
+    return version
 
 
 def _reason(said: list[str]) -> str:

@@ -1,0 +1,72 @@
+# Everything works in .venv/ inside the clone; downloads are kept in BERTMP_HOME (default: the user's
+# cache folder), so that a second clone does not download again.
+#
+#   make quickstart   the whole pipeline on real questions, from set-up to two answers
+#   make test         lint, types and tests
+#
+# PYTHON=python3.12           another Python (3.10 or later) for .venv
+# EXTRAS=gpu,dev              other extras of pyproject.toml
+# TORCH_INDEX=URL             one more package index to take torch from: PyTorch's CPU index saves a
+#                             machine without a GPU several gigabytes of CUDA libraries
+# TEST_SECONDS=600            after which the tests are stopped
+
+PYTHON ?= python3
+EXTRAS ?= cpu,dev
+TORCH_INDEX ?=
+TEST_SECONDS ?= 600
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
+INSTALLED := $(VENV)/.installed-$(EXTRAS)
+
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup triton data quickstart test lint clean
+
+# $(call stage,TITLE,COMMAND): runs it between two lines that say what it is and how long it took.
+define stage
+@start=$$(date +%s); echo "== $(1)"; \
+code=0; { $(2); } || code=$$?; \
+seconds=$$(( $$(date +%s) - start )); \
+if [ $$code -eq 0 ]; then echo "== $(1): $$seconds s"; else echo "== $(1): failed after $$seconds s" >&2; fi; \
+exit $$code
+endef
+
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
+
+setup: $(INSTALLED)
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "error: bertmp needs Python 3.10 or later: make PYTHON=python3.12 …" >&2; exit 1; }
+	$(call stage,virtual environment,$(PYTHON) -m venv $(VENV) && $(PIP) -c constraints.txt pip)
+	@touch $@
+
+$(INSTALLED): $(VENV)/.created pyproject.toml constraints.txt
+	$(call stage,packages [$(EXTRAS)],$(PIP) -c constraints.txt $(TORCH_INDEX:%=--extra-index-url %) -e '.[$(EXTRAS)]')
+	@touch $@
+
+triton: $(INSTALLED)
+	$(call stage,Triton server,$(BIN)/bertmp setup triton)
+
+data: $(INSTALLED)
+	$(call stage,weights and data,$(BIN)/bertmp download minilm trec sms-spam moviedialog)
+
+quickstart: triton data
+	$(call stage,quickstart,$(BIN)/python scripts/quickstart.py)
+
+lint: $(INSTALLED)
+	$(call stage,lint,$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .)
+	$(call stage,types,$(BIN)/mypy)
+	$(call stage,the rooms' order,$(BIN)/lint-imports)
+
+test: triton data lint
+	$(call stage,tests,timeout --foreground --signal=INT --kill-after=30 $(TEST_SECONDS) $(BIN)/python -m pytest -q)
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf model_repository/*/[0-9]*/ model_repository/*/versions.json
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
