@@ -79,11 +79,12 @@ Row = tuple[int, Mapping[str, str]]
 
 
 def _gather(rows: Sequence[Row], columns: Columns, path: Path) -> Examples:
-    if columns.text not in rows[0][1]:
+    present = {name for _, row in rows for name in row}
+    if columns.text not in present:
         raise InputError(
             f"the file has no column '{columns.text}'", path, "add it, or name it with --text-column"
         )
-    has_pair, has_label = (name in rows[0][1] for name in (columns.text_pair, columns.label))
+    has_pair, has_label = columns.text_pair in present, columns.label in present
     for line, row in rows:
         wanted = [
             columns.text,
@@ -93,6 +94,10 @@ def _gather(rows: Sequence[Row], columns: Columns, path: Path) -> Examples:
         for name in wanted:
             if name not in row or row[name].strip() == "":
                 raise InputError(f"no {name}", f"{path}, line {line}", "fill it in or remove the line")
+            if not _is_unicode(row[name]):
+                raise InputError(
+                    f"half a surrogate pair in {name}", f"{path}, line {line}", "write the whole character"
+                )
     return Examples(
         texts=[row[columns.text] for _, row in rows],
         pairs=[row[columns.text_pair] for _, row in rows] if has_pair else None,
@@ -100,6 +105,15 @@ def _gather(rows: Sequence[Row], columns: Columns, path: Path) -> Examples:
         source=path,
         lines=[line for line, _ in rows],
     )
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON's escapes can spell and no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text(path: Path) -> str:
@@ -125,9 +139,8 @@ def _read_tsv(path: Path, columns: Columns) -> list[Row]:
     lines = [(number, line) for number, line in lines if line.strip()]
     if not lines:
         return []
-    header = lines[0][1].split("\t")
-    if columns.text in header:
-        return [(number, _fields(line.split("\t"), header, path, number)) for number, line in lines[1:]]
+    if _is_header(lines[0][1].split("\t"), columns):
+        return _by_header([(number, line.split("\t")) for number, line in lines], columns, path)
     rows: list[Row] = []
     for number, line in lines:
         if "\t" not in line:
@@ -139,6 +152,24 @@ def _read_tsv(path: Path, columns: Columns) -> list[Row]:
         label, text = line.split("\t", 1)
         rows.append((number, {columns.label: label, columns.text: text}))
     return rows
+
+
+def _is_header(fields: Sequence[str], columns: Columns) -> bool:
+    """Whether the first row names the columns; it must where the user says how the text's is called."""
+    named = {columns.text, columns.text_pair, columns.label} & set(fields)
+    return bool(named) or columns.text != Columns.text
+
+
+def _by_header(lines: Sequence[tuple[int, Sequence[str]]], columns: Columns, path: Path) -> list[Row]:
+    header = lines[0][1]
+    if columns.text not in header:
+        raise InputError(
+            f"the file has no column '{columns.text}'", path, "add it, or name it with --text-column"
+        )
+    for name in (columns.text, columns.text_pair, columns.label):
+        if header.count(name) > 1:
+            raise InputError(f"the header names '{name}' twice", path, "rename or remove one of them")
+    return [(number, _fields(row, header, path, number)) for number, row in lines[1:]]
 
 
 def _fields(values: Sequence[str], header: Sequence[str], path: Path, line: int) -> dict[str, str]:
@@ -163,9 +194,8 @@ def _read_csv(path: Path, columns: Columns) -> list[Row]:
         ) from error
     if not lines:
         return []
-    header = lines[0][1]
-    if columns.text in header:
-        return [(number, _fields(row, header, path, number)) for number, row in lines[1:]]
+    if _is_header(lines[0][1], columns):
+        return _by_header(lines, columns, path)
     for number, row in lines:
         if len(row) != 2:
             raise InputError(
@@ -183,22 +213,26 @@ def _read_jsonl(path: Path, columns: Columns) -> list[Row]:
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"not JSON: {error}", f"{path}, line {number}", "write one JSON object a line"
             ) from error
         if not isinstance(value, dict):
             raise InputError("not a JSON object", f"{path}, line {number}", "write one JSON object a line")
-        rows.append((number, _strings(value)))
+        rows.append((number, _strings(value, columns, f"{path}, line {number}")))
     return rows
 
 
-def _strings(value: Mapping[str, object]) -> dict[str, str]:
-    return {
-        str(key): item if isinstance(item, str) else str(item)
-        for key, item in value.items()
-        if item is not None
-    }
+def _strings(value: Mapping[str, object], columns: Columns, where: str) -> dict[str, str]:
+    """The columns that are read, numbers and truth values as text; absent where they are null."""
+    row: dict[str, str] = {}
+    for name in (columns.text, columns.text_pair, columns.label):
+        item = value.get(name)
+        if isinstance(item, (list, dict, bytes)):
+            raise InputError(f"{name} is no text", where, "write one text a row")
+        if item is not None:
+            row[name] = str(item)
+    return row
 
 
 def _read_parquet(path: Path, columns: Columns) -> list[Row]:
@@ -211,7 +245,10 @@ def _read_parquet(path: Path, columns: Columns) -> list[Row]:
         raise InputError("not a Parquet file", path, f"replace it ({error})") from error
     names = [name for name in (columns.text, columns.text_pair, columns.label) if name in table.column_names]
     records: Iterable[Mapping[str, object]] = table.select(names).to_pylist()
-    return [(number, _strings(record)) for number, record in enumerate(records, 1)]
+    return [
+        (number, _strings(record, columns, f"{path}, row {number}"))
+        for number, record in enumerate(records, 1)
+    ]
 
 
 _READERS = {

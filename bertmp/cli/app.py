@@ -1,0 +1,40 @@
+"""The commands of all rooms under one name. Each parses, calls one function of a room, renders what it returns.
+
+Nothing heavy is imported here; each command imports its room when it runs.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from bertmp.cli import deliver, ready, train
+from bertmp.cli import serve as serving
+
+app = typer.Typer(
+    name="bertmp",
+    help="BERT from mixed-precision training to a served model, its accuracy proven at every step.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for room in (ready, train, deliver, serving):
+    room.add_commands(app)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from bertmp import __version__
+
+        typer.echo(f"bertmp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and leave."
+    ),
+) -> None:
+    """BERT from mixed-precision training to a served model, its accuracy proven at every step."""

@@ -1,0 +1,79 @@
+"""The command that trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bertmp.cli.base import Outcome, command
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Registers this room's command."""
+
+    @command(
+        app,
+        "train",
+        "bertmp train classification --data train.tsv --eval-data test.tsv --model minilm --out run",
+    )
+    def train(
+        task: Annotated[str, typer.Argument(metavar="TASK", help="What is trained: classification.")],
+        data: Annotated[
+            Path, typer.Option(metavar="FILE", help="Training examples: .tsv, .csv, .jsonl or .parquet.")
+        ],
+        model: Annotated[
+            Path,
+            typer.Option(
+                metavar="CHECKPOINT", help="A checkpoint folder, or a config.json for random weights."
+            ),
+        ],
+        out: Annotated[Path, typer.Option(metavar="RUN", help="The run's folder.")],
+        eval_data: Annotated[
+            Path | None, typer.Option(metavar="FILE", help="Examples to evaluate on after every epoch.")
+        ] = None,
+        precision: Annotated[
+            str, typer.Option(help="auto, fp32, bf16 or fp16; auto is bf16 on the CPU, fp16 on CUDA.")
+        ] = "auto",
+        loss_scale: Annotated[str, typer.Option(help="'dynamic' or a number; for fp16.")] = "dynamic",
+        epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 3,
+        steps: Annotated[int | None, typer.Option(help="Steps, instead of epochs.")] = None,
+        batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
+        learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-5,
+        weight_decay: Annotated[float, typer.Option(help="AdamW's decoupled weight decay.")] = 0.01,
+        warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.1,
+        max_grad_norm: Annotated[float, typer.Option(help="Clip gradients to this norm; 0: do not.")] = 1.0,
+        max_length: Annotated[
+            int | None, typer.Option(help="Cut texts to this many tokens; default: the model's positions.")
+        ] = None,
+        seed: Annotated[int, typer.Option(help="Seed of order, dropout and new weights.")] = 0,
+        save_every: Annotated[int, typer.Option(help="Save a resumable state every N steps; 0: never.")] = 0,
+        log_every: Annotated[int, typer.Option(help="Write metrics every N steps.")] = 10,
+        max_skipped: Annotated[
+            int, typer.Option(help="Stop (exit code 3) after this many non-finite steps in a row.")
+        ] = 10,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest saved state.")] = False,
+        text_column: Annotated[str, typer.Option(help="Name of the text's column.")] = "text",
+        text_pair_column: Annotated[
+            str, typer.Option(help="Name of the second text's column.")
+        ] = "text_pair",
+        label_column: Annotated[str, typer.Option(help="Name of the label's column.")] = "label",
+    ) -> Outcome:
+        """Fine-tune a BERT in mixed precision, with FP32 master weights, LayerNorm, softmax and loss."""
+        options: dict[str, Any] = dict(locals())
+        from bertmp.cli.progress import training_bar
+        from bertmp.training.run import train as run
+
+        result = run(progress=training_bar, **options)
+        accuracy = f", accuracy {result.evaluation.accuracy:.4f}" if result.evaluation else ""
+        cut = (
+            f"\n{result.truncated} texts were longer than the model takes and were cut"
+            if result.truncated
+            else ""
+        )
+        return Outcome(
+            result.to_json(),
+            f"{result.checkpoint}: {result.steps} steps in {result.precision}{accuracy}, "
+            f"{result.examples_per_second:.1f} examples/s{cut}",
+        )

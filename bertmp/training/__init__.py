@@ -1,0 +1,1 @@
+"""Training: settings, precision policy, the loop, evaluation, resumable states."""

@@ -1,0 +1,92 @@
+"""The settings of a training run: checked once, saved beside the result."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tomli_w
+
+from bertmp.errors import InputError
+from bertmp.files import write_text
+
+TASKS = ("classification",)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What a run does; the names are the command's options.
+
+    Attributes:
+        task: the head that is trained.
+        data, eval_data: data files; evaluation is left out where the second is None.
+        model: a checkpoint folder, or a `config.json` for a start from random weights.
+        out: the run's folder.
+        precision, loss_scale: see `amp.Policy.resolve`.
+        epochs: passes over the data; `steps`, where given, ends the run instead.
+        batch_size: examples a step.
+        learning_rate: the peak; it rises over the first `warmup` of all steps and falls linearly to 0.
+        weight_decay: decoupled (Loshchilov & Hutter 2019); biases and LayerNorms are exempt.
+        max_grad_norm: gradients are clipped to this L2 norm; 0 switches clipping off.
+        max_length: the most tokens of a text; the model's positions where None.
+        save_every: steps between resumable states; 0 saves none.
+        log_every: steps between lines of `metrics.jsonl`.
+        max_skipped: non-finite steps in a row after which the run stops.
+    """
+
+    task: str
+    data: Path
+    model: Path
+    out: Path
+    eval_data: Path | None = None
+    precision: str = "auto"
+    loss_scale: str = "dynamic"
+    epochs: int = 3
+    steps: int | None = None
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    max_grad_norm: float = 1.0
+    max_length: int | None = None
+    seed: int = 0
+    save_every: int = 0
+    log_every: int = 10
+    max_skipped: int = 10
+    text_column: str = "text"
+    text_pair_column: str = "text_pair"
+    label_column: str = "label"
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise InputError(f"unknown task '{self.task}'", "TASK", f"use one of {', '.join(TASKS)}")
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("save_every", 0),
+            ("log_every", 1),
+            ("seed", 0),
+            ("max_skipped", 1),
+        ):
+            self._require(getattr(self, name) >= least, name, f"give at least {least}")
+        self._require(self.steps is None or self.steps >= 1, "steps", "give at least 1")
+        self._require(self.max_length is None or self.max_length >= 3, "max_length", "give at least 3")
+        rate = self.learning_rate
+        self._require(math.isfinite(rate) and rate > 0, "learning_rate", "give a positive number")
+        self._require(0 <= self.warmup < 1, "warmup", "give a share of the steps, from 0 to below 1")
+        for name in ("weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            self._require(math.isfinite(value) and value >= 0, name, "give 0 or a positive number")
+
+    def _require(self, holds: bool, name: str, todo: str) -> None:
+        if not holds:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} is {getattr(self, name)}", option, todo)
+
+    def save(self, path: Path) -> None:
+        """Writes the settings as TOML; `bertmp train --config` takes the file."""
+        values = asdict(self)
+        for name in ("data", "eval_data", "model", "out"):
+            values[name] = None if values[name] is None else str(Path(values[name]).resolve())
+        write_text(path, tomli_w.dumps({key: value for key, value in values.items() if value is not None}))
