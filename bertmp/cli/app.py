@@ -1,4 +1,6 @@
-"""The commands of all rooms under one name. Each parses, calls one function of a room, renders what it returns.
+"""The commands of all rooms under one name.
+
+Each parses, calls one function of a room, and renders what it returns.
 
 Nothing heavy is imported here; each command imports its room when it runs.
 """

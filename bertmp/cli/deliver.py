@@ -63,7 +63,8 @@ def add_commands(app: typer.Typer) -> None:
 
         result = run(source, target, keep_fp32=keep_fp32)
         lines = [
-            f"{result.graph}: {result.bytes / 1e6:.1f} MB, {result.size_ratio:.3f} of FP32, {result.casts} casts",
+            f"{result.graph}: {result.bytes / 1e6:.1f} MB, {result.size_ratio:.3f} of FP32, "
+            f"{result.casts} casts",
             f"{result.plan}: {result.nodes['fp32']} nodes in FP32, {result.nodes['fp16']} in FP16",
         ]
         return Outcome(result.to_json(), "\n".join(lines))
@@ -78,9 +79,10 @@ def _describe_export(result: Any) -> str:
         f"  model.onnx       {result.bytes_fp32 / 1e6:8.1f} MB",
     ]
     if result.bytes_fp16:
+        ratio = result.bytes_fp16 / result.bytes_fp32
         lines += [
-            f"  model.fp16.onnx  {result.bytes_fp16 / 1e6:8.1f} MB, {result.bytes_fp16 / result.bytes_fp32:.3f} of FP32",
-            f"  {result.nodes['fp32']} nodes stay FP32, {result.nodes['fp16']} run in FP16, {result.casts} casts; "
-            "the reasons are in precision-plan.json",
+            f"  model.fp16.onnx  {result.bytes_fp16 / 1e6:8.1f} MB, {ratio:.3f} of FP32",
+            f"  {result.nodes['fp32']} nodes stay FP32, {result.nodes['fp16']} run in FP16, "
+            f"{result.casts} casts; the reasons are in precision-plan.json",
         ]
     return "\n".join(lines)
