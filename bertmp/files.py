@@ -25,19 +25,35 @@ def _sync(path: Path) -> None:
 
 
 def _refusal(error: OSError, target: Path) -> InputError | None:
-    """The one line for a disk that does not take the file; None where the error is another."""
+    """The one line for a disk that does not take the file; None where the error is another.
+
+    A full disk names no file. The others do, and one outside the target's folder is not about writing.
+    """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InputError("no space left on the disk", target, "free some space or choose another folder")
+    if isinstance(error.filename, str) and not _concerns(Path(error.filename), target):
+        return None
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError("the folder cannot be written", target, "choose one that you may write to")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ELOOP):
+        return InputError(
+            "a file stands where a folder is needed", target, "move it or choose another folder"
+        )
     return None
+
+
+def _concerns(path: Path, target: Path) -> bool:
+    """Whether `path` lies beside or in `target`, or is a folder on the way to it."""
+    path, target = path.absolute(), target.absolute()
+    return path.is_relative_to(target.parent) or target.is_relative_to(path)
 
 
 @contextmanager
 def writing_to(target: Path) -> Iterator[None]:
     """Turns a full or read-only disk into one clear line about `target`.
 
-    Errors: InputError for ENOSPC, EDQUOT, EACCES, EPERM and EROFS; every other OSError passes.
+    Errors: InputError for a disk that is full or read-only, a folder that may not be written, and a file
+    that stands where a folder is needed; every other OSError passes.
     """
     try:
         yield
@@ -95,13 +111,14 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 def swap_in(folder: Path, target: Path) -> None:
     """Moves a complete `folder` to `target`, replacing what stood there."""
-    if target.exists():
+    if os.path.lexists(target):
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-        os.replace(target, aside / "old")
         try:
+            os.replace(target, aside / "old")
             os.replace(folder, target)
-        except OSError:
-            os.replace(aside / "old", target)
+        except BaseException:  # an interrupt too: the old folder goes back before it is lost
+            if not os.path.lexists(target):
+                os.replace(aside / "old", target)
             raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)

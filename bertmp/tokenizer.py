@@ -1,7 +1,7 @@
 """BERT's WordPiece tokenizer, read from a checkpoint folder (Devlin et al. 2019, section 3).
 
 The `tokenizers` library does the work. A folder brings `tokenizer.json`, or `vocab.txt` alone, in which
-case `tokenizer_config.json` says whether text is lower-cased (assumed where it is silent).
+case `tokenizer_config.json` says how text is normalised (lower-cased where it is silent).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
@@ -140,15 +141,29 @@ def _read(folder: Path) -> FastTokenizer:
             raise InputError("damaged tokenizer", whole, f"replace it ({error})") from error
     if not vocabulary.is_file():
         raise InputError("no tokenizer: neither tokenizer.json nor vocab.txt", folder, "add one of them")
-    settings = folder / "tokenizer_config.json"
-    lower = bool(read_json(settings).get("do_lower_case", True)) if settings.is_file() else True
+    settings = _settings(folder / "tokenizer_config.json")
     try:
-        lines = vocabulary.read_text(encoding="utf-8").splitlines()
+        text = vocabulary.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError("the vocabulary is not UTF-8", vocabulary, "replace it") from error
-    vocab = {token: number for number, token in enumerate(lines)}
+    # Not splitlines(): some vocabularies hold tokens such as U+2028, which it takes for a line's end.
+    vocab = {token: number for number, token in enumerate(text.removesuffix("\n").split("\n"))}
     for token in ("[CLS]", "[SEP]", "[PAD]", "[UNK]"):
         if token not in vocab:
             raise InputError(f"the vocabulary has no {token} token", vocabulary, "use a BERT vocabulary")
     # The library's ready-made class wraps a plain tokenizer; the plain one is what we keep.
-    return BertWordPieceTokenizer(vocab, lowercase=lower)._tokenizer
+    return BertWordPieceTokenizer(
+        vocab,
+        lowercase=settings.get("do_lower_case", True),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )._tokenizer
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise InputError("not a JSON object", path, "replace it")
+    return settings

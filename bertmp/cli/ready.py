@@ -113,7 +113,7 @@ def _component_table(found: Diagnosis) -> Any:
     table = _table("Components", "name", "version", "")
     for part in found.components:
         remark = part.detail if part.usable else f"[red]{_plain(part.problem)}[/red]"
-        table.add_row(part.name, part.version or "–", _plain(remark) if part.usable else remark)
+        table.add_row(part.name, part.version or "-", _plain(remark) if part.usable else remark)
     return table
 
 
