@@ -17,7 +17,7 @@ TEST_SECONDS ?= 600
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --quiet --no-input --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory

@@ -136,7 +136,7 @@ def test_text_survives_every_format(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    texts = ["plain", 'with "quotes", commas', "Grüße – 你好 🙂", " leading and trailing ", "<tag> & \\n"]
+    texts = ["plain", 'with "quotes", commas', "Grüße, 你好 🙂", " leading and trailing ", "<tag> & \\n"]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (tmp_path / "a.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     (tmp_path / "a.tsv").write_text("text\n" + "".join(f"{text}\n" for text in texts), encoding="utf-8")
