@@ -53,17 +53,20 @@ def add_commands(app: typer.Typer) -> None:
 
 @contextmanager
 def _transfers() -> Iterator[Callable[[str, int, int], None]]:
-    """Bars on standard error: one a transfer, or a turning wheel for a step of unknown length."""
+    """Bars on standard error, one a transfer; where that is no terminal, a line a transfer."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=None)
+                if not console.is_terminal:
+                    console.print(what)
             bars.update(tasks[what], completed=done, total=total or None)
 
         yield show

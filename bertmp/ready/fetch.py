@@ -153,6 +153,8 @@ def _reason(said: list[str]) -> str:
         return "the package index does not answer"
     if any("DO NOT MATCH THE HASHES" in line for line in said):
         return "the index offers other bytes than the pinned ones"
+    if any("(from versions: none)" in line for line in said):
+        return "no package index that answers has it"
     errors = [line.removeprefix("ERROR:").strip() for line in said if line.startswith("ERROR:")]
     return (errors or said or ["pip said nothing"])[-1].rstrip(".")
 

@@ -44,9 +44,11 @@ def trec(wheel: ZipFile, folder: Path) -> None:
     for line in text.split("\n")[_TREC_LINES]:
         label, question = line.strip().split(" ", 1)
         questions.setdefault(question.strip(), label.split(":")[0])
-    rows = [(questions[question], question) for question in shuffled(questions, _TREC_SEED)]
-    _write_rows(folder / "test.tsv", rows[:TREC_TEST])
-    _write_rows(folder / "train.tsv", rows[TREC_TEST:])
+    order = shuffled(questions, _TREC_SEED)
+    test = held_out(sorted(order, key=questions.__getitem__), TREC_TEST)
+    rows = [(questions[question], question) for question in order]
+    _write_rows(folder / "train.tsv", [row for row in rows if row[1] not in test])
+    _write_rows(folder / "test.tsv", [row for row in rows if row[1] in test])
 
 
 def shuffled(texts: Iterable[str], seed: str) -> list[str]:
@@ -55,6 +57,12 @@ def shuffled(texts: Iterable[str], seed: str) -> list[str]:
     Neither the order they come in nor Python's version, hash seed or random generator has a say.
     """
     return sorted(texts, key=lambda text: hashlib.sha256(f"{seed}\n{text}".encode()).digest())
+
+
+def held_out(texts: Sequence[str], count: int) -> set[str]:
+    """`count` of `texts`, evenly spaced: from texts ordered by class, each class's fair share."""
+    whole = len(texts)
+    return {text for row, text in enumerate(texts) if (row + 1) * count // whole > row * count // whole}
 
 
 def sms_spam(wheel: ZipFile, folder: Path) -> None:
