@@ -1,0 +1,139 @@
+"""The model answers like transformers' from the same folder, in both directions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
+from bertmp.model.config import ACTIVATIONS, BertConfig
+from bertmp.tokenizer import Tokenizer
+from tests.models import batch, classifier
+
+TOLERANCE = 1e-5
+LABELS = ("no", "perhaps", "yes")
+SMALL = BertConfig(
+    vocab_size=30522,
+    hidden_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=96,
+    max_position_embeddings=40,
+    labels=LABELS,
+)
+
+
+@torch.no_grad()
+def _difference(ours: torch.nn.Module, theirs: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> float:
+    expected = theirs(**inputs).logits
+    # An output of zeros would agree with anything.
+    assert expected.abs().max() > 0.1
+    return float((ours(**inputs) - expected).abs().max())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_transformers_reads_what_we_save(activation: str, minilm: Path, tmp_path: Path) -> None:
+    config = replace(SMALL, hidden_act=activation)
+    model = classifier(config)
+    save_checkpoint(tmp_path / "ours", model, config, Tokenizer.load(minilm))
+
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours").eval()
+
+    assert type(theirs).__name__ == "BertForSequenceClassification"
+    assert [theirs.config.id2label[number] for number in range(3)] == list(LABELS)
+    assert _difference(model, theirs, batch(config.vocab_size)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_we_read_what_transformers_saves(activation: str, minilm: Path, tmp_path: Path) -> None:
+    theirs = transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            hidden_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=96,
+            hidden_act=activation,
+            num_labels=5,
+            initializer_range=0.2,
+        )
+    ).eval()
+    theirs.save_pretrained(tmp_path)
+    Tokenizer.load(minilm).save(tmp_path)
+
+    ours = load_checkpoint(tmp_path)
+
+    assert ours.labels == tuple(f"LABEL_{number}" for number in range(5))
+    assert ours.new == ours.unused == ()
+    assert _difference(ours.model, theirs, batch(30522)) <= TOLERANCE
+
+
+def test_a_real_encoder_has_the_states_of_transformers(minilm: Path) -> None:
+    ours = load_checkpoint(minilm)
+    theirs = transformers.BertModel.from_pretrained(minilm).eval()
+    inputs = batch(30522, rows=4, length=30)
+    with torch.no_grad():
+        states, pooled = ours.model(**inputs)
+        expected = theirs(**inputs)
+    tokens = inputs["attention_mask"].bool()
+    assert (states - expected.last_hidden_state)[tokens].abs().max() <= TOLERANCE
+    assert (pooled - expected.pooler_output).abs().max() <= TOLERANCE
+
+
+def test_the_tokenizer_is_that_of_transformers(minilm: Path, tmp_path: Path) -> None:
+    texts = [
+        "What is an atom ?",
+        "Naïve café — 日本語 \u2028 […]",
+        "unbelievablyunsplittable",
+        "A" * 300,
+        "🙂 ok",
+    ]
+    ours, saved = Tokenizer.load(minilm), tmp_path / "saved"
+    saved.mkdir()
+    ours.save(saved)
+    for folder in (minilm, saved):
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        assert [row.input_ids for row in ours.encode(texts)] == theirs(texts)["input_ids"]
+    pair = ours.encode(["Who wrote it ?"], ["Nobody knows ."])[0]
+    expected = theirs("Who wrote it ?", "Nobody knows .")
+    assert (pair.input_ids, pair.token_type_ids) == (expected["input_ids"], expected["token_type_ids"])
+
+
+def test_padding_does_not_change_the_answer() -> None:
+    model = classifier(SMALL)
+    alone = batch(SMALL.vocab_size, rows=1, length=8)
+    padded = {name: torch.nn.functional.pad(tensor, (0, 9)) for name, tensor in alone.items()}
+    with torch.no_grad():
+        assert (model(**alone) - model(**padded)).abs().max() <= 1e-6
+
+
+def test_sensitive_operations_run_in_fp32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, set[torch.dtype]] = {}
+
+    class Record(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            name = getattr(function, "__name__", "")
+            if name in ("layer_norm", "softmax", "tanh", "cross_entropy"):
+                seen.setdefault(name, set()).add(args[0].dtype)
+            result = function(*args, **(kwargs or {}))
+            if name in ("linear", "matmul"):
+                seen.setdefault(name, set()).add(result.dtype)
+            return result
+
+    model = classifier(SMALL).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16), Record():
+        model.loss(model(**batch(SMALL.vocab_size)), torch.tensor([0, 1, 2])).backward()
+
+    assert seen == {
+        "layer_norm": {torch.float32},
+        "softmax": {torch.float32},
+        "tanh": {torch.float32},
+        "cross_entropy": {torch.float32},
+        "linear": {torch.bfloat16},
+        "matmul": {torch.bfloat16},
+    }
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}  # type: ignore[union-attr]

@@ -1,0 +1,356 @@
+"""Training: what a run writes, that it learns, that it resumes exactly, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from bertmp import train
+from bertmp.errors import InputError, TrainingStopped
+from bertmp.training.metrics import read_metrics
+from bertmp.training.run import TrainResult
+from tests.conftest import RunBertmp
+
+
+@pytest.fixture(scope="session")
+def data(trec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 real questions of all labels."""
+    path = tmp_path_factory.mktemp("data") / "questions.tsv"
+    lines = (trec / "train.tsv").read_text(encoding="utf-8").splitlines()[:240]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def run(data: Path, model: Path, out: Path, **options: Any) -> TrainResult:
+    return train("classification", data, model, out, **{"batch_size": 16, "learning_rate": 1e-3, **options})
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "final" / "model.safetensors")
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_metrics(out / "metrics.jsonl") if "loss" in line]
+
+
+def test_a_run_learns_and_writes_what_it_promises(
+    data: Path, trec: Path, minilm: Path, tmp_path: Path
+) -> None:
+    test = tmp_path / "test.tsv"
+    test.write_text(
+        "\n".join((trec / "test.tsv").read_text(encoding="utf-8").splitlines()[:100]), encoding="utf-8"
+    )
+    out = tmp_path / "run"
+    result = run(data, minilm, out, eval_data=test, epochs=2, learning_rate=2e-4, log_every=5)
+
+    assert result.precision == "bf16"
+    assert result.steps == 30
+    assert result.evaluation is not None
+    assert result.evaluation.accuracy > 0.5  # the commonest of six labels is right 23 times in 100
+    lines = read_metrics(out / "metrics.jsonl")
+    logged = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in logged] == [5, 10, 15, 20, 25, 30]
+    assert set(logged[0]) == {
+        "step", "epoch", "loss", "learning_rate", "loss_scale", "grad_norm", "skipped_steps",
+        "tokens_per_second", "examples_per_second", "seconds",
+    }  # fmt: skip
+    assert logged[-1]["loss"] < 0.8 * logged[0]["loss"]
+    assert [line["eval_accuracy"] for line in lines if "eval_accuracy" in line][-1] == pytest.approx(
+        result.evaluation.accuracy
+    )
+    opened = transformers.AutoModelForSequenceClassification.from_pretrained(result.checkpoint)
+    assert set(opened.config.label2id) == {line.split("\t")[0] for line in data.read_text().splitlines()}
+    assert {tensor.dtype for tensor in weights(out).values()} == {torch.float32}
+
+
+def test_the_saved_settings_reproduce_the_run(
+    data: Path, tiny: Path, tmp_path: Path, run_bertmp: RunBertmp
+) -> None:
+    run(data, tiny, tmp_path / "first", steps=6, warmup=0.5, seed=3)
+    config = tmp_path / "first" / "config.toml"
+    again = run_bertmp("train", "classification", "--config", config, "--out", tmp_path / "again", "--json")
+    assert again.returncode == 0, again.stderr
+    assert set(json.loads(again.stdout)) >= {
+        "checkpoint", "steps", "examples_per_second", "tokens_per_second", "eval", "precision",
+        "peak_memory_bytes",
+    }  # fmt: skip
+    assert equal(weights(tmp_path / "first"), weights(tmp_path / "again"))
+
+
+def test_the_seed_decides(data: Path, tiny: Path, tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("same", 1), ("other", 2)):
+        run(data, tiny, tmp_path / name, steps=3, seed=seed)
+    assert equal(weights(tmp_path / "one"), weights(tmp_path / "same"))
+    assert not equal(weights(tmp_path / "one"), weights(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_resumed_run_ends_with_the_same_bits(
+    precision: str, data: Path, tiny: Path, tmp_path: Path
+) -> None:
+    options = {"steps": 20, "save_every": 7, "precision": precision, "log_every": 4}
+    run(data, tiny, tmp_path / "whole", **options)
+    run(data, tiny, tmp_path / "broken", **options)
+    # What a kill right after step 14's state leaves behind: neither a later log line nor a checkpoint counts.
+    for part in (tmp_path / "broken" / "final").iterdir():
+        part.unlink()
+    (tmp_path / "broken" / "final").rmdir()
+    run(data, tiny, tmp_path / "broken", resume=True, **options)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+    assert losses(tmp_path / "whole")[-1] == losses(tmp_path / "broken")[-1]
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(
+    data: Path, tiny: Path, tmp_path: Path, run_bertmp: RunBertmp
+) -> None:
+    out = tmp_path / "run"
+    run(data, tiny, out, steps=9, save_every=3)
+    states = sorted((out / "steps").iterdir())
+    assert [state.name for state in states] == ["step-00000006", "step-00000009"]
+    with (states[-1] / "tensors.pt").open("r+b") as stream:
+        stream.seek(2000)
+        stream.write(b"\xff" * 64)
+    again = run_bertmp(*("train", "classification", "--config", out / "config.toml", "--resume", "--json"))
+    assert again.returncode == 0, again.stderr
+    assert "step-00000009 is damaged" in again.stderr
+    assert json.loads(again.stdout)["steps"] == 9
+
+
+def test_resume_without_a_state_starts_from_the_beginning_and_says_so(
+    data: Path, tiny: Path, tmp_path: Path, run_bertmp: RunBertmp
+) -> None:
+    done = run_bertmp(
+        *("train", "classification", "--data", data, "--model", tiny, "--out", tmp_path / "run"),
+        *("--steps", 2, "--resume", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no state to resume from" in done.stderr
+
+
+def test_resume_with_other_data_is_refused(data: Path, tiny: Path, tmp_path: Path) -> None:
+    run(data, tiny, tmp_path / "run", steps=4, save_every=2)
+    other = tmp_path / "other.tsv"
+    other.write_text(data.read_text(encoding="utf-8").replace("What", "Which"), encoding="utf-8")
+    with pytest.raises(InputError, match="was made with data"):
+        run(other, tiny, tmp_path / "run", steps=4, save_every=2, resume=True)
+
+
+def test_ctrl_c_saves_a_state_and_leaves_with_130(data: Path, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [
+        *(sys.executable, "-m", "bertmp", "train", "classification", "--data", data, "--model", tiny),
+        *(
+            "--out",
+            out,
+            "--batch-size",
+            "16",
+            "--epochs",
+            "200",
+            "--save-every",
+            "100000",
+            "--log-every",
+            "1",
+        ),
+    ]
+    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
+    try:
+        metrics = out / "metrics.jsonl"
+        while process.poll() is None and not (metrics.is_file() and metrics.read_text().count("\n") >= 3):
+            pass
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    (state,) = (out / "steps").iterdir()
+    assert json.loads((state / "state.json").read_text())["position"]["step"] >= 3
+    assert not (out / "final").exists()
+    assert not list(out.rglob("*.part"))
+
+
+class TestFp16OnTheCpu:
+    """Loss scaling needs no GPU to be real: torch's GradScaler runs on the CPU as well."""
+
+    def test_a_static_scale_stays(self, data: Path, tiny: Path, tmp_path: Path) -> None:
+        run(data, tiny, tmp_path / "run", steps=4, precision="fp16", loss_scale="1024", log_every=1)
+        lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+        assert [line["loss_scale"] for line in lines] == [1024] * 4
+        assert lines[-1]["skipped_steps"] == 0
+
+    def test_the_scale_does_not_change_the_gradients(self, data: Path, tiny: Path, tmp_path: Path) -> None:
+        norms = []
+        for scale in ("1", "4096"):
+            run(data, tiny, tmp_path / scale, steps=1, precision="fp16", loss_scale=scale, log_every=1)
+            norms.append(read_metrics(tmp_path / scale / "metrics.jsonl")[0]["grad_norm"])
+        assert norms[0] == pytest.approx(norms[1], rel=0.01)
+
+    def test_an_overflow_is_skipped_and_lowers_the_scale(
+        self, data: Path, tiny: Path, tmp_path: Path
+    ) -> None:
+        model = steepened(tiny, tmp_path / "steep")
+        run(data, model, tmp_path / "run", steps=14, precision="fp16", log_every=1, learning_rate=1e-6)
+        lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+        scales = [line["loss_scale"] for line in lines]
+        skipped = [0, *(line["skipped_steps"] for line in lines)]
+        assert scales[0] == 65536
+        assert 1 <= skipped[-1] < 14
+        for step in range(1, 14):
+            overflowed = skipped[step] > skipped[step - 1]
+            assert scales[step] == scales[step - 1] * (0.5 if overflowed else 1)
+
+
+def steepened(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint with a last LayerNorm that divides by very little: its gradient grows ten-thousandfold."""
+    shutil.copytree(checkpoint, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("attention.output.LayerNorm", "output.dense"):
+        for part in ("weight", "bias"):
+            tensors[f"encoder.layer.1.{name}.{part}"] *= 1e-4
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_gradients_that_stay_non_finite_stop_the_run_with_code_3(
+    data: Path, tiny: Path, tmp_path: Path, run_bertmp: RunBertmp
+) -> None:
+    model = Path(shutil.copytree(tiny, tmp_path / "poisoned"))
+    tensors = load_file(model / "model.safetensors")
+    tensors["encoder.layer.1.output.dense.weight"][3, 5] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingStopped):
+        run(data, model, tmp_path / "run", max_skipped=3)
+    done = run_bertmp(
+        *(
+            "train",
+            "classification",
+            "--data",
+            data,
+            "--model",
+            model,
+            "--out",
+            tmp_path / "run",
+            "--max-skipped",
+            3,
+        )
+    )
+    assert done.returncode == 3
+    assert "error: 3 steps in a row with gradients that are not finite (step 3)" in done.stderr
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_long_texts_are_cut_and_counted(tiny: Path, tmp_path: Path) -> None:
+    data = tmp_path / "long.tsv"
+    data.write_text("a\tshort\nb\t" + "long " * 100 + "\n", encoding="utf-8")
+    assert run(data, tiny, tmp_path / "run", steps=1).truncated == 1
+
+
+def test_pairs_train_as_two_segments(tiny: Path, tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    rows = [{"text": f"question {n}", "text_pair": f"answer {n}", "label": n % 2} for n in range(8)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert run(data, tiny, tmp_path / "run", steps=2).steps == 2
+    assert json.loads((tmp_path / "run" / "final" / "config.json").read_text())["id2label"] == {
+        "0": "0",
+        "1": "1",
+    }
+
+
+BAD_DATA = {
+    "the data file has no rows": b"",
+    "a line without a tab": b"a\tone\nno tab here\n",
+    "one label only: 'a'": b"a\tone\na\ttwo\n",
+    "not UTF-8: byte 0xe9": "a\tcafé\nb\tx\n".encode("latin-1"),
+    "no text": b"a\tone\nb\t\n",
+}
+
+
+@pytest.mark.parametrize("message", BAD_DATA)
+def test_bad_data_is_one_line_and_code_2(
+    message: str, tiny: Path, tmp_path: Path, run_bertmp: RunBertmp
+) -> None:
+    data = tmp_path / "data.tsv"
+    data.write_bytes(BAD_DATA[message])
+    done = run_bertmp("train", "classification", "--data", data, "--model", tiny, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message} ({data}")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_label_that_training_never_saw(
+    data: Path, tiny: Path, tmp_path: Path, run_bertmp: RunBertmp
+) -> None:
+    test = tmp_path / "test.tsv"
+    test.write_text("NEVER\tWhat is this ?\n")
+    done = run_bertmp(
+        *(
+            "train",
+            "classification",
+            "--data",
+            data,
+            "--eval-data",
+            test,
+            "--model",
+            tiny,
+            "--out",
+            tmp_path / "run",
+        )
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: the label 'NEVER' never occurs in the training data ({test})")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--learning-rate", "0"), ("--learning-rate", "nan"), ("--batch-size", "0"), ("--epochs", "0"),
+        ("--precision", "fp8"), ("--loss-scale", "-1"), ("--loss-scale", "much"), ("--warmup", "1"),
+        ("--max-length", "1000"), ("--steps", "many"),
+    ],
+)  # fmt: skip
+def test_bad_settings(
+    option: str, value: str, data: Path, tiny: Path, tmp_path: Path, run_bertmp: RunBertmp
+) -> None:
+    done = run_bertmp(
+        *(
+            "train",
+            "classification",
+            "--data",
+            data,
+            "--model",
+            tiny,
+            "--out",
+            tmp_path / "run",
+            option,
+            value,
+        )
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert option in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_not_a_run_is_left_alone(data: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not a run"):
+        run(data, tiny, tmp_path, steps=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -1,0 +1,38 @@
+"""Small models with random weights, for tests that need a model and not what it knows."""
+
+from __future__ import annotations
+
+import torch
+
+from bertmp.model.bert import initialise
+from bertmp.model.config import BertConfig
+from bertmp.model.heads import EncoderOnly, Head, SequenceClassifier
+
+
+def encoder(config: BertConfig, seed: int = 0) -> EncoderOnly:
+    """A bare encoder; weights are drawn wide enough that every part of it shows in the output."""
+    return _drawn(EncoderOnly(config), seed)
+
+
+def classifier(config: BertConfig, seed: int = 0) -> SequenceClassifier:
+    """A classifier over `config.labels`."""
+    return _drawn(SequenceClassifier(config), seed)
+
+
+def _drawn(model: Head, seed: int) -> Head:  # type: ignore[misc]
+    generator = torch.Generator().manual_seed(seed)
+    initialise(model, model.config, generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+    return model.eval()
+
+
+def batch(vocabulary: int, rows: int = 3, length: int = 11, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Token ids of rows of different lengths, the first one full, padded at the end; two segments each."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, vocabulary, (rows, length), generator=generator)
+    lengths = torch.tensor([max(2, length - 3 * row) for row in range(rows)])
+    mask = (torch.arange(length)[None] < lengths[:, None]).long()
+    types = (torch.arange(length)[None] >= lengths[:, None] // 2).long() * mask
+    return {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": types}
