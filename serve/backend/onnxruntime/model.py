@@ -1,0 +1,153 @@
+"""Serves unmodified `platform: "onnxruntime_onnx"` models where Triton has no backend of that name.
+
+Triton's Python backend runs this file once a model instance. What the model's configuration may say in
+`parameters`, all of it optional:
+
+    intra_op_thread_count   threads of one session; the cores divided among the instances otherwise
+    limits                  JSON: input name → {"length": most columns, "below": every value is at least 0
+                            and less than this}; a request beyond them is refused before it is run
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+
+Feed = dict[str, np.ndarray]
+"""A request's inputs by name."""
+
+
+class Refusal(Exception):
+    """What is wrong with a request, in words for its sender."""
+
+
+class TritonPythonModel:
+    """One instance with a session of its own."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+        name = config.get("default_model_filename") or "model.onnx"
+        graph = os.path.join(args["model_repository"], args["model_version"], name)
+        self.batched = config["max_batch_size"] > 0
+        self.inputs = [entry["name"] for entry in config["input"]]
+        self.outputs = [entry["name"] for entry in config["output"]]
+        self.limits = json.loads(parameters.get("limits", "{}"))
+        self.session = open_session(graph, thread_count(config, parameters))
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Finds a configuration that does not fit the graph at load, not at the first request."""
+        has = {entry.name for entry in (*self.session.get_inputs(), *self.session.get_outputs())}
+        for name in (*self.inputs, *self.outputs):
+            if name not in has:
+                raise pb_utils.TritonModelException(f"the graph has no input or output '{name}'")
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Runs the requests that fit together in one call; each answers or is refused by itself."""
+        responses: list[Any] = [None] * len(requests)
+        groups: dict[Any, list[tuple[int, Feed]]] = {}
+        for number, request in enumerate(requests):
+            try:
+                feed = self._feed(request)
+            except Refusal as refusal:
+                responses[number] = refuse(refusal)
+                continue
+            key = tuple(array.shape[1:] for array in feed.values()) if self.batched else number
+            groups.setdefault(key, []).append((number, feed))
+        for members in groups.values():
+            for number, outcome in self._run(members, requests):
+                responses[number] = outcome
+        return responses
+
+    def _feed(self, request: Any) -> Feed:
+        """The request's inputs by name, checked.
+
+        Errors: Refusal.
+        """
+        feed = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
+        for name, limit in self.limits.items():
+            check(name, feed[name], limit)
+        shapes = {feed[name].shape for name in self.limits}
+        if len(shapes) > 1:
+            raise Refusal(f"{', '.join(self.limits)} differ in shape")
+        return feed
+
+    def _run(self, members: Sequence[tuple[int, Feed]], requests: Sequence[Any]) -> list[tuple[int, Any]]:
+        """(request number, response) of each member; a batch that fails is tried one by one."""
+        feeds = [feed for _, feed in members]
+        joined = (
+            feeds[0] if len(feeds) == 1 else {n: np.concatenate([f[n] for f in feeds]) for n in self.inputs}
+        )
+        try:
+            arrays = self.session.run(self.outputs, joined)
+        except Exception as error:
+            if len(members) > 1:
+                return [pair for member in members for pair in self._run([member], requests)]
+            return [(members[0][0], refuse(error))]
+        sizes = [len(feed[self.inputs[0]]) for feed in feeds]
+        parts = split(arrays, sizes) if len(feeds) > 1 else [arrays]
+        return [
+            (number, self._answer(requests[number], part))
+            for (number, _), part in zip(members, parts)  # noqa: B905 (equal by construction)
+        ]
+
+    def _answer(self, request: Any, arrays: Sequence[np.ndarray]) -> Any:
+        wanted = set(request.requested_output_names())
+        named = zip(self.outputs, arrays)  # noqa: B905 (equal by construction)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(n, a) for n, a in named if n in wanted])
+
+
+def open_session(graph: str, threads: int) -> Any:
+    """An ONNX Runtime session on the processor.
+
+    Idle threads sleep: with several instances on few cores, spinning ones take time from the others.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def thread_count(config: Mapping[str, Any], parameters: Mapping[str, str]) -> int:
+    """The threads of one session."""
+    if "intra_op_thread_count" in parameters:
+        return int(parameters["intra_op_thread_count"])
+    instances = sum(group["count"] for group in config["instance_group"])
+    return max(1, len(os.sched_getaffinity(0)) // max(1, instances))
+
+
+def check(name: str, values: np.ndarray, limit: Mapping[str, int]) -> None:
+    """Holds `values` `[batch, length]` against what the model can take.
+
+    Errors: Refusal, which names the input, the bound and the first value beyond it.
+    """
+    if values.size == 0:
+        raise Refusal(f"{name} is empty: its shape is {list(values.shape)}")
+    if values.shape[-1] > limit["length"]:
+        raise Refusal(f"{name} is too long: {values.shape[-1]} tokens, the most is {limit['length']}")
+    beyond = (values < 0) | (values >= limit["below"])
+    if beyond.any():
+        first = values[beyond].flat[0]
+        raise Refusal(f"{name} has the value {first}, outside 0 to {limit['below'] - 1}")
+
+
+def split(arrays: Sequence[np.ndarray], sizes: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
+    """The joined outputs cut into one list of arrays a request."""
+    ends = np.cumsum(sizes)[:-1]
+    return list(zip(*(np.split(array, ends) for array in arrays)))  # noqa: B905 (equal by construction)
+
+
+def refuse(error: Exception) -> Any:
+    """The response to a request that cannot be answered: the sender's fault where it is."""
+    theirs = isinstance(error, (Refusal, ort_errors.InvalidArgument))
+    code = pb_utils.TritonError.INVALID_ARG if theirs else pb_utils.TritonError.INTERNAL
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))

@@ -1,0 +1,1 @@
+"""Text in, label out: the model.py of every deployed text model."""

@@ -1,0 +1,167 @@
+"""A text classifier for Triton's Python backend: TEXT → LABEL, PROBABILITIES, TRUNCATED, TOKENS.
+
+The tokenizer lies beside this file; the numbers come from the encoder model of the same version, called
+inside the server. The texts of all requests of one call are tokenised together and sorted by length:
+batches without padding are the fast ones on a processor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from tokenizers import Tokenizer
+
+
+class Refusal(Exception):
+    """What is wrong with a request, in words for its sender."""
+
+
+class TritonPythonModel:
+    """One instance; `settings.json` and `tokenizer.json` stand in the version's folder."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        folder = os.path.join(args["model_repository"], args["model_version"])
+        with open(os.path.join(folder, "settings.json"), encoding="utf-8") as stream:
+            settings = json.load(stream)
+        parameters = json.loads(args["model_config"])["parameters"]
+        self.version = int(args["model_version"])
+        self.encoder = settings["encoder"]
+        self.max_batch = settings["max_batch"]
+        self.max_length = settings["max_length"]
+        self.max_bytes = settings["max_text_bytes"]
+        self.pad_id = settings["pad_id"]
+        self.labels = np.array([label.encode() for label in settings["labels"]], dtype=object)
+        self.length_step = int(parameters["length_step"]["string_value"])
+        self.tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(self.max_length)
+
+    async def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answers each request by itself: one that is refused or fails does not touch the others."""
+        texts: list[str] = []
+        spans: list[tuple[int, int]] = []
+        refusals: dict[int, Any] = {}
+        for number, request in enumerate(requests):
+            start = len(texts)
+            try:
+                texts.extend(self._read(request))
+            except Refusal as refusal:
+                refusals[number] = pb_utils.TritonError(str(refusal), pb_utils.TritonError.INVALID_ARG)
+            spans.append((start, len(texts)))
+        encodings = self.tokenizer.encode_batch_fast(texts) if texts else []
+        logits, faults = await self._logits(encodings)
+        responses = []
+        for number, (start, end) in enumerate(spans):
+            error = refusals.get(number) or next(
+                (faults[row] for row in range(start, end) if row in faults), None
+            )
+            if error is not None:
+                responses.append(pb_utils.InferenceResponse(error=error))
+            else:
+                responses.append(self._answer(encodings[start:end], logits[start:end]))
+        return responses
+
+    def _read(self, request: Any) -> list[str]:
+        """The request's texts, `[batch, 1]` bytes in it, as strings."""
+        rows = pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy().reshape(-1)
+        return [read_text(value, row, len(rows), self.max_bytes) for row, value in enumerate(rows)]
+
+    async def _logits(self, encodings: Sequence[Any]) -> tuple[np.ndarray, dict[int, Any]]:
+        """Logits FP32 `[rows, labels]`, and the error of every row that has none."""
+        logits = np.zeros((len(encodings), len(self.labels)), dtype=np.float32)
+        faults: dict[int, Any] = {}
+        groups = group_by_length([len(encoding) for encoding in encodings], self.length_step, self.max_batch)
+        width = self.max_length
+        calls = [
+            self._call([encodings[row] for row in rows], min(length, width)).async_exec()
+            for length, rows in groups
+        ]
+        for (_, rows), response in zip(groups, await asyncio.gather(*calls)):  # noqa: B905 (equal by construction)
+            if response.has_error():
+                faults.update(dict.fromkeys(rows, response.error()))
+            else:
+                logits[rows] = pb_utils.get_output_tensor_by_name(response, "logits").as_numpy()
+        return logits, faults
+
+    def _call(self, encodings: Sequence[Any], length: int) -> Any:
+        """The request to this version's encoder, rows filled up to `length`."""
+        ids = np.full((len(encodings), length), self.pad_id, dtype=np.int64)
+        mask, types = np.zeros_like(ids), np.zeros_like(ids)
+        for row, encoding in enumerate(encodings):
+            count = len(encoding)
+            ids[row, :count], types[row, :count], mask[row, :count] = encoding.ids, encoding.type_ids, 1
+        return pb_utils.InferenceRequest(
+            model_name=self.encoder,
+            model_version=self.version,
+            requested_output_names=["logits"],
+            inputs=[
+                pb_utils.Tensor("input_ids", ids),
+                pb_utils.Tensor("attention_mask", mask),
+                pb_utils.Tensor("token_type_ids", types),
+            ],
+        )
+
+    def _answer(self, encodings: Sequence[Any], logits: np.ndarray) -> Any:
+        """Labels, probabilities, whether a text was cut, and the tokens that were read of it."""
+        probabilities = softmax(logits)
+        cut = [bool(encoding.overflowing) for encoding in encodings]
+        counts = [len(encoding) for encoding in encodings]
+        return pb_utils.InferenceResponse(
+            output_tensors=[
+                pb_utils.Tensor("LABEL", self.labels[logits.argmax(axis=1)].reshape(-1, 1)),
+                pb_utils.Tensor("PROBABILITIES", probabilities),
+                pb_utils.Tensor("TRUNCATED", np.array(cut, dtype=bool).reshape(-1, 1)),
+                pb_utils.Tensor("TOKENS", np.array(counts, dtype=np.int32).reshape(-1, 1)),
+            ]
+        )
+
+
+def read_text(value: bytes, row: int, rows: int, max_bytes: int) -> str:
+    """One text of a request, checked.
+
+    Errors: Refusal where it is empty, longer than `max_bytes`, or not UTF-8.
+    """
+    where = f"text {row + 1} of {rows}" if rows > 1 else "the text"
+    if len(value) > max_bytes:
+        raise Refusal(f"{where} is too large: {len(value)} bytes, the most is {max_bytes}")
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = value[error.start]
+        raise Refusal(f"{where} is not UTF-8: byte 0x{byte:02x} at position {error.start}") from error
+    if not text.strip():
+        raise Refusal(f"{where} is empty")
+    return text
+
+
+def group_by_length(lengths: Sequence[int], step: int, max_rows: int) -> list[tuple[int, list[int]]]:
+    """Batches of rows that are as good as equally long.
+
+    Args:
+        lengths: each row's length in tokens.
+        step: lengths are rounded up to a multiple of it; 1 leaves no padding.
+        max_rows: the most rows a batch may have.
+
+    Returns:
+        A list of (length, rows), every row in exactly one of them.
+    """
+    by_length: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        by_length.setdefault(-(-length // step) * step, []).append(row)
+    return [
+        (length, rows[start : start + max_rows])
+        for length, rows in sorted(by_length.items())
+        for start in range(0, len(rows), max_rows)
+    ]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities FP32 of logits `[rows, labels]`, summed in double precision."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
