@@ -61,7 +61,7 @@ quickstart: triton data
 lint: $(INSTALLED)
 	$(call stage,lint,$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .)
 	$(call stage,types,$(BIN)/mypy)
-	$(call stage,the rooms' order,$(BIN)/lint-imports)
+	$(call stage,the rooms' order,$(BIN)/lint-imports --no-logo)
 
 test: triton data lint
 	$(call stage,tests,timeout --foreground --signal=INT --kill-after=30 $(TEST_SECONDS) $(BIN)/python -m pytest -q)

@@ -1,0 +1,124 @@
+"""The wheel holds every room under its import name and nothing beside them; a plain install works."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROOMS = {"bertmp": "bertmp", "export": "bertmp/export", "serve": "bertmp/serve"}
+"""Folder in the repository → folder in the wheel."""
+
+
+def run(*command: object, cwd: Path) -> str:
+    """The standard output of a command, run without what would lend it this checkout's modules."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of the sources, so that no older build is packed with them."""
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for room in ROOMS:
+        shutil.copytree(
+            REPOSITORY / room, source / room, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    build = ("build", "--wheel", "--no-isolation", "--outdir", built)
+    run(sys.executable, "-m", *build, source, cwd=source)
+    (found,) = built.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def fresh_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python in a new environment with the wheel installed; it borrows our dependencies, not bertmp."""
+    folder = tmp_path_factory.mktemp("fresh")
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
+    python = folder / "bin" / "python"
+    install = ("install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check")
+    run(sys.executable, "-m", "pip", "--python", python, *install, wheel, cwd=folder)
+    # Folders named in a .pth file come last on the path, and .pth files inside them are not read: the
+    # editable install of this checkout stays out.
+    (site,) = folder.glob("lib/python3.*/site-packages")
+    borrowed = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
+    (site / "borrowed.pth").write_text("".join(f"{path}\n" for path in borrowed))
+    return python
+
+
+def test_every_source_file_is_in_the_wheel(wheel: Path) -> None:
+    packed = set(ZipFile(wheel).namelist())
+    sources = set()
+    for folder, packed_as in ROOMS.items():
+        for path in (REPOSITORY / folder).rglob("*"):  # rglob does not follow the rooms' links
+            if path.is_file() and "__pycache__" not in path.parts and path.name[0] != ".":
+                sources.add(f"{packed_as}/{path.relative_to(REPOSITORY / folder).as_posix()}")
+    assert sources - packed == set()
+    assert {name for name in packed if ".dist-info/" not in name} - sources == set()
+
+
+def test_the_wheel_has_one_top_level_name(wheel: Path) -> None:
+    with ZipFile(wheel) as opened:
+        tops = {name.split("/")[0] for name in opened.namelist()}
+        assert {top for top in tops if not top.endswith(".dist-info")} == {"bertmp"}
+        # Real files, not links: a link would be packed as a short file that names its target.
+        assert b"def __getattr__" in opened.read("bertmp/export/__init__.py")
+
+
+def test_a_plain_install_imports_every_room(fresh_python: Path, tmp_path: Path) -> None:
+    code = (
+        "import importlib.util, json, bertmp, bertmp.export, bertmp.serve, bertmp.cli.app\n"
+        "rooms = [bertmp, bertmp.export, bertmp.serve]\n"
+        "tops = [name for name in ('export', 'serve') if importlib.util.find_spec(name)]\n"
+        "print(json.dumps({'files': [room.__file__ for room in rooms], 'tops': tops}))"
+    )
+    found = json.loads(run(fresh_python, "-c", code, cwd=tmp_path))
+    assert found["tops"] == []
+    for file in found["files"]:
+        assert Path(file).is_relative_to(fresh_python.parents[1])
+
+
+def test_a_plain_install_has_the_command(fresh_python: Path, tmp_path: Path) -> None:
+    out = run(fresh_python.parent / "bertmp", "--help", cwd=tmp_path)
+    assert "doctor" in out
+    assert run(fresh_python, "-m", "bertmp", "--version", cwd=tmp_path).startswith("bertmp ")
+
+
+def test_every_public_name_leads_somewhere(fresh_python: Path, tmp_path: Path) -> None:
+    code = (
+        "import bertmp, bertmp.export, bertmp.serve\n"
+        "for room in (bertmp, bertmp.export, bertmp.serve):\n"
+        "    for name in room.__all__: assert getattr(room, name) is not None, name\n"
+    )
+    run(fresh_python, "-c", code, cwd=tmp_path)
+
+
+def test_the_rooms_order_is_checked_through_the_links() -> None:
+    """import-linter sees what its graph holds; a room missing there would never break a contract."""
+    grimp = pytest.importorskip("grimp", reason="import-linter is not installed")
+    modules = grimp.build_graph("bertmp").modules
+    for folder, packed_as in ROOMS.items():
+        name = packed_as.replace("/", ".")
+        for path in (REPOSITORY / folder).glob("*.py"):
+            expected = name if path.stem == "__init__" else f"{name}.{path.stem}"
+            assert expected in modules
