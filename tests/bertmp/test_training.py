@@ -215,7 +215,7 @@ class TestFp16OnTheCpu:
 
 
 def steepened(checkpoint: Path, folder: Path) -> Path:
-    """The checkpoint with a last LayerNorm that divides by very little: its gradient grows ten-thousandfold."""
+    """The checkpoint with a last LayerNorm that divides by very little: gradients grow ten-thousandfold."""
     shutil.copytree(checkpoint, folder)
     tensors = load_file(folder / "model.safetensors")
     for name in ("attention.output.LayerNorm", "output.dense"):
