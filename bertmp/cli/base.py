@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ def command(
 
 
 class errors_in_one_line:  # noqa: N801  (reads as the sentence it is in a with statement)
-    """Turns every foreseen error into one line and its exit code; `debug` lets the traceback through."""
+    """Turns every foreseen error into one line and its exit code; `debug` shows the traceback before it."""
 
     def __init__(self, debug: bool) -> None:
         self.debug = debug or bool(os.environ.get("BERTMP_DEBUG"))
@@ -147,8 +148,10 @@ class errors_in_one_line:  # noqa: N801  (reads as the sentence it is in a with 
         if isinstance(error, KeyboardInterrupt):
             print("interrupted", file=sys.stderr, flush=True)  # noqa: T201
             raise SystemExit(EXIT_INTERRUPTED)
-        if error is None or self.debug or isinstance(error, SystemExit):
+        if error is None or isinstance(error, SystemExit):
             return
+        if self.debug and isinstance(error, (BertmpError, OSError, MemoryError)):
+            traceback.print_exception(error)
         if isinstance(error, BertmpError):
             fail(str(error), error.exit_code)
         if isinstance(error, BrokenPipeError):
@@ -172,9 +175,14 @@ def run_app(app: typer.Typer) -> None:
             code = app(standalone_mode=False)
     except Exception as error:
         # Typer keeps its own copy of click's exceptions in some versions: known by what they offer.
+        if type(error).__name__ == "Abort":  # Ctrl-C while the command line was being read
+            print("interrupted", file=sys.stderr, flush=True)  # noqa: T201
+            raise SystemExit(EXIT_INTERRUPTED) from None
         describe = getattr(error, "format_message", None)
         if describe is None:
             raise
+        if not describe():  # no command was given, and the help has been shown
+            raise SystemExit(EXIT_USAGE) from None
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "bertmp"
         fail(str(InputError(describe().rstrip("."), path, f"see '{path} --help'")), EXIT_USAGE)
