@@ -73,9 +73,7 @@ def _cores() -> int:
 
 
 def _memory() -> int:
-    import psutil
-
-    whole = int(psutil.virtual_memory().total)
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limits = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
     for limit in limits:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bertmp.ready.components import Component
 from bertmp.ready.gpu import Gpu
@@ -70,7 +70,7 @@ def judge(found: Sequence[Component], devices: Sequence[Gpu], bf16_cpu: bool) ->
 
 def _verdict(need: Need, found: dict[str, Component], devices: Sequence[Gpu], bf16_cpu: bool) -> Verdict:
     missing = [found[name] for name in need.every if not found[name].usable]
-    choices = [found[name] for name in need.one_of]
+    choices = [_builder(found[name], devices) for name in need.one_of]
     if choices and not any(choice.usable for choice in choices):
         missing += choices
     if missing:
@@ -81,6 +81,13 @@ def _verdict(need: Need, found: dict[str, Component], devices: Sequence[Gpu], bf
             get=tuple(dict.fromkeys(component.get for component in missing if component.get)),
         )
     return Verdict(need.command, runs=True, note=_note(need.command, found, devices, bf16_cpu))
+
+
+def _builder(component: Component, devices: Sequence[Gpu]) -> Component:
+    """TensorRT builds on a GPU only; TensorRT-RTX without one too."""
+    if component.name == "tensorrt" and component.usable and not devices:
+        return replace(component, problem="no GPU to build on")
+    return component
 
 
 def _note(command: str, found: dict[str, Component], devices: Sequence[Gpu], bf16_cpu: bool) -> str:
