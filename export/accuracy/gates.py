@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -180,7 +181,7 @@ def _checked(stage: str, name: str, value: object, where: str) -> Any:
     if value is False:
         return None
     kinds: tuple[type, ...] = (int,) if "float" not in str(known[name]) else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= 0:  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < math.inf:  # type: ignore[operator]
         kind = "whole number" if kinds == (int,) else "number"
         raise InputError(
             f"the limit of {stage}.{name} is no {kind} from 0 up",
