@@ -115,8 +115,9 @@ def _machine_table(found: Diagnosis) -> Any:
 def _component_table(found: Diagnosis) -> Any:
     table = _table("Components", "name", "version", "")
     for part in found.components:
-        remark = part.detail if part.usable else f"[red]{_plain(part.problem)}[/red]"
-        table.add_row(part.name, part.version or "-", _plain(remark) if part.usable else remark)
+        advice = f": {part.get}" if part.get else ""
+        remark = part.detail if part.usable else f"{part.problem}{advice}"
+        table.add_row(part.name, part.version or "-", _plain(remark))
     return table
 
 
@@ -124,8 +125,8 @@ def _command_table(found: Diagnosis) -> Any:
     table = _table("Commands", "command", "runs here", "", "to get it")
     for verdict in found.commands:
         answer = "[green]yes[/green]" if verdict.runs else "[red]no[/red]"
-        remark = verdict.note if verdict.runs else "; ".join(verdict.why_not)
-        table.add_row(verdict.command, answer, _plain(remark), _plain("; ".join(verdict.get)))
+        remark = verdict.note if verdict.runs else "\n".join(verdict.why_not)
+        table.add_row(verdict.command, answer, _plain(remark), _plain("\n".join(verdict.get)))
     return table
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import platform
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from bertmp.errors import MissingComponent
 from bertmp.ready.fetch import require_pip
 from bertmp.ready.runtime import find_runtime
+from bertmp.ready.triton_python import find_python
 
 IMPORT_SECONDS = 60.0
 
@@ -77,14 +79,14 @@ _PACKAGES = (
         "tensorrt",
         ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
         _GET.format(extra="gpu"),
-        "import tensorrt; print('TensorRT', tensorrt.__version__)",
+        "import tensorrt",
     ),
     _Package(
         "tensorrt-rtx",
         "tensorrt_rtx",
         ("tensorrt-rtx", "tensorrt_rtx"),
         _GET.format(extra="cpu"),
-        "import tensorrt_rtx; print('TensorRT-RTX', tensorrt_rtx.__version__)",
+        "import tensorrt_rtx",
     ),
 )
 
@@ -101,7 +103,8 @@ def components() -> tuple[Component, ...]:
         _finish(component, trials[component.name]) if component.name in trials else component
         for component in found
     ]
-    return (*tried, _pip(), _triton())
+    triton = _triton()
+    return (*tried, _pip(), triton, _triton_host(triton))
 
 
 def _look(package: _Package) -> Component:
@@ -175,4 +178,19 @@ def _triton() -> Component:
         runtime = find_runtime()
     except MissingComponent as error:
         return Component("triton", problem=error.what, get="bertmp setup triton")
-    return Component("triton", runtime.version, detail=f"{runtime.kind}: {runtime.executable}")
+    where = "set up by bertmp" if runtime.kind == "bundled" else str(runtime.executable)
+    return Component("triton", runtime.version, detail=where)
+
+
+def _triton_host(triton: Component) -> Component:
+    """What `bertmp setup triton` itself needs: its platform, and a Python that the server can load."""
+    name, here = "triton host", f"{platform.system()} {platform.machine()}"
+    if triton.usable:
+        return Component(name, here)
+    if here != "Linux x86_64":
+        problem = f"Triton is packaged for Linux x86_64 only, and this is {here}"
+        return Component(name, problem=problem, get="use NVIDIA's Triton container")
+    try:
+        return Component(name, f"{here}, Python {find_python().version}")
+    except MissingComponent as error:
+        return Component(name, problem=error.what, get=error.todo)

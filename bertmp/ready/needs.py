@@ -25,18 +25,19 @@ class Need:
 
 
 _MODEL = ("torch", "tokenizers", "safetensors")
+_REPOSITORY = ("tokenizers", "tritonclient")
 NEEDS = (
     Need("doctor"),
-    Need("setup", ("pip",)),
+    Need("setup", ("pip", "triton host")),
     Need("download", ("pip",)),
     Need("train", _MODEL),
-    Need("export", (*_MODEL, "onnx", "onnxscript", "onnxruntime")),
-    Need("convert", ("onnx", "onnxruntime")),
-    Need("build-engine", ("onnx",), ("tensorrt", "tensorrt-rtx")),
-    Need("parity", (*_MODEL, "onnx", "onnxruntime")),
-    Need("deploy", ("onnx", "onnxruntime", "tokenizers", "tritonclient")),
-    Need("rollback", ("tritonclient",)),
-    Need("models"),
+    Need("export", (*_MODEL, "onnx", "onnxscript")),
+    Need("convert", ("onnx",)),
+    Need("build-engine", one_of=("tensorrt", "tensorrt-rtx")),
+    Need("parity", (*_MODEL, "onnxruntime")),
+    Need("deploy", _REPOSITORY),
+    Need("rollback", _REPOSITORY),
+    Need("models", _REPOSITORY),
     Need("serve", ("triton", "tritonclient")),
     Need("infer", ("tritonclient",)),
     Need("bench", ("tritonclient",)),

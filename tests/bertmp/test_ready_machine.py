@@ -55,7 +55,7 @@ def test_with_everything_every_command_runs() -> None:
 
 def test_with_nothing_only_what_needs_nothing_runs() -> None:
     found = [replace(part, version="", problem="not installed") for part in ALL]
-    assert {one.command for one in judge(found, (), bf16_cpu=False) if one.runs} == {"doctor", "models"}
+    assert {one.command for one in judge(found, (), bf16_cpu=False) if one.runs} == {"doctor"}
 
 
 def test_what_is_missing_is_named_with_the_way_to_it() -> None:
@@ -142,8 +142,8 @@ def test_doctor_in_an_environment_with_hardly_anything(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert {one["command"] for one in found["commands"] if one["runs"]} == {"doctor", "models"}
-    assert not any(part["usable"] for part in found["components"])
+    assert {one["command"] for one in found["commands"] if one["runs"]} == {"doctor"}
+    assert {part["name"] for part in found["components"] if part["usable"]} <= {"triton host"}
     assert not (tmp_path / "none").exists()
 
 
