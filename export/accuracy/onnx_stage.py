@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class OnnxStage:
         details: dict[str, object] = {
             "runs on": f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}"
         }
-        if self.half and provider == _CPU:
+        if self.half and provider == _CPU and platform.machine() in ("x86_64", "AMD64"):
             details["arithmetic"] = _FP16_ON_CPU
         return StageOutput(logits, details=details)
 
