@@ -71,7 +71,7 @@ def run_bertmp() -> RunBertmp:
 
 @pytest.fixture(scope="session")
 def tiny(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small BERT with random weights of a trained one's size and the real tokenizer: a start for training."""
+    """A small BERT with random weights and the real tokenizer: a start for training."""
     from bertmp.model.checkpoint import save_checkpoint
     from bertmp.model.config import BertConfig
     from bertmp.tokenizer import Tokenizer

@@ -32,11 +32,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        moved = (
-            x.to(device, non_blocking=True)
-            for x in (self.input_ids, self.attention_mask, self.token_type_ids)
+        ids, mask, types = (
+            tensor.to(device, non_blocking=True)
+            for tensor in (self.input_ids, self.attention_mask, self.token_type_ids)
         )
-        return Batch(*moved, self.tokens)
+        return Batch(ids, mask, types, self.tokens)
 
 
 def pad(rows: Sequence[Encoded], pad_id: int) -> Batch:

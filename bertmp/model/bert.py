@@ -171,7 +171,7 @@ class Bert(nn.Module):
             input_ids, attention_mask, token_type_ids: INT64 `[batch, length]`.
 
         Returns:
-            The last block's states, FP32 `[batch, length, hidden]`, and the pooled ones, FP32 `[batch, hidden]`.
+            The last states, FP32 `[batch, length, hidden]`, and the pooled one, FP32 `[batch, hidden]`.
         """
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :]
         hidden = self.embeddings(input_ids, token_type_ids, positions)
