@@ -111,14 +111,14 @@ def _promote(folders: ModelFolders, candidate: Candidate, transport: Transport |
     folders.write_version(
         version, candidate.fill_encoder, lambda folder: candidate.fill_text(folders.name, folder)
     )
+    # From here on Triton takes this version at its next start: the record says so before a server is asked.
+    versions.save(folders.text, [*versions.with_live(versions.load(folders.text), version), entry])
     try:
         if transport is not None:
             rollout.promote(transport, folders, version)
     except BaseException as error:
         _take_back(folders, entry, transport, error)
         raise
-    before = versions.with_live(versions.load(folders.text), version)
-    versions.save(folders.text, [*before, entry])
     return _deployment(folders, entry, transport, True, candidate.notes)
 
 
@@ -130,7 +130,8 @@ def _take_back(
         rollout.withdraw(transport, folders, entry.version)
     reason = str(error) if isinstance(error, BertmpError) else "interrupted"
     refused = replace(entry, state="refused", note=reason)
-    versions.save(folders.text, [*versions.load(folders.text), refused])
+    records = versions.replaced(versions.load(folders.text), refused)
+    versions.save(folders.text, versions.with_live(records, folders.live()))
 
 
 def rollback(name: str, repository: Path = REPOSITORY, server: str | None = None) -> Deployment:

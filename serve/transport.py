@@ -6,6 +6,7 @@ Everything that can go wrong on the way comes out as an InputError of one line t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from http.client import HTTPException
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -174,11 +175,7 @@ class Transport:
             return call()
         except InferenceServerException as error:
             raise self._refusal(model, str(error.message()), str(error.status() or "")) from error
-        except (
-            OSError,
-            ValueError,
-            EOFError,
-        ) as error:  # the HTTP client's: refused, reset, timed out, no HTTP
+        except (OSError, ValueError, EOFError, HTTPException) as error:  # the HTTP client's own
             self.require_live()
             raise InputError(
                 f"the server broke off: {error}", self.address, "look at the server's log"

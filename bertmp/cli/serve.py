@@ -214,7 +214,7 @@ def _print_bench(console: Any, result: BenchResult) -> None:
     from rich.markup import escape
 
     console.print(f"{escape(result.model)} at {result.address} over {result.protocol}, one text a request")
-    table = _table("clients", "requests/s", "texts/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms", "failures")
+    table = _table("clients", "req/s", "texts/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms", "failed")
     for level in result.levels:
         rates = (level.requests_per_second, level.texts_per_second, level.tokens_per_second)
         times = (level.p50_ms, level.p90_ms, level.p99_ms)

@@ -112,10 +112,11 @@ def find_runtime() -> TritonRuntime:
     """
     if system := _system_runtime():
         return system
-    folder = _complete_folder()
-    if folder is None:
-        raise MissingComponent("Triton is not set up", home() / "triton", "run 'bertmp setup triton'")
-    return _bundled_runtime(folder)
+    if (folder := _complete_folder()) is not None:
+        return _bundled_runtime(folder)
+    faults = [fault for folder in _environments() if (fault := _fault(folder))]
+    what = f"the Triton environment cannot be used: {faults[0]}" if faults else "Triton is not set up"
+    raise MissingComponent(what, home() / "triton", "run 'bertmp setup triton'")
 
 
 def _require_platform() -> None:
@@ -132,16 +133,19 @@ def _folder_name(python: HostPython) -> str:
     return f"{pins.SERVER_VERSION}-python{python.version}"
 
 
+def _environments() -> list[Path]:
+    return sorted((home() / "triton").glob("*-python*"), reverse=True)
+
+
 def _complete_folder() -> Path | None:
     """The newest environment that was made to the end, by this recipe, and still has its Python."""
-    for folder in sorted((home() / "triton").glob("*-python*"), reverse=True):
-        if (folder / MARKER).is_file() and _fault(folder) is None:
-            return folder
-    return None
+    return next((folder for folder in _environments() if _fault(folder) is None), None)
 
 
 def _fault(folder: Path) -> str | None:
     """Why the environment cannot be used; None where it can."""
+    if not (folder / MARKER).is_file():
+        return "its set-up was interrupted"
     try:
         marker = read_json(folder / MARKER)
         if marker["recipe"] != _recipe():
@@ -177,8 +181,10 @@ def _build(folder: Path, python: HostPython, progress: Progress) -> Path:
             with tempfile.TemporaryDirectory() as scratch:
                 pinned = Path(scratch) / "requirements.txt"
                 pinned.write_text(pins.requirements())
-                _say(progress, ", ".join(f"{name} {version}" for name, version in pins.VERSIONS.items()))
-                _pip(folder, "--only-binary=:all:", "--require-hashes", "--requirement", str(pinned))
+                what = ", ".join(f"{name} {version}" for name, version in pins.VERSIONS.items())
+                _say(progress, what if python.has_numpy else f"{what} (numpy from its source: minutes)")
+                binaries = ",".join(name for name in pins.VERSIONS if name != "numpy")
+                _pip(folder, f"--only-binary={binaries}", "--require-hashes", "--requirement", str(pinned))
             _say(progress, f"Triton server {pins.SERVER_VERSION}")
             _pip(folder, "--no-index", str(wheel))
         except BaseException:

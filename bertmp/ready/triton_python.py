@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertmp.errors import MissingComponent
-from bertmp.ready.triton_pins import PYTHONS
+from bertmp.ready.triton_pins import PYTHON_WITHOUT_NUMPY, PYTHONS
+
+_KNOWN = (*PYTHONS, PYTHON_WITHOUT_NUMPY)
 
 _PROBE = """
 import json, sys, sysconfig
@@ -43,6 +45,11 @@ class HostPython:
     version: str
     library: Path
 
+    @property
+    def has_numpy(self) -> bool:
+        """Whether the server's numpy comes as a wheel for it."""
+        return self.version != ".".join(map(str, PYTHON_WITHOUT_NUMPY))
+
 
 def find_python() -> HostPython:
     """The Python that bertmp runs on where the server can load it, else another one on the PATH.
@@ -53,10 +60,11 @@ def find_python() -> HostPython:
     """
     chosen = os.environ.get("BERTMP_TRITON_PYTHON")
     candidates = [chosen] if chosen else _candidates()
-    for candidate in candidates:
-        if found := probe(Path(candidate)):
-            return found
-    known = ", ".join(f"{major}.{minor}" for major, minor in PYTHONS)
+    found = [python for candidate in candidates if (python := probe(Path(candidate)))]
+    ready = [python for python in found if python.has_numpy]
+    if found:
+        return (ready or found)[0]
+    known = ", ".join(f"{major}.{minor}" for major, minor in _KNOWN)
     raise MissingComponent(
         f"no Python that Triton can load: one of {known} with its shared library (libpython)",
         chosen or "PATH",
@@ -66,7 +74,7 @@ def find_python() -> HostPython:
 
 def _candidates() -> list[str]:
     ours = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    names = [f"python{major}.{minor}" for major, minor in PYTHONS]
+    names = [f"python{major}.{minor}" for major, minor in _KNOWN]
     # A name on the PATH may be a version manager's shim that leads nowhere: each is tried.
     return [ours, *(path for name in names for path in _all_on_path(name))]
 
@@ -84,7 +92,7 @@ def probe(executable: Path) -> HostPython | None:
         said = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, json.JSONDecodeError):
         return None
-    if tuple(said["version"]) not in PYTHONS or not said["name"]:
+    if tuple(said["version"]) not in _KNOWN or not said["name"]:
         return None
     folders = [Path(folder) for folder in said["folders"] if folder]
     folders += [folder / said["multiarch"] for folder in folders if said["multiarch"]]

@@ -20,7 +20,6 @@ import onnxruntime
 import triton_python_backend_utils as pb_utils
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-
 Feed = dict[str, np.ndarray]
 """A request's inputs by name."""
 

@@ -1,0 +1,238 @@
+"""A served model over the wire: the answers, the refusals, the errors."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bertmp.data.readers import read_examples
+from bertmp.errors import InputError
+from bertmp.export.accuracy.stages import NotRun, ParityInputs, StageOutput
+from bertmp.export.bundle import Bundle
+from bertmp.serve import bench, infer
+from bertmp.serve.client import Client
+from bertmp.serve.configs import MAX_BATCH
+from bertmp.serve.stages import TritonStage
+from tests.conftest import RunBertmp
+from tests.serve.bundles import LABELS, POSITIONS, answer_in_process
+from tests.serve.conftest import Served
+
+PROTOCOLS = ("grpc", "http")
+
+
+@pytest.fixture(scope="module")
+def texts(trec: Path) -> list[str]:
+    """More than two requests' worth, with a text too long for the model and one in other scripts."""
+    questions = list(read_examples(trec / "test.tsv").texts[: 2 * MAX_BATCH + 7])
+    questions[3] = "why " * 500
+    questions[4] = "Où est la gare ? 駅はどこですか 🚉"
+    return questions
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_answers_are_those_of_the_graph(served: Served, texts: list[str], protocol: str) -> None:
+    labels, probabilities, _ = answer_in_process(served.bundle, texts)
+    with Client(served.url(protocol), protocol) as client:
+        found = client.classify("trec", texts)
+    assert found.labels == labels
+    assert len(set(labels)) > 1, "the texts must not all have one label"
+    np.testing.assert_allclose(found.probabilities, probabilities, atol=1e-5)
+    encoded = Bundle.open(served.bundle).tokenizer.encode(texts)
+    assert found.tokens.tolist() == [len(row) for row in encoded]
+    assert found.truncated.tolist() == [row.truncated for row in encoded]
+    assert found.truncated.sum() == 1
+    assert set(found.versions) == {1}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_stage_of_parity(served: Served, texts: list[str], protocol: Any) -> None:
+    labels, probabilities, logits = answer_in_process(served.bundle, texts)
+    inputs = ParityInputs(texts, None, None, Bundle.open(served.bundle).tokenizer.encode(texts))
+    done: list[int] = []
+    output = TritonStage(served.url(protocol), "trec", protocol).run(inputs, done.append)
+    assert isinstance(output, StageOutput)
+    assert output.probabilities is not None
+    assert output.answers is not None
+    np.testing.assert_allclose(output.logits, logits, atol=1e-5)
+    np.testing.assert_allclose(output.probabilities, probabilities, atol=1e-5)
+    assert [LABELS[index] for index in output.answers] == labels
+    assert sum(done) == len(texts)
+    assert output.details["versions"] == [1]
+
+
+def test_pairs_are_not_for_a_text_model(served: Served) -> None:
+    inputs = ParityInputs(["a"], ["b"], None, [])
+    assert isinstance(TritonStage(served.running.grpc, "trec").run(inputs, lambda n: None), NotRun)
+
+
+def test_texts_of_one_length_share_a_call_and_keep_their_rows(served: Served) -> None:
+    """Many clients at once: what is batched together must come apart right."""
+    words = ["red", "blue", "green", "one", "two", "three", "who", "what", "where", "why"]
+    texts = [f"{first} {second}" for first in words for second in words]
+    expected = answer_in_process(served.bundle, texts)[1]
+    found: dict[int, np.ndarray] = {}
+
+    def ask(rows: list[int]) -> None:
+        with Client(served.running.grpc) as client:
+            for row in rows:
+                found[row] = client.classify("trec", [texts[row]]).probabilities[0]
+
+    threads = [threading.Thread(target=ask, args=([*range(start, len(texts), 8)],)) for start in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_allclose(np.stack([found[row] for row in range(len(texts))]), expected, atol=1e-5)
+
+
+REFUSED_TEXTS = [
+    ([b"fine", b""], "text 2 of 2 is empty"),
+    ([b" \t\n"], "the text is empty"),
+    ([b"ab\xff"], "the text is not UTF-8: byte 0xff at position 2"),
+    ([b"a" * 1_000_001], "too large: 1000001 bytes, the most is 1000000"),
+]
+
+
+@pytest.mark.parametrize(("rows", "message"), REFUSED_TEXTS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_text_that_cannot_be_read_is_refused(
+    served: Served, protocol: str, rows: list[bytes], message: str
+) -> None:
+    tensor = np.array([[row] for row in rows], dtype=object)
+    status, said = refusal(served, protocol, "trec", {"TEXT": (tensor, "BYTES")}, "LABEL")
+    assert (status in ("StatusCode.INVALID_ARGUMENT", "400"), message in said) == (True, True), (status, said)
+
+
+def ids(value: int = 1, length: int = 4) -> np.ndarray:
+    return np.full((1, length), value, dtype=np.int64)
+
+
+REFUSED_IDS = [
+    ((ids(30522), ids(), ids(0)), "input_ids has the value 30522, outside 0 to 30521"),
+    ((ids(-1), ids(), ids(0)), "input_ids has the value -1"),
+    ((ids(), ids(2), ids(0)), "attention_mask has the value 2, outside 0 to 1"),
+    ((ids(), ids(), ids(2)), "token_type_ids has the value 2"),
+    ((ids(length=POSITIONS + 1),) * 3, "too long: 65 tokens, the most is 64"),
+    ((ids(length=0),) * 3, "is empty"),
+    ((ids(), ids(length=5), ids(0)), "differ in shape"),
+    ((np.ones((MAX_BATCH + 1, 4), dtype=np.int64),) * 3, "batch-size must be <= 32"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "message"), REFUSED_IDS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_ids_that_the_model_cannot_take_are_refused(
+    served: Served, protocol: str, arrays: tuple[np.ndarray, ...], message: str
+) -> None:
+    named = dict(zip(("input_ids", "attention_mask", "token_type_ids"), arrays, strict=True))
+    inputs = {name: (array, "INT64") for name, array in named.items()}
+    status, said = refusal(served, protocol, "trec_encoder", inputs, "logits")
+    assert (status in ("StatusCode.INVALID_ARGUMENT", "400"), message in said) == (True, True), (status, said)
+
+
+def refusal(
+    served: Served, protocol: str, model: str, inputs: dict[str, tuple[np.ndarray, str]], output: str
+) -> tuple[str, str]:
+    """Status and message that a plain Triton client gets."""
+    import tritonclient.grpc
+    import tritonclient.http
+    from tritonclient.utils import InferenceServerException
+
+    library: Any = tritonclient.grpc if protocol == "grpc" else tritonclient.http
+    sent = []
+    for name, (array, kind) in inputs.items():
+        tensor = library.InferInput(name, list(array.shape), kind)
+        tensor.set_data_from_numpy(array)
+        sent.append(tensor)
+    client = library.InferenceServerClient(served.url(protocol))
+    try:
+        with pytest.raises(InferenceServerException) as refused:
+            client.infer(model, sent, outputs=[library.InferRequestedOutput(output)])
+    finally:
+        client.close()
+    return str(refused.value.status()), str(refused.value.message())
+
+
+def test_any_http_client_is_answered(served: Served) -> None:
+    """The Open Inference Protocol in plain JSON, as curl would send it."""
+    connection = http.client.HTTPConnection(served.running.http, timeout=60)
+    body = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["Who ?"]}]}
+    connection.request("POST", "/v2/models/trec/infer", json.dumps(body))
+    response = connection.getresponse()
+    outputs = {entry["name"]: entry["data"] for entry in json.loads(response.read())["outputs"]}
+    assert outputs["LABEL"][0] in LABELS
+    assert sum(outputs["PROBABILITIES"]) == pytest.approx(1.0, abs=1e-5)
+    body["inputs"][0]["data"] = [""]
+    connection.request("POST", "/v2/models/trec/infer", json.dumps(body))
+    response = connection.getresponse()
+    assert (response.status, json.loads(response.read())) == (400, {"error": "the text is empty"})
+    connection.close()
+
+
+def test_the_server_names_the_labels_in_order(served: Served) -> None:
+    with Client(served.running.http, "http") as client:
+        assert client.labels("trec", "Who ?") == list(LABELS)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_errors_name_the_address(served: Served, protocol: str) -> None:
+    with pytest.raises(InputError, match=f"no model 'nope' .*{served.url(protocol)}"):
+        infer("nope", ["a"], protocol=protocol, url=served.url(protocol))
+    with pytest.raises(InputError, match=r"no Triton server answers .*127\.0\.0\.1:9"):
+        infer("trec", ["a"], protocol=protocol, url="127.0.0.1:9")
+    wrong = "http" if protocol == "grpc" else "grpc"
+    with pytest.raises(InputError, match="not an address"):
+        infer("trec", ["a"], protocol=protocol, url=f"{wrong}://127.0.0.1")
+    with pytest.raises(InputError, match="no Triton server answers"):
+        infer("trec", ["a"], protocol=protocol, url=served.url(wrong))
+
+
+def test_infer_on_the_command_line(served: Served, tmp_path: Path, run_bertmp: RunBertmp) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("Where is Rome ?\n" + "long " * 200 + "\n")
+    options = ("--file", file, "--url", f"http://{served.running.http}", "--protocol", "http")
+    done = run_bertmp("infer", "trec", "Who wrote Hamlet ?", *options, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    expected, _, _ = answer_in_process(served.bundle, [answer["text"] for answer in found])
+    assert [answer["label"] for answer in found] == expected
+    assert [answer["version"] for answer in found] == [1, 1, 1]
+    assert [answer["truncated"] for answer in found] == [False, False, True]
+    done = run_bertmp("infer", "trec", *options)
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [label for label, _ in lines] == expected[1:]
+    assert "text 2 was too long" in done.stderr
+    done = run_bertmp("infer", "trec", "--url", served.running.grpc)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no texts" in done.stderr
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_bench_measures(served: Served, texts: list[str], protocol: str) -> None:
+    found = bench("trec", texts, (1, 3), 0.5, protocol, served.url(protocol))
+    assert [level.concurrency for level in found.levels] == [1, 3]
+    assert found.failures == 0
+    for level in found.levels:
+        assert level.requests > 0
+        assert level.requests_per_second == level.texts_per_second == level.requests / 0.5
+        assert level.tokens_per_second > 3 * level.texts_per_second
+        assert level.p50_ms is not None
+        assert 0 < level.p50_ms <= (level.p90_ms or 0) <= (level.p99_ms or 0)
+
+
+def test_bench_fails_where_requests_fail(served: Served, tmp_path: Path, run_bertmp: RunBertmp) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("fine\n" + "a" * 1_000_001 + "\n")
+    options = ("--seconds", "0.5", "--concurrency", "1", "--url", served.running.grpc, "--json")
+    done = run_bertmp("bench", "trec", "--texts", file, *options)
+    assert done.returncode == 1, done.stderr
+    (level,) = json.loads(done.stdout)["levels"]
+    assert level["failures"] > 0
+    assert level["requests"] > 0
+    assert "too large" in next(iter(level["errors"]))

@@ -1,0 +1,126 @@
+"""Deploying into a running server and rolling back on it, while clients keep asking."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bertmp.errors import BertmpError, GateFailed, InputError
+from bertmp.serve import deploy, models, rollback
+from bertmp.serve.client import Client
+from bertmp.serve.repository import numbered
+from tests.serve.bundles import altered, answer_in_process
+from tests.serve.conftest import Served
+
+TEXTS = ["Who wrote Hamlet ?", "Where is the highest mountain of the world ?"]
+
+
+class Asking:
+    """Clients that ask a model without a pause, each answer checked against its own version."""
+
+    def __init__(self, served: Served, model: str, expected: dict[int, np.ndarray]) -> None:
+        self.seen: list[int] = []
+        self.faults: list[str] = []
+        self._served, self._model, self._expected = served, model, expected
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._threads = [threading.Thread(target=self._ask, args=(p,)) for p in ("grpc", "http", "grpc")]
+
+    def __enter__(self) -> Asking:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, protocol: str) -> None:
+        with Client(self._served.url(protocol), protocol) as client:
+            while not self._stop.is_set():
+                self._ask_once(client)
+
+    def _ask_once(self, client: Client) -> None:
+        try:
+            found = client.classify(self._model, TEXTS)
+        except BertmpError as error:
+            self.faults.append(str(error))
+            return
+        version = found.versions[0]
+        if not np.allclose(found.probabilities, self._expected[version], atol=1e-5):
+            self.faults.append(f"version {version} gave another's answer")
+        with self._changed:
+            self.seen.append(version)
+            self._changed.notify_all()
+
+    def wait_for(self, version: int) -> None:
+        """Returns when a request that begins from now on was answered by `version`."""
+        with self._changed:
+            start = len(self.seen)
+            assert self._changed.wait_for(lambda: version in self.seen[start:], 60)
+
+
+def test_a_swap_loses_no_request(served: Served, bundle: Path, other_bundle: Path) -> None:
+    url = served.running.grpc
+    assert deploy(bundle, "swapped", served.repository, url).server == f"grpc://{url}"
+    expected = {
+        number: answer_in_process(source, TEXTS)[1] for number, source in ((1, bundle), (2, other_bundle))
+    }
+    with Asking(served, "swapped", expected) as asking:
+        asking.wait_for(1)
+        assert deploy(other_bundle, "swapped", served.repository, served.running.http).version == 2
+        asking.wait_for(2)
+        assert rollback("swapped", served.repository, url).version == 1
+        asking.wait_for(1)
+    assert asking.faults == []
+    assert [
+        (entry.version, entry.state) for entry in models(served.repository) if entry.name == "swapped"
+    ] == [
+        (1, "live"),
+        (2, "retired"),
+    ]
+
+
+def test_a_version_that_does_not_run_is_taken_back(served: Served, bundle: Path, tmp_path: Path) -> None:
+    url = served.running.grpc
+    broken = altered(bundle, tmp_path / "broken", model__onnx=b"no graph")
+    deploy(bundle, "kept", served.repository, url)
+    with Asking(served, "kept", {1: answer_in_process(bundle, TEXTS)[1]}) as asking:
+        with pytest.raises(GateFailed, match="version 2 of 'kept' is refused"):
+            deploy(broken, "kept", served.repository, url)
+        asking.wait_for(1)
+    assert asking.faults == []
+    assert numbered(served.repository / "kept") == numbered(served.repository / "kept_encoder") == [1]
+    found = {entry.version: entry for entry in models(served.repository) if entry.name == "kept"}
+    assert (found[1].state, found[2].state) == ("live", "refused")
+    assert found[2].note
+
+
+def test_a_first_version_that_does_not_run_leaves_no_model(
+    served: Served, bundle: Path, tmp_path: Path
+) -> None:
+    broken = altered(bundle, tmp_path / "broken", model__onnx=b"no graph")
+    with pytest.raises(GateFailed):
+        deploy(broken, "never", served.repository, served.running.http)
+    with Client(served.running.grpc) as client, pytest.raises(InputError, match=r"no model|not ready"):
+        client.classify("never", TEXTS)
+    assert numbered(served.repository / "never") == []
+
+
+def test_a_server_of_another_repository_is_found_out(served: Served, bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(GateFailed, match="is refused"):
+        deploy(bundle, "elsewhere", tmp_path, served.running.grpc)
+    assert numbered(tmp_path / "elsewhere") == []
+
+
+def test_a_deployed_version_is_loaded_later(served: Served, bundle: Path) -> None:
+    """Deployed without a server first: naming the server afterwards brings it into service."""
+    deploy(bundle, "later", served.repository)
+    result = deploy(bundle, "later", served.repository, served.running.grpc)
+    assert (result.version, result.new) == (1, False)
+    with Client(served.running.grpc) as client:
+        assert client.classify("later", TEXTS).versions == [1, 1]
