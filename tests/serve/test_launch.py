@@ -78,13 +78,13 @@ def test_an_environment_is_found_only_when_it_is_whole(own_home: Path) -> None:
     folder = environment(own_home, "1.26.4")
     assert find_runtime().version == "2.51.0"
     (folder / MARKER).unlink()
-    with pytest.raises(MissingComponent, match="set-up was interrupted.*bertmp setup triton"):
+    with pytest.raises(MissingComponent, match=r"set-up was interrupted.*bertmp setup triton"):
         find_runtime()
 
 
 def test_numpy_2_is_not_launched(own_home: Path) -> None:
     environment(own_home, "2.0.1")
-    with pytest.raises(MissingComponent, match="numpy is not 1.x"):
+    with pytest.raises(MissingComponent, match=r"numpy is not 1\.x"):
         find_runtime()
 
 
