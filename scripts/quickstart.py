@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,11 @@ class Quickstart:
         self.out, self.repository = out, repository
         self.seconds: dict[str, float] = {}
 
-    def stage(self, name: str, *arguments: str) -> Any:
-        """Runs one command with `--json`; its progress goes to the terminal, its result comes back."""
+    def stage(self, name: str, *arguments: str, tell: Callable[[Any], str] = lambda result: "") -> Any:
+        """Runs one command with `--json`; its progress goes to the terminal, its result comes back.
+
+        `tell` puts the result into one line.
+        """
         show("bertmp", *arguments)
         started = time.monotonic()
         done = subprocess.run([*BERTMP, *arguments, "--json"], stdout=subprocess.PIPE, text=True, check=False)
@@ -48,7 +51,10 @@ class Quickstart:
         if done.returncode:
             print(done.stdout, end="")
             raise StageFailed(name, done.returncode)
-        return json.loads(done.stdout)
+        result = json.loads(done.stdout)
+        if line := tell(result):
+            print(line, flush=True)
+        return result
 
     @contextmanager
     def server(self) -> Iterator[dict[str, Any]]:
@@ -83,46 +89,21 @@ class Quickstart:
         """The pipeline; returns the summary that is written at its end."""
         run, bundle, report = (str(self.out / name) for name in ("run", "bundle", "report"))
         train_file, test_file = str(data / "train.tsv"), str(data / "test.tsv")
+        training = f"--data {train_file} --eval-data {test_file} --model {model} --out {run}"
         trained = self.stage(
-            "train",
-            "train",
-            "classification",
-            "--data",
-            train_file,
-            "--eval-data",
-            test_file,
-            "--model",
-            str(model),
-            "--out",
-            run,
-            "--learning-rate",
-            "1e-4",
+            "train", "train", "classification", *training.split(), "--learning-rate", "1e-4", tell=tell_train
         )
-        self.stage("export", "export", trained["checkpoint"], "--out", bundle)
-        self.stage("build-engine", "build-engine", bundle)
-        self.stage("parity", "parity", bundle, "--data", test_file, "--report", report)
-        self.stage("deploy", "deploy", bundle, "--name", NAME, "--repository", str(self.repository))
-        labels = {}
+        self.stage("export", "export", trained["checkpoint"], "--out", bundle, tell=tell_export)
+        self.stage("build-engine", "build-engine", bundle, tell=tell_engine)
+        check = ("parity", bundle, "--data", test_file, "--report", report)
+        self.stage("parity", *check, tell=tell_parity)
+        target = ("--name", NAME, "--repository", str(self.repository))
+        self.stage("deploy", "deploy", bundle, *target, tell=tell_deploy)
         with self.server() as addresses:
-            for protocol in ("grpc", "http"):
-                answer = self.stage(
-                    "infer", "infer", NAME, QUESTION, "--protocol", protocol, "--url", addresses[protocol]
-                )[0]
-                labels[protocol] = answer["label"]
+            labels = {protocol: self.ask(protocol, addresses[protocol]) for protocol in ("grpc", "http")}
             # Once more, now with the served model as the last stage of the chain.
-            self.stage(
-                "parity",
-                "parity",
-                bundle,
-                "--data",
-                test_file,
-                "--report",
-                report,
-                "--server",
-                addresses["grpc"],
-                "--model",
-                NAME,
-            )
+            served = ("--server", addresses["grpc"], "--model", NAME)
+            self.stage("parity", *check, *served, tell=tell_parity)
         return {
             "seconds": self.seconds,
             "accuracy": trained["eval"]["eval_accuracy"],
@@ -130,6 +111,47 @@ class Quickstart:
             "labels": labels,
             "report": str(self.out / "report" / "report.html"),
         }
+
+    def ask(self, protocol: str, url: str) -> str:
+        """The served model's label for the question."""
+        where = ("--protocol", protocol, "--url", url)
+        answers = self.stage("infer", "infer", NAME, QUESTION, *where, tell=tell_answer)
+        return str(answers[0]["label"])
+
+
+def tell_train(result: Any) -> str:
+    evaluation, speed = result["eval"], result["examples_per_second"]
+    return f"{result['checkpoint']}: accuracy {evaluation['eval_accuracy']:.4f}, {speed:.0f} examples/s"
+
+
+def tell_export(result: Any) -> str:
+    nodes, ratio = result["nodes"], result["size_ratio"]
+    return f"{nodes['fp32']} nodes in FP32, {nodes['fp16']} in FP16; the file is {ratio:.3f} of FP32"
+
+
+def tell_engine(result: Any) -> str:
+    types = result["summary"]
+    seen = ", ".join(f"{kind} {types[kind]}" for kind in ("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX"))
+    return f"{result['builder']} {result['builder_version']}: {seen}; proven: {result['proven']}"
+
+
+def tell_parity(result: Any) -> str:
+    lines = []
+    for stage in result["stages"]:
+        measures = stage["measures"]
+        what = stage["reason"] and f"{stage['status']}: {stage['reason']}"
+        if measures:
+            what = f"max logit error {measures['max_error']:.1e}, {measures['flips']} label flips"
+        lines.append(f"{stage['name']:11} {what}")
+    return "\n".join([*lines, "passed" if result["passed"] else "not passed"])
+
+
+def tell_deploy(result: Any) -> str:
+    return f"{result['name']} version {result['version']}, parity {result['parity']}"
+
+
+def tell_answer(result: Any) -> str:
+    return f"{result[0]['label']} ({result[0]['probability']:.3f})"
 
 
 def show(*command: str) -> None:
