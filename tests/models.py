@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from bertmp.model.batch import Batch
 from bertmp.model.bert import initialise
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import EncoderOnly, Head, SequenceClassifier
@@ -36,3 +37,10 @@ def batch(vocabulary: int, rows: int = 3, length: int = 11, seed: int = 0) -> di
     mask = (torch.arange(length)[None] < lengths[:, None]).long()
     types = (torch.arange(length)[None] >= lengths[:, None] // 2).long() * mask
     return {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": types}
+
+
+def packed(inputs: dict[str, torch.Tensor], **targets: torch.Tensor) -> Batch:
+    """A padded batch without its padding."""
+    mask = inputs["attention_mask"].bool()
+    lengths = tuple(mask.sum(1).tolist())
+    return Batch(inputs["input_ids"][mask], inputs["token_type_ids"][mask], lengths, targets)

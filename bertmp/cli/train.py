@@ -40,6 +40,10 @@ def add_commands(app: typer.Typer) -> None:
         epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 3,
         steps: Annotated[int | None, typer.Option(help="Steps, instead of epochs.")] = None,
         batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
+        accumulate: Annotated[
+            int, typer.Option(help="Micro-batches a step: less memory, the same step.")
+        ] = 1,
+        workers: Annotated[int, typer.Option(help="Processes that prepare batches ahead of time.")] = 0,
         learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-5,
         weight_decay: Annotated[float, typer.Option(help="AdamW's decoupled weight decay.")] = 0.01,
         warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.1,
@@ -47,6 +51,10 @@ def add_commands(app: typer.Typer) -> None:
         max_length: Annotated[
             int | None, typer.Option(help="Cut texts to this many tokens; default: the model's positions.")
         ] = None,
+        label_smoothing: Annotated[
+            float, typer.Option(help="Share of a label's weight that is spread over all classes.")
+        ] = 0.0,
+        eval_every: Annotated[int, typer.Option(help="Evaluate every N steps; 0: every epoch.")] = 0,
         seed: Annotated[int, typer.Option(help="Seed of order, dropout and new weights.")] = 0,
         save_every: Annotated[int, typer.Option(help="Save a resumable state every N steps; 0: never.")] = 0,
         log_every: Annotated[int, typer.Option(help="Write metrics every N steps.")] = 10,
@@ -66,7 +74,7 @@ def add_commands(app: typer.Typer) -> None:
         from bertmp.training.run import train as run
 
         result = run(progress=training_bar, **options)
-        accuracy = f", accuracy {result.evaluation.accuracy:.4f}" if result.evaluation else ""
+        reached = f", {result.evaluation.describe()}" if result.evaluation else ""
         cut = (
             f"\n{result.truncated} texts were longer than the model takes and were cut"
             if result.truncated
@@ -74,6 +82,6 @@ def add_commands(app: typer.Typer) -> None:
         )
         return Outcome(
             result.to_json(),
-            f"{result.checkpoint}: {result.steps} steps in {result.precision}{accuracy}, "
+            f"{result.checkpoint}: {result.steps} steps in {result.precision}{reached}, "
             f"{result.examples_per_second:.1f} examples/s{cut}",
         )

@@ -1,4 +1,7 @@
-"""Scaled dot-product attention (Vaswani et al. 2017, section 3.2) over padded batches.
+"""Scaled dot-product attention (Vaswani et al. 2017, section 3.2), over padded batches and over packed ones.
+
+Everything else in BERT works on one token at a time and does not care how tokens are laid out; a layout is
+what attention, positions and "the first token of each text" need to know.
 
 The softmax runs in FP32 whatever the autocast of the device would do: its input is made FP32 explicitly,
 because the CPU's autocast, unlike CUDA's, leaves softmax in the type it is given.
@@ -7,6 +10,9 @@ because the CPU's autocast, unlike CUDA's, leaves softmax in the type it is give
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,31 +23,154 @@ MASKED = -10000.0
 which the usual constants (-3.4e38, -65504) leave as soon as anything negative is added."""
 
 
-def padding_bias(attention_mask: Tensor) -> Tensor:
-    """What is added to attention scores so that padding gets no weight.
+class Layout(Protocol):
+    """How the tokens of a batch are laid out; `…` below is `[batch, length]` or `[tokens]`."""
 
-    Args:
-        attention_mask: INT64 `[batch, length]`, 1 for tokens and 0 for padding.
+    @property
+    def positions(self) -> Tensor:
+        """INT64, broadcastable to `…`: each token's place in its text."""
 
-    Returns:
-        FP32 `[batch, 1, 1, length]`: 0 for tokens, `MASKED` for padding.
-    """
-    return (1.0 - attention_mask[:, None, None, :].float()) * MASKED
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: float) -> Tensor:
+        """Attention within each text; `[…, hidden]` each → `[…, hidden]`."""
+
+    def first(self, hidden: Tensor) -> Tensor:
+        """`[…, hidden]` → the first token's of each text, `[batch, hidden]`."""
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
     """softmax(query · keyᵀ / √head_size + bias) · value.
 
     Args:
         query, key, value: `[batch, heads, length, head_size]`.
-        bias: FP32 `[batch, 1, 1, length]`.
+        bias: FP32 `[batch, 1, 1, length]`, or None where there is no padding.
         dropout: rate at which attention probabilities are dropped; 0 outside training.
 
     Returns:
         `[batch, heads, length, head_size]` in the type the matrix products run in.
     """
     scores = torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(query.shape[-1])
-    probabilities = torch.softmax(scores.float() + bias, dim=-1)
+    scores = scores.float()
+    probabilities = torch.softmax(scores if bias is None else scores + bias, dim=-1)
     if dropout:
         probabilities = F.dropout(probabilities, dropout)
     return torch.matmul(probabilities, value)
+
+
+def _split(x: Tensor, head_size: int) -> Tensor:
+    """`[batch, length, hidden]` → `[batch, heads, length, head_size]`."""
+    return x.unflatten(-1, (-1, head_size)).transpose(1, 2)
+
+
+def _merge(x: Tensor) -> Tensor:
+    """`[batch, heads, length, head_size]` → `[batch, length, hidden]`."""
+    return x.transpose(1, 2).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Texts filled up to one length: what is exported, and what Hugging Face's models read.
+
+    Attributes:
+        attention_mask: INT64 `[batch, length]`, 1 for tokens and 0 for padding.
+        positions: INT64 `[1, length]`.
+        bias: FP32 `[batch, 1, 1, length]`: 0 for tokens, `MASKED` for padding.
+    """
+
+    attention_mask: Tensor
+    positions: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, attention_mask: Tensor) -> Padded:
+        """The layout that a mask describes."""
+        positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)[None, :]
+        bias = (1.0 - attention_mask[:, None, None, :].float()) * MASKED
+        return cls(attention_mask, positions, bias)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: float) -> Tensor:
+        query, key, value = (_split(x, head_size) for x in (query, key, value))
+        return _merge(attend(query, key, value, self.bias, dropout))
+
+    def first(self, hidden: Tensor) -> Tensor:
+        return hidden[:, 0]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Texts end to end, without padding: no per-token operation computes anything in vain.
+
+    Only the attention scores of a batch with different lengths are padded for a moment, on devices without
+    a variable-length attention kernel. Texts never attend to each other.
+
+    Attributes:
+        lengths: tokens of each text.
+        positions: INT64 `[tokens]`, each token's place in its text.
+        starts: INT64 `[batch]`, each text's first token.
+        slots: INT64 `[tokens]`, each token's place in the padded batch; None where all lengths are equal.
+        bias: FP32 `[batch, 1, 1, longest]`, as in `Padded`; None where all lengths are equal.
+        bounds: INT32 `[batch + 1]`, the running sum of lengths, as variable-length kernels want it.
+    """
+
+    lengths: tuple[int, ...]
+    positions: Tensor
+    starts: Tensor
+    slots: Tensor | None
+    bias: Tensor | None
+    bounds: Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> Packed:
+        """The layout of texts of these lengths, each at least 1."""
+        sizes = torch.tensor(lengths)
+        ends = sizes.cumsum(0)
+        starts = ends - sizes
+        positions = torch.arange(int(ends[-1])) - starts.repeat_interleave(sizes)
+        longest = int(sizes.max())
+        slots = bias = None
+        if int(sizes.min()) != longest:
+            slots = (torch.arange(len(lengths)) * longest).repeat_interleave(sizes) + positions
+            padding = torch.arange(longest)[None] >= sizes[:, None]
+            bias = (padding.float() * MASKED)[:, None, None, :].to(device)
+            slots = slots.to(device)
+        bounds = F.pad(ends, (1, 0)).to(torch.int32)
+        return cls(tuple(lengths), positions.to(device), starts.to(device), slots, bias, bounds.to(device))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: float) -> Tensor:
+        if _has_varlen_kernel(query) and not dropout:
+            return self._attend_varlen(query, key, value, head_size)
+        query, key, value = (_split(self._pad(x), head_size) for x in (query, key, value))
+        return self._pack(_merge(attend(query, key, value, self.bias, dropout)))
+
+    def first(self, hidden: Tensor) -> Tensor:
+        return hidden.index_select(0, self.starts)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """`[tokens, hidden]` → `[batch, longest, hidden]`, zeros where there is no token."""
+        rows, longest = len(self.lengths), max(self.lengths)
+        if self.slots is None:
+            return x.view(rows, longest, -1)
+        padded = x.new_zeros(rows * longest, x.shape[-1]).index_copy(0, self.slots, x)
+        return padded.view(rows, longest, -1)
+
+    def _pack(self, x: Tensor) -> Tensor:
+        """`[batch, longest, hidden]` → `[tokens, hidden]`."""
+        flat = x.reshape(-1, x.shape[-1])
+        return flat if self.slots is None else flat.index_select(0, self.slots)
+
+    def _attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, head_size: int) -> Tensor:
+        """Flash attention over packed texts, softmax accumulated in FP32 (Dao 2023); CUDA alone.
+
+        Written to torch's documented interface; it has no dropout, so training with attention dropout
+        takes the other way.
+        """
+        from torch.nn.attention.varlen import varlen_attn
+
+        query, key, value = (x.unflatten(-1, (-1, head_size)) for x in (query, key, value))
+        longest = max(self.lengths)
+        context = varlen_attn(query, key, value, self.bounds, self.bounds, longest, longest)
+        assert isinstance(context, Tensor)
+        return context.flatten(-2)
+
+
+def _has_varlen_kernel(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bertmp.model.attention import attend, padding_bias
+from bertmp.model.attention import Layout, Padded
 from bertmp.model.config import BertConfig
 
 
@@ -44,7 +44,7 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor) -> Tensor:
-        """INT64 `[batch, length]` each (positions may be `[1, length]`) → FP32 `[batch, length, hidden]`."""
+        """INT64 `[…]` each (positions broadcastable to it) → FP32 `[…, hidden]`."""
         summed = (
             self.word_embeddings(input_ids)
             + self.token_type_embeddings(token_type_ids)
@@ -54,25 +54,20 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of every token to every token that is not padding."""
+    """Multi-head attention of every token to every token of its text."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.heads, self.head_size = config.num_attention_heads, config.head_size
+        self.head_size = config.head_size
         self.dropout_rate = config.attention_probs_dropout_prob
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def _split(self, x: Tensor) -> Tensor:
-        """`[batch, length, hidden]` → `[batch, heads, length, head_size]`."""
-        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-
-    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """`[batch, length, hidden]` and the padding's bias → `[batch, length, hidden]`."""
-        query, key, value = (self._split(layer(hidden)) for layer in (self.query, self.key, self.value))
-        context = attend(query, key, value, bias, self.dropout_rate if self.training else 0.0)
-        return context.transpose(1, 2).flatten(-2)
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """`[…, hidden]` → `[…, hidden]`."""
+        query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
+        return layout.attend(query, key, value, self.head_size, self.dropout_rate if self.training else 0.0)
 
 
 class Residual(nn.Module):
@@ -85,7 +80,7 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
-        """`[batch, length, width_in]` and FP32 `[batch, length, hidden]` → FP32 `[batch, length, hidden]`."""
+        """`[…, width_in]` and FP32 `[…, hidden]` → FP32 `[…, hidden]`."""
         return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
 
 
@@ -97,8 +92,8 @@ class Attention(nn.Module):
         self.self = SelfAttention(config)
         self.output = Residual(config.hidden_size, config)
 
-    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        return self.output(self.self(hidden, bias), hidden)
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+        return self.output(self.self(hidden, layout), hidden)
 
 
 class Intermediate(nn.Module):
@@ -122,8 +117,8 @@ class Block(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = Residual(config.intermediate_size, config)
 
-    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        hidden = self.attention(hidden, bias)
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+        hidden = self.attention(hidden, layout)
         return self.output(self.intermediate(hidden), hidden)
 
 
@@ -134,9 +129,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         for block in self.layer:
-            hidden = block(hidden, bias)
+            hidden = block(hidden, layout)
         return hidden
 
 
@@ -147,9 +142,9 @@ class Pooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """`[batch, length, hidden]` → FP32 `[batch, hidden]`."""
-        return torch.tanh(self.dense(hidden[:, 0]).float())
+    def forward(self, first: Tensor) -> Tensor:
+        """`[batch, hidden]` → FP32 `[batch, hidden]`."""
+        return torch.tanh(self.dense(first).float())
 
 
 class Bert(nn.Module):
@@ -173,10 +168,13 @@ class Bert(nn.Module):
         Returns:
             The last states, FP32 `[batch, length, hidden]`, and the pooled one, FP32 `[batch, hidden]`.
         """
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :]
-        hidden = self.embeddings(input_ids, token_type_ids, positions)
-        hidden = self.encoder(hidden, padding_bias(attention_mask))
-        return hidden, self.pooler(hidden)
+        return self.read(input_ids, token_type_ids, Padded.of(attention_mask))
+
+    def read(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Reads a batch in any layout: INT64 `[…]` each → FP32 `[…, hidden]` and `[batch, hidden]`."""
+        hidden = self.embeddings(input_ids, token_type_ids, layout.positions)
+        hidden = self.encoder(hidden, layout)
+        return hidden, self.pooler(layout.first(hidden))
 
 
 def initialise(module: nn.Module, config: BertConfig, generator: torch.Generator | None = None) -> None:

@@ -1,47 +1,54 @@
-"""Evaluation: loss and accuracy of a classifier, in FP32, the precision every later stage is held against."""
+"""Evaluation in FP32, the precision that every later stage is held against."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 
 from bertmp.data.batches import by_length
-from bertmp.model.heads import SequenceClassifier
-from bertmp.training.task import Dataset
+from bertmp.model.heads import Head
+from bertmp.training.tasks import TrainingData
 
 BATCH = 64
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a classifier reaches on labelled examples.
+    """What a model reaches on examples with known answers.
 
     Attributes:
-        loss: mean cross-entropy, nats.
-        accuracy: share of right labels.
+        figures: name → value: `loss`, and what the head scores (`accuracy`, …).
         examples: how many there were.
     """
 
-    loss: float
-    accuracy: float
+    figures: dict[str, float]
     examples: int
 
+    @property
+    def loss(self) -> float:
+        return self.figures["loss"]
+
     def to_json(self) -> dict[str, float]:
-        return {"eval_loss": self.loss, "eval_accuracy": self.accuracy, "eval_examples": self.examples}
+        return {
+            **{f"eval_{name}": value for name, value in self.figures.items()},
+            "eval_examples": self.examples,
+        }
+
+    def describe(self) -> str:
+        """The figures in one line."""
+        shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.figures.items())
+        return f"{shown} on {self.examples} examples"
 
 
 @torch.no_grad()
-def evaluate(model: SequenceClassifier, data: Dataset, device: torch.device) -> Evaluation:
-    """Evaluates without dropout; the model is left in the mode it was in."""
-    training = model.training
-    model.eval()
-    loss, right = 0.0, 0
-    for rows in by_length(data.lengths, BATCH):
-        batch, targets = data.batch(rows)
-        batch, targets = batch.to(device), targets.to(device)
-        logits = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        loss += float(model.loss(logits, targets)) * len(rows)
-        right += int((logits.argmax(-1) == targets).sum())
-    model.train(training)
-    return Evaluation(loss / len(data), right / len(data), len(data))
+def evaluate(head: Head, data: TrainingData, device: torch.device) -> Evaluation:
+    """Evaluates without dropout; the head is left in its mode. Random parts are those of epoch 0."""
+    training = head.training
+    head.eval()
+    sums: Counter[str] = Counter()
+    for rows in by_length(data.lengths(0), BATCH):
+        sums.update(head.score(data.batch(rows, 0).to(device)))
+    head.train(training)
+    return Evaluation(head.summarise(sums), len(data))

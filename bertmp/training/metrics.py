@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bertmp.files import write_text, writing_to
+from bertmp.training.state import Position
 
 
 class MetricsFile:
@@ -34,6 +35,38 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; a last line cut short by a crash is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+class StepLog:
+    """Means over the steps since the last line of the metrics file.
+
+    Args:
+        every: steps a line.
+        start: where the run stands now.
+    """
+
+    def __init__(self, metrics: MetricsFile, every: int, start: Position) -> None:
+        self._metrics, self._every, self._start = metrics, every, start
+        self._losses: list[float] = []
+
+    def add(self, position: Position, loss: float, **values: float) -> None:
+        """Takes one step's loss, and writes a line where one is due."""
+        self._losses.append(loss)
+        if position.step % self._every:
+            return
+        seconds = position.seconds - self._start.seconds
+        self._metrics.write(
+            {
+                "step": position.step,
+                "loss": sum(self._losses) / len(self._losses),
+                **values,
+                "skipped_steps": position.skipped,
+                "tokens_per_second": (position.tokens - self._start.tokens) / seconds,
+                "examples_per_second": (position.examples - self._start.examples) / seconds,
+                "seconds": position.seconds,
+            }
+        )
+        self._start, self._losses = position, []
 
 
 def _finite(value: Any) -> Any:

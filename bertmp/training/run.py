@@ -5,25 +5,27 @@ from __future__ import annotations
 import resource
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from bertmp.errors import InputError
 from bertmp.files import sha256_file
 from bertmp.model.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
-from bertmp.model.heads import SequenceClassifier
+from bertmp.model.heads import LossOptions
 from bertmp.tokenizer import Tokenizer
 from bertmp.training.amp import Policy
 from bertmp.training.evaluate import Evaluation
-from bertmp.training.loop import Run, Watcher
+from bertmp.training.loop import Trainer, Watcher
+from bertmp.training.objective import Objective
+from bertmp.training.parallel import World
 from bertmp.training.settings import TrainSettings
 from bertmp.training.state import load_state
-from bertmp.training.task import encode, read_classification
+from bertmp.training.tasks import READERS
 
 
 @dataclass(frozen=True)
@@ -98,32 +100,36 @@ def train(
     non-finite.
     """
     settings = TrainSettings(task=task, data=Path(data), model=Path(model), out=Path(out), **options)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    policy = Policy.resolve(settings.precision, settings.loss_scale, device.type)
-    examples, eval_examples, labels = read_classification(settings)
-    loaded = load_checkpoint(settings.model, task, labels, settings.seed)
-    tokenizer = _shortened(loaded, settings.max_length)
-    train_data = encode(examples, labels, tokenizer)
-    eval_data = encode(eval_examples, labels, tokenizer) if eval_examples else None
+    world = World.alone()
+    policy = Policy.resolve(settings.precision, settings.loss_scale, world.device.type)
+    prepared = READERS[settings.task](settings)
+    loaded = load_checkpoint(settings.model, settings.task, prepared.labels, settings.seed)
+    train_data, eval_data = prepared.encode(_shortened(loaded, settings.max_length))
     _prepare(settings.out, resume)
     settings.save(settings.out / "config.toml")
-    head = cast(SequenceClassifier, loaded.model.to(device))
-    run = Run(head, train_data, eval_data, settings, policy, device, _identity(settings), Silent())
-    warnings: list[str] = []
-    if resume:
-        state = load_state(settings.out / "steps", run.identity, warnings.append)
-        warnings.append("resuming" if state else "no state to resume from: starting from the beginning")
-        if state:
-            run.restore(*state)
-    with progress(run.total, run.position.step) as watcher:
-        run.watcher = watcher
-        _announce(watcher, warnings, loaded, train_data.truncated, policy)
-        evaluation = run.train()
+    objective = Objective(loaded.model, LossOptions(settings.label_smoothing))
+    identity = _identity(settings)
+    trainer = Trainer(objective, train_data, eval_data, settings, policy, world, identity, Silent())
+    notes = _resume(trainer) if resume else []
+    with progress(trainer.total, trainer.position.step) as watcher:
+        trainer.watcher = watcher
+        for line in (*notes, *_remarks(loaded, train_data.truncated, policy)):
+            watcher.say(line)
+        evaluation = trainer.train()
     checkpoint = settings.out / "final"
-    save_checkpoint(checkpoint, head, loaded.config, loaded.tokenizer)
-    return _result(
-        checkpoint, run, evaluation, train_data.truncated + (eval_data.truncated if eval_data else 0)
-    )
+    save_checkpoint(checkpoint, loaded.model, loaded.config, loaded.tokenizer)
+    truncated = train_data.truncated + (eval_data.truncated if eval_data else 0)
+    return _result(checkpoint, trainer, evaluation, truncated)
+
+
+def _resume(trainer: Trainer) -> list[str]:
+    """Goes back to the newest whole state; returns what there is to say about it."""
+    notes: list[str] = []
+    state = load_state(trainer.settings.out / "steps", trainer.identity, notes.append)
+    if state is None:
+        return [*notes, "no state to resume from: starting from the beginning"]
+    trainer.restore(*state)
+    return [*notes, f"resuming after step {trainer.position.step}"]
 
 
 def _shortened(loaded: LoadedCheckpoint, max_length: int | None) -> Tokenizer:
@@ -161,22 +167,19 @@ def _identity(settings: TrainSettings) -> dict[str, Any]:
     }
 
 
-def _announce(
-    watcher: Watcher, warnings: list[str], loaded: LoadedCheckpoint, truncated: int, policy: Policy
-) -> None:
-    for line in warnings:
-        watcher.say(line)
+def _remarks(loaded: LoadedCheckpoint, truncated: int, policy: Policy) -> Iterator[str]:
+    """What the user should know before the run begins."""
     if loaded.new and len(loaded.new) <= 8:
-        watcher.say(f"starts at random: {', '.join(loaded.new)}")
+        yield f"starts at random: {', '.join(loaded.new)}"
     if loaded.unused:
-        watcher.say(f"not used from the checkpoint: {', '.join(loaded.unused)}")
+        yield f"not used from the checkpoint: {', '.join(loaded.unused)}"
     if truncated:
-        watcher.say(f"{truncated} training texts are longer than the model takes and were cut")
-    watcher.say(f"training in {policy.mode} on {policy.device}")
+        yield f"{truncated} training texts are longer than the model takes and were cut"
+    yield f"training in {policy.mode} on {policy.device}"
 
 
-def _result(checkpoint: Path, run: Run, evaluation: Evaluation | None, truncated: int) -> TrainResult:
-    position = run.position
+def _result(checkpoint: Path, trainer: Trainer, evaluation: Evaluation | None, truncated: int) -> TrainResult:
+    position = trainer.position
     seconds = position.seconds or float("inf")
     return TrainResult(
         checkpoint=checkpoint,
@@ -185,8 +188,8 @@ def _result(checkpoint: Path, run: Run, evaluation: Evaluation | None, truncated
         examples_per_second=position.examples / seconds,
         tokens_per_second=position.tokens / seconds,
         evaluation=evaluation,
-        precision=run.policy.mode,
-        peak_memory_bytes=_peak_memory(run.device),
+        precision=trainer.policy.mode,
+        peak_memory_bytes=_peak_memory(trainer.world.device),
         truncated=truncated,
     )
 

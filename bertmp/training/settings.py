@@ -25,11 +25,15 @@ class TrainSettings:
         out: the run's folder.
         precision, loss_scale: see `amp.Policy.resolve`.
         epochs: passes over the data; `steps`, where given, ends the run instead.
-        batch_size: examples a step.
+        batch_size: examples a step, over all processes and micro-batches.
+        accumulate: micro-batches a step; less memory, the same step.
+        workers: processes that prepare batches ahead of time; 0 prepares them in between.
         learning_rate: the peak; it rises over the first `warmup` of all steps and falls linearly to 0.
         weight_decay: decoupled (Loshchilov & Hutter 2019); biases and LayerNorms are exempt.
         max_grad_norm: gradients are clipped to this L2 norm; 0 switches clipping off.
         max_length: the most tokens of a text; the model's positions where None.
+        label_smoothing: share of a label's weight that is spread over all classes.
+        eval_every: steps between evaluations; every epoch where 0.
         save_every: steps between resumable states; 0 saves none.
         log_every: steps between lines of `metrics.jsonl`.
         max_skipped: non-finite steps in a row after which the run stops.
@@ -45,12 +49,16 @@ class TrainSettings:
     epochs: int = 3
     steps: int | None = None
     batch_size: int = 32
+    accumulate: int = 1
+    workers: int = 0
     learning_rate: float = 5e-5
     weight_decay: float = 0.01
     warmup: float = 0.1
     max_grad_norm: float = 1.0
     max_length: int | None = None
+    label_smoothing: float = 0.0
     seed: int = 0
+    eval_every: int = 0
     save_every: int = 0
     log_every: int = 10
     max_skipped: int = 10
@@ -61,20 +69,16 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise InputError(f"unknown task '{self.task}'", "TASK", f"use one of {', '.join(TASKS)}")
-        for name, least in (
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("save_every", 0),
-            ("log_every", 1),
-            ("seed", 0),
-            ("max_skipped", 1),
-        ):
-            self._require(getattr(self, name) >= least, name, f"give at least {least}")
+        for name in ("epochs", "batch_size", "accumulate", "log_every", "max_skipped"):
+            self._require(getattr(self, name) >= 1, name, "give at least 1")
+        for name in ("workers", "eval_every", "save_every", "seed"):
+            self._require(getattr(self, name) >= 0, name, "give 0 or a positive number")
         self._require(self.steps is None or self.steps >= 1, "steps", "give at least 1")
         self._require(self.max_length is None or self.max_length >= 3, "max_length", "give at least 3")
         rate = self.learning_rate
         self._require(math.isfinite(rate) and rate > 0, "learning_rate", "give a positive number")
         self._require(0 <= self.warmup < 1, "warmup", "give a share of the steps, from 0 to below 1")
+        self._require(0 <= self.label_smoothing < 1, "label_smoothing", "give a share from 0 to below 1")
         for name in ("weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             self._require(math.isfinite(value) and value >= 0, name, "give 0 or a positive number")

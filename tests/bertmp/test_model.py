@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 import transformers
 
+from bertmp.model.batch import Batch
 from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 from bertmp.model.config import ACTIVATIONS, BertConfig
+from bertmp.model.heads import LossOptions
 from bertmp.tokenizer import Tokenizer
-from tests.models import batch, classifier
+from tests.models import batch, classifier, packed
 
 TOLERANCE = 1e-5
 LABELS = ("no", "perhaps", "yes")
@@ -110,6 +113,45 @@ def test_padding_does_not_change_the_answer() -> None:
         assert (model(**alone) - model(**padded)).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize("length", [9, 30])
+def test_packed_texts_have_the_states_of_padded_ones(length: int, minilm: Path) -> None:
+    model = load_checkpoint(minilm).model
+    inputs = batch(30522, rows=4, length=length)
+    with torch.no_grad():
+        states, pooled = model(**inputs)
+        packed_states, packed_pooled = model.read(packed(inputs))
+    assert (packed_states - states[inputs["attention_mask"].bool()]).abs().max() <= TOLERANCE
+    assert (packed_pooled - pooled).abs().max() <= TOLERANCE
+
+
+def test_the_loss_of_a_packed_batch_is_that_of_one_text_at_a_time() -> None:
+    model = classifier(SMALL)
+    together = packed(batch(SMALL.vocab_size), labels=torch.tensor([0, 1, 2]))
+    starts = [0, *itertools.accumulate(together.lengths)]
+    alone = [
+        Batch(
+            together.input_ids[a:b], together.token_type_ids[a:b], (b - a,), {"labels": torch.tensor([row])}
+        )
+        for row, (a, b) in enumerate(itertools.pairwise(starts))
+    ]
+    loss, whole = gradients(model, [together])
+    loss_alone, parts = gradients(model, alone)
+    assert loss_alone == pytest.approx(loss, rel=1e-6)
+    for name, gradient in whole.items():
+        assert (parts[name] - gradient).abs().max() <= 1e-5 * max(1.0, float(gradient.abs().max())), name
+
+
+def gradients(model: torch.nn.Module, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+    """The summed loss over some batches and its gradients."""
+    model.zero_grad()
+    total = 0.0
+    for part in batches:
+        loss = model.sums(part, LossOptions()).sum()
+        loss.backward()
+        total += float(loss)
+    return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
 def test_sensitive_operations_run_in_fp32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, set[torch.dtype]] = {}
 
@@ -125,7 +167,9 @@ def test_sensitive_operations_run_in_fp32_under_autocast(monkeypatch: pytest.Mon
 
     model = classifier(SMALL).train()
     with torch.autocast("cpu", dtype=torch.bfloat16), Record():
-        model.loss(model(**batch(SMALL.vocab_size)), torch.tensor([0, 1, 2])).backward()
+        model.sums(
+            packed(batch(SMALL.vocab_size), labels=torch.tensor([0, 1, 2])), LossOptions()
+        ).sum().backward()
 
     assert seen == {
         "layer_norm": {torch.float32},

@@ -60,7 +60,7 @@ def test_a_run_learns_and_writes_what_it_promises(
     assert result.precision == "bf16"
     assert result.steps == 30
     assert result.evaluation is not None
-    assert result.evaluation.accuracy > 0.5  # the commonest of six labels is right 23 times in 100
+    assert result.evaluation.figures["accuracy"] > 0.5  # the commonest of six labels is right 23 times in 100
     lines = read_metrics(out / "metrics.jsonl")
     logged = [line for line in lines if "loss" in line]
     assert [line["step"] for line in logged] == [5, 10, 15, 20, 25, 30]
@@ -70,7 +70,7 @@ def test_a_run_learns_and_writes_what_it_promises(
     }  # fmt: skip
     assert logged[-1]["loss"] < 0.8 * logged[0]["loss"]
     assert [line["eval_accuracy"] for line in lines if "eval_accuracy" in line][-1] == pytest.approx(
-        result.evaluation.accuracy
+        result.evaluation.figures["accuracy"]
     )
     opened = transformers.AutoModelForSequenceClassification.from_pretrained(result.checkpoint)
     assert set(opened.config.label2id) == {line.split("\t")[0] for line in data.read_text().splitlines()}

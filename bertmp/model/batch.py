@@ -1,0 +1,53 @@
+"""What a model reads at once in training: packed texts and what they should have been answered with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bertmp.model.attention import Packed
+from bertmp.tokenizer import Encoded
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts end to end, without padding.
+
+    Attributes:
+        input_ids, token_type_ids: INT64 `[tokens]`.
+        lengths: tokens of each text.
+        targets: what the head's loss compares with, by name; see the heads.
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    lengths: tuple[int, ...]
+    targets: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.input_ids)
+
+    def layout(self) -> Packed:
+        """The layout of the texts, on the batch's device."""
+        return Packed.of(self.lengths, self.input_ids.device)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        targets = {name: tensor.to(device, non_blocking=True) for name, tensor in self.targets.items()}
+        ids, types = (x.to(device, non_blocking=True) for x in (self.input_ids, self.token_type_ids))
+        return Batch(ids, types, self.lengths, targets)
+
+
+def pack(rows: Sequence[Encoded], targets: Mapping[str, Tensor]) -> Batch:
+    """One batch of some texts."""
+    ids = np.fromiter((number for row in rows for number in row.input_ids), dtype=np.int64)
+    types = np.fromiter((number for row in rows for number in row.token_type_ids), dtype=np.int64)
+    return Batch(torch.from_numpy(ids), torch.from_numpy(types), tuple(len(row) for row in rows), targets)

@@ -1,0 +1,29 @@
+"""The training step's forward pass as a module, so that it can be wrapped for several devices."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bertmp.model.batch import Batch
+from bertmp.model.heads import Head, LossOptions
+
+
+class Objective(nn.Module):
+    """A head and how its loss is taken.
+
+    Args:
+        head: the model.
+        options: label smoothing and class weights.
+    """
+
+    def __init__(self, head: Head, options: LossOptions) -> None:
+        super().__init__()
+        self.head, self.options = head, options
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The summed loss of each of the head's parts, FP32 `[losses]`."""
+        return self.head.sums(batch, self.options).float()
+
+    def counts(self, batch: Batch) -> list[float]:
+        """The terms that each sum has; see `Head.counts`."""
+        return self.head.counts(batch, self.options)
