@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bertmp.model.dropout import dropout as drop
+
 MASKED = -10000.0
 """Added to the scores of padding. exp(-1e4) is 0 in FP32, and scores below -5e4 stay within FP16's range,
 which the usual constants (-3.4e38, -65504) leave as soon as anything negative is added."""
@@ -52,7 +54,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropo
     scores = scores.float()
     probabilities = torch.softmax(scores if bias is None else scores + bias, dim=-1)
     if dropout:
-        probabilities = F.dropout(probabilities, dropout)
+        probabilities = drop(probabilities, dropout)
     return torch.matmul(probabilities, value)
 
 

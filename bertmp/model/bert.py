@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from bertmp.model.attention import Layout, Padded
 from bertmp.model.config import BertConfig
+from bertmp.model.dropout import Dropout
 
 
 def _gelu_new(x: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ class Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.LayerNorm = LayerNorm(width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor) -> Tensor:
         """INT64 `[…]` each (positions broadcastable to it) → FP32 `[…, hidden]`."""
@@ -77,7 +78,7 @@ class Residual(nn.Module):
         super().__init__()
         self.dense = nn.Linear(width_in, config.hidden_size)
         self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
         """`[…, width_in]` and FP32 `[…, hidden]` → FP32 `[…, hidden]`."""

@@ -21,6 +21,7 @@ from bertmp.tokenizer import Tokenizer
 from bertmp.training.amp import Policy
 from bertmp.training.evaluate import Evaluation
 from bertmp.training.loop import Trainer, Watcher
+from bertmp.training.memory import keep_freed_memory
 from bertmp.training.objective import Objective
 from bertmp.training.parallel import World
 from bertmp.training.settings import TrainSettings
@@ -100,6 +101,7 @@ def train(
     non-finite.
     """
     settings = TrainSettings(task=task, data=Path(data), model=Path(model), out=Path(out), **options)
+    keep_freed_memory()
     world = World.alone()
     policy = Policy.resolve(settings.precision, settings.loss_scale, world.device.type)
     prepared = READERS[settings.task](settings)

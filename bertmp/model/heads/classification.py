@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from bertmp.model.batch import Batch
 from bertmp.model.config import BertConfig
+from bertmp.model.dropout import Dropout
 from bertmp.model.heads.base import Head, LossOptions
 
 
@@ -23,7 +24,7 @@ class SequenceClassifier(Head):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.dropout = nn.Dropout(rate)
+        self.dropout = Dropout(rate)
         self.classifier = nn.Linear(config.hidden_size, len(config.labels))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
