@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,27 @@ def write_text(target: Path, text: str) -> None:
 def write_json(target: Path, value: Any) -> None:
     """Writes `value` as indented JSON, whole or not at all."""
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_toml(target: Path, values: Mapping[str, Any]) -> None:
+    """Writes settings as a flat TOML table, whole or not at all; those that are None are left out.
+
+    Args:
+        values: text, numbers, truth values, paths, and sequences of these.
+    """
+    lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None]
+    write_text(target, "".join(lines))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (str, Path)):
+        # JSON's escapes are TOML's; but TOML wants DEL escaped, which JSON leaves as it is.
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    return f"[{', '.join(_toml(item) for item in value)}]"
 
 
 def read_json(path: Path) -> Any:

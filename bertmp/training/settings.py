@@ -6,10 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import tomli_w
-
 from bertmp.errors import InputError
-from bertmp.files import write_text
+from bertmp.files import write_toml
 
 TASKS = ("classification",)
 
@@ -93,4 +91,4 @@ class TrainSettings:
         values = asdict(self)
         for name in ("data", "eval_data", "model", "out"):
             values[name] = None if values[name] is None else str(Path(values[name]).resolve())
-        write_text(path, tomli_w.dumps({key: value for key, value in values.items() if value is not None}))
+        write_toml(path, values)

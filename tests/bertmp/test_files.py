@@ -10,8 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from bertmp.cli.base import load_toml
 from bertmp.errors import InputError
-from bertmp.files import atomic_file, atomic_folder, read_json, sha256_file, swap_in, write_json, writing_to
+from bertmp.files import (
+    atomic_file,
+    atomic_folder,
+    read_json,
+    sha256_file,
+    swap_in,
+    write_json,
+    write_toml,
+    writing_to,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -24,6 +34,22 @@ def test_a_file_appears_whole_and_readable(tmp_path: Path) -> None:
     assert read_json(target) == {"größe": 1}
     assert names(target.parent) == ["value.json"]
     assert target.stat().st_mode & 0o777 == 0o644
+
+
+def test_settings_come_back_from_toml(tmp_path: Path) -> None:
+    values = {
+        "text": 'a "quote", a \\ and a\ttab\x7f\u2028é',
+        "number": 3,
+        "rate": 1e-05,
+        "truth": True,
+        "weights": (0.5, 2.0),
+        "names": ["a", "b"],
+        "nothing": None,
+    }
+    write_toml(tmp_path / "config.toml", values)
+    expected = {**values, "weights": [0.5, 2.0]}
+    del expected["nothing"]
+    assert load_toml(tmp_path / "config.toml") == expected
 
 
 @pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
