@@ -44,8 +44,12 @@ def add_commands(app: typer.Typer) -> None:
             int, typer.Option(help="Micro-batches a step: less memory, the same step.")
         ] = 1,
         workers: Annotated[int, typer.Option(help="Processes that prepare batches ahead of time.")] = 0,
+        optimizer: Annotated[str, typer.Option(help="adamw, or lamb for large batches.")] = "adamw",
         learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-5,
         weight_decay: Annotated[float, typer.Option(help="AdamW's decoupled weight decay.")] = 0.01,
+        layer_decay: Annotated[
+            float, typer.Option(help="Each block learns at this times the rate of the block above it.")
+        ] = 1.0,
         warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.1,
         max_grad_norm: Annotated[float, typer.Option(help="Clip gradients to this norm; 0: do not.")] = 1.0,
         max_length: Annotated[
@@ -54,7 +58,16 @@ def add_commands(app: typer.Typer) -> None:
         label_smoothing: Annotated[
             float, typer.Option(help="Share of a label's weight that is spread over all classes.")
         ] = 0.0,
+        class_weights: Annotated[
+            str, typer.Option(help="none, or balanced: weigh classes by the inverse of their frequency.")
+        ] = "none",
         eval_every: Annotated[int, typer.Option(help="Evaluate every N steps; 0: every epoch.")] = 0,
+        keep_best: Annotated[
+            bool, typer.Option("--keep-best", help="Let RUN/final be the best evaluation's checkpoint.")
+        ] = False,
+        patience: Annotated[
+            int, typer.Option(help="End after this many evaluations without a better one; 0: never.")
+        ] = 0,
         seed: Annotated[int, typer.Option(help="Seed of order, dropout and new weights.")] = 0,
         save_every: Annotated[int, typer.Option(help="Save a resumable state every N steps; 0: never.")] = 0,
         log_every: Annotated[int, typer.Option(help="Write metrics every N steps.")] = 10,

@@ -12,6 +12,7 @@ from bertmp.model.heads import Head
 from bertmp.training.tasks import TrainingData
 
 BATCH = 64
+SCORES = ("f1", "accuracy", "pearson")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Evaluation:
     @property
     def loss(self) -> float:
         return self.figures["loss"]
+
+    @property
+    def score(self) -> float:
+        """What evaluations are ranked by, higher is better: the first of `SCORES` there is, else -loss."""
+        return next((self.figures[name] for name in SCORES if name in self.figures), -self.loss)
 
     def to_json(self) -> dict[str, float]:
         return {

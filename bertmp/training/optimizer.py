@@ -1,27 +1,53 @@
-"""AdamW with linear warm-up and decay, as BERT is trained with (Devlin et al. 2019, appendix A.2)."""
+"""The optimizer and its schedule: linear warm-up and decay (Devlin et al. 2019, appendix A.2)."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
+from bertmp.model.heads import Head
+from bertmp.training.lamb import Lamb
 from bertmp.training.settings import TrainSettings
 
+_BLOCK = re.compile(r"^bert\.encoder\.layer\.(\d+)\.")
 
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW over FP32 master weights; biases and LayerNorms are not decayed."""
-    plain = {
-        id(parameter)
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if name == "bias" or isinstance(module, nn.LayerNorm)
-    }
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if id(p) not in plain], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if id(p) in plain], "weight_decay": 0.0},
-    ]
+
+def make_optimizer(model: Head, settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) or LAMB over FP32 master weights.
+
+    Biases and LayerNorms are not decayed. With `layer_decay` below 1, each block learns that much slower
+    than the one above it, and the embeddings slowest.
+    """
+    groups = list(_groups(model, settings))
+    if settings.optimizer == "lamb":
+        return Lamb(groups, lr=settings.learning_rate)
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
+def _groups(model: Head, settings: TrainSettings) -> Iterator[dict[str, Any]]:
+    """Parameters by weight decay and depth; `rate` is what a group's learning rate is multiplied with."""
+    depth = model.config.num_hidden_layers
+    members: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = name.endswith(".bias") or ".LayerNorm." in name
+            decay = 0.0 if plain else settings.weight_decay
+            rate = settings.layer_decay ** _below_top(name, depth)
+            members.setdefault((decay, rate), []).append(parameter)
+    for (decay, rate), parameters in members.items():
+        yield {"params": parameters, "weight_decay": decay, "rate": rate}
+
+
+def _below_top(name: str, depth: int) -> int:
+    """How many blocks lie above a parameter: 0 for the head and pooler, 1 for the last block, …"""
+    if name.startswith("bert.embeddings."):
+        return depth + 1
+    block = _BLOCK.match(name)
+    return depth - int(block[1]) if block else 0
 
 
 def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
@@ -32,5 +58,6 @@ def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the rate of every group, each times its own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate"]

@@ -9,6 +9,8 @@ from pathlib import Path
 from bertmp.errors import InputError
 from bertmp.files import write_toml
 
+OPTIMIZERS = ("adamw", "lamb")
+CLASS_WEIGHTS = ("none", "balanced")
 TASKS = ("classification",)
 
 
@@ -26,12 +28,17 @@ class TrainSettings:
         batch_size: examples a step, over all processes and micro-batches.
         accumulate: micro-batches a step; less memory, the same step.
         workers: processes that prepare batches ahead of time; 0 prepares them in between.
+        optimizer: `adamw`, or `lamb` for large batches.
         learning_rate: the peak; it rises over the first `warmup` of all steps and falls linearly to 0.
         weight_decay: decoupled (Loshchilov & Hutter 2019); biases and LayerNorms are exempt.
+        layer_decay: each block learns at this times the rate of the block above it; 1 for all alike.
         max_grad_norm: gradients are clipped to this L2 norm; 0 switches clipping off.
         max_length: the most tokens of a text; the model's positions where None.
         label_smoothing: share of a label's weight that is spread over all classes.
+        class_weights: `none`, or `balanced` to weigh each class by the inverse of its frequency.
         eval_every: steps between evaluations; every epoch where 0.
+        keep_best: `final` is the checkpoint of the best evaluation instead of the last one's.
+        patience: evaluations without a better one after which the run ends early; 0 never ends it.
         save_every: steps between resumable states; 0 saves none.
         log_every: steps between lines of `metrics.jsonl`.
         max_skipped: non-finite steps in a row after which the run stops.
@@ -49,14 +56,19 @@ class TrainSettings:
     batch_size: int = 32
     accumulate: int = 1
     workers: int = 0
+    optimizer: str = "adamw"
     learning_rate: float = 5e-5
     weight_decay: float = 0.01
+    layer_decay: float = 1.0
     warmup: float = 0.1
     max_grad_norm: float = 1.0
     max_length: int | None = None
     label_smoothing: float = 0.0
+    class_weights: str = "none"
     seed: int = 0
     eval_every: int = 0
+    keep_best: bool = False
+    patience: int = 0
     save_every: int = 0
     log_every: int = 10
     max_skipped: int = 10
@@ -69,7 +81,7 @@ class TrainSettings:
             raise InputError(f"unknown task '{self.task}'", "TASK", f"use one of {', '.join(TASKS)}")
         for name in ("epochs", "batch_size", "accumulate", "log_every", "max_skipped"):
             self._require(getattr(self, name) >= 1, name, "give at least 1")
-        for name in ("workers", "eval_every", "save_every", "seed"):
+        for name in ("workers", "eval_every", "save_every", "seed", "patience"):
             self._require(getattr(self, name) >= 0, name, "give 0 or a positive number")
         self._require(self.steps is None or self.steps >= 1, "steps", "give at least 1")
         self._require(self.max_length is None or self.max_length >= 3, "max_length", "give at least 3")
@@ -77,6 +89,14 @@ class TrainSettings:
         self._require(math.isfinite(rate) and rate > 0, "learning_rate", "give a positive number")
         self._require(0 <= self.warmup < 1, "warmup", "give a share of the steps, from 0 to below 1")
         self._require(0 <= self.label_smoothing < 1, "label_smoothing", "give a share from 0 to below 1")
+        self._require(0 < self.layer_decay <= 1, "layer_decay", "give a factor above 0, at most 1")
+        self._require(self.optimizer in OPTIMIZERS, "optimizer", f"use one of {', '.join(OPTIMIZERS)}")
+        self._require(
+            self.class_weights in CLASS_WEIGHTS, "class_weights", f"use one of {', '.join(CLASS_WEIGHTS)}"
+        )
+        if (self.patience or self.keep_best) and self.eval_data is None:
+            option = "--patience" if self.patience else "--keep-best"
+            raise InputError(f"{option} without evaluation data", option, "give --eval-data")
         for name in ("weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             self._require(math.isfinite(value) and value >= 0, name, "give 0 or a positive number")
