@@ -101,8 +101,8 @@ def export(
 def _write_companions(loaded: LoadedCheckpoint, folder: Path) -> None:
     from bertmp.model.checkpoint import copy_tokenizer
 
-    write_json(folder / names.CONFIG, loaded.config.to_dict(loaded.model.architecture))
-    if loaded.labels:
+    write_json(folder / names.CONFIG, loaded.config.to_dict(loaded.model.architecture, loaded.model.problem))
+    if loaded.model.classes:
         (folder / names.LABELS).write_text("".join(f"{label}\n" for label in loaded.labels), encoding="utf-8")
     copy_tokenizer(loaded.folder, folder)
     if not (folder / "tokenizer.json").is_file():

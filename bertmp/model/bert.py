@@ -149,14 +149,18 @@ class Pooler(nn.Module):
 
 
 class Bert(nn.Module):
-    """Embeddings, encoder, pooler."""
+    """Embeddings, encoder, pooler.
 
-    def __init__(self, config: BertConfig) -> None:
+    Args:
+        pooling: False leaves the pooler out, for heads that read every token's state.
+    """
+
+    def __init__(self, config: BertConfig, pooling: bool = True) -> None:
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
-        self.pooler = Pooler(config)
+        self.pooler = Pooler(config) if pooling else None
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
@@ -173,9 +177,14 @@ class Bert(nn.Module):
 
     def read(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Reads a batch in any layout: INT64 `[…]` each → FP32 `[…, hidden]` and `[batch, hidden]`."""
-        hidden = self.embeddings(input_ids, token_type_ids, layout.positions)
-        hidden = self.encoder(hidden, layout)
+        hidden = self.encode(input_ids, token_type_ids, layout)
+        assert self.pooler is not None, "a BERT without a pooler is read with encode"
         return hidden, self.pooler(layout.first(hidden))
+
+    def encode(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> Tensor:
+        """Reads a batch in any layout, without pooling: INT64 `[…]` each → FP32 `[…, hidden]`."""
+        hidden = self.embeddings(input_ids, token_type_ids, layout.positions)
+        return self.encoder(hidden, layout)
 
 
 def initialise(module: nn.Module, config: BertConfig, generator: torch.Generator | None = None) -> None:

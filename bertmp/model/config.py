@@ -52,6 +52,14 @@ class BertConfig:
         Errors: InputError where it is missing, no JSON object, or not the configuration of a BERT that
         this model can be.
         """
+        return cls.from_dict(cls.read(path), Path(path))
+
+    @staticmethod
+    def read(path: Path) -> dict[str, Any]:
+        """The keys of `config.json`, or of the one in a folder, as they stand.
+
+        Errors: InputError where it is missing or no JSON object.
+        """
         path = Path(path)
         if path.is_dir():
             path = path / "config.json"
@@ -60,7 +68,7 @@ class BertConfig:
         data = read_json(path)
         if not isinstance(data, dict):
             raise InputError("config.json is not a JSON object", path, "replace it")
-        return cls.from_dict(data, path)
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: Path) -> BertConfig:
@@ -77,9 +85,10 @@ class BertConfig:
         extra = {
             key: value
             for key, value in data.items()
-            if key not in known and key not in ("id2label", "label2id")
+            if key not in known and key not in ("id2label", "label2id", "num_labels")
         }
-        config = cls(**values, labels=_labels(data.get("id2label"), where), extra=extra)
+        labels = _labels(data.get("id2label"), where) or unnamed_labels(data.get("num_labels"))
+        config = cls(**values, labels=labels, extra=extra)
         config._check(where)
         return config
 
@@ -117,14 +126,27 @@ class BertConfig:
         """The same model for other classes."""
         return replace(self, labels=labels)
 
-    def to_dict(self, architecture: str) -> dict[str, Any]:
-        """Hugging Face's keys, as `config.json` holds them."""
+    def to_dict(self, architecture: str, problem: str = "") -> dict[str, Any]:
+        """Hugging Face's keys, as `config.json` holds them.
+
+        Args:
+            architecture: the class that the weights belong to.
+            problem: the `problem_type`; empty for a class that does one thing alone.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("labels", "extra")}
-        out = {**self.extra, **values, "model_type": "bert", "architectures": [architecture]}
+        extra = {key: value for key, value in self.extra.items() if key != "problem_type"}
+        out = {**extra, **values, "model_type": "bert", "architectures": [architecture]}
+        if problem:
+            out["problem_type"] = problem
         if self.labels:
             out["id2label"] = {str(number): label for number, label in enumerate(self.labels)}
             out["label2id"] = {label: number for number, label in enumerate(self.labels)}
         return out
+
+
+def unnamed_labels(count: Any) -> tuple[str, ...]:
+    """Hugging Face's names for `count` classes that nobody named; none where `count` is no number."""
+    return tuple(f"LABEL_{number}" for number in range(count)) if isinstance(count, int) else ()
 
 
 def _labels(id2label: Any, where: Path) -> tuple[str, ...]:

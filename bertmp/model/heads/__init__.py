@@ -5,10 +5,35 @@ from __future__ import annotations
 from bertmp.errors import InputError
 from bertmp.model.heads.base import EncoderOnly, Head, LossOptions
 from bertmp.model.heads.classification import SequenceClassifier
+from bertmp.model.heads.multi_label import MultiLabelClassifier
+from bertmp.model.heads.pretraining import PreTraining
+from bertmp.model.heads.regression import Regressor
+from bertmp.model.heads.token_classification import TokenClassifier
 
-HEADS: dict[str, type[Head]] = {head.task: head for head in (EncoderOnly, SequenceClassifier)}
+HEADS: dict[str, type[Head]] = {
+    head.task: head
+    for head in (
+        EncoderOnly,
+        SequenceClassifier,
+        MultiLabelClassifier,
+        Regressor,
+        TokenClassifier,
+        PreTraining,
+    )
+}
 
-__all__ = ["HEADS", "EncoderOnly", "Head", "LossOptions", "SequenceClassifier", "head_for"]
+__all__ = [
+    "HEADS",
+    "EncoderOnly",
+    "Head",
+    "LossOptions",
+    "MultiLabelClassifier",
+    "PreTraining",
+    "Regressor",
+    "SequenceClassifier",
+    "TokenClassifier",
+    "head_for",
+]
 
 
 def head_for(task: str) -> type[Head]:

@@ -41,6 +41,11 @@ class Head(nn.Module):
         outputs: the names of the graph's outputs, in the order in which `forward` returns them.
         own_keys: prefixes of the weights that belong to the head, not to BERT.
         losses: the names of the loss's parts.
+        problem: Hugging Face's `problem_type`, which tells heads of one architecture apart; empty where
+            there is one alone.
+        classes: whether the logits stand for the labels of the configuration.
+        pooling: whether the head reads the pooled state.
+        tied: weights that checkpoints may hold twice: the other name, and ours.
     """
 
     task: ClassVar[str]
@@ -48,11 +53,15 @@ class Head(nn.Module):
     outputs: ClassVar[tuple[str, ...]]
     own_keys: ClassVar[tuple[str, ...]] = ()
     losses: ClassVar[tuple[str, ...]] = ()
+    problem: ClassVar[str] = ""
+    classes: ClassVar[bool] = False
+    pooling: ClassVar[bool] = True
+    tied: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.config = config
-        self.bert = Bert(config)
+        self.bert = Bert(config, self.pooling)
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The states of a packed batch, FP32 `[tokens, hidden]` and `[batch, hidden]`."""

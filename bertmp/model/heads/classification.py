@@ -1,4 +1,4 @@
-"""One label a text or pair of texts (Devlin et al. 2019, section 4.1): a linear layer on the pooled state."""
+"""Answers about a text or a pair of them (Devlin et al. 2019, section 4.1): a layer on the pooled state."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from bertmp.model.dropout import Dropout
 from bertmp.model.heads.base import Head, LossOptions
 
 
-class SequenceClassifier(Head):
-    """Single-label classification; targets: `labels`, INT64 `[batch]`."""
+class SequenceHead(Head):
+    """Some numbers a text: what classification and regression share."""
 
-    task = "classification"
     architecture = "BertForSequenceClassification"
     outputs = ("logits",)
     own_keys = ("classifier.",)
-    losses = ("label",)
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -32,12 +30,25 @@ class SequenceClassifier(Head):
         _, pooled = self.bert(input_ids, attention_mask, token_type_ids)
         return self._classify(pooled)
 
+    def answer(self, batch: Batch) -> Tensor:
+        """Logits of a packed batch, FP32 `[batch, labels]`."""
+        _, pooled = self.read(batch)
+        return self._classify(pooled)
+
     def _classify(self, pooled: Tensor) -> Tensor:
         return self.classifier(self.dropout(pooled)).float()
 
+
+class SequenceClassifier(SequenceHead):
+    """Single-label classification; targets: `labels`, INT64 `[batch]`."""
+
+    task = "classification"
+    losses = ("label",)
+    problem = "single_label_classification"
+    classes = True
+
     def sums(self, batch: Batch, options: LossOptions) -> Tensor:
-        _, pooled = self.read(batch)
-        return self.loss_sum(self._classify(pooled), batch.targets["labels"], options)[None]
+        return self.loss_sum(self.answer(batch), batch.targets["labels"], options)[None]
 
     @staticmethod
     def loss_sum(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
@@ -53,8 +64,7 @@ class SequenceClassifier(Head):
         return [float(len(batch))]
 
     def score(self, batch: Batch) -> dict[str, float]:
-        _, pooled = self.read(batch)
-        logits, labels = self._classify(pooled), batch.targets["labels"]
+        logits, labels = self.answer(batch), batch.targets["labels"]
         return {
             "examples": float(len(batch)),
             "loss": float(self.loss_sum(logits, labels, LossOptions())),

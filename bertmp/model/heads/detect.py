@@ -1,0 +1,75 @@
+"""What a checkpoint is: by what its configuration says, else by the names of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from bertmp.errors import InputError
+from bertmp.model.config import BertConfig
+
+_FAMILIES = {
+    "BertModel": "encoder",
+    "BertForTokenClassification": "token-classification",
+    "BertForPreTraining": "pretraining",
+    "BertForMaskedLM": "pretraining",
+    "BertForNextSentencePrediction": "pretraining",
+}
+"""Hugging Face's name of a class → the task of the head that stands for it."""
+
+_SEQUENCE = "BertForSequenceClassification"
+_PROBLEMS = {
+    "single_label_classification": "classification",
+    "multi_label_classification": "multi-label-classification",
+    "regression": "regression",
+}
+_ELSEWHERE = ("BertForQuestionAnswering", "BertForMultipleChoice", "BertLMHeadModel")
+
+
+class HasShape(Protocol):
+    """Anything with a shape: a weight, or what stands for one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def detect_task(config: BertConfig, weights: Mapping[str, HasShape], where: Path) -> str:
+    """The task of a checkpoint's head.
+
+    Args:
+        weights: by our names; see `bertmp.model.weights`.
+        where: the folder, for messages.
+
+    Errors: InputError where the configuration names a head that is not among ours.
+    """
+    named = str((config.extra.get("architectures") or [""])[0])
+    if named in _ELSEWHERE:
+        raise InputError(
+            f"the checkpoint's head is {named}, which is not one of ours",
+            where,
+            "name another with --task, such as encoder",
+        )
+    if named in _FAMILIES:
+        return _FAMILIES[named]
+    if named == _SEQUENCE:
+        return _sequence_task(config, weights)
+    return _by_weights(config, weights)
+
+
+def _by_weights(config: BertConfig, weights: Mapping[str, HasShape]) -> str:
+    if "classifier.weight" in weights:
+        # Of Hugging Face's classifiers, the one of tokens is the one without a pooler.
+        pooled = "bert.pooler.dense.weight" in weights
+        return _sequence_task(config, weights) if pooled else "token-classification"
+    return "pretraining" if any(name.startswith("cls.") for name in weights) else "encoder"
+
+
+def _sequence_task(config: BertConfig, weights: Mapping[str, HasShape]) -> str:
+    """Which of the heads that Hugging Face has one class for."""
+    problem = config.extra.get("problem_type")
+    if problem in _PROBLEMS:
+        return _PROBLEMS[problem]
+    classifier = weights.get("classifier.weight")
+    width = classifier.shape[0] if classifier is not None else len(config.labels)
+    return "regression" if width == 1 else "classification"
