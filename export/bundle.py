@@ -59,6 +59,12 @@ class Bundle:
         return dict(read_json(self.folder / CONFIG))
 
     @property
+    def task(self) -> str:
+        """The head that was exported, such as `classification`."""
+        exported = self.manifest.stages.get(EXPORT)
+        return str(exported.settings.get("task", "classification")) if exported else "classification"
+
+    @property
     def max_positions(self) -> int:
         """The longest sequence the model takes, in tokens."""
         return int(self.config["max_position_embeddings"])

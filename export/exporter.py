@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from bertmp.errors import InputError
 from bertmp.export import bundle as names
 from bertmp.export.graph import OPSET, export_graph
 from bertmp.export.manifest import Manifest, record
 from bertmp.export.precision.apply import cast_count
 from bertmp.export.precision.convert import check_graph, plan_of
 from bertmp.export.precision.plan import PrecisionPlan
-from bertmp.files import atomic_folder, sha256_file, write_json
+from bertmp.files import atomic_folder, write_json
 
 if TYPE_CHECKING:
     from bertmp.model.checkpoint import LoadedCheckpoint
@@ -35,6 +36,7 @@ class ExportResult:
         casts: casts that the conversion inserted.
         bytes_fp32, bytes_fp16: sizes of the graphs' files; the second is 0 with `--no-fp16`.
         seconds: wall time.
+        remarks: how the checkpoint was understood, where that is worth knowing.
     """
 
     bundle: Path
@@ -44,6 +46,7 @@ class ExportResult:
     bytes_fp32: int
     bytes_fp16: int
     seconds: float
+    remarks: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         ratio = self.bytes_fp16 / self.bytes_fp32 if self.bytes_fp16 else None
@@ -70,13 +73,15 @@ def export(
         task: the head, where the checkpoint does not say it.
         report: called with the name of each step as it begins.
 
-    Errors: InputError for a bad checkpoint, an unknown task or opset, a full disk.
+    Errors: InputError for a bad checkpoint, one without weights for the head, an unknown task or opset, a
+    full disk.
     """
     from bertmp.model.checkpoint import load_checkpoint
 
     started = time.monotonic()
     report("reading the checkpoint")
     loaded = load_checkpoint(Path(checkpoint), task)
+    _check_is_trained(loaded)
     with atomic_folder(Path(out)) as folder:
         report("tracing the model")
         graph = export_graph(loaded.model, opset)
@@ -98,6 +103,17 @@ def export(
     return _result(Path(out), loaded, plan, casts, started)
 
 
+def _check_is_trained(loaded: LoadedCheckpoint) -> None:
+    """Errors: InputError where nothing of the head is in the checkpoint: its answers would be random."""
+    own = [name for name in loaded.model.state_dict() if name.startswith(loaded.model.own_keys or "bert.")]
+    if set(own) <= set(loaded.new):
+        raise InputError(
+            f"the checkpoint has no weights for {loaded.model.task}: {own[0]} is missing",
+            loaded.folder,
+            "train it first, or name what it is with --task",
+        )
+
+
 def _write_companions(loaded: LoadedCheckpoint, folder: Path) -> None:
     from bertmp.model.checkpoint import copy_tokenizer
 
@@ -110,8 +126,9 @@ def _write_companions(loaded: LoadedCheckpoint, folder: Path) -> None:
 
 
 def _export_record(loaded: LoadedCheckpoint, folder: Path, opset: int, started: float) -> Any:
+    from bertmp.model.weights import fingerprint
+
     written = sorted(path.name for path in folder.iterdir())
-    weights = loaded.folder / "model.safetensors"
     return record(
         folder,
         inputs=[],
@@ -119,10 +136,11 @@ def _export_record(loaded: LoadedCheckpoint, folder: Path, opset: int, started: 
         tools=["bertmp", "torch", "onnx", "onnxscript"],
         settings={"checkpoint": str(loaded.folder.resolve()), "opset": opset, "task": loaded.model.task},
         results={
-            "checkpoint_sha256": sha256_file(weights),
+            "checkpoint_sha256": fingerprint(loaded.folder),
             "outputs": list(loaded.model.outputs),
             "newly_initialised": list(loaded.new),
             "unused": list(loaded.unused),
+            "assumed": dict(loaded.assumed),
         },
         seconds=time.monotonic() - started,
     )
@@ -159,4 +177,5 @@ def _result(
         bytes_fp32=(out / names.FP32_GRAPH).stat().st_size,
         bytes_fp16=half.stat().st_size if plan else 0,
         seconds=time.monotonic() - started,
+        remarks=tuple(loaded.remarks()),
     )

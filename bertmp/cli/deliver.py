@@ -75,6 +75,7 @@ def add_commands(app: typer.Typer) -> None:
 
 def _describe_export(result: Any) -> str:
     lines = [
+        *result.remarks,
         f"{result.bundle} ({result.task}), {result.seconds:.1f} s",
         f"  model.onnx       {result.bytes_fp32 / 1e6:8.1f} MB",
     ]

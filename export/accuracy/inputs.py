@@ -71,11 +71,15 @@ class Batch:
 def read_inputs(bundle: Bundle, data: Path, columns: Columns | None = None) -> ParityData:
     """Reads `data`, with the bundle's tokenizer and its labels' order.
 
-    Errors: InputError for a file that cannot be read (see `read_examples`), for a bundle without classes,
-    and for a label that the bundle does not know.
+    Errors: InputError for a file that cannot be read (see `read_examples`), for a bundle of another task than
+    classification, and for a label that the bundle does not know.
     """
-    if not bundle.labels:
-        raise InputError("the model has no classes", bundle.folder, "parity compares classification models")
+    if bundle.task != "classification" or not bundle.labels:
+        raise InputError(
+            f"parity compares classification models, and this one's task is {bundle.task}",
+            bundle.folder,
+            "compare a classification model",
+        )
     examples = read_examples(data, columns)
     inputs = ParityInputs(
         texts=examples.texts,

@@ -12,9 +12,6 @@ from bertmp.errors import InputError
 from bertmp.export.accuracy.inputs import Batch, answer_all
 from bertmp.export.accuracy.stages import NotRun, ParityInputs, StageOutput
 from bertmp.export.manifest import StageRecord
-from bertmp.files import sha256_file
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class TorchStage:
     Attributes:
         name: `torch-fp32`.
         folder: the checkpoint; None where the bundle does not say.
-        sha256: of the `model.safetensors` that was exported; empty where the bundle does not say.
+        sha256: of the weights that were exported; empty where the bundle does not say.
         chosen: whether the user named the folder, so that a wrong one is an error and not a reason.
     """
 
@@ -44,11 +41,15 @@ class TorchStage:
 
     def obstacle(self) -> str:
         """Why the checkpoint cannot be the reference; empty where it can."""
+        from bertmp.model.weights import fingerprint
+
         if self.folder is None:
             return "the manifest names no checkpoint"
-        if not (self.folder / WEIGHTS).is_file():
+        try:
+            found = fingerprint(self.folder)
+        except InputError:
             return f"the checkpoint is not on this machine: {self.folder}"
-        if self.sha256 and sha256_file(self.folder / WEIGHTS) != self.sha256:
+        if self.sha256 and found != self.sha256:
             return f"the checkpoint is not the one that was exported: {self.folder}"
         return ""
 
@@ -71,7 +72,7 @@ class TorchStage:
 
         from bertmp.model.checkpoint import load_checkpoint
 
-        model = load_checkpoint(self.folder).model
+        model = load_checkpoint(self.folder, "classification").model
 
         def answer(batch: Batch) -> np.ndarray:
             tensors = [torch.from_numpy(tensor) for tensor in batch.feed().values()]
