@@ -3,17 +3,22 @@
 #
 #   make quickstart   the whole pipeline on real questions, from set-up to two answers
 #   make test         lint, types and tests
+#   make bench-train  fine-tuning and pre-training against the usual way: benchmarks/results/train.json
+#   make test-gpu     the tests that need CUDA; from a plain checkout with whatever PYTHON has,
+#   make bench-gpu    its benchmark: benchmarks/results/gpu.json; neither installs or fetches anything
 #
 # PYTHON=python3.12           another Python (3.10 or later) for .venv
 # EXTRAS=gpu,dev              other extras of pyproject.toml
 # TORCH_INDEX=URL             one more package index to take torch from: PyTorch's CPU index saves a
 #                             machine without a GPU several gigabytes of CUDA libraries
 # TEST_SECONDS=600            after which the tests are stopped
+# BENCH_OPTIONS=--quick       further options of a benchmark
 
 PYTHON ?= python3
 EXTRAS ?= cpu,dev
 TORCH_INDEX ?=
 TEST_SECONDS ?= 600
+BENCH_OPTIONS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +28,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRAS)
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup triton data quickstart test lint clean
+.PHONY: help setup triton data quickstart test bench-train test-gpu bench-gpu lint clean
 
 # $(call stage,TITLE,COMMAND): runs it between two lines that say what it is and how long it took.
 define stage
@@ -65,6 +70,16 @@ lint: $(INSTALLED)
 
 test: triton data lint
 	$(call stage,tests,timeout --foreground --signal=INT --kill-after=30 $(TEST_SECONDS) $(BIN)/python -m pytest -q)
+
+bench-train: data
+	$(call stage,training against the usual way,$(BIN)/python -m benchmarks.train $(BENCH_OPTIONS))
+
+# Without a GPU both say so in one line and leave with 4, which make reports and turns into its own code 2.
+test-gpu:
+	@PYTHONPATH=. $(PYTHON) -m tests.gpu
+
+bench-gpu:
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.gpu $(BENCH_OPTIONS)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,139 @@
+"""Pre-training a model of MiniLM's size on film dialogues, against the usual `BertForPreTraining` loop."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.children import run_child
+from benchmarks.flops import Work, pretraining_flops
+from benchmarks.sides import Measure, Run, alternate, both, of_side, say, speed
+from benchmarks.size import Size
+
+SETTINGS = {"batch_size": 32, "max_length": 128, "learning_rate": 1e-4}
+OURS, PEER = "benchmarks.ours.pretrain", "benchmarks.peers.pretrain"
+HELD_OUT = 1024
+"""Pairs at the file's end that nobody trains on: the judge's."""
+MASKED = 0.15
+
+
+def pretrain(size: Size, scratch: Path) -> dict[str, Any]:
+    """Measures both sides from one set of random weights, and lets one judge compare what they learnt.
+
+    The loss is the mean over the last half of the steps and all seeds, each step's as the side reports it;
+    `held_out_loss` is the judge's, the same batches and masks for both.
+    """
+    from bertmp import download
+
+    folders = download(["moviedialog", "minilm"])
+    model = scratch / "start"
+    run_child("benchmarks.peers.start", {"model": str(folders["minilm"]), "out": str(model)}, size.threads)
+    data, held_out = split(folders["moviedialog"] / "pairs.tsv", scratch)
+
+    def side(name: str, module: str, steps: int, **options: Any) -> Measure:
+        arguments = {"data": str(data), "model": str(model), "steps": steps, "unmeasured": size.unmeasured}
+        return lambda seed: run_child(
+            module,
+            {**arguments, **SETTINGS, **options, "out": str(scratch / f"{name}-{seed}"), "seed": seed},
+            size.threads,
+        )
+
+    def peak(seed: int) -> dict[str, Any]:
+        return run_child("benchmarks.machine", {"seconds": size.gemm_seconds}, size.threads)
+
+    sides = {
+        "peak": peak,
+        "ours": side("ours", OURS, size.steps),
+        "peer": side("peer", PEER, size.steps, padded=False),
+    }
+    runs = alternate(sides, size.seeds, show)
+    say(f"  the peer padded to {SETTINGS['max_length']}:")
+    fewer = size.unmeasured + max(1, (size.steps - size.unmeasured) // 3)
+    runs += alternate({"padded": side("padded", PEER, fewer, padded=True)}, 1, show)
+    peaks = {name: max(of_side(runs, "peak", name)) for name in ("bf16", "fp32")}
+    ours, peer, padded = (speed(runs, name, "tokens") for name in ("ours", "peer", "padded"))
+    flops = flops_a_token(data, model)
+    return {
+        "unit": "tokens/s",
+        "ours": ours,
+        "peer": peer,
+        "ratio": ours / peer,
+        "peer_padded_to_128": padded,
+        "loss": both(runs, "losses", lambda losses: statistics.fmean(settled(losses))),
+        "loss_standard_error": both(runs, "losses", lambda losses: standard_error(settled(losses))),
+        "held_out_loss": judge(size, scratch, held_out),
+        "peak_memory_bytes": both(runs, "peak_memory_bytes", max),
+        "flops_share": ours * flops / peaks["bf16"],
+        "peer_flops_share": peer * flops / peaks["bf16"],
+        "gemm_flops_per_second": peaks,
+        "settings": {**SETTINGS, "steps": size.steps, "unmeasured": size.unmeasured, "precision": "bf16"},
+        "runs": [{"side": run.side, "seed": run.seed, **run.values} for run in runs],
+    }
+
+
+def show(run: Run) -> str:
+    """One run in one line."""
+    values = run.values
+    if run.side == "peak":
+        return f"{values['bf16'] / 1e9:.0f} GFLOP/s in BF16, {values['fp32'] / 1e9:.0f} in FP32"
+    rate, memory = values["tokens"] / values["seconds"], values["peak_memory_bytes"] / 1e6
+    return f"{rate:.0f} tokens/s, loss {statistics.fmean(settled([values['losses']])):.3f}, {memory:.0f} MB"
+
+
+def settled(runs: Sequence[Sequence[float]]) -> list[float]:
+    """The losses of the last half of each run's steps."""
+    return [loss for losses in runs for loss in losses[len(losses) // 2 :]]
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of the values; 0 where there is one alone."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def judge(size: Size, scratch: Path, held_out: Path) -> dict[str, float]:
+    """Each side's mean loss on held-out pairs over its seeds."""
+
+    def loss(side: str, seed: int) -> float:
+        arguments = {
+            "data": str(held_out),
+            "checkpoint": str(scratch / f"{side}-{seed}"),
+            "max_length": SETTINGS["max_length"],
+            "batch_size": SETTINGS["batch_size"],
+            "count": HELD_OUT // 32,
+        }
+        return float(run_child("benchmarks.peers.judge", arguments, size.threads)["loss"])
+
+    return {
+        side: statistics.fmean(loss(side, seed) for seed in range(size.seeds)) for side in ("ours", "peer")
+    }
+
+
+def split(pairs: Path, scratch: Path) -> tuple[Path, Path]:
+    """The pairs to train on and those held out, as two files with the header."""
+    header, *lines = pairs.read_text(encoding="utf-8").splitlines(keepends=True)
+    parts = []
+    for name, rows in (("train.tsv", lines[:-HELD_OUT]), ("held-out.tsv", lines[-HELD_OUT:])):
+        parts.append(scratch / f"pairs-{name}")
+        parts[-1].write_text(header + "".join(rows), encoding="utf-8")
+    return parts[0], parts[1]
+
+
+def flops_a_token(data: Path, model: Path) -> float:
+    """What one real token costs on average, the vocabulary's projection of the masked ones included.
+
+    Taken from the first 4,000 pairs as they stand: the mixture of lengths is all that matters.
+    """
+    from bertmp.data.readers import read_examples
+    from bertmp.model.config import BertConfig
+    from bertmp.tokenizer import Tokenizer
+
+    examples = read_examples(data)
+    assert examples.pairs is not None
+    texts, pairs = (list(itertools.islice(column, 4000)) for column in (examples.texts, examples.pairs))
+    work = Work.of([len(row) for row in Tokenizer.load(model, SETTINGS["max_length"]).encode(texts, pairs)])
+    masked = MASKED * (work.tokens - 3 * work.texts)
+    return pretraining_flops(BertConfig.load(model), work, masked) / work.tokens
