@@ -1,13 +1,14 @@
 """BERT's WordPiece tokenizer, read from a checkpoint folder (Devlin et al. 2019, section 3).
 
 The `tokenizers` library does the work. A folder brings `tokenizer.json`, or `vocab.txt` alone, in which
-case `tokenizer_config.json` says how text is normalised (lower-cased where it is silent).
+case `tokenizer_config.json` says how text is normalised; where it is silent, the vocabulary shows whether
+it is lower-cased.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,19 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class EncodedWords:
+    """One sentence, given word by word.
+
+    Attributes:
+        row: its pieces.
+        first: word's number → place of its first piece; without words that were cut or have no piece.
+    """
+
+    row: Encoded
+    first: dict[int, int]
 
 
 class Tokenizer:
@@ -84,6 +98,17 @@ class Tokenizer:
             raise InputError(f"the tokenizer has no {token} token", "", "use a BERT tokenizer")
         return int(found)
 
+    def tokens(self) -> list[str]:
+        """The token of each id; empty where the ids have a gap."""
+        by_id = {number: token for token, number in self._fast.get_vocab(with_added_tokens=True).items()}
+        return [by_id.get(number, "") for number in range(max(by_id) + 1)]
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of `texts` alone: uncut, without `[CLS]` and `[SEP]`."""
+        return [
+            encoding.ids for encoding in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
+
     def fingerprint(self) -> str:
         """SHA-256 of the whole tokenizer: equal exactly when texts become the same ids."""
         return hashlib.sha256(self._fast.to_str().encode()).hexdigest()
@@ -93,23 +118,39 @@ class Tokenizer:
 
         Too long a text loses its tail, and of a pair the longer text loses first; `truncated` says so.
         """
-        inputs: Sequence[object] = texts if pairs is None else list(zip(texts, pairs, strict=True))
+        inputs: Sequence[Any] = texts if pairs is None else list(zip(texts, pairs, strict=True))
         special = self._fast.num_special_tokens_to_add(pairs is not None)
-        encodings = self._fast.encode_batch_fast(inputs, add_special_tokens=True)
+        encodings, cut = self._encode(inputs, special, words=False)
+        return [
+            Encoded(list(encoding.ids), list(encoding.type_ids), row in cut)
+            for row, encoding in enumerate(encodings)
+        ]
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[EncodedWords]:
+        """Token ids of sentences that are given word by word; too long a sentence loses its last words."""
+        encodings, cut = self._encode(sentences, self._fast.num_special_tokens_to_add(False), words=True)
+        return [
+            EncodedWords(
+                Encoded(list(encoding.ids), list(encoding.type_ids), row in cut), _first_pieces(encoding)
+            )
+            for row, encoding in enumerate(encodings)
+        ]
+
+    def _encode(self, inputs: Sequence[Any], special: int, words: bool) -> tuple[list[Any], set[int]]:
+        """The library's encodings, none too long, and the rows that were cut for it."""
+        # The fast way keeps no word numbers.
+        run = self._fast.encode_batch if words else self._fast.encode_batch_fast
+        encodings = run(inputs, words, True)
         long = [row for row, encoding in enumerate(encodings) if len(encoding.ids) > self.max_length]
         if long:
             self._fast.enable_truncation(max(self.max_length, special), strategy="longest_first")
             try:
-                cut = self._fast.encode_batch_fast([inputs[row] for row in long], add_special_tokens=True)
+                cut = run([inputs[row] for row in long], words, True)
             finally:
                 self._fast.no_truncation()
             for row, encoding in zip(long, cut, strict=True):
                 encodings[row] = encoding
-        cut_rows = set(long)
-        return [
-            Encoded(list(encoding.ids), list(encoding.type_ids), row in cut_rows)
-            for row, encoding in enumerate(encodings)
-        ]
+        return encodings, set(long)
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json` as Hugging Face reads them."""
@@ -130,6 +171,14 @@ class Tokenizer:
                 "mask_token": "[MASK]",
             },
         )
+
+
+def _first_pieces(encoding: Any) -> dict[int, int]:
+    first: dict[int, int] = {}
+    for place, word in enumerate(encoding.word_ids):
+        if word is not None:
+            first.setdefault(word, place)
+    return first
 
 
 def _read(folder: Path) -> FastTokenizer:
@@ -154,10 +203,16 @@ def _read(folder: Path) -> FastTokenizer:
     # The library's ready-made class wraps a plain tokenizer; the plain one is what we keep.
     return BertWordPieceTokenizer(
         vocab,
-        lowercase=settings.get("do_lower_case", True),
+        lowercase=settings.get("do_lower_case", not _is_cased(vocab)),
         strip_accents=settings.get("strip_accents"),
         handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
     )._tokenizer
+
+
+def _is_cased(vocab: Iterable[str]) -> bool:
+    """Whether words of the vocabulary have capitals; names in brackets, such as `[CLS]`, are no words."""
+    words = (token for token in vocab if not (token[:1] == "[" and token[-1:] == "]"))
+    return any("A" <= letter <= "Z" for word in words for letter in word)
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -43,6 +43,25 @@ def add_commands(app: typer.Typer) -> None:
         accumulate: Annotated[
             int, typer.Option(help="Micro-batches a step: less memory, the same step.")
         ] = 1,
+        activation_checkpointing: Annotated[
+            bool,
+            typer.Option("--activation-checkpointing", help="Compute blocks twice: less memory, same step."),
+        ] = False,
+        data_parallel: Annotated[
+            int | None,
+            typer.Option(
+                help="Groups of processes that share out a batch, with torchrun; default: all there are."
+            ),
+        ] = None,
+        tensor_parallel: Annotated[
+            int, typer.Option(help="Processes of a group, which share out each block.")
+        ] = 1,
+        shard: Annotated[
+            bool,
+            typer.Option(
+                "--shard", help="Spread weights and optimizer states over the data-parallel processes."
+            ),
+        ] = False,
         workers: Annotated[int, typer.Option(help="Processes that prepare batches ahead of time.")] = 0,
         optimizer: Annotated[str, typer.Option(help="adamw, or lamb for large batches.")] = "adamw",
         learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-5,
@@ -68,6 +87,16 @@ def add_commands(app: typer.Typer) -> None:
         patience: Annotated[
             int, typer.Option(help="End after this many evaluations without a better one; 0: never.")
         ] = 0,
+        no_nsp: Annotated[
+            bool, typer.Option("--no-nsp", help="Pre-train on masked words alone, without next sentences.")
+        ] = False,
+        mask_rate: Annotated[float, typer.Option(help="Share of tokens masked in pre-training.")] = 0.15,
+        whole_word_masking: Annotated[
+            bool, typer.Option("--whole-word-masking", help="Mask all pieces of a word or none.")
+        ] = False,
+        short_rate: Annotated[
+            float, typer.Option(help="Share of pre-training samples packed to a shorter length.")
+        ] = 0.1,
         seed: Annotated[int, typer.Option(help="Seed of order, dropout and new weights.")] = 0,
         save_every: Annotated[int, typer.Option(help="Save a resumable state every N steps; 0: never.")] = 0,
         log_every: Annotated[int, typer.Option(help="Write metrics every N steps.")] = 10,

@@ -11,7 +11,7 @@ from bertmp.files import write_toml
 
 OPTIMIZERS = ("adamw", "lamb")
 CLASS_WEIGHTS = ("none", "balanced")
-TASKS = ("classification",)
+TASKS = ("classification", "pretraining")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class TrainSettings:
         epochs: passes over the data; `steps`, where given, ends the run instead.
         batch_size: examples a step, over all processes and micro-batches.
         accumulate: micro-batches a step; less memory, the same step.
+        activation_checkpointing: computes each block a second time in the backward pass; less memory.
+        data_parallel: groups of processes that share out each batch; all processes where None.
+        tensor_parallel: processes of such a group, which share out each block.
+        shard: spreads weights, gradients and optimizer states over the data-parallel processes.
         workers: processes that prepare batches ahead of time; 0 prepares them in between.
         optimizer: `adamw`, or `lamb` for large batches.
         learning_rate: the peak; it rises over the first `warmup` of all steps and falls linearly to 0.
@@ -39,9 +43,19 @@ class TrainSettings:
         eval_every: steps between evaluations; every epoch where 0.
         keep_best: `final` is the checkpoint of the best evaluation instead of the last one's.
         patience: evaluations without a better one after which the run ends early; 0 never ends it.
+        no_nsp: pre-trains on masked words alone, without next-sentence prediction.
+        mask_rate: share of each sample's tokens that are masked in pre-training.
+        whole_word_masking: masks all pieces of a word or none.
+        short_rate: share of pre-training samples that are packed to a shorter length.
         save_every: steps between resumable states; 0 saves none.
         log_every: steps between lines of `metrics.jsonl`.
-        max_skipped: non-finite steps in a row after which the run stops.
+        keep: how many of them are kept.
+        max_skipped: steps in a row that are not finite with which skipping ends and the run goes back.
+        max_rollbacks: how often the run goes back to its last good state before it stops; 0 stops at once.
+        rollback_rate: what the learning rate is multiplied with on going back.
+        explosion_factor: how many times the median of the last losses counts as exploding; 0 never does.
+        explosion_steps: exploding losses in a row at which the run goes back.
+        initial_scale, scale_growth_interval, scale_backoff, min_scale: see `amp.Scaling`.
     """
 
     task: str
@@ -55,6 +69,10 @@ class TrainSettings:
     steps: int | None = None
     batch_size: int = 32
     accumulate: int = 1
+    activation_checkpointing: bool = False
+    data_parallel: int | None = None
+    tensor_parallel: int = 1
+    shard: bool = False
     workers: int = 0
     optimizer: str = "adamw"
     learning_rate: float = 5e-5
@@ -69,9 +87,22 @@ class TrainSettings:
     eval_every: int = 0
     keep_best: bool = False
     patience: int = 0
+    no_nsp: bool = False
+    mask_rate: float = 0.15
+    whole_word_masking: bool = False
+    short_rate: float = 0.1
     save_every: int = 0
     log_every: int = 10
+    keep: int = 2
     max_skipped: int = 10
+    max_rollbacks: int = 2
+    rollback_rate: float = 0.5
+    explosion_factor: float = 4.0
+    explosion_steps: int = 20
+    initial_scale: float = 2.0**16
+    scale_growth_interval: int = 2000
+    scale_backoff: float = 0.5
+    min_scale: float = 1.0
     text_column: str = "text"
     text_pair_column: str = "text_pair"
     label_column: str = "label"
@@ -79,15 +110,19 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise InputError(f"unknown task '{self.task}'", "TASK", f"use one of {', '.join(TASKS)}")
-        for name in ("epochs", "batch_size", "accumulate", "log_every", "max_skipped"):
+        for name in ("epochs", "batch_size", "accumulate", "tensor_parallel", "log_every", "max_skipped", "keep", "explosion_steps"):
             self._require(getattr(self, name) >= 1, name, "give at least 1")
-        for name in ("workers", "eval_every", "save_every", "seed", "patience"):
+        for name in ("workers", "eval_every", "save_every", "seed", "patience", "max_rollbacks"):
             self._require(getattr(self, name) >= 0, name, "give 0 or a positive number")
+        groups = self.data_parallel
+        self._require(groups is None or groups >= 1, "data_parallel", "give at least 1")
         self._require(self.steps is None or self.steps >= 1, "steps", "give at least 1")
         self._require(self.max_length is None or self.max_length >= 3, "max_length", "give at least 3")
         rate = self.learning_rate
         self._require(math.isfinite(rate) and rate > 0, "learning_rate", "give a positive number")
         self._require(0 <= self.warmup < 1, "warmup", "give a share of the steps, from 0 to below 1")
+        self._require(0 < self.mask_rate < 1, "mask_rate", "give a share between 0 and 1")
+        self._require(0 <= self.short_rate <= 1, "short_rate", "give a share from 0 to 1")
         self._require(0 <= self.label_smoothing < 1, "label_smoothing", "give a share from 0 to below 1")
         self._require(0 < self.layer_decay <= 1, "layer_decay", "give a factor above 0, at most 1")
         self._require(self.optimizer in OPTIMIZERS, "optimizer", f"use one of {', '.join(OPTIMIZERS)}")
@@ -97,6 +132,9 @@ class TrainSettings:
         if (self.patience or self.keep_best) and self.eval_data is None:
             option = "--patience" if self.patience else "--keep-best"
             raise InputError(f"{option} without evaluation data", option, "give --eval-data")
+        self._require(0 < self.rollback_rate <= 1, "rollback_rate", "give a factor above 0, at most 1")
+        factor = self.explosion_factor
+        self._require(factor == 0 or 1 < factor < math.inf, "explosion_factor", "give a factor above 1, or 0")
         for name in ("weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             self._require(math.isfinite(value) and value >= 0, name, "give 0 or a positive number")

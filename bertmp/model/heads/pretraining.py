@@ -1,0 +1,150 @@
+"""Pre-training (Devlin et al. 2019, section 3.1): masked words, and whether two segments belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from bertmp.model.batch import Batch
+from bertmp.model.bert import ACTIVATION, LayerNorm
+from bertmp.model.config import BertConfig
+from bertmp.model.heads.base import Head, LossOptions
+
+ROWS = 512
+"""Masked positions whose logits exist at once. A row of BERT's vocabulary takes half a megabyte in a loss and
+its gradient; larger batches take the vocabulary's products once more in the backward pass instead."""
+
+
+class Transform(nn.Module):
+    """The layer between the encoder and the vocabulary."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACTIVATION[config.hidden_act]
+        self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[…, hidden]` → FP32 `[…, hidden]`."""
+        return self.LayerNorm(self.activation(self.dense(hidden)))
+
+
+class Predictions(nn.Module):
+    """Which word stood there: the word embeddings themselves are the decoder, with a bias of its own."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.transform = Transform(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
+        """FP32 `[…, hidden]` and the embeddings `[vocabulary, hidden]` → FP32 `[…, vocabulary]`."""
+        return F.linear(self.transform(hidden), words, self.bias).float()
+
+
+class PreTrainingHeads(nn.Module):
+    """Both heads, under Hugging Face's names."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.predictions = Predictions(config)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+
+class PreTraining(Head):
+    """Masked language model and next-sentence prediction.
+
+    Targets: `masked`, INT64 `[masked]`, the masked positions among the batch's tokens; `masked_labels`, INT64
+    `[masked]`, the tokens that stood there; `next_sentence`, INT64 `[batch]`, 0 where the second segment
+    follows the first and 1 where it is from elsewhere, absent where that is not trained.
+    """
+
+    task = "pretraining"
+    architecture = "BertForPreTraining"
+    outputs = ("prediction_logits", "seq_relationship_logits")
+    own_keys = ("cls.",)
+    losses = ("mlm", "nsp")
+    tied = (
+        ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    )
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.cls = PreTrainingHeads(config)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """INT64 `[batch, length]` each → logits, FP32 `[batch, length, vocabulary]` and `[batch, 2]`."""
+        hidden, pooled = self.bert(input_ids, attention_mask, token_type_ids)
+        return self.cls.predictions(hidden, self._words), self.cls.seq_relationship(pooled).float()
+
+    @property
+    def _words(self) -> Tensor:
+        """The word embeddings, `[vocabulary, hidden]`."""
+        return self.bert.embeddings.word_embeddings.weight
+
+    def sums(self, batch: Batch, options: LossOptions) -> Tensor:
+        hidden, pooled = self.read(batch)
+        masked = hidden.index_select(0, batch.targets["masked"])
+        return torch.stack(
+            [self._words_loss(masked, batch.targets["masked_labels"]), self._pairs_loss(pooled, batch)]
+        )
+
+    def _words_loss(self, masked: Tensor, labels: Tensor) -> Tensor:
+        """Summed FP32 cross-entropy, never more than `ROWS` rows of logits at a time."""
+        if len(labels) <= ROWS:
+            return self._rows_loss(masked, labels)
+        parts = [
+            checkpoint(self._rows_loss, rows, answers, use_reentrant=False, preserve_rng_state=False)
+            for rows, answers in zip(masked.split(ROWS), labels.split(ROWS), strict=True)
+        ]
+        return torch.stack(parts).sum()
+
+    def _rows_loss(self, masked: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.cls.predictions(masked, self._words), labels, reduction="sum")
+
+    def _pairs_loss(self, pooled: Tensor, batch: Batch) -> Tensor:
+        logits = self.cls.seq_relationship(pooled).float()
+        if "next_sentence" not in batch.targets:
+            # Zero, but with a gradient, so that every process has one for every parameter.
+            return logits.sum() * 0.0
+        return F.cross_entropy(logits, batch.targets["next_sentence"], reduction="sum")
+
+    def counts(self, batch: Batch, options: LossOptions) -> list[float]:
+        pairs = len(batch) if "next_sentence" in batch.targets else 0
+        return [float(len(batch.targets["masked"])), float(pairs)]
+
+    def score(self, batch: Batch) -> dict[str, float]:
+        hidden, pooled = self.read(batch)
+        masked = hidden.index_select(0, batch.targets["masked"])
+        scores = {
+            "examples": float(len(batch)),
+            "masked": float(len(masked)),
+            "mlm_loss": 0.0,
+            "mlm_right": 0.0,
+        }
+        for rows, answers in zip(masked.split(ROWS), batch.targets["masked_labels"].split(ROWS), strict=True):
+            logits = self.cls.predictions(rows, self._words)
+            scores["mlm_loss"] += float(F.cross_entropy(logits, answers, reduction="sum"))
+            scores["mlm_right"] += float((logits.argmax(-1) == answers).sum())
+        if "next_sentence" in batch.targets:
+            logits, answers = self.cls.seq_relationship(pooled).float(), batch.targets["next_sentence"]
+            scores["nsp_loss"] = float(F.cross_entropy(logits, answers, reduction="sum"))
+            scores["nsp_right"] = float((logits.argmax(-1) == answers).sum())
+        return scores
+
+    @staticmethod
+    def summarise(sums: Mapping[str, float]) -> dict[str, float]:
+        """`loss` (of both parts), and loss and accuracy of each."""
+        words, pairs = max(sums["masked"], 1.0), sums["examples"]
+        figures = {"mlm_loss": sums["mlm_loss"] / words, "mlm_accuracy": sums["mlm_right"] / words}
+        if "nsp_loss" in sums:
+            figures["nsp_loss"] = sums["nsp_loss"] / pairs
+            figures["nsp_accuracy"] = sums["nsp_right"] / pairs
+        return {"loss": figures["mlm_loss"] + figures.get("nsp_loss", 0.0), **figures}

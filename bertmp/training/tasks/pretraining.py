@@ -1,0 +1,150 @@
+"""Pre-training: a corpus, prepared where it is not yet, as samples with some of their tokens masked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bertmp.data.pretraining import draws
+from bertmp.data.pretraining.documents import open_corpus
+from bertmp.data.pretraining.masking import Masking, Vocabulary
+from bertmp.data.pretraining.prepare import prepare_store
+from bertmp.data.pretraining.progress import preparation_bar
+from bertmp.data.pretraining.samples import Recipe, Samples
+from bertmp.data.pretraining.store import Store, is_store
+from bertmp.data.readers import Columns
+from bertmp.files import sha256_file, writing_to
+from bertmp.model.batch import Batch
+from bertmp.ready.home import home
+from bertmp.tokenizer import Tokenizer
+from bertmp.training.settings import TrainSettings
+from bertmp.training.tasks.base import Task
+
+_MASKING = 100
+"""The purpose of masking's random keys; those of samples are smaller."""
+
+
+@dataclass(frozen=True)
+class PretrainingData:
+    """A corpus as the loop reads it.
+
+    Attributes:
+        cls_id, sep_id: the ids of `[CLS]` and `[SEP]`.
+    """
+
+    samples: Samples
+    masking: Masking
+    cls_id: int
+    sep_id: int
+    truncated: int
+
+    @classmethod
+    def of(cls, store: Store, recipe: Recipe, masking: Masking, tokenizer: Tokenizer) -> PretrainingData:
+        """Errors: see `Samples.of`."""
+        samples = Samples.of(store, recipe)
+        return cls(samples, masking, tokenizer.id_of("[CLS]"), tokenizer.id_of("[SEP]"), samples.cut())
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def lengths(self, epoch: int) -> np.ndarray:
+        """Tokens of each sample, INT32 `[samples]`."""
+        return self.samples.lengths(epoch)
+
+    def batch(self, rows: np.ndarray, epoch: int) -> Batch:
+        """Some samples, packed; targets are those of `PreTraining`."""
+        recipe = self.samples.recipe
+        plan = self.samples.plan(rows, epoch)
+        ends = np.stack([plan.first_length + 1, plan.second_length], axis=1)
+        lengths = ends.sum(1) + (2 if recipe.pairs else 1)
+        ids = np.full(lengths.sum(), self.sep_id, dtype=np.int64)
+        types = np.zeros(len(ids), dtype=np.int64)
+        tokens = self.samples.store.tokens
+        place = 0
+        for first, first_length, second, second_length, length in zip(
+            *(part.tolist() for part in (plan.first_start, plan.first_length)),
+            *(part.tolist() for part in (plan.second_start, plan.second_length, lengths)),
+            strict=True,
+        ):
+            ids[place] = self.cls_id
+            middle = place + 1 + first_length
+            ids[place + 1 : middle] = tokens.slice(first, first + first_length)
+            if second_length:
+                ids[middle + 1 : middle + 1 + second_length] = tokens.slice(second, second + second_length)
+                types[middle + 1 : place + length] = 1
+            place += length
+        keys = draws.subkeys(draws.key(recipe.seed, epoch, _MASKING), rows)
+        masked = self.masking.apply(ids, lengths, keys)
+        targets = {"masked": masked.positions, "masked_labels": masked.labels}
+        if recipe.pairs:
+            targets["next_sentence"] = plan.negative
+        return Batch(
+            torch.from_numpy(masked.input_ids),
+            torch.from_numpy(types),
+            tuple(lengths.tolist()),
+            {name: torch.from_numpy(values) for name, values in targets.items()},
+        )
+
+
+def read_pretraining(settings: TrainSettings) -> Task:
+    """Looks at the corpora; they are prepared and opened once the tokenizer is known.
+
+    Errors: InputError where a corpus is missing, of no known kind or without text.
+    """
+    columns = Columns(settings.text_column, settings.text_pair_column)
+    paths = [settings.data, *([settings.eval_data] if settings.eval_data else [])]
+    for path in paths:
+        if not is_store(path):
+            open_corpus(path, columns)
+
+    def encode(tokenizer: Tokenizer) -> tuple[PretrainingData, PretrainingData | None]:
+        recipe = Recipe(
+            tokenizer.max_length, settings.seed, not settings.no_nsp, short_rate=settings.short_rate
+        )
+        masking = Masking(Vocabulary.of(tokenizer), settings.mask_rate, settings.whole_word_masking)
+        train, *test = [
+            PretrainingData.of(open_store(path, columns, tokenizer), recipe, masking, tokenizer)
+            for path in paths
+        ]
+        return train, test[0] if test else None
+
+    return Task(None, encode)
+
+
+def open_store(path: Path, columns: Columns, tokenizer: Tokenizer) -> Store:
+    """A prepared corpus; one that is not yet is prepared under `BERTMP_HOME`, and found there again.
+
+    A corpus is known by its content: where the file, its columns or the tokenizer changed, it is another.
+
+    Errors: InputError, see `prepare` and `Store.open`.
+    """
+    if is_store(path):
+        return Store.open(path, tokenizer)
+    mark = json.dumps(
+        [sha256_file(path), path.suffix, columns.text, columns.text_pair, tokenizer.fingerprint()]
+    )
+    folder = home() / "corpora" / f"{path.stem}-{hashlib.sha256(mark.encode()).hexdigest()[:16]}"
+    with _one_at_a_time(folder):
+        if not is_store(folder):
+            prepare_store(path, columns, tokenizer, folder, progress=preparation_bar)
+        return Store.open(folder, tokenizer)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Several processes of a run want the same corpus: one prepares it, the others wait."""
+    import fcntl
+
+    with writing_to(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.parent / f"{folder.name}.lock"
+        with lock.open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
