@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from bertmp.cli import deliver, ready, train
+from bertmp.cli import deliver, prepare, ready, train
 from bertmp.cli import serve as serving
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for room in (ready, train, deliver, serving):
+for room in (ready, prepare, train, deliver, serving):
     room.add_commands(app)
 
 

@@ -12,6 +12,7 @@ drawn anew every epoch. Everything is a function of (seed, epoch, sample), for a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -84,8 +85,8 @@ class Samples:
     negative_share: float
 
     @classmethod
-    def of(cls, store: Store, recipe: Recipe) -> Samples:
-        """Packs a corpus.
+    def of(cls, store: Store, recipe: Recipe, where: Path) -> Samples:
+        """Packs a corpus; `where` is the corpus as the user named it, for messages.
 
         Errors: InputError where next-sentence prediction has no negatives or no true pairs.
         """
@@ -94,7 +95,7 @@ class Samples:
         if recipe.pairs and store.counts.documents < 2:
             raise InputError(
                 "the corpus is one document: next-sentence prediction has no negatives",
-                store.folder,
+                where,
                 "put blank lines between documents, or train with --no-nsp",
             )
         first, count, document = _pairs(store) if store.pairs else _pack(store, recipe)
@@ -102,7 +103,7 @@ class Samples:
         if recipe.pairs and several == 0:
             raise InputError(
                 "no two sentences of a document fit together: next-sentence prediction has no true pairs",
-                store.folder,
+                where,
                 "raise --max-length, or train with --no-nsp",
             )
         alone = len(count) - several

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from bertmp.data.pretraining.progress import preparation_bar
 from bertmp.data.pretraining.samples import Recipe, Samples
 from bertmp.data.pretraining.store import Store, is_store
 from bertmp.data.readers import Columns
+from bertmp.errors import InputError
 from bertmp.files import sha256_file, writing_to
 from bertmp.model.batch import Batch
 from bertmp.ready.home import home
@@ -46,9 +48,11 @@ class PretrainingData:
     truncated: int
 
     @classmethod
-    def of(cls, store: Store, recipe: Recipe, masking: Masking, tokenizer: Tokenizer) -> PretrainingData:
-        """Errors: see `Samples.of`."""
-        samples = Samples.of(store, recipe)
+    def of(
+        cls, store: Store, recipe: Recipe, masking: Masking, tokenizer: Tokenizer, where: Path
+    ) -> PretrainingData:
+        """See `Samples.of`, also for errors."""
+        samples = Samples.of(store, recipe, where)
         return cls(samples, masking, tokenizer.id_of("[CLS]"), tokenizer.id_of("[SEP]"), samples.cut())
 
     def __len__(self) -> int:
@@ -110,7 +114,7 @@ def read_pretraining(settings: TrainSettings) -> Task:
         )
         masking = Masking(Vocabulary.of(tokenizer), settings.mask_rate, settings.whole_word_masking)
         train, *test = [
-            PretrainingData.of(open_store(path, columns, tokenizer), recipe, masking, tokenizer)
+            PretrainingData.of(open_store(path, columns, tokenizer), recipe, masking, tokenizer, path)
             for path in paths
         ]
         return train, test[0] if test else None
@@ -132,8 +136,12 @@ def open_store(path: Path, columns: Columns, tokenizer: Tokenizer) -> Store:
     )
     folder = home() / "corpora" / f"{path.stem}-{hashlib.sha256(mark.encode()).hexdigest()[:16]}"
     with _one_at_a_time(folder):
-        if not is_store(folder):
-            prepare_store(path, columns, tokenizer, folder, progress=preparation_bar)
+        if is_store(folder):
+            try:
+                return Store.open(folder, tokenizer)
+            except InputError:  # it was damaged since; it is ours to make anew
+                shutil.rmtree(folder)
+        prepare_store(path, columns, tokenizer, folder, progress=preparation_bar)
         return Store.open(folder, tokenizer)
 
 
