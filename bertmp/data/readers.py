@@ -9,20 +9,26 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bertmp.errors import InputError
+from bertmp.errors import InputError, MissingComponent
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns that are read."""
+    """The names of the columns that are read.
+
+    Attributes:
+        separator: what stands between the labels of a text that may have several, or none; empty where each
+            text has one. JSON and Parquet may also give them as a list.
+    """
 
     text: str = "text"
     text_pair: str = "text_pair"
     label: str = "label"
+    separator: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,15 +60,7 @@ def read_examples(path: Path, columns: Columns | None = None, need_labels: bool 
     line without a tab, a missing column, an empty text, or no labels where `need_labels`.
     """
     path, columns = Path(path), columns or Columns()
-    if not path.exists():
-        raise InputError("no such data file", path, "check the path")
-    if path.is_dir():
-        raise InputError("a folder where a data file is expected", path, "name the file in it")
-    kind = path.suffix.lower()
-    if kind not in _READERS:
-        known = ", ".join(_READERS)
-        raise InputError(f"unknown kind of data file '{kind}'", path, f"use one of {known}")
-    rows = _READERS[kind](path, columns)
+    rows = _READERS[kind_of(path, _READERS)](path, columns)
     if not rows:
         raise InputError("the data file has no rows", path, "give it at least one text")
     examples = _gather(rows, columns, path)
@@ -73,6 +71,21 @@ def read_examples(path: Path, columns: Columns | None = None, need_labels: bool 
             "add it, or name it with --label-column",
         )
     return examples
+
+
+def kind_of(path: Path, known: Collection[str]) -> str:
+    """A data file's extension, such as `.tsv`.
+
+    Errors: InputError where there is no such file, or where it is none of the kinds that are `known`.
+    """
+    if not path.exists():
+        raise InputError("no such data file", path, "check the path")
+    if path.is_dir():
+        raise InputError("a folder where a data file is expected", path, "name the file in it")
+    kind = path.suffix.lower()
+    if kind not in known:
+        raise InputError(f"unknown kind of data file '{kind}'", path, f"use one of {', '.join(known)}")
+    return kind
 
 
 Row = tuple[int, Mapping[str, str]]
@@ -89,7 +102,7 @@ def _gather(rows: Sequence[Row], columns: Columns, path: Path) -> Examples:
         wanted = [
             columns.text,
             *([columns.text_pair] if has_pair else []),
-            *([columns.label] if has_label else []),
+            *([columns.label] if has_label and not columns.separator else []),
         ]
         for name in wanted:
             if name not in row or row[name].strip() == "":
@@ -101,7 +114,7 @@ def _gather(rows: Sequence[Row], columns: Columns, path: Path) -> Examples:
     return Examples(
         texts=[row[columns.text] for _, row in rows],
         pairs=[row[columns.text_pair] for _, row in rows] if has_pair else None,
-        labels=[row[columns.label] for _, row in rows] if has_label else None,
+        labels=[row.get(columns.label, "") for _, row in rows] if has_label else None,
         source=path,
         lines=[line for line, _ in rows],
     )
@@ -116,7 +129,11 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text, without a byte order mark.
+
+    Errors: InputError for bytes that are not UTF-8; the line is named.
+    """
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")
@@ -128,14 +145,14 @@ def _text(path: Path) -> str:
 
 
 def _read_lines(path: Path, columns: Columns) -> list[Row]:
-    lines = _text(path).split("\n")
+    lines = read_text(path).split("\n")
     return [
         (number, {columns.text: line.rstrip("\r")}) for number, line in enumerate(lines, 1) if line.strip()
     ]
 
 
 def _read_tsv(path: Path, columns: Columns) -> list[Row]:
-    lines = [(number, line.rstrip("\r")) for number, line in enumerate(_text(path).split("\n"), 1)]
+    lines = [(number, line.rstrip("\r")) for number, line in enumerate(read_text(path).split("\n"), 1)]
     lines = [(number, line) for number, line in lines if line.strip()]
     if not lines:
         return []
@@ -183,7 +200,7 @@ def _fields(values: Sequence[str], header: Sequence[str], path: Path, line: int)
 
 
 def _read_csv(path: Path, columns: Columns) -> list[Row]:
-    text = _text(path)
+    text = read_text(path)
     delimiter = "," if "\t" not in text.split("\n", 1)[0] else "\t"
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
@@ -207,8 +224,18 @@ def _read_csv(path: Path, columns: Columns) -> list[Row]:
 
 
 def _read_jsonl(path: Path, columns: Columns) -> list[Row]:
-    rows: list[Row] = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    return [
+        (number, _strings(value, columns, f"{path}, line {number}")) for number, value in json_lines(path)
+    ]
+
+
+def json_lines(path: Path) -> list[tuple[int, dict[str, object]]]:
+    """The objects of a JSONL file, each with its line's number.
+
+    Errors: InputError for a line that is no JSON object and for bytes that are not UTF-8.
+    """
+    objects: list[tuple[int, dict[str, object]]] = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -219,8 +246,8 @@ def _read_jsonl(path: Path, columns: Columns) -> list[Row]:
             ) from error
         if not isinstance(value, dict):
             raise InputError("not a JSON object", f"{path}, line {number}", "write one JSON object a line")
-        rows.append((number, _strings(value, columns, f"{path}, line {number}")))
-    return rows
+        objects.append((number, value))
+    return objects
 
 
 def _strings(value: Mapping[str, object], columns: Columns, where: str) -> dict[str, str]:
@@ -228,6 +255,8 @@ def _strings(value: Mapping[str, object], columns: Columns, where: str) -> dict[
     row: dict[str, str] = {}
     for name in (columns.text, columns.text_pair, columns.label):
         item = value.get(name)
+        if name == columns.label and columns.separator and isinstance(item, list):
+            item = _joined(item, columns.separator, where)
         if isinstance(item, (list, dict, bytes)):
             raise InputError(f"{name} is no text", where, "write one text a row")
         if item is not None:
@@ -235,20 +264,45 @@ def _strings(value: Mapping[str, object], columns: Columns, where: str) -> dict[
     return row
 
 
-def _read_parquet(path: Path, columns: Columns) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
+def _joined(labels: Sequence[object], separator: str, where: str) -> str:
+    """A list of labels as a file without lists would spell it."""
+    names = [str(label) for label in labels]
+    for name in names:
+        if separator in name:
+            raise InputError(
+                f"the label '{name}' holds the separator '{separator}'",
+                where,
+                "choose another with --label-separator",
+            )
+    return separator.join(names)
 
+
+def _read_parquet(path: Path, columns: Columns) -> list[Row]:
+    wanted = (columns.text, columns.text_pair, columns.label)
+    return [
+        (number, _strings(record, columns, f"{path}, row {number}"))
+        for number, record in parquet_rows(path, wanted)
+    ]
+
+
+def parquet_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, object]]]:
+    """The rows of a Parquet file, counted from 1, with those of `columns` that it has.
+
+    Errors: InputError for a file that is not Parquet; MissingComponent where pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingComponent(
+            "pyarrow is not installed", path, "pip install pyarrow, or give the data as .jsonl"
+        ) from error
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowException) as error:
         raise InputError("not a Parquet file", path, f"replace it ({error})") from error
-    names = [name for name in (columns.text, columns.text_pair, columns.label) if name in table.column_names]
-    records: Iterable[Mapping[str, object]] = table.select(names).to_pylist()
-    return [
-        (number, _strings(record, columns, f"{path}, row {number}"))
-        for number, record in enumerate(records, 1)
-    ]
+    names = [name for name in columns if name in table.column_names]
+    return list(enumerate(table.select(names).to_pylist(), 1))
 
 
 _READERS = {

@@ -6,12 +6,23 @@ from collections.abc import Callable
 
 from bertmp.training.settings import TrainSettings
 from bertmp.training.tasks.base import Task, TrainingData
-from bertmp.training.tasks.classification import read_classification
+from bertmp.training.tasks.classification import read_single_label
+from bertmp.training.tasks.multi_label import read_multi_label
 from bertmp.training.tasks.pretraining import read_pretraining
+from bertmp.training.tasks.regression import read_regression
+from bertmp.training.tasks.token_classification import read_token_classification
+
+
+def read_classification(settings: TrainSettings) -> Task:
+    """Reads texts of one label each or, where the settings say so, of any number."""
+    return read_multi_label(settings) if settings.multi_label else read_single_label(settings)
+
 
 READERS: dict[str, Callable[[TrainSettings], Task]] = {
     "classification": read_classification,
     "pretraining": read_pretraining,
+    "token-classification": read_token_classification,
+    "regression": read_regression,
 }
 
 __all__ = ["READERS", "Task", "TrainingData"]

@@ -65,8 +65,10 @@ class Task:
         labels: the classes' names in the order of the logits; None where the head has none.
         encode: makes the training and the evaluation examples.
         class_counts: training examples of each class, for balanced class weights; empty without classes.
+        head: the head that is trained, where the task does not say it.
     """
 
     labels: tuple[str, ...] | None
     encode: Callable[[Tokenizer], tuple[TrainingData, TrainingData | None]]
     class_counts: Sequence[int] = field(default=())
+    head: str | None = None

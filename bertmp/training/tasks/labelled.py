@@ -1,0 +1,54 @@
+"""What the tasks with labelled texts share: columns, evaluation data, the labels and their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from bertmp.data.readers import Columns, Examples, read_examples
+from bertmp.errors import InputError
+from bertmp.training.settings import TrainSettings
+
+
+def columns_of(settings: TrainSettings) -> Columns:
+    """The columns that the settings name."""
+    return Columns(
+        settings.text_column,
+        settings.text_pair_column,
+        settings.label_column,
+        settings.label_separator if settings.multi_label else "",
+    )
+
+
+def read_evaluation(settings: TrainSettings, train: Examples) -> Examples | None:
+    """The evaluation examples, of the same shape as the training examples; None where none are given.
+
+    Errors: InputError where one file has pairs of texts and the other has not.
+    """
+    if settings.eval_data is None:
+        return None
+    test = read_examples(settings.eval_data, columns_of(settings), need_labels=True)
+    if (test.pairs is None) != (train.pairs is None):
+        raise InputError(
+            "text pairs in one data file only", settings.eval_data, "give both files the same columns"
+        )
+    return test
+
+
+def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """The distinct labels, by number where all are numbers, else by name."""
+    distinct = set(labels)
+    return tuple(
+        sorted(distinct, key=int) if all(label.isdecimal() for label in distinct) else sorted(distinct)
+    )
+
+
+def check_known(found: Iterable[str], known: Iterable[str], source: Path) -> None:
+    """Errors: InputError where evaluation data has a label that training never saw."""
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        raise InputError(
+            f"the label '{unknown[0]}' never occurs in the training data",
+            source,
+            "add training examples of it or remove it",
+        )

@@ -1,0 +1,95 @@
+"""A label for each word of a sentence: named entities, parts of speech."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+
+from bertmp.data.readers import Columns
+from bertmp.data.sentences import Sentences, read_sentences
+from bertmp.errors import InputError
+from bertmp.model.batch import Batch, pack
+from bertmp.model.heads.token_classification import IGNORED
+from bertmp.tokenizer import Encoded, Tokenizer
+from bertmp.training.settings import TrainSettings
+from bertmp.training.tasks.base import Task
+from bertmp.training.tasks.labelled import check_known, sort_labels
+
+
+@dataclass(frozen=True)
+class TokenEncodings:
+    """Tokenised sentences; each word's label stands at its first piece.
+
+    Attributes:
+        rows: token ids of each sentence.
+        labels: of each sentence, INT64 `[tokens]`, `IGNORED` at every other place.
+    """
+
+    rows: Sequence[Encoded]
+    labels: Sequence[np.ndarray]
+
+    @property
+    def truncated(self) -> int:
+        return sum(row.truncated for row in self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def lengths(self, epoch: int) -> Sequence[int]:
+        return [len(row) for row in self.rows]
+
+    def batch(self, rows: np.ndarray, epoch: int) -> Batch:
+        labels = np.concatenate([self.labels[row] for row in rows])
+        return pack([self.rows[row] for row in rows], {"labels": torch.from_numpy(labels)})
+
+
+def read_token_classification(settings: TrainSettings) -> Task:
+    """Reads the data files.
+
+    Errors: InputError where there is one label only, or where the evaluation data has a label that the
+    training data lacks; see `read_sentences` for the rest.
+    """
+    names = _column_names(settings)
+    train = read_sentences(settings.data, *names)
+    counts = Counter(chain.from_iterable(train.labels))
+    labels = sort_labels(counts)
+    if len(labels) < 2:
+        raise InputError(f"one label only: '{labels[0]}'", settings.data, "give words of at least two labels")
+    test = read_sentences(settings.eval_data, *names) if settings.eval_data else None
+    if test:
+        check_known(chain.from_iterable(test.labels), labels, test.source)
+    return Task(
+        labels,
+        lambda tokenizer: (
+            encode(train, labels, tokenizer),
+            encode(test, labels, tokenizer) if test else None,
+        ),
+        [counts[label] for label in labels],
+    )
+
+
+def _column_names(settings: TrainSettings) -> tuple[str, str]:
+    """The columns of words and labels: `tokens` and `labels`, where the user names no others."""
+    standard = Columns()
+    return (
+        "tokens" if settings.text_column == standard.text else settings.text_column,
+        "labels" if settings.label_column == standard.label else settings.label_column,
+    )
+
+
+def encode(sentences: Sentences, labels: Sequence[str], tokenizer: Tokenizer) -> TokenEncodings:
+    """Token ids and targets of labelled sentences."""
+    index = {label: number for number, label in enumerate(labels)}
+    encoded = tokenizer.encode_words(sentences.words)
+    targets = []
+    for words, names in zip(encoded, sentences.labels, strict=True):
+        row = np.full(len(words.row), IGNORED, dtype=np.int64)
+        for word, place in words.first.items():
+            row[place] = index[names[word]]
+        targets.append(row)
+    return TokenEncodings([words.row for words in encoded], targets)
