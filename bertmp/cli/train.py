@@ -19,9 +19,18 @@ def add_commands(app: typer.Typer) -> None:
         "bertmp train classification --data train.tsv --eval-data test.tsv --model minilm --out run",
     )
     def train(
-        task: Annotated[str, typer.Argument(metavar="TASK", help="What is trained: classification.")],
+        task: Annotated[
+            str,
+            typer.Argument(
+                metavar="TASK", help="classification, token-classification, regression or pretraining."
+            ),
+        ],
         data: Annotated[
-            Path, typer.Option(metavar="FILE", help="Training examples: .tsv, .csv, .jsonl or .parquet.")
+            Path,
+            typer.Option(
+                metavar="FILE",
+                help="Examples: .tsv, .csv, .jsonl, .parquet. A corpus: one of these, .txt, or a prepared one",
+            ),
         ],
         model: Annotated[
             Path,
@@ -100,15 +109,43 @@ def add_commands(app: typer.Typer) -> None:
         seed: Annotated[int, typer.Option(help="Seed of order, dropout and new weights.")] = 0,
         save_every: Annotated[int, typer.Option(help="Save a resumable state every N steps; 0: never.")] = 0,
         log_every: Annotated[int, typer.Option(help="Write metrics every N steps.")] = 10,
+        keep: Annotated[int, typer.Option(help="How many of these states are kept.")] = 2,
         max_skipped: Annotated[
-            int, typer.Option(help="Stop (exit code 3) after this many non-finite steps in a row.")
+            int,
+            typer.Option(help="Go back to the last good state after this many non-finite steps in a row."),
         ] = 10,
+        max_rollbacks: Annotated[
+            int, typer.Option(help="Stop (exit code 3) where the run would go back more often than this.")
+        ] = 2,
+        rollback_rate: Annotated[
+            float, typer.Option(help="Factor on the learning rate after going back.")
+        ] = 0.5,
+        explosion_factor: Annotated[
+            float, typer.Option(help="A loss of this many times the usual one explodes; 0: never.")
+        ] = 4.0,
+        explosion_steps: Annotated[
+            int, typer.Option(help="Go back after this many exploding losses in a row.")
+        ] = 20,
+        initial_scale: Annotated[float, typer.Option(help="First dynamic loss scale.")] = 65536.0,
+        scale_growth_interval: Annotated[
+            int, typer.Option(help="Finite steps after which a dynamic loss scale doubles.")
+        ] = 2000,
+        scale_backoff: Annotated[
+            float, typer.Option(help="Factor on a dynamic loss scale after an overflow.")
+        ] = 0.5,
+        min_scale: Annotated[float, typer.Option(help="A dynamic loss scale never falls below this.")] = 1.0,
         resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest saved state.")] = False,
         text_column: Annotated[str, typer.Option(help="Name of the text's column.")] = "text",
         text_pair_column: Annotated[
             str, typer.Option(help="Name of the second text's column.")
         ] = "text_pair",
         label_column: Annotated[str, typer.Option(help="Name of the label's column.")] = "label",
+        multi_label: Annotated[
+            bool, typer.Option("--multi-label", help="In classification, a text may have several labels.")
+        ] = False,
+        label_separator: Annotated[
+            str, typer.Option(help="What stands between a text's labels, with --multi-label.")
+        ] = ",",
     ) -> Outcome:
         """Fine-tune a BERT in mixed precision, with FP32 master weights, LayerNorm, softmax and loss."""
         options: dict[str, Any] = dict(locals())

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -199,12 +200,19 @@ def _check_is_bert(config: BertConfig, weights: Mapping[str, Tensor], folder: Pa
         )
 
 
-def save_checkpoint(folder: Path, model: Head, config: BertConfig, tokenizer: Tokenizer | Path) -> None:
+def save_checkpoint(
+    folder: Path,
+    model: Head,
+    config: BertConfig,
+    tokenizer: Tokenizer | Path,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
     """Writes a Hugging Face folder, whole or not at all.
 
     Args:
         model: its weights are written as they are, FP32 master weights included.
         tokenizer: a tokenizer, or the folder whose tokenizer files are copied.
+        notes: file name → JSON value, further files to lie in the folder.
     """
     config = replace(
         config, extra={key: value for key, value in config.extra.items() if key != "_name_or_path"}
@@ -219,6 +227,8 @@ def save_checkpoint(folder: Path, model: Head, config: BertConfig, tokenizer: To
             tokenizer.save(temporary)
         else:
             copy_tokenizer(tokenizer, temporary)
+        for name, value in (notes or {}).items():
+            write_json(temporary / name, value)
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:

@@ -1,26 +1,62 @@
 """Mixed precision as one policy (Micikevicius et al. 2018): which type the matrix products run in, and
 how the loss is scaled.
 
-Master weights, optimizer, LayerNorm, softmax and the loss are FP32 under every policy.
+Master weights, their gradients, the optimizer, LayerNorm, softmax, the pooler's tanh and the loss are FP32
+under every policy: the model casts explicitly, whatever the device's autocast would do.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from bertmp.errors import InputError
+from bertmp.training.overflow import Scale
 
 Mode = Literal["fp32", "bf16", "fp16"]
 MODES = ("auto", "fp32", "bf16", "fp16")
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-INITIAL_SCALE = 2.0**16
-GROWTH_INTERVAL = 2000
+
+@dataclass(frozen=True)
+class Scaling:
+    """How the loss scale of FP16 training moves.
+
+    Attributes:
+        initial: the first scale.
+        growth_interval: finite steps in a row after which it doubles.
+        backoff: what it is multiplied with after a step that was not finite.
+        minimum: it never falls below this; having to is a fault, not a matter of scale.
+    """
+
+    initial: float = 2.0**16
+    growth_interval: int = 2000
+    backoff: float = 0.5
+    minimum: float = 1.0
+
+    def __post_init__(self) -> None:
+        for value, option in ((self.initial, "--initial-scale"), (self.minimum, "--min-scale")):
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"{option} is {value}", option, "give a positive number")
+        if self.initial < self.minimum:
+            raise InputError(
+                f"--initial-scale {self.initial:g} is below --min-scale {self.minimum:g}",
+                "--initial-scale",
+                "raise it",
+            )
+        if self.growth_interval < 1:
+            option = "--scale-growth-interval"
+            raise InputError(f"{option} is {self.growth_interval}", option, "give at least 1")
+        if not 0 < self.backoff < 1:
+            raise InputError(
+                f"--scale-backoff is {self.backoff}", "--scale-backoff", "give a factor between 0 and 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -31,14 +67,16 @@ class Policy:
         mode: the type of the matrix products.
         static_scale: the loss scale where it is fixed; None where it is dynamic or not needed.
         device: `cpu` or `cuda`.
+        scaling: how a dynamic scale moves.
     """
 
     mode: Mode
     static_scale: float | None
     device: str
+    scaling: Scaling = field(default_factory=Scaling)
 
     @classmethod
-    def resolve(cls, precision: str, loss_scale: str, device: str) -> Policy:
+    def resolve(cls, precision: str, loss_scale: str, device: str, scaling: Scaling | None = None) -> Policy:
         """The policy that the options ask for.
 
         `auto` is FP16 on CUDA and BF16 on the CPU, which has matrix instructions for it and none for FP16.
@@ -50,7 +88,7 @@ class Policy:
                 f"unknown precision '{precision}'", "--precision", f"use one of {', '.join(MODES)}"
             )
         mode: Mode = precision if precision != "auto" else ("fp16" if device == "cuda" else "bf16")  # type: ignore[assignment]
-        return cls(mode, _static_scale(loss_scale), device)
+        return cls(mode, _static_scale(loss_scale), device, scaling or Scaling())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,23 +99,24 @@ class Policy:
         """The context of the forward pass."""
         return torch.autocast(self.device, dtype=self.dtype, enabled=self.mode != "fp32")
 
-    def scaler(self) -> LossScaler:
-        """A new loss scaler; it does nothing unless the products run in FP16."""
-        return LossScaler(self)
+    def scaler(self, kind: Callable[..., torch.amp.GradScaler] = torch.amp.GradScaler) -> LossScaler:
+        """A new loss scaler over a GradScaler of this kind; it does nothing unless products run in FP16."""
+        return LossScaler(self, kind)
 
 
 class LossScaler:
     """torch's GradScaler, dynamic or with the scale held at one value.
 
-    Gradients are unscaled in FP32 before they are clipped; a step with a non-finite gradient is left out.
+    Weights are FP32, so their gradients are too: they are unscaled in FP32, in place, before clipping.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self._static = policy.static_scale
-        self._scaler = torch.amp.GradScaler(
+    def __init__(self, policy: Policy, kind: Callable[..., torch.amp.GradScaler]) -> None:
+        self._static, self._scaling = policy.static_scale, policy.scaling
+        self._scaler = kind(
             policy.device,
-            init_scale=policy.static_scale or INITIAL_SCALE,
-            growth_interval=GROWTH_INTERVAL,
+            init_scale=policy.static_scale or policy.scaling.initial,
+            growth_interval=policy.scaling.growth_interval,
+            backoff_factor=policy.scaling.backoff,
             enabled=policy.mode == "fp16",
         )
 
@@ -86,26 +125,49 @@ class LossScaler:
         """The scale now; 1 where losses are not scaled."""
         return float(self._scaler.get_scale())
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of the scaled loss."""
-        self._scaler.scale(loss).backward()
+    @property
+    def scales(self) -> bool:
+        """Whether losses are scaled at all."""
+        return self._scaler.is_enabled()
+
+    @property
+    def room(self) -> Scale:
+        """Whether the next step that is not finite can lower the scale."""
+        if not self.scales or self._static is not None:
+            return "fixed"
+        return "can fall" if self.value * self._scaling.backoff >= self._scaling.minimum else "at minimum"
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The scaled loss."""
+        scaled = self._scaler.scale(loss)
+        assert isinstance(scaled, Tensor)
+        return scaled
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Brings the gradients back to their true size, in place."""
         self._scaler.unscale_(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer, finite: bool) -> None:
-        """Steps where the gradients are finite, and lets the scale grow or fall."""
-        if self._scaler.is_enabled():
-            self._scaler.step(optimizer)
-            self._scaler.update(self._static)
-        elif finite:
-            optimizer.step()
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Steps on finite, unscaled gradients, and lets a dynamic scale grow."""
+        self._scaler.step(optimizer)
+        self._scaler.update(self._static)
 
-    def state_dict(self) -> dict[str, object]:
+    def skip(self) -> None:
+        """Leaves a step out after `unscale`, and lowers a dynamic scale as far as its minimum."""
+        if not self.scales:
+            return
+        before = self.value
+        self._scaler.update(self._static)  # starts the growth interval anew where its own check failed, too
+        if self._static is None and self.value >= before:
+            # Its check passed: each gradient was finite, but not their norm or the loss.
+            self._scaler.update(before * self._scaling.backoff)
+        if self._static is None and self.value < self._scaling.minimum:
+            self._scaler.update(self._scaling.minimum)
+
+    def state_dict(self) -> dict[str, Any]:
         return self._scaler.state_dict()
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
             self._scaler.load_state_dict(state)
 

@@ -1,28 +1,28 @@
-"""The training loop: forward, loss, scaled backward, clip, step; logged, evaluated, saved."""
+"""The training loop: forward, loss, scaled backward, clip, watch, step; logged, evaluated, saved."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
 from bertmp.errors import TrainingStopped
-from bertmp.model.batch import Batch
 from bertmp.training.amp import Policy
 from bertmp.training.evaluate import Evaluation, evaluate
+from bertmp.training.gradients import Gradients
 from bertmp.training.interrupt import interrupt_between_steps
+from bertmp.training.keeper import Keeper
 from bertmp.training.metrics import MetricsFile, StepLog
 from bertmp.training.objective import Objective
 from bertmp.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from bertmp.training.overflow import Action, Do, Memory, StepFacts, Watch, WatchSettings
 from bertmp.training.parallel import World
+from bertmp.training.ranges import Ranges, recording
+from bertmp.training.replay import broken_weights, look_into
 from bertmp.training.settings import TrainSettings
-from bertmp.training.state import Position, save_state
+from bertmp.training.state import Position, State, States
 from bertmp.training.steps import Share, Steps
 from bertmp.training.tasks import TrainingData
 
@@ -45,6 +45,8 @@ class Trainer:
         objective: the head and its loss, on the run's device.
         identity: what a resumable state must agree with.
         position: where the run stands.
+        evaluation: the last one.
+        ranges: each module's largest activation at the last evaluation, where the run ended with one.
     """
 
     objective: Objective
@@ -56,138 +58,201 @@ class Trainer:
     identity: Mapping[str, Any]
     watcher: Watcher
     position: Position = field(default_factory=Position)
+    evaluation: Evaluation | None = None
+    ranges: Ranges | None = None
 
     def __post_init__(self) -> None:
-        settings = self.settings
-        self.module = self.world.wrap(self.objective)
-        self.optimizer = make_optimizer(self.objective.head, settings)
-        self.scaler = self.policy.scaler()
+        settings, world = self.settings, self.world
+        module = world.wrap(self.objective, self.policy)
+        self.optimizer = world.arrange(make_optimizer(self.objective.head, settings))
+        self.scaler = self.policy.scaler(world.grad_scaler)
         self.steps = Steps(
             self.data,
             settings.batch_size,
             settings.seed,
             settings.accumulate,
-            self.world.data_rank,
-            self.world.data_size,
+            world.data_rank,
+            world.data_size,
         )
         self.total = settings.steps or self.steps.per_epoch * settings.epochs
-        self._skipped_in_a_row = 0
+        self.gradients = Gradients(self.objective, module, self.steps, world, self.policy, settings.seed)
+        self.watch = Watch(WatchSettings.of(settings))
+        self.keeper = Keeper(settings, self.identity, self.total)
+        self.metrics = MetricsFile(settings.out / "metrics.jsonl" if world.is_main else None)
+        self.log = StepLog(self.metrics, settings.log_every, self.position)
 
-    def restore(self, position: Position, tensors: Mapping[str, Any]) -> None:
-        """Goes back to a saved state."""
-        self.position = position
-        self.world.restore(self.objective, self.optimizer, tensors)
-        self.scaler.load_state_dict(tensors["scaler"])
+    def restore(self, state: State) -> None:
+        """Takes over a saved state."""
+        self.position = state.position
+        self.world.restore(self.objective, self.optimizer, state.tensors)
+        self.scaler.load_state_dict(state.tensors["scaler"])
+        evaluation = state.progress["evaluation"]
+        self.evaluation = Evaluation(**evaluation) if evaluation else None
+        self.log.restart(self.position, state.progress["losses"])
+
+    def resume(self, state: State) -> None:
+        """Goes on from a state of an earlier process: what that one wrote after it is written anew."""
+        self.restore(state)
+        self.watch.memory = Memory.from_json(state.progress["watch"])
+        self.metrics.keep(state.progress["metrics"])
 
     def train(self) -> Evaluation | None:
         """Trains to the end; returns the last evaluation.
 
-        Errors: TrainingStopped where too many steps in a row were not finite. KeyboardInterrupt after
-        the step at which Ctrl-C came; its state is saved where the run saves states.
+        Errors: TrainingStopped where the overflow watch knows no other way. KeyboardInterrupt after the
+        step at which Ctrl-C came; its state is saved where the run saves states.
         """
-        metrics = MetricsFile(self.settings.out / "metrics.jsonl", self.position.step)
-        log = StepLog(metrics, self.settings.log_every, self.position)
-        evaluation = None
-        self.module.train()
-        shares = self.steps.load(self.position.step, self.total, self.settings.workers)
+        if self.position.step == 0:
+            self.metrics.keep(0)
+        self.objective.train()
         with interrupt_between_steps() as interrupted:
-            for share in shares:
-                self._step(share, log)
-                if self.eval_data is not None and self._evaluation_is_due():
-                    evaluation = self._evaluate(self.eval_data, metrics)
-                if interrupted():
-                    self._leave()
-        return evaluation
+            if self.position.step == 0:
+                self._save()
+            while not self._is_done():
+                self._go_on(interrupted)
+        if self.world.is_main:
+            self.keeper.forget()
+        return self.evaluation
 
-    def _step(self, share: Share, log: StepLog) -> None:
+    def _go_on(self, interrupted: Callable[[], bool]) -> None:
+        """Trains to the end, or until the run has gone back to an earlier step."""
+        for share in self.steps.load(self.position.step, self.total, self.settings.workers):
+            if self.world.any(interrupted()):
+                self._leave()
+            if not self._step(share):
+                return
+            if self.eval_data is not None and self._evaluation_is_due():
+                self._evaluate(self.eval_data)
+            self._save()
+
+    def _step(self, share: Share) -> bool:
+        """One step; False where the run has gone back instead."""
         started = time.perf_counter()
         step = self.position.step
-        rate = learning_rate(step, self.total, self.settings)
+        rate = learning_rate(step, self.total, self.settings) * self.watch.memory.rate_factor
         set_learning_rate(self.optimizer, rate)
-        loss, tokens = self._accumulate(share)
+        tally = self.gradients.tally(share)
+        loss = self.gradients.accumulate(share, tally, step, self.scaler.scale)
         self.scaler.unscale(self.optimizer)
-        limit = self.settings.max_grad_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit))
-        finite = math.isfinite(norm)
+        norm = self.world.clip(self.objective, self.settings.max_grad_norm or math.inf)
+        finite = math.isfinite(norm) and math.isfinite(loss)
         scale = self.scaler.value
-        self.scaler.step(self.optimizer, finite)
+        facts = StepFacts(loss)
+        if not finite:
+            facts = look_into(self.gradients, share, tally, step, loss, self.scaler)
+        action = self.watch.observe(facts)
+        self._report(action, facts, scale)
+        if action.do in (Do.GO_BACK, Do.STOP):
+            self._go_back(action)
+            return False
+        if action.do is Do.USE:
+            self.scaler.step(self.optimizer)
+        else:
+            self.scaler.skip()
         self.optimizer.zero_grad(set_to_none=True)
         self.position = Position(
             step + 1,
             self.position.skipped + (not finite),
             self.position.seconds + time.perf_counter() - started,
             self.position.examples + share.examples,
-            self.position.tokens + tokens,
+            self.position.tokens + tally.tokens,
         )
         epoch = (step + 1) / self.steps.per_epoch
-        log.add(self.position, loss, epoch=epoch, learning_rate=rate, loss_scale=scale, grad_norm=norm)
+        self.log.add(self.position, loss, epoch=epoch, learning_rate=rate, loss_scale=scale, grad_norm=norm)
         self.watcher.step(step + 1, loss, self.position.examples / self.position.seconds)
-        self._watch(finite)
-        if self.settings.save_every and (step + 1) % self.settings.save_every == 0:
-            self.save()
+        return True
 
-    def _accumulate(self, share: Share) -> tuple[float, int]:
-        """Gradients of one step's loss; returns the loss and the tokens, over all processes."""
-        parts = len(self.objective.head.losses)
-        batches = [batch.to(self.world.device) if batch else None for batch in share.micro_batches]
-        tally = torch.zeros(parts + 1, dtype=torch.float64)
-        for batch in batches:
-            if batch is not None:
-                tally += torch.tensor([*self.objective.counts(batch), batch.tokens], dtype=torch.float64)
-        tally = self.world.sum(tally)
-        counts = tally[:-1].clamp_min(1.0).float().to(self.world.device)
-        sums = torch.zeros(parts, device=self.world.device)
-        for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            with self.world.accumulating(self.module, last):
-                sums += self._backward(batch, counts, number)
-        total = self.world.sum(sums)
-        return float((total / counts).sum()), int(tally[-1])
+    def _report(self, action: Action, facts: StepFacts, scale: float) -> None:
+        if not action.cause:
+            return
+        event = "explosion" if facts.finite else "non-finite"
+        self._note(
+            event,
+            module=facts.culprit.module if facts.culprit else None,
+            kind=facts.culprit.kind if facts.culprit else None,
+            loss_scale=scale,
+            expected=action.expected,
+            action=action.do.value,
+            cause=action.cause,
+        )
+        if action.do is Do.SKIP:
+            where = f" at {facts.culprit.module}" if action.expected and facts.culprit else ""
+            self.watcher.say(f"step {self.position.step + 1}: {action.cause}{where}; the step is left out")
 
-    def _backward(self, batch: Batch | None, counts: Tensor, number: int) -> Tensor:
-        """One micro-batch's gradients; returns its summed losses."""
-        # Dropout depends on seed, step and place alone, so that a resumed run draws what the first one drew.
-        seed = (self.settings.seed * 1_000_003 + self.position.step) * 1009 + number
-        torch.manual_seed(seed * 257 + self.world.data_rank)
-        weight = 1.0
-        if batch is None:
-            # A short batch left this process nothing: it still takes part in the exchange, with no weight.
-            batch, weight = self.steps.data.batch(self.steps.any_row, 0).to(self.world.device), 0.0
-        with self.policy.autocast():
-            sums = self.module(batch)
-        self.scaler.backward((sums / counts).sum() * (weight * self.world.data_size))
-        return sums.detach() * weight
+    def _note(self, event: str, **values: Any) -> None:
+        """An event of the step at hand, in the metrics file."""
+        self.metrics.write({"step": self.position.step + 1, "event": event, **values})
 
-    def _watch(self, finite: bool) -> None:
-        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
-        if not finite:
-            self.watcher.say(f"step {self.position.step}: a gradient was not finite, the step was left out")
-        if self._skipped_in_a_row >= self.settings.max_skipped:
-            raise TrainingStopped(
-                f"{self._skipped_in_a_row} steps in a row with gradients that are not finite",
-                f"step {self.position.step}",
-                "lower --learning-rate, check the data, or train in bf16 or fp32",
-            )
+    def _go_back(self, action: Action) -> None:
+        """Takes over the last good state with a lower learning rate; stops the run where there is none."""
+        step, say = self.position.step + 1, self.watcher.say
+        found = self.keeper.last_good(say)
+        if action.do is Do.STOP or found is None:
+            good = f"the last good state is {found[0]}" if found else "no good state was saved before it"
+            todo = f"{good}; check the data, or start anew with a lower --learning-rate or in bf16 or fp32"
+            raise TrainingStopped(action.cause, f"step {step}", todo)
+        self.watch.went_back()
+        factor = self.watch.memory.rate_factor
+        self._note("rollback", to_step=found[1].position.step, rate_factor=factor, cause=action.cause)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler = self.policy.scaler(self.world.grad_scaler)
+        self.restore(found[1])
+        self.world.wait()
+        if self.world.is_main:
+            self.keeper.drop_after(self.position.step)
+        say(
+            f"step {step}: {action.cause}; back to step {self.position.step}, "
+            f"with {factor:g} times the learning rate"
+        )
+
+    def _is_done(self) -> bool:
+        """Whether all steps are done; a last step that ruined the weights is one to go back from."""
+        if self.position.step < self.total:
+            return False
+        culprit = broken_weights(self.objective, self.world)
+        if culprit is None:
+            return True
+        facts = StepFacts(math.nan, finite=False, culprit=culprit)
+        action = self.watch.observe(facts)
+        self._report(action, facts, self.scaler.value)
+        self._go_back(action)
+        return False
 
     def _evaluation_is_due(self) -> bool:
         step = self.position.step
         return step == self.total or step % (self.settings.eval_every or self.steps.per_epoch) == 0
 
-    def _evaluate(self, data: TrainingData, metrics: MetricsFile) -> Evaluation:
-        evaluation = evaluate(self.objective.head, data, self.world.device)
+    def _evaluate(self, data: TrainingData) -> None:
+        head = self.world.whole(self.objective.head)
+        with recording(head, self.position.step == self.total) as self.ranges:
+            self.evaluation = evaluate(head, data, self.world)
         epoch = self.position.step / self.steps.per_epoch
-        metrics.write({"step": self.position.step, "epoch": epoch, **evaluation.to_json()})
-        self.watcher.say(f"epoch {epoch:.2f}: {evaluation.describe()}")
-        return evaluation
+        self.metrics.write({"step": self.position.step, "epoch": epoch, **self.evaluation.to_json()})
+        self.watcher.say(f"epoch {epoch:.2f}: {self.evaluation.describe()}")
 
-    def save(self) -> Path:
-        """Writes the resumable state of this moment."""
+    def _save(self) -> None:
+        """Writes the state of this moment where one is due."""
+        states = self.keeper.due(self.position.step)
+        if states is not None:
+            self._save_to(states)
+
+    def _save_to(self, states: States) -> None:
         tensors = self.world.collect(self.objective, self.optimizer)
         tensors["scaler"] = self.scaler.state_dict()
-        return save_state(self.settings.out / "steps", self.position, tensors, self.identity)
+        progress = {
+            "watch": self.watch.memory.to_json(),
+            "metrics": self.metrics.lines,
+            "losses": self.log.losses,
+            "evaluation": asdict(self.evaluation) if self.evaluation else None,
+        }
+        state = State(self.position, progress, tensors, good=self.watch.memory.calm)
+        if self.world.is_main:
+            self.keeper.save(states, state, self.watcher.say)
 
     def _leave(self) -> None:
         if self.settings.save_every:
-            state = self.save()
-            self.watcher.say(f"{state.name} is saved; the same command with --resume goes on from it")
+            self._save_to(self.keeper.states)
+            self.watcher.say(
+                f"step {self.position.step} is saved; the same command with --resume goes on from it"
+            )
         raise KeyboardInterrupt

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,29 @@ class MetricsFile:
     """Appends lines to `metrics.jsonl`.
 
     Args:
-        path: the file.
-        keep_to: lines of later steps are dropped first, since a resumed run writes them anew.
+        path: the file; None for a process that writes nothing.
+
+    Attributes:
+        lines: how many it has.
     """
 
-    def __init__(self, path: Path, keep_to: int) -> None:
-        kept = [line for line in read_metrics(path) if line["step"] <= keep_to] if path.is_file() else []
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._path = path
+    def __init__(self, path: Path | None) -> None:
+        self._path, self.lines = path, 0
+
+    def keep(self, lines: int) -> None:
+        """Drops all but the first lines: those that a resumed run writes anew."""
+        self.lines = lines
+        if self._path is not None:
+            kept = read_metrics(self._path)[:lines] if self._path.is_file() else []
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Appends one line; a number that is not finite is written as null, which JSON has."""
-        line = {key: _finite(value) for key, value in values.items()}
-        with writing_to(self._path), self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
+        self.lines += 1
+        if self._path is not None:
+            line = {key: _finite(value) for key, value in values.items()}
+            with writing_to(self._path), self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -43,22 +53,30 @@ class StepLog:
     Args:
         every: steps a line.
         start: where the run stands now.
+
+    Attributes:
+        losses: those of the steps since the last line; the mean leaves out what is not finite.
     """
 
     def __init__(self, metrics: MetricsFile, every: int, start: Position) -> None:
         self._metrics, self._every, self._start = metrics, every, start
-        self._losses: list[float] = []
+        self.losses: list[float] = []
+
+    def restart(self, start: Position, losses: Sequence[float]) -> None:
+        """Goes on from a saved state with the losses that were waiting there."""
+        self._start, self.losses = start, list(losses)
 
     def add(self, position: Position, loss: float, **values: float) -> None:
         """Takes one step's loss, and writes a line where one is due."""
-        self._losses.append(loss)
+        if math.isfinite(loss):
+            self.losses.append(loss)
         if position.step % self._every:
             return
         seconds = position.seconds - self._start.seconds
         self._metrics.write(
             {
                 "step": position.step,
-                "loss": sum(self._losses) / len(self._losses),
+                "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
                 **values,
                 "skipped_steps": position.skipped,
                 "tokens_per_second": (position.tokens - self._start.tokens) / seconds,
@@ -66,7 +84,7 @@ class StepLog:
                 "seconds": position.seconds,
             }
         )
-        self._start, self._losses = position, []
+        self._start, self.losses = position, []
 
 
 def _finite(value: Any) -> Any:

@@ -14,18 +14,20 @@ from typing import Any
 import torch
 
 from bertmp.errors import InputError
-from bertmp.files import sha256_file
 from bertmp.model.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
-from bertmp.model.heads import LossOptions
+from bertmp.model.heads import Head, LossOptions
 from bertmp.tokenizer import Tokenizer
-from bertmp.training.amp import Policy
+from bertmp.training.amp import Policy, Scaling
 from bertmp.training.evaluate import Evaluation
+from bertmp.training.identity import identity
 from bertmp.training.loop import Trainer, Watcher
 from bertmp.training.memory import keep_freed_memory
 from bertmp.training.objective import Objective
-from bertmp.training.parallel import World
+from bertmp.training.parallel import World, join, recompute_activations
+from bertmp.training.ranges import FILE as RANGES
+from bertmp.training.ranges import measured, to_json
 from bertmp.training.settings import TrainSettings
-from bertmp.training.state import load_state
+from bertmp.training.state import remove_leftovers
 from bertmp.training.tasks import READERS
 
 
@@ -88,7 +90,7 @@ def train(
     out: Path,
     *,
     resume: bool = False,
-    progress: Progress = lambda total, done: nullcontext(Silent()),
+    progress: Progress | None = None,
     **options: Any,
 ) -> TrainResult:
     """Trains a model and writes `out/final`, `out/metrics.jsonl` and `out/config.toml`.
@@ -100,26 +102,47 @@ def train(
     Errors: InputError for bad settings, data or checkpoint; TrainingStopped where gradients stay
     non-finite.
     """
-    settings = TrainSettings(task=task, data=Path(data), model=Path(model), out=Path(out), **options)
+    with join() as processes:
+        settings = TrainSettings(task=task, data=Path(data), model=Path(model), out=Path(out), **options)
+        world = processes.arrange(settings.data_parallel, settings.tensor_parallel, settings.shard)
+        shown = progress if progress and world.is_main else _unwatched
+        return _train(settings, world, resume, shown)
+
+
+def _unwatched(total: int, done: int) -> AbstractContextManager[Watcher]:
+    """The progress of the processes that show none."""
+    return nullcontext(Silent())
+
+
+def _train(settings: TrainSettings, world: World, resume: bool, progress: Progress) -> TrainResult:
     keep_freed_memory()
-    world = World.alone()
-    policy = Policy.resolve(settings.precision, settings.loss_scale, world.device.type)
+    policy = Policy.resolve(settings.precision, settings.loss_scale, world.device.type, _scaling(settings))
     prepared = READERS[settings.task](settings)
-    loaded = load_checkpoint(settings.model, settings.task, prepared.labels, settings.seed)
+    loaded = load_checkpoint(
+        settings.model, prepared.head or settings.task, prepared.labels, settings.seed
+    )
     train_data, eval_data = prepared.encode(_shortened(loaded, settings.max_length))
-    _prepare(settings.out, resume)
-    settings.save(settings.out / "config.toml")
+    _check_folder(settings.out)
     objective = Objective(loaded.model, LossOptions(settings.label_smoothing))
-    identity = _identity(settings)
-    trainer = Trainer(objective, train_data, eval_data, settings, policy, world, identity, Silent())
+    if settings.activation_checkpointing:
+        recompute_activations(objective.head)
+    own = identity(settings, loaded, policy)
+    trainer = Trainer(objective, train_data, eval_data, settings, policy, world, own, Silent())
     notes = _resume(trainer) if resume else []
+    world.wait()
+    if world.is_main:
+        _prepare(settings, resume)
+    world.wait()
     with progress(trainer.total, trainer.position.step) as watcher:
         trainer.watcher = watcher
         for line in (*notes, *_remarks(loaded, train_data.truncated, policy)):
             watcher.say(line)
         evaluation = trainer.train()
     checkpoint = settings.out / "final"
-    save_checkpoint(checkpoint, loaded.model, loaded.config, loaded.tokenizer)
+    trained = world.whole(objective.head)
+    ranges = _ranges(trainer, trained)
+    if world.is_main:
+        save_checkpoint(checkpoint, trained, loaded.config, loaded.tokenizer, {RANGES: ranges})
     truncated = train_data.truncated + (eval_data.truncated if eval_data else 0)
     return _result(checkpoint, trainer, evaluation, truncated)
 
@@ -127,10 +150,10 @@ def train(
 def _resume(trainer: Trainer) -> list[str]:
     """Goes back to the newest whole state; returns what there is to say about it."""
     notes: list[str] = []
-    state = load_state(trainer.settings.out / "steps", trainer.identity, notes.append)
+    state = trainer.keeper.states.newest(notes.append)
     if state is None:
         return [*notes, "no state to resume from: starting from the beginning"]
-    trainer.restore(*state)
+    trainer.resume(state)
     return [*notes, f"resuming after step {trainer.position.step}"]
 
 
@@ -146,35 +169,40 @@ def _shortened(loaded: LoadedCheckpoint, max_length: int | None) -> Tokenizer:
     return loaded.tokenizer
 
 
-def _prepare(out: Path, resume: bool) -> None:
-    """Makes the run's folder ready: a new run replaces an old one, but nothing that is not a run's."""
+def _scaling(settings: TrainSettings) -> Scaling:
+    return Scaling(
+        settings.initial_scale, settings.scale_growth_interval, settings.scale_backoff, settings.min_scale
+    )
+
+
+def _check_folder(out: Path) -> None:
+    """A new run replaces an old one, but nothing that is not a run's."""
     if out.is_dir() and any(out.iterdir()) and not (out / "config.toml").is_file():
         raise InputError("the folder holds something that is not a run", out, "choose another --out")
     if out.exists() and not out.is_dir():
         raise InputError("a file where the run's folder is to be", out, "choose another --out")
+
+
+def _prepare(settings: TrainSettings, resume: bool) -> None:
+    """Makes the run's folder ready, once nothing stands against the run any more."""
+    remove_leftovers(settings.out)
     if not resume:
-        shutil.rmtree(out / "steps", ignore_errors=True)
-        (out / "metrics.jsonl").unlink(missing_ok=True)
+        for folder in ("steps", "last-good"):
+            shutil.rmtree(settings.out / folder, ignore_errors=True)
+        (settings.out / "metrics.jsonl").unlink(missing_ok=True)
+    settings.save(settings.out / "config.toml")
 
 
-def _identity(settings: TrainSettings) -> dict[str, Any]:
-    """What a resumed run must share with the state it goes on from."""
-    return {
-        "data": sha256_file(settings.data),
-        "task": settings.task,
-        "batch_size": settings.batch_size,
-        "seed": settings.seed,
-        "precision": settings.precision,
-        "max_length": settings.max_length,
-    }
+def _ranges(trainer: Trainer, trained: Head) -> dict[str, Any]:
+    """The activation ranges of the trained model: those of the last evaluation where that was of it."""
+    settings, world = trainer.settings, trainer.world
+    ranges = trainer.ranges or measured(trained, trainer.eval_data, trainer.data, world)
+    return to_json(ranges, str((settings.eval_data or settings.data).resolve()), world)
 
 
 def _remarks(loaded: LoadedCheckpoint, truncated: int, policy: Policy) -> Iterator[str]:
     """What the user should know before the run begins."""
-    if loaded.new and len(loaded.new) <= 8:
-        yield f"starts at random: {', '.join(loaded.new)}"
-    if loaded.unused:
-        yield f"not used from the checkpoint: {', '.join(loaded.unused)}"
+    yield from loaded.remarks()
     if truncated:
         yield f"{truncated} training texts are longer than the model takes and were cut"
     yield f"training in {policy.mode} on {policy.device}"

@@ -11,7 +11,7 @@ from bertmp.files import write_toml
 
 OPTIMIZERS = ("adamw", "lamb")
 CLASS_WEIGHTS = ("none", "balanced")
-TASKS = ("classification", "pretraining")
+TASKS = ("classification", "pretraining", "token-classification", "regression")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class TrainSettings:
         max_grad_norm: gradients are clipped to this L2 norm; 0 switches clipping off.
         max_length: the most tokens of a text; the model's positions where None.
         label_smoothing: share of a label's weight that is spread over all classes.
+        multi_label: in classification, a text may have several labels, or none.
+        label_separator: what stands between them in the label's column.
         class_weights: `none`, or `balanced` to weigh each class by the inverse of its frequency.
         eval_every: steps between evaluations; every epoch where 0.
         keep_best: `final` is the checkpoint of the best evaluation instead of the last one's.
@@ -106,11 +108,15 @@ class TrainSettings:
     text_column: str = "text"
     text_pair_column: str = "text_pair"
     label_column: str = "label"
+    multi_label: bool = False
+    label_separator: str = ","
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise InputError(f"unknown task '{self.task}'", "TASK", f"use one of {', '.join(TASKS)}")
-        for name in ("epochs", "batch_size", "accumulate", "tensor_parallel", "log_every", "max_skipped", "keep", "explosion_steps"):
+        for name in ("epochs", "batch_size", "accumulate", "tensor_parallel", "log_every"):
+            self._require(getattr(self, name) >= 1, name, "give at least 1")
+        for name in ("keep", "max_skipped", "explosion_steps"):
             self._require(getattr(self, name) >= 1, name, "give at least 1")
         for name in ("workers", "eval_every", "save_every", "seed", "patience", "max_rollbacks"):
             self._require(getattr(self, name) >= 0, name, "give 0 or a positive number")
@@ -124,6 +130,9 @@ class TrainSettings:
         self._require(0 < self.mask_rate < 1, "mask_rate", "give a share between 0 and 1")
         self._require(0 <= self.short_rate <= 1, "short_rate", "give a share from 0 to 1")
         self._require(0 <= self.label_smoothing < 1, "label_smoothing", "give a share from 0 to below 1")
+        self._require(self.label_separator != "", "label_separator", "give one character or more")
+        if self.multi_label and self.task != "classification":
+            raise InputError(f"{self.task} has no --multi-label", "--multi-label", "leave it out")
         self._require(0 < self.layer_decay <= 1, "layer_decay", "give a factor above 0, at most 1")
         self._require(self.optimizer in OPTIMIZERS, "optimizer", f"use one of {', '.join(OPTIMIZERS)}")
         self._require(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
+import json
+import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
 from bertmp.errors import InputError
 from bertmp.files import atomic_folder, read_json, sha256_file, write_json
 
-KEPT = 2
 _PREFIX = "step-"
+_TENSORS = "tensors.pt"
+_RECORD = "state.json"
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Position:
 
     Attributes:
         step: steps done.
-        skipped: of these, the ones left out because a gradient was not finite.
+        skipped: of these, the ones left out because something was not finite.
         seconds: training time so far.
         examples, tokens: seen so far.
     """
@@ -36,62 +39,168 @@ class Position:
     tokens: int = 0
 
 
-def save_state(
-    folder: Path, position: Position, tensors: Mapping[str, Any], identity: Mapping[str, Any]
-) -> Path:
-    """Writes the state after `position.step` steps under `folder`, and drops all but the newest `KEPT`.
+@dataclass(frozen=True)
+class State:
+    """What a run goes on from.
 
-    Args:
+    Attributes:
+        position: where it stands.
+        progress: what its parts remember, as JSON has it: the watch, the log, the last evaluation.
         tensors: state dictionaries of model, optimizer and loss scaler.
-        identity: what must be the same for the state to be honoured: data, model, settings.
+        good: whether nothing was amiss: a state that the overflow watch may go back to.
     """
-    target = folder / f"{_PREFIX}{position.step:08d}"
-    with atomic_folder(target) as temporary:
-        torch.save(dict(tensors), temporary / "tensors.pt")
-        digest = sha256_file(temporary / "tensors.pt")
-        write_json(
-            temporary / "state.json",
-            {"position": asdict(position), "identity": dict(identity), "sha256": digest},
-        )
-    for old in _states(folder)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
+
+    position: Position
+    progress: Mapping[str, Any]
+    tensors: Mapping[str, Any]
+    good: bool = True
 
 
-def load_state(
-    folder: Path, identity: Mapping[str, Any], warn: Callable[[str], None]
-) -> tuple[Position, dict[str, Any]] | None:
-    """The newest state that is whole; None where there is none.
+@dataclass(frozen=True)
+class States:
+    """A folder of states.
 
-    A damaged state is passed over for the one before, and `warn` says so.
-
-    Errors: InputError where the state belongs to other data, another model or other settings.
+    Attributes:
+        folder: holds one folder a state, `step-00000042`.
+        keep: how many are kept; the oldest go first.
+        identity: what must be the same for a state to be honoured; see `identity.py`.
     """
-    for state in _states(folder):
+
+    folder: Path
+    keep: int
+    identity: Mapping[str, Any]
+
+    def save(self, state: State) -> Path:
+        """Writes a state, whole or not at all, and drops those that are too many.
+
+        Errors: InputError where the disk is full or cannot be written.
+        """
+        target = self.folder / _name(state.position.step)
+        with atomic_folder(target) as temporary:
+            write_tensors(temporary / _TENSORS, state.tensors)
+            record = {
+                "position": asdict(state.position),
+                "progress": dict(state.progress),
+                "identity": dict(self.identity),
+                "good": state.good,
+                "tensors": sha256_file(temporary / _TENSORS),
+            }
+            write_json(temporary / _RECORD, {**record, "checksum": _checksum(record)})
+        for old in self._newest_first()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def newest(self, warn: Callable[[str], None]) -> State | None:
+        """The newest state that is whole; None where there is none.
+
+        A damaged state is passed over for the one before, and `warn` says so.
+
+        Errors: InputError where the state belongs to other data, another model or other settings.
+        """
+        return next((state for _, state in self._whole(warn)), None)
+
+    def last_good(self, warn: Callable[[str], None]) -> tuple[Path, State] | None:
+        """The newest whole state that was saved while nothing was amiss, and its folder."""
+        return next(((folder, state) for folder, state in self._whole(warn) if state.good), None)
+
+    def drop_after(self, step: int) -> None:
+        """Removes the states of later steps."""
+        for folder in self._newest_first():
+            if folder.name > _name(step):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _whole(self, warn: Callable[[str], None]) -> Iterator[tuple[Path, State]]:
+        for folder in self._newest_first():
+            try:
+                record = read_json(folder / _RECORD)
+                checksum = record.pop("checksum")
+                if checksum != _checksum(record) or record["tensors"] != sha256_file(folder / _TENSORS):
+                    raise InputError("its checksum differs", folder)
+                position = Position(**record["position"])
+                _check_identity(record["identity"], self.identity, folder)
+                tensors = torch.load(folder / _TENSORS, map_location="cpu", weights_only=True)
+                yield folder, State(position, record["progress"], tensors, record["good"])
+            except OtherRun:
+                raise
+            except (InputError, OSError, KeyError, TypeError, AttributeError, *_UNREADABLE) as error:
+                warn(f"{folder.name} is damaged ({error}): falling back to the state before it")
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{_PREFIX}*"), reverse=True) if self.folder.is_dir() else []
+
+
+def _name(step: int) -> str:
+    return f"{_PREFIX}{step:08d}"
+
+
+class OtherRun(InputError):
+    """A state was found that another run made."""
+
+
+_UNREADABLE = (RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Writes tensors that `torch.load(weights_only=True)` reads.
+
+    Errors: OSError where the disk does not take them.
+    """
+    stream = _Stream(path)
+    try:
+        with stream:
+            torch.save(dict(tensors), cast(IO[bytes], stream))
+    except RuntimeError:
+        # torch hides what its writer met behind an error of its own.
+        if stream.error is None:
+            raise
+        raise stream.error from None
+
+
+class _Stream:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, path: Path) -> None:
+        self.error: OSError | None = None
+        self._file = path.open("wb")
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def write(self, data: Any) -> int:
         try:
-            record = read_json(state / "state.json")
-            if sha256_file(state / "tensors.pt") != record["sha256"]:
-                raise InputError("checksum differs", state)
-            position = Position(**record["position"])
-            data = (state / "tensors.pt").read_bytes()
-        except (InputError, OSError, KeyError, TypeError) as error:
-            warn(f"{state.name} is damaged ({error}); falling back to the state before")
-            continue
-        _check_identity(record["identity"], identity, state)
-        return position, torch.load(io.BytesIO(data), weights_only=True)
-    return None
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
-def _states(folder: Path) -> list[Path]:
-    """The states' folders, newest first."""
-    return sorted(folder.glob(f"{_PREFIX}*"), reverse=True) if folder.is_dir() else []
+def remove_leftovers(run: Path) -> None:
+    """Removes the unfinished files and folders that a killed process left in a run's folder."""
+    for folder in (run, run / "steps", run / "last-good"):
+        for pattern in (".*.part", ".*.old"):
+            for path in folder.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
-def _check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], state: Path) -> None:
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    todo = "resume with the settings of the run, or start in another folder"
     for name, value in wanted.items():
-        if found.get(name) != value:
-            raise InputError(
-                f"the state was made with {name} {found.get(name)!r}, now it is {value!r}",
-                state,
-                "resume with the settings of the run, or start in another folder",
-            )
+        was = found.get(name)
+        if was == value:
+            continue
+        if name.endswith(" contents"):  # a fingerprint, which tells a reader nothing
+            raise OtherRun(f"the state was made with another {name.removesuffix(' contents')}", folder, todo)
+        raise OtherRun(f"the state was made with {name} {was}, now it is {value}", folder, todo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -76,4 +77,17 @@ class Steps(Dataset[Share]):
 
     def load(self, first: int, total: int, workers: int) -> Iterator[Share]:
         """Steps `first` to `total - 1` in order, prepared by `workers` processes ahead of time."""
-        return iter(DataLoader(self, batch_size=None, sampler=range(first, total), num_workers=workers))
+        return iter(
+            DataLoader(
+                self,
+                batch_size=None,
+                sampler=range(first, total),
+                num_workers=workers,
+                worker_init_fn=_ignore_interrupts,
+            )
+        )
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches a terminal's whole process group; only the main process answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

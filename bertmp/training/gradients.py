@@ -1,0 +1,83 @@
+"""One step's gradients, from however many micro-batches and processes its batch is dealt out to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bertmp.model.batch import Batch
+from bertmp.training.amp import Policy
+from bertmp.training.objective import Objective
+from bertmp.training.parallel import World
+from bertmp.training.steps import Share, Steps
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a step consists of, over all processes; known before its forward pass.
+
+    Attributes:
+        counts: FP32 `[losses]`, the terms of each of the loss's parts, at least 1.
+        tokens: how many are read.
+    """
+
+    counts: Tensor
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Computes them, as often as asked, the same each time.
+
+    Attributes:
+        objective: the head and its loss.
+        module: the same, as `World.wrap` wraps it.
+    """
+
+    objective: Objective
+    module: nn.Module
+    steps: Steps
+    world: World
+    policy: Policy
+    seed: int
+
+    def tally(self, share: Share) -> Tally:
+        """Counts a step's terms."""
+        parts = len(self.objective.head.losses)
+        total = torch.zeros(parts + 1, dtype=torch.float64)
+        for batch in share.micro_batches:
+            if batch is not None:
+                total += torch.tensor([*self.objective.counts(batch), batch.tokens], dtype=total.dtype)
+        total = self.world.sum(total)
+        counts = total[:-1].clamp_min(1.0).float().to(self.world.device)
+        return Tally(counts, int(total[-1]))
+
+    def accumulate(
+        self, share: Share, tally: Tally, step: int, scale: Callable[[Tensor], Tensor] = lambda loss: loss
+    ) -> float:
+        """Adds the gradients of the scaled loss to the parameters'; returns the loss, over all processes."""
+        sums = torch.zeros_like(tally.counts)
+        for number, batch in enumerate(share.micro_batches):
+            last = number == len(share.micro_batches) - 1
+            with self.world.accumulating(self.module, last):
+                sums += self._backward(batch, tally.counts, step, number, scale)
+        return float((self.world.sum(sums) / tally.counts).sum())
+
+    def _backward(
+        self, batch: Batch | None, counts: Tensor, step: int, number: int, scale: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """One micro-batch's gradients; returns its summed losses, `[losses]`."""
+        # Dropout depends on seed, step and place alone, so that a resumed run draws what the first one drew.
+        seed = (self.seed * 1_000_003 + step) * 1009 + number
+        torch.manual_seed(seed * 257 + self.world.data_rank)
+        weight = 1.0
+        if batch is None:
+            # A short batch left this process nothing: it still takes part in the exchange, with no weight.
+            batch, weight = self.steps.data.batch(self.steps.any_row, 0), 0.0
+        with self.policy.autocast():
+            sums = self.module(batch.to(self.world.device))
+        scale((sums / counts).sum() * (weight * self.world.data_size)).backward()
+        return sums.detach() * weight
