@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 
 from bertmp.model.batch import Batch
 from bertmp.model.bert import initialise
 from bertmp.model.config import BertConfig
-from bertmp.model.heads import EncoderOnly, Head, SequenceClassifier
+from bertmp.model.heads import HEADS, EncoderOnly, Head, SequenceClassifier
+from bertmp.tokenizer import Tokenizer
 
 
 def encoder(config: BertConfig, seed: int = 0) -> EncoderOnly:
@@ -18,6 +22,19 @@ def encoder(config: BertConfig, seed: int = 0) -> EncoderOnly:
 def classifier(config: BertConfig, seed: int = 0) -> SequenceClassifier:
     """A classifier over `config.labels`."""
     return _drawn(SequenceClassifier(config), seed)
+
+
+def head(task: str, config: BertConfig, seed: int = 0) -> Head:
+    """The head of a task."""
+    return _drawn(HEADS[task](config), seed)
+
+
+def small_tokenizer(folder: Path, words: Sequence[str] = ()) -> Tokenizer:
+    """A lower-casing tokenizer that spells with single letters and knows some whole `words`."""
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *letters, *(f"##{x}" for x in letters)]
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    return Tokenizer.load(folder)
 
 
 def _drawn(model: Head, seed: int) -> Head:  # type: ignore[misc]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bertmp.errors import InputError
 from bertmp.model.heads.base import EncoderOnly, Head, LossOptions
 from bertmp.model.heads.classification import SequenceClassifier
+from bertmp.model.heads.halves import MaskedLanguageModel, NextSentence
 from bertmp.model.heads.multi_label import MultiLabelClassifier
 from bertmp.model.heads.pretraining import PreTraining
 from bertmp.model.heads.regression import Regressor
@@ -19,6 +20,8 @@ HEADS: dict[str, type[Head]] = {
         Regressor,
         TokenClassifier,
         PreTraining,
+        MaskedLanguageModel,
+        NextSentence,
     )
 }
 
@@ -27,7 +30,9 @@ __all__ = [
     "EncoderOnly",
     "Head",
     "LossOptions",
+    "MaskedLanguageModel",
     "MultiLabelClassifier",
+    "NextSentence",
     "PreTraining",
     "Regressor",
     "SequenceClassifier",

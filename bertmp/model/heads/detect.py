@@ -9,12 +9,12 @@ from typing import Protocol
 from bertmp.errors import InputError
 from bertmp.model.config import BertConfig
 
-_FAMILIES = {
+_TASKS = {
     "BertModel": "encoder",
     "BertForTokenClassification": "token-classification",
     "BertForPreTraining": "pretraining",
-    "BertForMaskedLM": "pretraining",
-    "BertForNextSentencePrediction": "pretraining",
+    "BertForMaskedLM": "masked-lm",
+    "BertForNextSentencePrediction": "next-sentence",
 }
 """Hugging Face's name of a class → the task of the head that stands for it."""
 
@@ -50,8 +50,8 @@ def detect_task(config: BertConfig, weights: Mapping[str, HasShape], where: Path
             where,
             "name another with --task, such as encoder",
         )
-    if named in _FAMILIES:
-        return _FAMILIES[named]
+    if named in _TASKS:
+        return _TASKS[named]
     if named == _SEQUENCE:
         return _sequence_task(config, weights)
     return _by_weights(config, weights)
@@ -62,7 +62,11 @@ def _by_weights(config: BertConfig, weights: Mapping[str, HasShape]) -> str:
         # Of Hugging Face's classifiers, the one of tokens is the one without a pooler.
         pooled = "bert.pooler.dense.weight" in weights
         return _sequence_task(config, weights) if pooled else "token-classification"
-    return "pretraining" if any(name.startswith("cls.") for name in weights) else "encoder"
+    words = any(name.startswith("cls.predictions.") for name in weights)
+    pairs = any(name.startswith("cls.seq_relationship.") for name in weights)
+    if words and pairs:
+        return "pretraining"
+    return "masked-lm" if words else "next-sentence" if pairs else "encoder"
 
 
 def _sequence_task(config: BertConfig, weights: Mapping[str, HasShape]) -> str:
