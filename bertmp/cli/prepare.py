@@ -19,7 +19,7 @@ def add_commands(app: typer.Typer) -> None:
             Path,
             typer.Argument(
                 metavar="CORPUS",
-                help=".txt (a sentence a line, documents apart by blank lines), .tsv, .csv, .jsonl or .parquet.",
+                help=".txt (a sentence a line, blank lines between documents), .tsv, .csv, .jsonl, .parquet",
             ),
         ],
         model: Annotated[

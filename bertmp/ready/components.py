@@ -64,6 +64,7 @@ _PACKAGES = (
     _Package("torch", "torch", ("torch",), _CORE),
     _Package("tokenizers", "tokenizers", ("tokenizers",), _CORE),
     _Package("safetensors", "safetensors", ("safetensors",), _CORE),
+    _Package("pyarrow", "pyarrow", ("pyarrow",), _CORE),
     _Package("onnx", "onnx", ("onnx",), _CORE),
     _Package("onnxscript", "onnxscript", ("onnxscript",), _CORE),
     _Package("tritonclient", "tritonclient", ("tritonclient",), _CORE),

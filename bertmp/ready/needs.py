@@ -30,6 +30,7 @@ NEEDS = (
     Need("doctor"),
     Need("setup", ("pip", "triton host")),
     Need("download", ("pip",)),
+    Need("prepare", ("tokenizers", "pyarrow")),
     Need("train", _MODEL),
     Need("export", (*_MODEL, "onnx", "onnxscript")),
     Need("convert", ("onnx",)),

@@ -8,10 +8,10 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -98,9 +98,10 @@ def prepare_store(
     started = time.perf_counter()
     corpus = open_corpus(data, columns)
     source = Source(data.name, sha256_file(data), columns.text, columns.text_pair)
-    with atomic_folder(out) as folder, progress(corpus.size) as done:
+    parcels = tokenised(corpus, tokenizer, workers or available_processors())
+    with atomic_folder(out) as folder, progress(corpus.size) as done, closing(parcels):
         writer = StoreWriter(folder, tokenizer, corpus.pairs)
-        for parcel, position in tokenised(corpus, tokenizer, workers or available_processors()):
+        for parcel, position in parcels:
             writer.append(*parcel)
             done(position)
         counts = writer.close(source)
@@ -124,7 +125,9 @@ Parcel = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
 """The arguments of `StoreWriter.append`."""
 
 
-def tokenised(corpus: Corpus, tokenizer: Tokenizer, workers: int) -> Iterator[tuple[Parcel, int]]:
+def tokenised(
+    corpus: Corpus, tokenizer: Tokenizer, workers: int
+) -> Generator[tuple[Parcel, int], None, None]:
     """The corpus in token ids, in its order, and how far each parcel brings us.
 
     No more than a few parcels a process are under way, so that memory does not grow with the corpus. A
@@ -137,8 +140,8 @@ def tokenised(corpus: Corpus, tokenizer: Tokenizer, workers: int) -> Iterator[tu
         for pieces in (*first, *parcels):
             yield tokenise(tokenizer, pieces), pieces[-1].position
         return
-    with _pool(workers, tokenizer) as pool:
-        yield from _in_order(pool, partial(_tokenise_there, pairs=corpus.pairs), first, parcels, workers)
+    pool = ProcessPoolExecutor(workers, initializer=_start, initargs=(tokenizer,))
+    yield from _in_order(pool, partial(_tokenise_there, pairs=corpus.pairs), first, parcels, workers)
 
 
 def _in_order(
@@ -151,7 +154,8 @@ def _in_order(
     under_way: deque[tuple[Future[Parcel], int]] = deque()
     try:
         for pieces in (*first, *rest):
-            under_way.append((pool.submit(work, pieces), pieces[-1].position))
+            with _deaf_to_ctrl_c():
+                under_way.append((pool.submit(work, pieces), pieces[-1].position))
             if len(under_way) > 2 * workers:
                 future, position = under_way.popleft()
                 yield future.result(), position
@@ -163,12 +167,18 @@ def _in_order(
             "a process that tokenises was killed", "", "check the memory, or use fewer --workers"
         ) from error
     finally:
-        for future, _ in under_way:
-            future.cancel()
+        pool.shutdown(cancel_futures=True)
 
 
-def _pool(workers: int, tokenizer: Tokenizer) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, initializer=_start, initargs=(tokenizer,))
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Holds Ctrl-C back: a process that is started in here does not die of it before it can say that it
+    leaves that to us, in the middle of a queue that others wait for."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _take(parcels: Iterator[list[Piece]], count: int) -> Iterator[list[Piece]]:
