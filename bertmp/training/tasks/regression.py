@@ -37,10 +37,11 @@ def numbers(examples: Examples) -> np.ndarray:
 
     Errors: InputError for the first label that is none, with its line.
     """
+    limit = float(np.finfo(np.float32).max)
     values = np.empty(len(examples), dtype=np.float32)
     for row, label in enumerate(examples.labels or ()):
         value = _number(label)
-        if not math.isfinite(value) or not np.isfinite(np.float32(value)):
+        if not abs(value) <= limit:
             raise InputError(
                 f"the label '{label}' is no number",
                 f"{examples.source}, line {examples.lines[row]}",

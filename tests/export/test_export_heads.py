@@ -1,0 +1,188 @@
+"""Every head exports: the graph answers like torch, under the names of the contract."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto
+
+from bertmp.errors import InputError
+from bertmp.export import export, parity
+from bertmp.export.bundle import Bundle
+from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
+from bertmp.model.config import BertConfig
+from bertmp.model.heads import HEADS
+from bertmp.serve.candidate import inspect
+from tests.models import batch, head, small_tokenizer
+
+CONFIG = BertConfig(
+    vocab_size=250,
+    hidden_size=48,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    intermediate_size=96,
+    max_position_embeddings=40,
+)
+OUTPUTS: dict[str, dict[str, list[Any]]] = {
+    "encoder": {"last_hidden_state": ["batch", "length", 48], "pooler_output": ["batch", 48]},
+    "classification": {"logits": ["batch", 3]},
+    "multi-label-classification": {"logits": ["batch", 3]},
+    "regression": {"logits": ["batch", 1]},
+    "token-classification": {"logits": ["batch", "length", 3]},
+    "pretraining": {
+        "prediction_logits": ["batch", "length", 250],
+        "seq_relationship_logits": ["batch", 2],
+    },
+    "masked-lm": {"prediction_logits": ["batch", "length", 250]},
+    "next-sentence": {"seq_relationship_logits": ["batch", 2]},
+}
+CLASSES = ("O", "B-X", "I-X")
+Make = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """A checkpoint with random weights for a task."""
+    folder = tmp_path_factory.mktemp("heads")
+    tokenizer = small_tokenizer(folder)
+
+    def make(task: str) -> Path:
+        labels = CLASSES if HEADS[task].classes else ("LABEL_0",) if task == "regression" else ()
+        config = replace(CONFIG, labels=labels)
+        if not (folder / task).is_dir():
+            save_checkpoint(folder / task, head(task, config), config, tokenizer)
+        return folder / task
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """The bundle of a task's checkpoint."""
+    folder = tmp_path_factory.mktemp("bundles")
+
+    def make(task: str) -> Path:
+        if not (folder / task).is_dir():
+            export(checkpoint(task), folder / task)
+        return folder / task
+
+    return make
+
+
+def test_every_head_is_tested_here() -> None:
+    assert set(OUTPUTS) == set(HEADS)
+
+
+def answers(path: Path, inputs: dict[str, torch.Tensor]) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return [np.asarray(x) for x in session.run(None, {name: x.numpy() for name, x in inputs.items()})]
+
+
+@torch.no_grad()
+def expected(checkpoint: Path, inputs: dict[str, torch.Tensor]) -> list[np.ndarray]:
+    found = load_checkpoint(checkpoint).model(**inputs)
+    return [x.numpy() for x in (found if isinstance(found, tuple) else (found,))]
+
+
+@pytest.mark.parametrize("task", OUTPUTS)
+def test_the_graphs_answer_like_torch(task: str, checkpoint: Make, bundle: Make) -> None:
+    for rows, length in ((3, 11), (1, 1), (2, 40)):
+        inputs = batch(CONFIG.vocab_size, rows, length)
+        wanted = expected(checkpoint(task), inputs)
+        for whole, half, value in zip(
+            answers(bundle(task) / "model.onnx", inputs),
+            answers(bundle(task) / "model.fp16.onnx", inputs),
+            wanted,
+            strict=True,
+        ):
+            assert whole.shape == half.shape == value.shape
+            assert np.abs(whole - value).max() <= 5e-5
+            assert half.dtype == np.float32
+            assert 0 < np.abs(half - value).max() <= 0.05
+
+
+@pytest.mark.parametrize("task", OUTPUTS)
+def test_outputs_are_those_of_the_contract(task: str, bundle: Make) -> None:
+    for name in ("model.onnx", "model.fp16.onnx"):
+        graph = onnx.load(bundle(task) / name).graph
+        shapes = {
+            value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            for value in graph.output
+        }
+        assert shapes == OUTPUTS[task]
+        assert {value.type.tensor_type.elem_type for value in graph.output} == {TensorProto.FLOAT}
+        inputs = {value.name for value in graph.input}
+        assert inputs == {"input_ids", "attention_mask", "token_type_ids"}
+
+
+@pytest.mark.parametrize("task", OUTPUTS)
+def test_the_bundle_says_what_it_is(task: str, bundle: Make) -> None:
+    opened = Bundle.open(bundle(task))
+    assert opened.task == task
+    results = opened.manifest.stages["export"].results
+    assert results["outputs"] == list(OUTPUTS[task])
+    assert results["newly_initialised"] == results["unused"] == []
+    assert opened.labels == (list(CLASSES) if HEADS[task].classes else [])
+    config = json.loads((bundle(task) / "config.json").read_text())
+    assert config["architectures"] == [HEADS[task].architecture]
+    assert config.get("problem_type", "") == HEADS[task].problem
+
+
+@pytest.mark.parametrize("task", ["pretraining", "masked-lm"])
+def test_the_vocabulary_is_stored_once(task: str, bundle: Make) -> None:
+    for name in ("model.onnx", "model.fp16.onnx"):
+        graph = onnx.load(bundle(task) / name).graph
+        tables = [t.name for t in graph.initializer if sorted(t.dims) == sorted((250, 48))]
+        assert len(tables) == 1, tables
+
+
+@pytest.mark.parametrize("task", [task for task in OUTPUTS if task != "classification"])
+def test_parity_and_deployment_refuse_other_heads_in_one_line(
+    task: str, bundle: Make, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a text\n")
+    with pytest.raises(InputError, match=f"this one's task is {task}") as caught:
+        parity(bundle(task), texts)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=f"its task is {task}"):
+        inspect(Bundle.open(bundle(task)))
+
+
+def test_the_task_overrides_the_configuration(checkpoint: Make, tmp_path: Path) -> None:
+    made = export(checkpoint("classification"), tmp_path / "bundle", task="token-classification", fp16=False)
+    assert made.remarks == ("not used from the checkpoint: bert.pooler.dense.bias, bert.pooler.dense.weight",)
+    assert Bundle.open(made.bundle).task == made.task == "token-classification"
+
+
+def test_a_head_that_the_checkpoint_lacks_is_not_exported(checkpoint: Make, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no weights for pretraining: cls\.") as caught:
+        export(checkpoint("encoder"), tmp_path / "bundle", task="pretraining")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_legacy_checkpoint_exports_with_its_fingerprint(checkpoint: Make, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from bertmp.files import sha256_file
+    from bertmp.model.checkpoint import copy_tokenizer
+
+    old = tmp_path / "old"
+    old.mkdir()
+    source = checkpoint("regression")
+    copy_tokenizer(source, old)
+    (old / "config.json").write_text((source / "config.json").read_text())
+    torch.save(load_file(source / "model.safetensors"), old / "pytorch_model.bin")
+    made = export(old, tmp_path / "bundle", fp16=False).bundle
+    results = Bundle.open(made).manifest.stages["export"].results
+    assert results["checkpoint_sha256"] == sha256_file(old / "pytorch_model.bin")
