@@ -77,6 +77,19 @@ def synchroniser(device: torch.device) -> Callable[[], None]:
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
 
 
+def gpu_missing() -> str:
+    """Why nothing can run on CUDA here, as one line in the form of every error; empty where it can."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    if not torch.backends.cuda.is_built():
+        return (
+            f"error: no GPU (torch {torch.__version__} is built without CUDA): use a machine with CUDA torch"
+        )
+    return "error: no GPU (torch sees no CUDA device): run this on a machine that has one"
+
+
 def measure(seconds: float) -> dict[str, float]:
     """The CPU's peak in FLOP/s, by type; run in a process of its own between the measured runs."""
     import torch

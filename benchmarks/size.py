@@ -14,6 +14,7 @@ class Size:
         examples: fine-tuning examples; all of them where None.
         epochs: passes over these.
         steps, unmeasured: pre-training steps in all, and how many of the first the speed leaves out.
+        judged: batches that the judge of pre-training looks at.
         gemm_seconds: for each matrix size of the peak.
         threads: of every process.
     """
@@ -23,10 +24,11 @@ class Size:
     epochs: int = 3
     steps: int = 60
     unmeasured: int = 10
+    judged: int = 16
     gemm_seconds: float = 1.0
     threads: int = 1
 
 
 def quick(threads: int) -> Size:
     """Enough to see that every part runs."""
-    return Size(1, examples=128, epochs=1, steps=6, unmeasured=2, gemm_seconds=0.1, threads=threads)
+    return Size(1, examples=256, epochs=1, steps=6, unmeasured=2, judged=1, gemm_seconds=0.1, threads=threads)

@@ -16,7 +16,7 @@ from benchmarks.size import Size
 
 SETTINGS = {"batch_size": 32, "max_length": 128, "learning_rate": 1e-4}
 OURS, PEER = "benchmarks.ours.pretrain", "benchmarks.peers.pretrain"
-HELD_OUT = 1024
+HELD_OUT = 512
 """Pairs at the file's end that nobody trains on: the judge's."""
 MASKED = 0.15
 
@@ -103,7 +103,7 @@ def judge(size: Size, scratch: Path, held_out: Path) -> dict[str, float]:
             "checkpoint": str(scratch / f"{side}-{seed}"),
             "max_length": SETTINGS["max_length"],
             "batch_size": SETTINGS["batch_size"],
-            "count": HELD_OUT // 32,
+            "count": size.judged,
         }
         return float(run_child("benchmarks.peers.judge", arguments, size.threads)["loss"])
 

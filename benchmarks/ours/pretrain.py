@@ -40,10 +40,12 @@ def measure(
             steps=steps,
             batch_size=batch_size,
             max_length=max_length,
+            short_rate=0.0,  # the peer shortens no pairs
             learning_rate=learning_rate,
             warmup=0.1,
             weight_decay=0.01,
             max_grad_norm=1.0,
+            max_rollbacks=0,  # no states to go back to are saved meanwhile: the peer saves none
             seed=seed,
             log_every=1,
             progress=watch.progress,

@@ -1,0 +1,134 @@
+"""Training steps of random texts, timed: what a GPU's speed and memory are measured with."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.children import peak_memory
+from benchmarks.flops import Work, pretraining_flops
+from benchmarks.machine import synchroniser
+from benchmarks.synthetic import RandomTexts
+from bertmp.model.bert import initialise
+from bertmp.model.config import BertConfig
+from bertmp.model.heads import LossOptions
+from bertmp.model.heads.pretraining import PreTraining
+from bertmp.training.amp import Policy
+from bertmp.training.loop import Trainer
+from bertmp.training.objective import Objective
+from bertmp.training.parallel import World
+from bertmp.training.settings import TrainSettings
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Some steps of one model in one precision.
+
+    Attributes:
+        seconds: of the measured steps, `examples` and `tokens` what they read, `flops` what they had to do.
+        peak_memory_bytes: of the allocator on CUDA, of the process on the CPU.
+        losses: of every step, the unmeasured ones too.
+    """
+
+    seconds: float
+    examples: int
+    tokens: int
+    flops: float
+    peak_memory_bytes: int
+    losses: tuple[float, ...]
+
+
+class Clock:
+    """Watches a run; the time of its last steps, once the device has done them."""
+
+    def __init__(self, first: int, last: int, wait: Callable[[], None]) -> None:
+        self.first, self.last, self.wait = first, last, wait
+        self.losses: list[float] = []
+        self.marks: dict[int, float] = {}
+
+    def step(self, step: int, loss: float, rate: float) -> None:
+        self.losses.append(loss)
+        if step in (self.first, self.last):
+            self.wait()
+            self.marks[step] = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        return None
+
+    @property
+    def seconds(self) -> float:
+        return self.marks[self.last] - self.marks[self.first]
+
+
+def measure_steps(
+    config: BertConfig, precision: str, world: World, length: int, batch: int, unmeasured: int, measured: int
+) -> Measured:
+    """Pre-trains a model from random weights for a few steps, through the loop that `bertmp train` runs.
+
+    Args:
+        precision: one of `PRECISIONS`; `tf32` is FP32 with its matrix products on TF32 tensor cores.
+        length, batch: tokens of each text, and texts a step.
+
+    Errors: torch.OutOfMemoryError.
+    """
+    device = world.device
+    clock = Clock(unmeasured, unmeasured + measured, synchroniser(device))
+    data = RandomTexts(config, [length] * batch)
+    with _fresh_memory(device), _products_in("high" if precision == "tf32" else "highest"):
+        make_trainer(config, "fp32" if precision == "tf32" else precision, world, data, clock).train()
+        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+    work = Work.of([length] * batch).times(measured)
+    flops = pretraining_flops(config, work, data.masked(length) * work.texts)
+    return Measured(clock.seconds, round(work.texts), round(work.tokens), flops, memory, tuple(clock.losses))
+
+
+def make_trainer(
+    config: BertConfig, precision: str, world: World, data: RandomTexts, clock: Clock
+) -> Trainer:
+    """A pre-training run of `clock.last` steps, each over all of `data`, that saves nothing."""
+    settings = TrainSettings(
+        task="pretraining",
+        data=Path("random"),
+        model=Path("random"),
+        out=Path(tempfile.gettempdir()) / "bertmp-random",
+        steps=clock.last,
+        batch_size=len(data),
+        learning_rate=1e-4,
+        max_rollbacks=0,
+        log_every=clock.last + 1,
+    )
+    with torch.device(world.device):
+        head = PreTraining(config)
+    initialise(head, config, torch.Generator(world.device).manual_seed(0))
+    policy = Policy.resolve(precision, "dynamic", world.device.type)
+    return Trainer(Objective(head, LossOptions()), data, None, settings, policy, world, {}, clock)
+
+
+@contextmanager
+def _fresh_memory(device: torch.device) -> Iterator[None]:
+    """Nothing of an earlier run counts, and nothing of this one stays."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    yield
+
+
+@contextmanager
+def _products_in(precision: str) -> Iterator[None]:
+    """torch's precision of FP32 matrix products for the length of the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
