@@ -114,7 +114,7 @@ class LossScaler:
         self._static, self._scaling = policy.static_scale, policy.scaling
         self._scaler = kind(
             policy.device,
-            init_scale=policy.static_scale or policy.scaling.initial,
+            init_scale=float(policy.static_scale or policy.scaling.initial),
             growth_interval=policy.scaling.growth_interval,
             backoff_factor=policy.scaling.backoff,
             enabled=policy.mode == "fp16",
@@ -162,7 +162,7 @@ class LossScaler:
             # Its check passed: each gradient was finite, but not their norm or the loss.
             self._scaler.update(before * self._scaling.backoff)
         if self._static is None and self.value < self._scaling.minimum:
-            self._scaler.update(self._scaling.minimum)
+            self._scaler.update(float(self._scaling.minimum))
 
     def state_dict(self) -> dict[str, Any]:
         return self._scaler.state_dict()

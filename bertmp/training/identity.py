@@ -37,13 +37,20 @@ def identity(settings: TrainSettings, loaded: LoadedCheckpoint, policy: Policy) 
     own = {name: value for name, value in asdict(settings).items() if name not in FREE}
     return {
         "data contents": contents(settings.data),
-        "model contents": contents(settings.model),
+        "model contents": _model(settings.model),
         "tokenizer contents": loaded.tokenizer.fingerprint(),
         "--epochs": settings.epochs if settings.steps is None else None,
         "--precision": policy.mode,
         "--loss-scale": policy.static_scale or "dynamic",
         **{f"--{name.replace('_', '-')}": _plain(value) for name, value in own.items()},
     }
+
+
+def _model(path: Path) -> str:
+    """A fingerprint of what a model is read from: its configuration and weights."""
+    names = ("config.json", "*.safetensors", "*.bin")
+    files = [path] if path.is_file() else sorted(file for name in names for file in path.glob(name))
+    return "-".join(sha256_file(file) for file in files)
 
 
 def contents(path: Path) -> str:

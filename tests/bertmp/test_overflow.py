@@ -1,0 +1,385 @@
+"""The overflow watch: what it decides, without a model, and what it does about injected faults, with one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from bertmp.errors import TrainingStopped
+from bertmp.model.config import BertConfig
+from bertmp.model.heads import LossOptions
+from bertmp.tokenizer import Encoded
+from bertmp.training.amp import Policy, Scaling
+from bertmp.training.loop import Trainer
+from bertmp.training.metrics import read_metrics
+from bertmp.training.objective import Objective
+from bertmp.training.overflow import Culprit, Do, Memory, StepFacts, Watch, WatchSettings
+from bertmp.training.parallel import World
+from bertmp.training.settings import TrainSettings
+from bertmp.training.tasks.base import Encodings
+from tests.models import classifier
+
+FAULT = StepFacts(math.nan, finite=False, culprit=Culprit("bert.pooler", "output"))
+TOO_HIGH = StepFacts(
+    1.0, finite=False, culprit=Culprit("classifier", "gradient"), scale_too_high=True, scale="can fall"
+)
+
+
+def decisions(watch: Watch, *facts: StepFacts) -> list[Do]:
+    return [watch.observe(each).do for each in facts]
+
+
+class TestDeciding:
+    def test_skips_then_goes_back_then_stops(self) -> None:
+        watch = Watch(WatchSettings(max_skipped=3, max_rollbacks=2))
+        for _ in range(2):
+            assert decisions(watch, FAULT, FAULT, FAULT) == [Do.SKIP, Do.SKIP, Do.GO_BACK]
+            watch.went_back()
+        assert watch.memory.rate_factor == 0.25
+        assert decisions(watch, FAULT, FAULT, FAULT) == [Do.SKIP, Do.SKIP, Do.STOP]
+
+    def test_a_finite_step_ends_the_row(self) -> None:
+        watch = Watch(WatchSettings(max_skipped=2, max_rollbacks=0))
+        assert decisions(watch, *[FAULT, StepFacts(1.0)] * 50) == [Do.SKIP, Do.USE] * 50
+
+    def test_the_cause_names_module_and_kind(self) -> None:
+        action = Watch(WatchSettings(max_skipped=1, max_rollbacks=0)).observe(FAULT)
+        assert action.cause == "1 steps in a row were not finite: the output of bert.pooler is not finite"
+
+    def test_a_scale_that_is_too_high_is_expected_and_no_fault(self) -> None:
+        watch = Watch(WatchSettings(max_skipped=2))
+        actions = [watch.observe(TOO_HIGH) for _ in range(16)]
+        assert {(action.do, action.expected) for action in actions} == {(Do.SKIP, True)}
+        assert watch.memory.calm
+
+    def test_a_scale_that_has_collapsed_is_a_fault_at_once(self) -> None:
+        collapsed = StepFacts(
+            1.0, False, Culprit("classifier", "gradient"), scale_too_high=True, scale="at minimum"
+        )
+        action = Watch(WatchSettings()).observe(collapsed)
+        assert action.do is Do.GO_BACK
+        assert (
+            action.cause == "the loss scale has fallen to its minimum: a gradient at classifier is not finite"
+        )
+
+    def test_a_fixed_scale_that_is_too_high_is_a_fault(self) -> None:
+        fixed = StepFacts(1.0, False, Culprit("classifier", "gradient"), scale_too_high=True, scale="fixed")
+        watch = Watch(WatchSettings(max_skipped=2, max_rollbacks=0))
+        assert decisions(watch, fixed, fixed) == [Do.SKIP, Do.STOP]
+
+    def test_broken_weights_are_not_skipped(self) -> None:
+        broken = StepFacts(math.nan, False, Culprit("bert.pooler.dense", "parameter"))
+        assert Watch(WatchSettings()).observe(broken).do is Do.GO_BACK
+        assert Watch(WatchSettings(max_rollbacks=0)).observe(broken).do is Do.STOP
+
+    @pytest.mark.parametrize("usual", [1e-3, 1.0, 1e4])
+    def test_a_loss_that_explodes_while_finite(self, usual: float) -> None:
+        watch = Watch(WatchSettings(explosion_factor=4, explosion_steps=5))
+        calm = [StepFacts(usual * (1 + 0.3 * math.sin(step))) for step in range(40)]
+        assert set(decisions(watch, *calm)) == {Do.USE}
+        high = [StepFacts(usual * 10)] * 4
+        assert decisions(watch, *high, StepFacts(usual), *high) == [Do.USE] * 9  # not in a row
+        assert decisions(watch, StepFacts(usual * 1e6)) == [Do.GO_BACK]
+
+    def test_an_early_or_vanished_loss_may_jump(self) -> None:
+        watch = Watch(WatchSettings(explosion_factor=4, explosion_steps=2))
+        assert set(decisions(watch, *[StepFacts(50.0 if step % 2 else 1.0) for step in range(12)])) == {
+            Do.USE
+        }
+        watch = Watch(WatchSettings(explosion_factor=4, explosion_steps=2))
+        falling = [StepFacts(2.0 * 0.97**step) for step in range(400)]
+        assert set(decisions(watch, *falling, *[StepFacts(0.05)] * 9)) == {Do.USE}
+
+    def test_zero_switches_it_off(self) -> None:
+        watch = Watch(WatchSettings(explosion_factor=0, explosion_steps=1))
+        assert set(decisions(watch, *[StepFacts(10.0**step) for step in range(40)])) == {Do.USE}
+
+    @given(
+        st.lists(
+            st.sampled_from([FAULT, TOO_HIGH, StepFacts(1.0), StepFacts(9.0), StepFacts(1e9)]), max_size=60
+        ),
+        st.integers(0, 60),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_a_watch_restored_from_json_decides_the_same(self, facts: list[StepFacts], cut: int) -> None:
+        rules = WatchSettings(max_skipped=3, max_rollbacks=9, explosion_steps=3)
+        whole = Watch(rules)
+        expected = decisions(whole, *facts)
+        first = Watch(rules)
+        got = decisions(first, *facts[:cut])
+        second = Watch(rules, Memory.from_json(json.loads(json.dumps(first.memory.to_json()))))
+        assert got + decisions(second, *facts[cut:]) == expected
+        assert second.memory == whole.memory
+
+
+class Said:
+    """A watcher that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def step(self, step: int, loss: float, rate: float) -> None:
+        return None
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def toy(out: Path, precision: str = "fp32", scaling: Scaling | None = None, **options: Any) -> Trainer:
+    """A run of a random classifier over random tokens."""
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+    ).with_labels(("a", "b", "c"))
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(64):
+        length = int(rng.integers(3, 12))
+        rows.append(Encoded(rng.integers(1, 50, length).tolist(), [0] * length, False))
+    data = Encodings(rows, {"labels": np.arange(64) % 3})
+    options = {"steps": 20, "batch_size": 8, "learning_rate": 1e-3, "log_every": 1, **options}
+    settings = TrainSettings("classification", Path("data"), Path("model"), out, **options)
+    policy = Policy.resolve(precision, settings.loss_scale, "cpu", scaling)
+    objective = Objective(classifier(config), LossOptions())
+    return Trainer(objective, data, None, settings, policy, World.alone(), {}, Said())
+
+
+def part(trainer: Trainer, name: str) -> nn.Module:
+    return trainer.objective.head.get_submodule(name)
+
+
+def events(trainer: Trainer) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(trainer.settings.out / "metrics.jsonl") if "event" in line]
+
+
+def infinite(trainer: Trainer, module: str, when: Callable[[], bool]) -> None:
+    """Makes a module's output infinite in one place, as long as `when` holds."""
+
+    def hook(layer: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+        return output.index_fill(0, torch.tensor([0]), math.inf) if when() and layer.training else None
+
+    part(trainer, module).register_forward_hook(hook)
+
+
+def not_a_number(trainer: Trainer, parameter: str, when: Callable[[], bool]) -> None:
+    """Makes a parameter's gradient NaN, as long as `when` holds."""
+    weight = trainer.objective.head.get_parameter(parameter)
+    weight.register_hook(lambda gradient: gradient * math.nan if when() else None)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "module", ["bert.encoder.layer.1.intermediate.dense", "bert.embeddings.LayerNorm", "classifier"]
+)
+def test_an_infinite_activation_is_traced_to_its_module(precision: str, module: str, tmp_path: Path) -> None:
+    trainer = toy(tmp_path, precision, Scaling(initial=64), steps=8)
+    infinite(trainer, module, lambda: trainer.position.step == 4)
+    trainer.train()
+    (event,) = events(trainer)
+    assert event["step"] == 5
+    assert (event["event"], event["module"], event["kind"]) == ("non-finite", module, "output")
+    assert (event["expected"], event["action"]) == (False, "skip")
+    assert event["loss_scale"] == (64 if precision == "fp16" else 1)
+    assert trainer.position.skipped == 1
+    assert trainer.scaler.value == (32 if precision == "fp16" else 1)
+    assert any(f"the output of {module} is not finite" in line for line in trainer.watcher.lines)
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    ["bert.encoder.layer.0.attention.self.query.weight", "bert.embeddings.word_embeddings.weight"],
+)
+def test_a_nan_gradient_is_traced_to_its_module(parameter: str, tmp_path: Path) -> None:
+    trainer = toy(tmp_path, accumulate=2)
+    not_a_number(trainer, parameter, lambda: trainer.position.step in (3, 9))
+    trainer.train()
+    assert [(event["step"], event["module"], event["kind"]) for event in events(trainer)] == [
+        (4, parameter.removesuffix(".weight"), "gradient"),
+        (10, parameter.removesuffix(".weight"), "gradient"),
+    ]
+    assert all(bool(weight.isfinite().all()) for weight in trainer.objective.parameters())
+
+
+def test_a_skipped_step_changes_nothing(tmp_path: Path) -> None:
+    trainer = toy(tmp_path, steps=1)
+    before = [weight.clone() for weight in trainer.objective.parameters()]
+    not_a_number(trainer, "classifier.bias", lambda: True)
+    trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.objective.parameters(), strict=True))
+    assert not trainer.optimizer.state
+
+
+def test_healthy_steps_carry_no_hooks_and_a_replay_leaves_none(tmp_path: Path) -> None:
+    trainer = toy(tmp_path)
+    seen: list[int] = []
+
+    def count(layer: nn.Module, inputs: Any) -> None:
+        hooks = [len(module._forward_hooks) for module in trainer.objective.modules()]
+        hooks += [len(module._backward_hooks) for module in trainer.objective.modules()]
+        seen.append(sum(hooks))
+
+    part(trainer, "bert.encoder").register_forward_pre_hook(count)
+    not_a_number(trainer, "classifier.bias", lambda: trainer.position.step == 2)
+    trainer.train()
+    assert len(seen) == 21
+    assert seen[3] > 0  # the replay
+    assert [count for number, count in enumerate(seen) if number != 3] == [0] * 20
+
+
+def test_a_run_with_a_skipped_step_goes_on_as_if_nothing_were_watched(tmp_path: Path) -> None:
+    """The replay draws no random number that a later step would have drawn."""
+    finals = []
+    for name in ("one", "two"):
+        trainer = toy(tmp_path / name, max_skipped=5)
+        not_a_number(trainer, "classifier.bias", lambda trainer=trainer: trainer.position.step == 2)
+        trainer.train()
+        finals.append([weight.clone() for weight in trainer.objective.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*finals, strict=True))
+
+
+class TestFp16:
+    def test_a_scale_that_is_too_high_finds_its_level(self, tmp_path: Path) -> None:
+        trainer = toy(tmp_path, "fp16", Scaling(initial=2.0**26), max_skipped=2)
+        trainer.train()
+        found = events(trainer)
+        assert 3 < len(found) < 12
+        assert all(event["expected"] and event["kind"] == "gradient" for event in found)
+        assert found[0]["cause"] == "the loss scale is too high"
+        assert [event["loss_scale"] for event in found] == [2.0 ** (26 - n) for n in range(len(found))]
+        assert trainer.position.skipped == len(found)
+
+    def test_a_fault_is_not_mistaken_for_it(self, tmp_path: Path) -> None:
+        trainer = toy(tmp_path, "fp16", Scaling(initial=64), max_skipped=3, max_rollbacks=0)
+        infinite(trainer, "bert.pooler", lambda: trainer.position.step >= 2)
+        with pytest.raises(TrainingStopped, match=r"3 steps in a row .* the output of bert.pooler"):
+            trainer.train()
+
+    def test_a_collapsing_scale_stops_the_run(self, tmp_path: Path) -> None:
+        trainer = toy(tmp_path, "fp16", Scaling(initial=2.0**26, minimum=2.0**23), max_rollbacks=0)
+        with pytest.raises(TrainingStopped, match="the loss scale has fallen to its minimum"):
+            trainer.train()
+        assert [event["loss_scale"] for event in events(trainer)] == [2.0**n for n in (26, 25, 24, 23)]
+
+    def test_the_scale_grows_backs_off_and_keeps_to_its_minimum(self, tmp_path: Path) -> None:
+        scaling = Scaling(initial=16, growth_interval=3, backoff=0.25, minimum=8)
+        trainer = toy(tmp_path, "fp16", scaling, steps=12)
+        infinite(trainer, "classifier", lambda: trainer.position.step in (4, 5))
+        trainer.train()
+        lines = read_metrics(tmp_path / "metrics.jsonl")
+        scales = [line["loss_scale"] for line in lines if "loss" in line]
+        assert scales == [16, 16, 16, 32, 32, 8, 8, 8, 8, 16, 16, 16]
+
+
+class TestGoingBack:
+    def test_a_fault_that_a_lower_rate_heals(self, tmp_path: Path) -> None:
+        trainer = toy(tmp_path, save_every=4, max_skipped=3)
+        infinite(
+            trainer,
+            "bert.encoder.layer.0.output",
+            lambda: trainer.position.step >= 10 and trainer.watch.memory.rate_factor == 1,
+        )
+        trainer.train()
+        *faults, rollback = events(trainer)
+        assert [event["action"] for event in faults] == ["skip", "skip", "go back"]
+        assert (rollback["event"], rollback["step"], rollback["to_step"]) == ("rollback", 13, 8)
+        assert rollback["rate_factor"] == 0.5
+        logged = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
+        assert [line["step"] for line in logged] == [*range(1, 13), *range(9, 21)]
+        before, after = logged[8], logged[12]
+        assert after["learning_rate"] == pytest.approx(before["learning_rate"] / 2)
+        assert after["loss"] == before["loss"]  # the same weights, batch and dropout
+        assert sorted(path.name for path in (tmp_path / "steps").iterdir()) == [
+            "step-00000016",
+            "step-00000020",
+        ]
+
+    def test_without_saved_states_it_goes_back_to_its_own(self, tmp_path: Path) -> None:
+        trainer = toy(tmp_path, max_skipped=1, steps=110)
+        not_a_number(
+            trainer,
+            "classifier.bias",
+            lambda: trainer.position.step == 107 and trainer.watch.memory.rollbacks == 0,
+        )
+        trainer.train()
+        assert events(trainer)[-1]["to_step"] == 100
+        assert trainer.position.step == 110
+        assert not (tmp_path / "last-good").exists()
+
+    def test_a_state_saved_amid_faults_is_not_gone_back_to(self, tmp_path: Path) -> None:
+        trainer = toy(tmp_path, save_every=3, keep=9, max_skipped=4, max_rollbacks=1)
+        not_a_number(
+            trainer,
+            "classifier.bias",
+            lambda: trainer.position.step in range(7, 11) and trainer.watch.memory.rollbacks == 0,
+        )
+        trainer.train()  # faults in steps 8 to 11, a state after step 9
+        assert events(trainer)[-1]["to_step"] == 6
+
+    def test_it_stops_in_the_end_and_names_cause_and_state(self, tmp_path: Path) -> None:
+        trainer = toy(tmp_path, save_every=4, max_skipped=2, max_rollbacks=1)
+        not_a_number(trainer, "bert.pooler.dense.weight", lambda: trainer.position.step in (9, 10))
+        with pytest.raises(TrainingStopped) as stopped:
+            trainer.train()
+        assert str(stopped.value).startswith(
+            "2 steps in a row were not finite: a gradient at bert.pooler.dense is not finite (step 11): "
+            f"the last good state is {tmp_path / 'steps' / 'step-00000008'}; "
+        )
+        assert [event["event"] for event in events(trainer)].count("rollback") == 1
+
+    def test_weights_that_became_nan(self, tmp_path: Path) -> None:
+        trainer = toy(tmp_path, save_every=4)
+        poison_after(trainer, 6)
+        trainer.train()
+        fault, rollback = events(trainer)
+        assert (fault["module"], fault["kind"]) == ("bert.encoder.layer.1.output.dense", "parameter")
+        assert (rollback["step"], rollback["to_step"]) == (7, 4)
+
+    def test_weights_that_became_nan_in_the_last_step(self, tmp_path: Path) -> None:
+        trainer = toy(tmp_path, save_every=4)
+        poison_after(trainer, 20)
+        trainer.train()
+        assert events(trainer)[-1]["to_step"] == 16
+        assert any("no state is saved" in line for line in trainer.watcher.lines)
+        assert all(bool(weight.isfinite().all()) for weight in trainer.objective.parameters())
+
+    def test_a_loss_that_explodes(self, tmp_path: Path) -> None:
+        trainer = toy(tmp_path, steps=60, save_every=10, explosion_steps=5, learning_rate=1e-4)
+        weight = trainer.objective.head.classifier.weight
+
+        def blow_up(*_: Any) -> None:
+            if trainer.position.step == 33 and trainer.watch.memory.rollbacks == 0:
+                weight.data.mul_(1000)
+
+        trainer.optimizer.register_step_post_hook(blow_up)
+        trainer.train()
+        explosion, rollback = events(trainer)
+        assert explosion["event"] == "explosion"
+        assert explosion["cause"].startswith("the loss explodes: above ")
+        assert rollback["to_step"] == 30
+
+
+def poison_after(trainer: Trainer, steps: int) -> None:
+    """Makes a weight NaN at the end of a step, once."""
+    weight = trainer.objective.head.bert.encoder.layer[1].output.dense.weight
+    left = [1]
+
+    def poison(*_: Any) -> None:
+        if trainer.position.step == steps - 1 and left:
+            weight.data[0, 0] = math.nan
+            left.pop()
+
+    trainer.optimizer.register_step_post_hook(poison)
