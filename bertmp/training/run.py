@@ -118,9 +118,7 @@ def _train(settings: TrainSettings, world: World, resume: bool, progress: Progre
     keep_freed_memory()
     policy = Policy.resolve(settings.precision, settings.loss_scale, world.device.type, _scaling(settings))
     prepared = READERS[settings.task](settings)
-    loaded = load_checkpoint(
-        settings.model, prepared.head or settings.task, prepared.labels, settings.seed
-    )
+    loaded = load_checkpoint(settings.model, prepared.head or settings.task, prepared.labels, settings.seed)
     train_data, eval_data = prepared.encode(_shortened(loaded, settings.max_length))
     _check_folder(settings.out)
     objective = Objective(loaded.model, LossOptions(settings.label_smoothing))
@@ -197,7 +195,7 @@ def _ranges(trainer: Trainer, trained: Head) -> dict[str, Any]:
     """The activation ranges of the trained model: those of the last evaluation where that was of it."""
     settings, world = trainer.settings, trainer.world
     ranges = trainer.ranges or measured(trained, trainer.eval_data, trainer.data, world)
-    return to_json(ranges, str((settings.eval_data or settings.data).resolve()), world)
+    return to_json(ranges, str(Path(settings.eval_data or settings.data).resolve()), world)
 
 
 def _remarks(loaded: LoadedCheckpoint, truncated: int, policy: Policy) -> Iterator[str]:
