@@ -9,6 +9,7 @@ import torch
 
 from bertmp.data.batches import by_length
 from bertmp.model.heads import Head
+from bertmp.training.parallel import World
 from bertmp.training.tasks import TrainingData
 
 BATCH = 64
@@ -49,12 +50,18 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(head: Head, data: TrainingData, device: torch.device) -> Evaluation:
-    """Evaluates without dropout; the head is left in its mode. Random parts are those of epoch 0."""
+def evaluate(head: Head, data: TrainingData, world: World) -> Evaluation:
+    """Evaluates without dropout; the head is left in its mode. Random parts are those of epoch 0.
+
+    Args:
+        head: with all its weights, in every process; see `World.whole`.
+        world: its processes share out the examples and all get the same result.
+    """
     training = head.training
     head.eval()
     sums: Counter[str] = Counter()
-    for rows in by_length(data.lengths(0), BATCH):
-        sums.update(head.score(data.batch(rows, 0).to(device)))
+    own, processes = world.place
+    for rows in by_length(data.lengths(0), BATCH)[own::processes]:
+        sums.update(head.score(data.batch(rows, 0).to(world.device)))
     head.train(training)
-    return Evaluation(head.summarise(sums), len(data))
+    return Evaluation(head.summarise(world.sum_scores(sums)), len(data))
