@@ -32,7 +32,12 @@ def add_commands(app: typer.Typer) -> None:
             bool, typer.Option("--fp16/--no-fp16", help="Whether to make the FP16 graph.")
         ] = True,
         task: Annotated[
-            str | None, typer.Option(help="The head, where the checkpoint does not say it.")
+            str | None,
+            typer.Option(
+                help="The head, where the checkpoint does not say it: encoder, classification, "
+                "multi-label-classification, regression, token-classification, pretraining, masked-lm or "
+                "next-sentence."
+            ),
         ] = None,
     ) -> Outcome:
         """Write a checkpoint as ONNX: the FP32 graph, the FP16 graph and the plan behind it."""

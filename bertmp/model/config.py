@@ -107,10 +107,19 @@ class BertConfig:
                 raise InputError(
                     f"{name} is {value!r}, not a positive whole number", where, "mend config.json"
                 )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             value = getattr(self, name)
+            if name == "classifier_dropout" and value is None:
+                continue
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise InputError(f"{name} is {value!r}, not a rate from 0 to 1", where, "mend config.json")
+        for name in ("layer_norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise InputError(f"{name} is {value!r}, not a small number", where, "mend config.json")
+        pad = self.pad_token_id
+        if not isinstance(pad, int) or not 0 <= pad < self.vocab_size:
+            raise InputError(f"pad_token_id is {pad!r}, not a token's number", where, "mend config.json")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads",

@@ -96,7 +96,7 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
             path,
             "convert it to safetensors where you trust it",
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a damaged file makes of the format's parts
         raise InputError("damaged weights", path, f"replace the file ({error})") from error
     tensors = _unwrap(data)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):

@@ -337,6 +337,13 @@ BROKEN = {
     ),
     "hidden_size 32 does not divide into 5 heads": lambda f: change_config(f, num_attention_heads=5),
     "unknown activation 'swish'": lambda f: change_config(f, hidden_act="swish"),
+    "pad_token_id is 99999": lambda f: change_config(f, pad_token_id=99999),
+    "layer_norm_eps is 'small'": lambda f: change_config(f, layer_norm_eps="small"),
+    "classifier_dropout is 2": lambda f: change_config(f, classifier_dropout=2),
+    "the checkpoint answers with 3 numbers a text": lambda f: [
+        add(f, **classifier(3)),
+        change_config(f, architectures=["BertForSequenceClassification"], problem_type="regression"),
+    ],
     "num_hidden_layers is -1": lambda f: change_config(f, num_hidden_layers=-1),
     "no tokenizer": lambda f: [(f / name).unlink() for name in ("tokenizer.json", "vocab.txt")],
 }

@@ -43,7 +43,8 @@ def detect_task(config: BertConfig, weights: Mapping[str, HasShape], where: Path
 
     Errors: InputError where the configuration names a head that is not among ours.
     """
-    named = str((config.extra.get("architectures") or [""])[0])
+    listed = config.extra.get("architectures")
+    named = str(listed[0]) if isinstance(listed, list) and listed else ""
     if named in _ELSEWHERE:
         raise InputError(
             f"the checkpoint's head is {named}, which is not one of ours",
@@ -53,15 +54,15 @@ def detect_task(config: BertConfig, weights: Mapping[str, HasShape], where: Path
     if named in _TASKS:
         return _TASKS[named]
     if named == _SEQUENCE:
-        return _sequence_task(config, weights)
-    return _by_weights(config, weights)
+        return _sequence_task(config, weights, where)
+    return _by_weights(config, weights, where)
 
 
-def _by_weights(config: BertConfig, weights: Mapping[str, HasShape]) -> str:
+def _by_weights(config: BertConfig, weights: Mapping[str, HasShape], where: Path) -> str:
     if "classifier.weight" in weights:
         # Of Hugging Face's classifiers, the one of tokens is the one without a pooler.
         pooled = "bert.pooler.dense.weight" in weights
-        return _sequence_task(config, weights) if pooled else "token-classification"
+        return _sequence_task(config, weights, where) if pooled else "token-classification"
     words = any(name.startswith("cls.predictions.") for name in weights)
     pairs = any(name.startswith("cls.seq_relationship.") for name in weights)
     if words and pairs:
@@ -69,11 +70,19 @@ def _by_weights(config: BertConfig, weights: Mapping[str, HasShape]) -> str:
     return "masked-lm" if words else "next-sentence" if pairs else "encoder"
 
 
-def _sequence_task(config: BertConfig, weights: Mapping[str, HasShape]) -> str:
-    """Which of the heads that Hugging Face has one class for."""
-    problem = config.extra.get("problem_type")
-    if problem in _PROBLEMS:
-        return _PROBLEMS[problem]
+def _sequence_task(config: BertConfig, weights: Mapping[str, HasShape], where: Path) -> str:
+    """Which of the heads that Hugging Face has one class for.
+
+    Errors: InputError for a regression of several numbers at once.
+    """
     classifier = weights.get("classifier.weight")
     width = classifier.shape[0] if classifier is not None else len(config.labels)
-    return "regression" if width == 1 else "classification"
+    problem = str(config.extra.get("problem_type"))
+    task = _PROBLEMS.get(problem, "regression" if width == 1 else "classification")
+    if task == "regression" and width > 1:
+        raise InputError(
+            f"the checkpoint answers with {width} numbers a text, regression here has one",
+            where,
+            "name another head with --task",
+        )
+    return task
