@@ -15,7 +15,7 @@ import torch
 from benchmarks.children import peak_memory
 from benchmarks.flops import Work, pretraining_flops
 from benchmarks.machine import synchroniser
-from benchmarks.synthetic import RandomTexts
+from benchmarks.synthetic import RandomTexts, masked
 from bertmp.model.bert import initialise
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import LossOptions
@@ -82,17 +82,22 @@ def measure_steps(
     """
     device = world.device
     clock = Clock(unmeasured, unmeasured + measured, synchroniser(device))
-    data = RandomTexts(config, [length] * batch)
+    data = RandomTexts.of(config, [length] * batch)
     with _fresh_memory(device), _products_in("high" if precision == "tf32" else "highest"):
         make_trainer(config, "fp32" if precision == "tf32" else precision, world, data, clock).train()
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     work = Work.of([length] * batch).times(measured)
-    flops = pretraining_flops(config, work, data.masked(length) * work.texts)
+    flops = pretraining_flops(config, work, masked(length) * work.texts)
     return Measured(clock.seconds, round(work.texts), round(work.tokens), flops, memory, tuple(clock.losses))
 
 
 def make_trainer(
-    config: BertConfig, precision: str, world: World, data: RandomTexts, clock: Clock
+    config: BertConfig,
+    precision: str,
+    world: World,
+    data: RandomTexts,
+    clock: Clock,
+    learning_rate: float = 1e-4,
 ) -> Trainer:
     """A pre-training run of `clock.last` steps, each over all of `data`, that saves nothing."""
     settings = TrainSettings(
@@ -102,7 +107,7 @@ def make_trainer(
         out=Path(tempfile.gettempdir()) / "bertmp-random",
         steps=clock.last,
         batch_size=len(data),
-        learning_rate=1e-4,
+        learning_rate=learning_rate,
         max_rollbacks=0,
         log_every=clock.last + 1,
     )

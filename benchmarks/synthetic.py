@@ -1,4 +1,4 @@
-"""Texts of random tokens, for machines without data: as much work as real ones, and nothing to learn."""
+"""Texts of random tokens, for machines without data: as much work as real ones, and little to learn."""
 
 from __future__ import annotations
 
@@ -14,50 +14,72 @@ from bertmp.model.config import BertConfig
 MASKED = 0.15
 
 
+def masked(length: int) -> int:
+    """Masked tokens of a text of this length."""
+    return max(1, round(MASKED * length))
+
+
 @dataclass(frozen=True)
-class RandomTexts:
-    """Pre-training samples; a training run reads them like any other data.
+class Text:
+    """One sample.
 
     Attributes:
-        config: of the model that is to read them.
-        sizes: tokens of each text.
+        ids, segments: INT64 `[length]`.
+        positions, labels: INT64 `[masked]`, places in the text and what stood there.
+        next_sentence: 0 or 1.
     """
 
-    config: BertConfig
-    sizes: Sequence[int]
+    ids: np.ndarray
+    segments: np.ndarray
+    positions: np.ndarray
+    labels: np.ndarray
+    next_sentence: int
+
+    @classmethod
+    def draw(cls, random: np.random.Generator, length: int, vocabulary: int) -> Text:
+        """A text of `length` tokens."""
+        return cls(
+            random.integers(vocabulary, size=length),
+            (np.arange(length) >= length // 2).astype(np.int64),
+            np.sort(random.permutation(length)[: masked(length)]),
+            random.integers(vocabulary, size=masked(length)),
+            int(random.integers(2)),
+        )
+
+
+@dataclass(frozen=True)
+class RandomTexts:
+    """Pre-training samples, the same in every epoch; a training run reads them like any other data."""
+
+    texts: Sequence[Text]
     truncated: int = 0
 
+    @classmethod
+    def of(cls, config: BertConfig, lengths: Sequence[int], seed: int = 0) -> RandomTexts:
+        """A text of each length, for a model of this shape."""
+        random = np.random.default_rng(seed)
+        return cls([Text.draw(random, length, config.vocab_size) for length in lengths])
+
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.texts)
 
     def lengths(self, epoch: int) -> Sequence[int]:
-        return self.sizes
-
-    def masked(self, length: int) -> int:
-        """Masked tokens of a text."""
-        return max(1, round(MASKED * length))
+        return [len(text.ids) for text in self.texts]
 
     def batch(self, rows: np.ndarray, epoch: int) -> Batch:
-        """The texts of these rows, the same each time, with the targets of `PreTraining`."""
-        random = np.random.default_rng([epoch, *rows.tolist()])
-        sizes = [self.sizes[row] for row in rows]
+        """The texts of these rows, with the targets of `PreTraining`."""
+        texts = [self.texts[row] for row in rows]
+        sizes = [len(text.ids) for text in texts]
         starts = np.cumsum([0, *sizes[:-1]])
-        positions = np.concatenate(
-            [
-                start + np.sort(random.permutation(size)[: self.masked(size)])
-                for start, size in zip(starts, sizes, strict=True)
-            ]
-        )
-        segments = np.concatenate([np.arange(size) >= size // 2 for size in sizes]).astype(np.int64)
-        tokens, vocabulary = sum(sizes), self.config.vocab_size
+        places = [start + text.positions for start, text in zip(starts, texts, strict=True)]
         targets = {
-            "masked": positions,
-            "masked_labels": random.integers(vocabulary, size=len(positions)),
-            "next_sentence": random.integers(2, size=len(rows)),
+            "masked": np.concatenate(places),
+            "masked_labels": np.concatenate([text.labels for text in texts]),
+            "next_sentence": np.array([text.next_sentence for text in texts]),
         }
         return Batch(
-            torch.from_numpy(random.integers(vocabulary, size=tokens)),
-            torch.from_numpy(segments),
+            torch.from_numpy(np.concatenate([text.ids for text in texts])),
+            torch.from_numpy(np.concatenate([text.segments for text in texts])),
             tuple(sizes),
             {name: torch.from_numpy(values) for name, values in targets.items()},
         )

@@ -13,7 +13,7 @@ from benchmarks.flops import Work, pretraining_flops
 from benchmarks.gpu import Plan, line, report
 from benchmarks.machine import provenance
 from benchmarks.sides import Run, alternate, speed
-from benchmarks.synthetic import RandomTexts
+from benchmarks.synthetic import RandomTexts, masked
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import LossOptions
 from bertmp.model.heads.pretraining import PreTraining
@@ -56,14 +56,14 @@ def test_counted_work_is_what_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     sizes = [16, 16, 16]
-    data = RandomTexts(TINY, sizes)
+    data = RandomTexts.of(TINY, sizes)
     head = PreTraining(TINY)
     batch = data.batch(torch.arange(3).numpy(), 0)
     with FlopCounterMode(display=False) as counter:
         head.sums(batch, LossOptions()).sum().backward()
-    masked = len(batch.targets["masked"])
-    assert masked == 3 * data.masked(16)
-    assert pretraining_flops(TINY, Work.of(sizes), masked) == pytest.approx(
+    predicted = len(batch.targets["masked"])
+    assert predicted == 3 * masked(16)
+    assert pretraining_flops(TINY, Work.of(sizes), predicted) == pytest.approx(
         counter.get_total_flops(), rel=0.01
     )
 
