@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from bertmp import train
-from bertmp.errors import InputError, TrainingStopped
+from bertmp.errors import InputError
 from bertmp.training.metrics import read_metrics
 from bertmp.training.run import TrainResult
 from tests.conftest import RunBertmp
@@ -98,38 +98,6 @@ def test_the_seed_decides(data: Path, tiny: Path, tmp_path: Path) -> None:
     assert not equal(weights(tmp_path / "one"), weights(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_resumed_run_ends_with_the_same_bits(
-    precision: str, data: Path, tiny: Path, tmp_path: Path
-) -> None:
-    options = {"steps": 20, "save_every": 7, "precision": precision, "log_every": 4}
-    run(data, tiny, tmp_path / "whole", **options)
-    run(data, tiny, tmp_path / "broken", **options)
-    # What a kill right after step 14's state leaves behind: neither a later log line nor a checkpoint counts.
-    for part in (tmp_path / "broken" / "final").iterdir():
-        part.unlink()
-    (tmp_path / "broken" / "final").rmdir()
-    run(data, tiny, tmp_path / "broken", resume=True, **options)
-    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
-    assert losses(tmp_path / "whole")[-1] == losses(tmp_path / "broken")[-1]
-
-
-def test_a_damaged_state_falls_back_to_the_one_before(
-    data: Path, tiny: Path, tmp_path: Path, run_bertmp: RunBertmp
-) -> None:
-    out = tmp_path / "run"
-    run(data, tiny, out, steps=9, save_every=3)
-    states = sorted((out / "steps").iterdir())
-    assert [state.name for state in states] == ["step-00000006", "step-00000009"]
-    with (states[-1] / "tensors.pt").open("r+b") as stream:
-        stream.seek(2000)
-        stream.write(b"\xff" * 64)
-    again = run_bertmp(*("train", "classification", "--config", out / "config.toml", "--resume", "--json"))
-    assert again.returncode == 0, again.stderr
-    assert "step-00000009 is damaged" in again.stderr
-    assert json.loads(again.stdout)["steps"] == 9
-
-
 def test_resume_without_a_state_starts_from_the_beginning_and_says_so(
     data: Path, tiny: Path, tmp_path: Path, run_bertmp: RunBertmp
 ) -> None:
@@ -139,14 +107,6 @@ def test_resume_without_a_state_starts_from_the_beginning_and_says_so(
     )
     assert done.returncode == 0, done.stderr
     assert "no state to resume from" in done.stderr
-
-
-def test_resume_with_other_data_is_refused(data: Path, tiny: Path, tmp_path: Path) -> None:
-    run(data, tiny, tmp_path / "run", steps=4, save_every=2)
-    other = tmp_path / "other.tsv"
-    other.write_text(data.read_text(encoding="utf-8").replace("What", "Which"), encoding="utf-8")
-    with pytest.raises(InputError, match="was made with data"):
-        run(other, tiny, tmp_path / "run", steps=4, save_every=2, resume=True)
 
 
 def test_ctrl_c_saves_a_state_and_leaves_with_130(data: Path, tiny: Path, tmp_path: Path) -> None:
@@ -183,73 +143,20 @@ def test_ctrl_c_saves_a_state_and_leaves_with_130(data: Path, tiny: Path, tmp_pa
     assert not list(out.rglob("*.part"))
 
 
-class TestFp16OnTheCpu:
-    """Loss scaling needs no GPU to be real: torch's GradScaler runs on the CPU as well."""
-
-    def test_a_static_scale_stays(self, data: Path, tiny: Path, tmp_path: Path) -> None:
-        run(data, tiny, tmp_path / "run", steps=4, precision="fp16", loss_scale="1024", log_every=1)
-        lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
-        assert [line["loss_scale"] for line in lines] == [1024] * 4
-        assert lines[-1]["skipped_steps"] == 0
-
-    def test_the_scale_does_not_change_the_gradients(self, data: Path, tiny: Path, tmp_path: Path) -> None:
-        norms = []
-        for scale in ("1", "4096"):
-            run(data, tiny, tmp_path / scale, steps=1, precision="fp16", loss_scale=scale, log_every=1)
-            norms.append(read_metrics(tmp_path / scale / "metrics.jsonl")[0]["grad_norm"])
-        assert norms[0] == pytest.approx(norms[1], rel=0.01)
-
-    def test_an_overflow_is_skipped_and_lowers_the_scale(
-        self, data: Path, tiny: Path, tmp_path: Path
-    ) -> None:
-        model = steepened(tiny, tmp_path / "steep")
-        run(data, model, tmp_path / "run", steps=14, precision="fp16", log_every=1, learning_rate=1e-6)
-        lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
-        scales = [line["loss_scale"] for line in lines]
-        skipped = [0, *(line["skipped_steps"] for line in lines)]
-        assert scales[0] == 65536
-        assert 1 <= skipped[-1] < 14
-        for step in range(1, 14):
-            overflowed = skipped[step] > skipped[step - 1]
-            assert scales[step] == scales[step - 1] * (0.5 if overflowed else 1)
-
-
-def steepened(checkpoint: Path, folder: Path) -> Path:
-    """The checkpoint with a last LayerNorm that divides by very little: gradients grow ten-thousandfold."""
-    shutil.copytree(checkpoint, folder)
-    tensors = load_file(folder / "model.safetensors")
-    for name in ("attention.output.LayerNorm", "output.dense"):
-        for part in ("weight", "bias"):
-            tensors[f"encoder.layer.1.{name}.{part}"] *= 1e-4
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-def test_gradients_that_stay_non_finite_stop_the_run_with_code_3(
+def test_weights_that_are_not_finite_stop_the_run_with_code_3(
     data: Path, tiny: Path, tmp_path: Path, run_bertmp: RunBertmp
 ) -> None:
     model = Path(shutil.copytree(tiny, tmp_path / "poisoned"))
     tensors = load_file(model / "model.safetensors")
     tensors["encoder.layer.1.output.dense.weight"][3, 5] = float("nan")
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TrainingStopped):
-        run(data, model, tmp_path / "run", max_skipped=3)
     done = run_bertmp(
-        *(
-            "train",
-            "classification",
-            "--data",
-            data,
-            "--model",
-            model,
-            "--out",
-            tmp_path / "run",
-            "--max-skipped",
-            3,
-        )
+        *("train", "classification", "--data", data, "--model", model, "--out", tmp_path / "run")
     )
     assert done.returncode == 3
-    assert "error: 3 steps in a row with gradients that are not finite (step 3)" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: a weight of bert.encoder.layer.1.output.dense is not finite (step 1): no good state was saved"
+    )
     assert not (tmp_path / "run" / "final").exists()
 
 
