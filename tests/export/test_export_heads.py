@@ -14,11 +14,13 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
+from safetensors.torch import load_file
 
 from bertmp.errors import InputError
 from bertmp.export import export, parity
 from bertmp.export.bundle import Bundle
-from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
+from bertmp.files import sha256_file
+from bertmp.model.checkpoint import copy_tokenizer, load_checkpoint, save_checkpoint
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import HEADS
 from bertmp.serve.candidate import inspect
@@ -158,12 +160,6 @@ def test_parity_and_deployment_refuse_other_heads_in_one_line(
         inspect(Bundle.open(bundle(task)))
 
 
-def test_the_task_overrides_the_configuration(checkpoint: Make, tmp_path: Path) -> None:
-    made = export(checkpoint("classification"), tmp_path / "bundle", task="token-classification", fp16=False)
-    assert made.remarks == ("not used from the checkpoint: bert.pooler.dense.bias, bert.pooler.dense.weight",)
-    assert Bundle.open(made.bundle).task == made.task == "token-classification"
-
-
 def test_a_head_that_the_checkpoint_lacks_is_not_exported(checkpoint: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no weights for pretraining: cls\.") as caught:
         export(checkpoint("encoder"), tmp_path / "bundle", task="pretraining")
@@ -171,18 +167,17 @@ def test_a_head_that_the_checkpoint_lacks_is_not_exported(checkpoint: Make, tmp_
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_legacy_checkpoint_exports_with_its_fingerprint(checkpoint: Make, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    from bertmp.files import sha256_file
-    from bertmp.model.checkpoint import copy_tokenizer
-
-    old = tmp_path / "old"
+def test_the_task_overrides_the_configuration_of_a_legacy_checkpoint(
+    checkpoint: Make, tmp_path: Path
+) -> None:
+    source, old = checkpoint("classification"), tmp_path / "old"
     old.mkdir()
-    source = checkpoint("regression")
     copy_tokenizer(source, old)
     (old / "config.json").write_text((source / "config.json").read_text())
     torch.save(load_file(source / "model.safetensors"), old / "pytorch_model.bin")
-    made = export(old, tmp_path / "bundle", fp16=False).bundle
-    results = Bundle.open(made).manifest.stages["export"].results
+    made = export(old, tmp_path / "bundle", task="token-classification", fp16=False)
+    assert made.remarks == ("not used from the checkpoint: bert.pooler.dense.bias, bert.pooler.dense.weight",)
+    opened = Bundle.open(made.bundle)
+    assert opened.task == made.task == "token-classification"
+    results = opened.manifest.stages["export"].results
     assert results["checkpoint_sha256"] == sha256_file(old / "pytorch_model.bin")
