@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,8 @@ import pytest
 
 from bertmp import prepare
 from bertmp.data.pretraining.columns import CHUNK, Column, ColumnWriter
-from bertmp.data.pretraining.documents import SENTENCES, open_corpus
-from bertmp.data.pretraining.prepare import LONGEST
+from bertmp.data.pretraining.documents import SENTENCES, Corpus, Piece, open_corpus
+from bertmp.data.pretraining.prepare import LONGEST, tokenised
 from bertmp.data.pretraining.store import Store
 from bertmp.data.readers import Columns
 from bertmp.errors import InputError
@@ -224,6 +226,17 @@ class TestPreparation:
         assert [entry.name for entry in tmp_path.iterdir()] == ["pairs.tsv"]
         assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
 
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_the_file_is_read_no_further_than_the_work_under_way(
+        self, workers: int, moviedialog: Path, tokenizer: Tokenizer
+    ) -> None:
+        whole = open_corpus(moviedialog / "pairs.tsv", Columns())
+        corpus = CountedCorpus(whole.path, whole.columns, whole.pairs, whole.size)
+        with closing(tokenised(corpus, tokenizer, workers)) as parcels:
+            first, _ = next(parcels)
+            per_parcel = len(first[3])
+            assert 0 < corpus.read[0] < (2 * workers + 3) * per_parcel < 64_000
+
     def test_memory_does_not_grow_with_the_corpus(
         self, moviedialog: Path, minilm: Path, tmp_path: Path
     ) -> None:
@@ -234,6 +247,18 @@ class TestPreparation:
             path.write_text("".join(lines[:1] + lines[1:6001] * times), encoding="utf-8")
             peaks.append(peak_of_preparing(path, minilm, tmp_path / f"store-{times}"))
         assert peaks[1] - peaks[0] < 16 << 20  # the corpus grew by 4.5 MB of text, the store by 2.5 MB
+
+
+@dataclass(frozen=True)
+class CountedCorpus(Corpus):
+    """A corpus that counts the pieces that were read."""
+
+    read: list[int] = field(default_factory=lambda: [0])
+
+    def pieces(self) -> Iterator[Piece]:
+        for piece in super().pieces():
+            self.read[0] += 1
+            yield piece
 
 
 def peak_of_preparing(path: Path, minilm: Path, out: Path) -> int:
@@ -261,8 +286,6 @@ def head(source: Path, target: Path, lines: int) -> Path:
 
 
 def watcher(seen: list[int]) -> Callable[[int], Any]:
-    from contextlib import nullcontext
-
     return lambda size: nullcontext(seen.append)
 
 

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def tokenised(
     first = list(_take(parcels, 2))
     tokenise = partial(_tokenise, pairs=corpus.pairs)
     if len(first) < 2 or workers == 1:
-        for pieces in (*first, *parcels):
+        for pieces in chain(first, parcels):
             yield tokenise(tokenizer, pieces), pieces[-1].position
         return
     pool = ProcessPoolExecutor(workers, initializer=_start, initargs=(tokenizer,))
@@ -153,7 +154,7 @@ def _in_order(
 ) -> Iterator[tuple[Parcel, int]]:
     under_way: deque[tuple[Future[Parcel], int]] = deque()
     try:
-        for pieces in (*first, *rest):
+        for pieces in chain(first, rest):
             with _deaf_to_ctrl_c():
                 under_way.append((pool.submit(work, pieces), pieces[-1].position))
             if len(under_way) > 2 * workers:
