@@ -71,6 +71,12 @@ def _rows_of_lines(path: Path) -> Iterator[Row]:
                     f"{path}, line {number}",
                     "write word<TAB>label, and a blank line between sentences",
                 )
+            if " " in fields[-1]:
+                raise InputError(
+                    f"a label of several words: '{fields[-1][:30]}'",
+                    f"{path}, line {number}",
+                    "write word<TAB>label",
+                )
             words.append(fields[0])
             labels.append(fields[-1])
         elif words:

@@ -175,6 +175,12 @@ BAD: dict[str, Bad] = {
     "the label 'nan' is no number": ("regression", "data.tsv", "nan\ta\n", {}),
     "the label '1e60' is no number": ("regression", "data.tsv", "1e60\ta\n", {}),
     "a word without a label": ("token-classification", "data.txt", "Anna\tB-PER\nsees\n", {}),
+    "a label of several words: 'What is an atom ?'": (
+        "token-classification", "data.tsv", "DESC\tWhat is an atom ?\n", {},
+    ),
+    "150 different labels in 150 places, such as '0.01'": (
+        "classification", "data.tsv", "".join(f"{n / 100}\tt\n" for n in range(1, 151)), {},
+    ),
     "2 tokens and 1 labels": (
         "token-classification", "data.jsonl", '{"tokens": ["a", "b"], "labels": ["O"]}', {},
     ),

@@ -12,7 +12,13 @@ from bertmp.errors import InputError
 from bertmp.tokenizer import Tokenizer
 from bertmp.training.settings import TrainSettings
 from bertmp.training.tasks.base import Encodings, Task
-from bertmp.training.tasks.labelled import check_known, columns_of, read_evaluation, sort_labels
+from bertmp.training.tasks.labelled import (
+    check_known,
+    check_repeated,
+    columns_of,
+    read_evaluation,
+    sort_labels,
+)
 
 
 def read_single_label(settings: TrainSettings) -> Task:
@@ -27,6 +33,7 @@ def read_single_label(settings: TrainSettings) -> Task:
         raise InputError(
             f"one label only: '{labels[0]}'", settings.data, "give examples of at least two labels"
         )
+    check_repeated(labels, len(train), settings.data)
     test = read_evaluation(settings, train)
     if test:
         check_known(test.labels or (), labels, test.source)

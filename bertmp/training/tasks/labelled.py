@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bertmp.data.readers import Columns, Examples, read_examples
 from bertmp.errors import InputError
 from bertmp.training.settings import TrainSettings
+
+MANY = 100
+"""Labels that no file of so few examples has by good intent."""
 
 
 def columns_of(settings: TrainSettings) -> Columns:
@@ -41,6 +44,24 @@ def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(
         sorted(distinct, key=int) if all(label.isdecimal() for label in distinct) else sorted(distinct)
     )
+
+
+def check_repeated(labels: Sequence[str], uses: int, source: Path) -> None:
+    """Refuses what cannot be classes: numbers of a regression, or texts where labels should be.
+
+    Args:
+        labels: the distinct labels.
+        uses: how often labels occur in all.
+
+    Errors: InputError where there are many labels and most occur once.
+    """
+    if len(labels) > MANY and len(labels) > uses / 2:
+        shown = labels[0] if len(labels[0]) <= 30 else f"{labels[0][:30]}…"
+        raise InputError(
+            f"{len(labels)} different labels in {uses} places, such as '{shown}': too many to learn",
+            source,
+            "check which column is the label's; numbers are for 'bertmp train regression'",
+        )
 
 
 def check_known(found: Iterable[str], known: Iterable[str], source: Path) -> None:

@@ -18,7 +18,7 @@ from bertmp.model.heads.token_classification import IGNORED
 from bertmp.tokenizer import Encoded, Tokenizer
 from bertmp.training.settings import TrainSettings
 from bertmp.training.tasks.base import Task
-from bertmp.training.tasks.labelled import check_known, sort_labels
+from bertmp.training.tasks.labelled import check_known, check_repeated, sort_labels
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def read_token_classification(settings: TrainSettings) -> Task:
     labels = sort_labels(counts)
     if len(labels) < 2:
         raise InputError(f"one label only: '{labels[0]}'", settings.data, "give words of at least two labels")
+    check_repeated(labels, counts.total(), settings.data)
     test = read_sentences(settings.eval_data, *names) if settings.eval_data else None
     if test:
         check_known(chain.from_iterable(test.labels), labels, test.source)
