@@ -29,7 +29,7 @@ def add_commands(app: typer.Typer) -> None:
             Path,
             typer.Option(
                 metavar="FILE",
-                help="Examples: .tsv, .csv, .jsonl, .parquet. A corpus: one of these, .txt, or a prepared one",
+                help="Examples: .tsv, .csv, .jsonl, .parquet. A corpus: these, .txt, or a prepared one",
             ),
         ],
         model: Annotated[
@@ -150,9 +150,12 @@ def add_commands(app: typer.Typer) -> None:
         """Fine-tune a BERT in mixed precision, with FP32 master weights, LayerNorm, softmax and loss."""
         options: dict[str, Any] = dict(locals())
         from bertmp.cli.progress import training_bar
+        from bertmp.training.parallel import is_first
         from bertmp.training.run import train as run
 
         result = run(progress=training_bar, **options)
+        if not is_first():
+            raise SystemExit(0)
         reached = f", {result.evaluation.describe()}" if result.evaluation else ""
         cut = (
             f"\n{result.truncated} texts were longer than the model takes and were cut"

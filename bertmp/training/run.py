@@ -106,7 +106,9 @@ def train(
         settings = TrainSettings(task=task, data=Path(data), model=Path(model), out=Path(out), **options)
         world = processes.arrange(settings.data_parallel, settings.tensor_parallel, settings.shard)
         shown = progress if progress and world.is_main else _unwatched
-        return _train(settings, world, resume, shown)
+        result = _train(settings, world, resume, shown)
+        world.wait()  # until the first process has written the checkpoint
+        return result
 
 
 def _unwatched(total: int, done: int) -> AbstractContextManager[Watcher]:
@@ -149,6 +151,7 @@ def _resume(trainer: Trainer) -> list[str]:
     """Goes back to the newest whole state; returns what there is to say about it."""
     notes: list[str] = []
     state = trainer.keeper.states.newest(notes.append)
+    trainer.world.agree(state.position.step if state else None, "the state they resume from")
     if state is None:
         return [*notes, "no state to resume from: starting from the beginning"]
     trainer.resume(state)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from bertmp.training.parallel.checkpointing import recompute_activations
-from bertmp.training.parallel.processes import Processes, join
+from bertmp.training.parallel.processes import Processes, is_first, join
 from bertmp.training.parallel.world import World
 
-__all__ = ["Processes", "World", "join", "recompute_activations"]
+__all__ = ["Processes", "World", "is_first", "join", "recompute_activations"]

@@ -51,10 +51,10 @@ def split_layers(head: Head, mesh: DeviceMesh) -> None:
         parallelize_module(block, mesh, plan)
     for module in head.modules():
         if isinstance(module, SelfAttention):
-            _draw_apart(module, mesh.get_local_rank())
+            draw_apart(module, mesh.get_local_rank())
 
 
-def _draw_apart(attention: SelfAttention, rank: int) -> None:
+def draw_apart(attention: SelfAttention, rank: int) -> None:
     """Dropout inside attention differs between the processes, while outside it stays the same in all.
 
     Outside, all processes hold the same activations and must drop the same ones; inside, each has heads of

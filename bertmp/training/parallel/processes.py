@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -67,13 +68,18 @@ class Processes:
         return make_world(self.device, self.rank, groups, tensor_parallel, shard)
 
 
+def is_first() -> bool:
+    """Whether torchrun counts this process as the first, or there is no other: who prints the result."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def _count(size: int) -> str:
     return "is 1" if size == 1 else f"are {size}"
 
 
 @contextmanager
 def join() -> Iterator[Processes]:
-    """Meets the other processes; on leaving waits for them, so that what the first one wrote is there.
+    """Meets the other processes, and parts from them when the block ends.
 
     Where processes fail, the first to do so raises its error and the others end quietly with its kind of
     exit code: one line is printed, however many there are.
@@ -88,7 +94,6 @@ def join() -> Iterator[Processes]:
         return
     with _one_of_us_tells(_meet()):
         yield Processes(dist.get_rank(), dist.get_world_size(), _device(check=True))
-        dist.barrier()
     dist.destroy_process_group()
 
 
@@ -144,13 +149,18 @@ def _first_to_tell(board: dist.Store) -> bool:
     torchrun ends all processes as soon as one has ended, and must not cut off the one that speaks.
     """
     try:
-        if board.add("failed", 1) == 1:
-            atexit.register(board.set, "told", "yes")
-            return True
-        board.wait(["told"], _TOLD_WITHIN)
-    except (dist.DistError, RuntimeError):  # the board is gone with the process that held it
-        return False
-    return False
+        first = board.add("failed", 1) == 1
+    except (
+        dist.DistError,
+        RuntimeError,
+    ):  # the board is gone with the process that held it, without torchrun
+        return True
+    if first:
+        atexit.register(board.set, "told", "yes")
+    else:
+        with suppress(dist.DistError, RuntimeError):
+            board.wait(["told"], _TOLD_WITHIN)
+    return first
 
 
 def _is_about_a_process(error: RuntimeError) -> bool:
@@ -158,4 +168,6 @@ def _is_about_a_process(error: RuntimeError) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:120]
+    """What happened, without the place in Gloo's sources and its advice."""
+    line = str(error).strip().split("\n")[0]
+    return re.sub(r"^\[/\S+\] ", "", line).split(". ")[0]

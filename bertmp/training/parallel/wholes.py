@@ -14,12 +14,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def whole(tensor: Tensor, keep: bool = True) -> Tensor:
     """All of a tensor on the CPU, from the pieces in all processes, which call this at the same moment.
 
+    A tensor that lies on the CPU already is no copy, which would take three times the weights' memory for a
+    state: it is to be written or read before the next step changes it.
+
     Args:
         keep: whether this process needs it; an empty tensor is returned where not.
     """
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    # A copy, since a state that is collected must not change with the next step.
-    return full.detach().to("cpu", copy=True) if keep else torch.empty(0)
+    return full.detach().to("cpu") if keep else torch.empty(0)
 
 
 def pieces_like(full: Tensor, like: Tensor) -> Tensor:

@@ -109,9 +109,11 @@ class World:
             layouts.shard_weights(objective.head, self.mesh["replicate", "shard"], policy.dtype)
         elif self.data_size > 1:
             devices = [self.device.index] if self.device.type == "cuda" else None
-            group = self.mesh.get_group("replicate")
             return DistributedDataParallel(
-                objective, devices, process_group=group, gradient_as_bucket_view=True
+                objective,
+                devices,
+                process_group=self.mesh.get_group("replicate"),
+                gradient_as_bucket_view=True,
             )
         return objective
 
