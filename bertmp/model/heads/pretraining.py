@@ -14,7 +14,7 @@ from bertmp.model.bert import ACTIVATION, LayerNorm
 from bertmp.model.config import BertConfig
 from bertmp.model.heads.base import Head, LossOptions
 
-ROWS = 512
+ROWS = 256
 """Masked positions whose logits exist at once. A row of BERT's vocabulary takes half a megabyte in a loss and
 its gradient; larger batches take the vocabulary's products once more in the backward pass instead."""
 
