@@ -12,15 +12,15 @@ from bertmp.training.replay import all_finite
 from bertmp.training.settings import TrainSettings
 from bertmp.training.state import State, States
 
-RAREST, FEWEST_STEPS = 4, 100
+MOST, FEWEST_STEPS = 4, 500
 
 
 class Keeper:
     """A run's states.
 
     A run that saves states goes back to those. One that does not still needs something to go back to: it
-    keeps one state in `last-good/`, written at the start and then at most `RAREST` times a run, `FEWEST_STEPS`
-    or more apart, and removed at the end. It costs the disk three times the FP32 weights.
+    keeps one state in `last-good/`, written at most `MOST` times a run and `FEWEST_STEPS` or more apart, the
+    first time at the start, and removed at the end. It costs the disk three times the FP32 weights.
 
     Args:
         identity: what a state must agree with to be resumed.
@@ -35,12 +35,14 @@ class Keeper:
         self._fallback = States(settings.out / "last-good", 1, {})
         self._every = settings.save_every
         self._goes_back = settings.max_rollbacks > 0
-        self._fallback_every = max(FEWEST_STEPS, math.ceil(total / RAREST))
+        self._fallback_every = max(FEWEST_STEPS, math.ceil(total / MOST))
+        self._total = total
 
     def due(self, step: int) -> States | None:
         """Where the state after `step` steps is to be saved; None where it is not."""
         if step == 0 or not self._every:
-            return self._fallback if self._goes_back and step % self._fallback_every == 0 else None
+            wanted = self._goes_back and step < self._total and step % self._fallback_every == 0
+            return self._fallback if wanted else None
         return self.states if step % self._every == 0 else None
 
     @staticmethod

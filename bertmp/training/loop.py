@@ -17,7 +17,7 @@ from bertmp.training.keeper import Keeper
 from bertmp.training.metrics import MetricsFile, StepLog
 from bertmp.training.objective import Objective
 from bertmp.training.optimizer import learning_rate, make_optimizer, set_learning_rate
-from bertmp.training.overflow import Action, Do, Memory, StepFacts, Watch, WatchSettings
+from bertmp.training.overflow import Action, Do, Memory, StepFacts, Watch, WatchSettings, event
 from bertmp.training.parallel import World
 from bertmp.training.ranges import Ranges, recording
 from bertmp.training.replay import broken_weights, look_into
@@ -106,6 +106,8 @@ class Trainer:
             self.metrics.keep(0)
         self.objective.train()
         with interrupt_between_steps() as interrupted:
+            if self.world.is_main:
+                self.keeper.drop_after(self.position.step)
             if self.position.step == 0:
                 self._save()
             while not self._is_done():
@@ -163,25 +165,15 @@ class Trainer:
         return True
 
     def _report(self, action: Action, facts: StepFacts, scale: float) -> None:
-        if not action.cause:
-            return
-        event = "explosion" if facts.finite else "non-finite"
-        self._note(
-            event,
-            module=facts.culprit.module if facts.culprit else None,
-            kind=facts.culprit.kind if facts.culprit else None,
-            loss_scale=scale,
-            expected=action.expected,
-            action=action.do.value,
-            cause=action.cause,
-        )
+        if action.cause:
+            self._note(**event(action, facts, scale))
         if action.do is Do.SKIP:
             where = f" at {facts.culprit.module}" if action.expected and facts.culprit else ""
             self.watcher.say(f"step {self.position.step + 1}: {action.cause}{where}; the step is left out")
 
-    def _note(self, event: str, **values: Any) -> None:
+    def _note(self, **values: Any) -> None:
         """An event of the step at hand, in the metrics file."""
-        self.metrics.write({"step": self.position.step + 1, "event": event, **values})
+        self.metrics.write({"step": self.position.step + 1, **values})
 
     def _go_back(self, action: Action) -> None:
         """Takes over the last good state with a lower learning rate; stops the run where there is none."""
@@ -193,7 +185,8 @@ class Trainer:
             raise TrainingStopped(action.cause, f"step {step}", todo)
         self.watch.went_back()
         factor = self.watch.memory.rate_factor
-        self._note("rollback", to_step=found[1].position.step, rate_factor=factor, cause=action.cause)
+        to_step = found[1].position.step
+        self._note(event="rollback", to_step=to_step, rate_factor=factor, cause=action.cause)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler = self.policy.scaler(self.world.grad_scaler)
         self.restore(found[1])

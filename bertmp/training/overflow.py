@@ -221,6 +221,23 @@ class Watch:
         return factor * usual if usual > 0 else None  # a loss that can be negative is not judged
 
 
+def event(action: Action, facts: StepFacts, scale: float) -> dict[str, Any]:
+    """A decision as a line of the metrics file.
+
+    Args:
+        scale: the loss scale of the step.
+    """
+    return {
+        "event": "explosion" if facts.finite else "non-finite",
+        "module": facts.culprit.module if facts.culprit else None,
+        "kind": facts.culprit.kind if facts.culprit else None,
+        "loss_scale": scale,
+        "expected": action.expected,
+        "action": action.do.value,
+        "cause": action.cause,
+    }
+
+
 def _cause(facts: StepFacts) -> str:
     if facts.culprit is None:
         return "the norm of the gradients is not finite, though each of them is"

@@ -20,6 +20,7 @@ from bertmp.model.config import BertConfig
 from bertmp.model.heads import LossOptions
 from bertmp.tokenizer import Encoded
 from bertmp.training.amp import Policy, Scaling
+from bertmp.training.keeper import Keeper
 from bertmp.training.loop import Trainer
 from bertmp.training.metrics import read_metrics
 from bertmp.training.objective import Objective
@@ -307,17 +308,35 @@ class TestGoingBack:
             "step-00000020",
         ]
 
-    def test_without_saved_states_it_goes_back_to_its_own(self, tmp_path: Path) -> None:
-        trainer = toy(tmp_path, max_skipped=1, steps=110)
+    def test_without_saved_states_it_goes_back_to_the_start(self, tmp_path: Path) -> None:
+        trainer = toy(tmp_path, max_skipped=1)
         not_a_number(
             trainer,
             "classifier.bias",
-            lambda: trainer.position.step == 107 and trainer.watch.memory.rollbacks == 0,
+            lambda: trainer.position.step == 13 and trainer.watch.memory.rollbacks == 0,
         )
         trainer.train()
-        assert events(trainer)[-1]["to_step"] == 100
-        assert trainer.position.step == 110
+        assert events(trainer)[-1]["to_step"] == 0
+        assert trainer.position.step == 20
         assert not (tmp_path / "last-good").exists()
+
+    @pytest.mark.parametrize(
+        ("steps", "options", "states", "own"),
+        [
+            (1200, {}, [], [0, 500, 1000]),
+            (4000, {}, [], [0, 1000, 2000, 3000]),
+            (1200, {"max_rollbacks": 0}, [], []),
+            (1200, {"save_every": 400}, [400, 800, 1200], [0]),
+        ],
+    )
+    def test_which_states_are_kept_for_it(
+        self, steps: int, options: dict[str, Any], states: list[int], own: list[int], tmp_path: Path
+    ) -> None:
+        settings = TrainSettings("classification", Path("data"), Path("model"), tmp_path, **options)
+        keeper = Keeper(settings, {}, steps)
+        due = {step: keeper.due(step) for step in range(steps + 1)}
+        assert [step for step, where in due.items() if where is keeper.states] == states
+        assert [step for step, where in due.items() if where not in (None, keeper.states)] == own
 
     def test_a_state_saved_amid_faults_is_not_gone_back_to(self, tmp_path: Path) -> None:
         trainer = toy(tmp_path, save_every=3, keep=9, max_skipped=4, max_rollbacks=1)
