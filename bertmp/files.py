@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -170,6 +171,23 @@ def read_json(path: Path) -> Any:
         raise InputError("no such file", path, "check the path") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError("not a JSON file", path, f"mend or replace it ({error})") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Errors: InputError where it is missing, not UTF-8 or not TOML.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError("no such file", path, "check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError("not a TOML file", path, f"mend it ({error})") from error
 
 
 def sha256_file(path: Path) -> str:

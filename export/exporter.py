@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -79,6 +80,7 @@ def export(
     from bertmp.model.checkpoint import load_checkpoint
 
     started = time.monotonic()
+    _require_replaceable(Path(out))
     report("reading the checkpoint")
     loaded = load_checkpoint(Path(checkpoint), task)
     _check_is_trained(loaded)
@@ -112,6 +114,19 @@ def _check_is_trained(loaded: LoadedCheckpoint) -> None:
             loaded.folder,
             "train it first, or name what it is with --task",
         )
+
+
+def _require_replaceable(out: Path) -> None:
+    """A bundle may be replaced, and nothing else that stands at its place.
+
+    Errors: InputError where `out` is a file, or a folder that holds something else.
+    """
+    if not os.path.lexists(out):
+        return
+    if out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").is_file()):
+        return
+    what = "the folder holds something that is not a bundle" if out.is_dir() else "a file stands there"
+    raise InputError(what, out, "choose another --out")
 
 
 def _write_companions(loaded: LoadedCheckpoint, folder: Path) -> None:

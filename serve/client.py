@@ -161,8 +161,8 @@ def _encode(text: str) -> bytes:
 
 def infer(
     name: str,
-    texts: Sequence[str] = (),
-    file: Path | None = None,
+    texts: str | Sequence[str] = (),
+    file: Path | str | None = None,
     protocol: str = "grpc",
     url: str | None = None,
 ) -> list[Answer]:
@@ -170,7 +170,7 @@ def infer(
 
     Args:
         name: the model.
-        texts: the texts; those of `file` follow.
+        texts: the texts, or one; those of `file` follow.
         file: a data file, of which the texts are read.
         protocol: `grpc` or `http`.
         url: the server's address; the loopback interface where left out.
@@ -178,7 +178,8 @@ def infer(
     Errors: InputError where there is no text, for a file that cannot be read, an unknown model, a text
     that the server refuses, or a dead server.
     """
-    asked = [*texts, *(read_examples(file).texts if file is not None else [])]
+    own = [texts] if isinstance(texts, str) else texts
+    asked = [*own, *(read_examples(Path(file)).texts if file is not None else [])]
     if not asked:
         raise InputError("no texts", "", "give one, or a file with --file")
     with Client(url, protocol) as client:

@@ -131,6 +131,17 @@ def choose_config_here(folder: Path, models: list[str], runtime: TritonRuntime) 
     return choose_config(has_nvidia_gpu(), runtime.has_backend("tensorrt"), _have_engines(folder, models))
 
 
+def require_config(folder: Path, models: list[str], name: str) -> None:
+    """Checks that the models have a configuration of this name.
+
+    Errors: InputError where none has; Triton would say that each of them is broken.
+    """
+    known = {path.stem for model in models for path in (folder / model / "configs").glob("*.pbtxt")}
+    if name not in known:
+        offered = ", ".join(sorted(known)) or "none"
+        raise InputError(f"no model has a configuration '{name}'", "--config-name", f"there is: {offered}")
+
+
 def has_nvidia_gpu() -> bool:
     """Whether the NVIDIA driver shows a GPU here."""
     return any(Path("/proc/driver/nvidia/gpus").glob("*")) or Path("/dev/nvidia0").exists()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bertmp.data.readers import read_examples
 from bertmp.errors import BertmpError, InputError
 from bertmp.serve.client import Client
 
@@ -83,8 +86,8 @@ class _Tally:
 
 def bench(
     name: str,
-    texts: Sequence[str],
-    concurrency: Sequence[int] = (1, 4, 16),
+    texts: Path | str | Sequence[str],
+    concurrency: int | Sequence[int] = (1, 4, 16),
     seconds: float = 10.0,
     protocol: str = "grpc",
     url: str | None = None,
@@ -94,8 +97,8 @@ def bench(
 
     Args:
         name: the text model.
-        texts: asked in turn, one a request.
-        concurrency: numbers of clients, measured one after the other.
+        texts: asked in turn, one a request; or the data file that they are in.
+        concurrency: number or numbers of clients, measured one after the other.
         seconds: the measured time of each.
         protocol: `grpc` or `http`.
         url: the server's address; the loopback interface where left out.
@@ -103,10 +106,12 @@ def bench(
 
     Errors: InputError for no texts, a senseless number, an unknown model or a dead server.
     """
+    texts = read_examples(Path(texts)).texts if isinstance(texts, (str, Path)) else texts
+    concurrency = [concurrency] if isinstance(concurrency, int) else concurrency
     if not texts:
         raise InputError("no texts", "", "give at least one")
-    if seconds <= 0:
-        raise InputError(f"{seconds:g} seconds cannot be measured", "--seconds", "use more than 0")
+    if not 0 < seconds < math.inf:
+        raise InputError(f"{seconds:g} seconds cannot be measured", "--seconds", "use a number above 0")
     if not concurrency or min(concurrency) < 1:
         raise InputError("no clients", "--concurrency", "use numbers of at least 1, such as 1,4,16")
     with Client(url, protocol) as client:

@@ -190,7 +190,9 @@ class Transport:
             )
         if "DEADLINE_EXCEEDED" in status or "Deadline Exceeded" in message:
             return InputError("the server does not answer in time", self.address, "look at the server's log")
-        return InputError(message, f"{model} at {self.address}" if model else self.address)
+        return InputError(
+            message, f"{model} at {self.address}" if model else self.address, "mend the request"
+        )
 
 
 def connect(url: str) -> Transport:

@@ -102,6 +102,8 @@ class TritonServer:
         runtime = find_runtime()
         settings = launch.with_free_ports(self._settings)
         choice = launch.ConfigChoice(settings.config_name or "", "asked for")
+        if settings.config_name:
+            launch.require_config(settings.repository, models, settings.config_name)
         if settings.config_name is None:
             choice = launch.choose_config_here(settings.repository, models, runtime)
         settings = replace(settings, config_name=choice.name)

@@ -15,7 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
+from bertmp.cli.interrupts import Interrupts
 from bertmp.errors import BertmpError, InputError
+from bertmp.files import read_toml
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -39,6 +41,11 @@ def fail(message: str, code: int) -> None:
     raise SystemExit(code)
 
 
+def _interrupted() -> SystemExit:
+    print("interrupted", file=sys.stderr, flush=True)  # noqa: T201
+    return SystemExit(EXIT_INTERRUPTED)
+
+
 def _show(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         print(json.dumps(outcome.value, ensure_ascii=False))  # noqa: T201
@@ -55,7 +62,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Lets a TOML file give the defaults of this command's options; the command line wins."""
     if path is None:
         return None
-    tables = load_toml(path)
+    tables = read_toml(path)
     options = {parameter.name for parameter in context.command.params}
     settings = {key.replace("-", "_"): value for key, value in tables.items()}
     unknown = sorted(set(settings) - options)
@@ -63,23 +70,6 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise InputError(f"unknown setting '{unknown[0]}'", path, f"see '{context.command_path} --help'")
     context.default_map = {**(context.default_map or {}), **settings}
     return path
-
-
-def load_toml(path: Path) -> dict[str, Any]:
-    """Reads a TOML file.
-
-    Errors: InputError where it is missing, not UTF-8 or not TOML.
-    """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError("no such file", path, "check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError("not a TOML file", path, f"mend it ({error})") from error
 
 
 _COMMON = {
@@ -146,8 +136,7 @@ class errors_in_one_line:  # noqa: N801  (reads as the sentence it is in a with 
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr, flush=True)  # noqa: T201
-            raise SystemExit(EXIT_INTERRUPTED)
+            raise _interrupted()
         if error is None or isinstance(error, SystemExit):
             return
         if self.debug and isinstance(error, (BertmpError, OSError, MemoryError)):
@@ -168,16 +157,19 @@ class errors_in_one_line:  # noqa: N801  (reads as the sentence it is in a with 
             )
 
 
-def run_app(app: typer.Typer) -> None:
-    """Runs the command line; usage errors are one line like every other error."""
+def run_app(app: typer.Typer, interrupts: Interrupts | None = None) -> None:
+    """Runs the command line; usage errors are one line like every other error.
+
+    Args:
+        interrupts: knows whether Ctrl-C was pressed.
+    """
     try:
         with errors_in_one_line(debug="--debug" in sys.argv):
             code = app(standalone_mode=False)
     except Exception as error:
+        if interrupts is not None and interrupts.noted:  # what a library made of the interrupt
+            raise _interrupted() from None
         # Typer keeps its own copy of click's exceptions in some versions: known by what they offer.
-        if type(error).__name__ == "Abort":  # Ctrl-C while the command line was being read
-            print("interrupted", file=sys.stderr, flush=True)  # noqa: T201
-            raise SystemExit(EXIT_INTERRUPTED) from None
         describe = getattr(error, "format_message", None)
         if describe is None:
             raise
@@ -186,4 +178,6 @@ def run_app(app: typer.Typer) -> None:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "bertmp"
         fail(str(InputError(describe().rstrip("."), path, f"see '{path} --help'")), EXIT_USAGE)
+    if code == EXIT_INTERRUPTED:  # Typer took the interrupt for itself
+        raise _interrupted()
     raise SystemExit(code if isinstance(code, int) else 0)

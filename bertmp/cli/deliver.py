@@ -57,7 +57,7 @@ def add_commands(app: typer.Typer) -> None:
             )
         return Outcome(result.to_json(), _describe_export(result))
 
-    @command(app, "convert", "bertmp convert model.onnx model.fp16.onnx --keep-fp32 Gelu")
+    @command(app, "convert", "bertmp convert model.onnx model.fp16.onnx --keep-fp32 Tanh")
     def convert(
         source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="An FP32 graph.")],
         target: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The FP16 graph to write.")],

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from bertmp.cli.base import Outcome, command, load_toml
+from bertmp.cli.base import Outcome, command
 from bertmp.data.readers import Columns
 from bertmp.errors import InputError
 
 if TYPE_CHECKING:
-    from bertmp.export.accuracy.gates import Limits
     from bertmp.export.accuracy.result import ParityReport, StageReport
     from bertmp.export.accuracy.stages import Stage
 
@@ -32,7 +31,10 @@ def add_commands(app: typer.Typer) -> None:
         protocol: Annotated[str, typer.Option(help="How to ask the server: grpc or http.")] = "grpc",
         gates: Annotated[
             Path | None,
-            typer.Option(metavar="FILE", help="Limits in TOML: [onnx-fp16] max_error = 0.01, and so on."),
+            typer.Option(
+                metavar="FILE",
+                help="Limits in TOML, a table a stage: max_error = 0.01 below the line \\[onnx-fp16].",
+            ),
         ] = None,
         report: Annotated[
             Path | None, typer.Option(metavar="DIR", help="The report's folder; BUNDLE/parity if not given.")
@@ -55,19 +57,13 @@ def add_commands(app: typer.Typer) -> None:
         result = run(
             bundle,
             data,
-            gates=_read_gates(gates),
+            gates=gates,
             report=report,
             extra_stages=_served(server, model, protocol),
             columns=Columns(text_column, text_pair_column, label_column),
             checkpoint=checkpoint,
         )
         return Outcome(result.to_json(), _describe(result), 0 if result.passed else 1)
-
-
-def _read_gates(path: Path | None) -> Mapping[str, Limits] | None:
-    from bertmp.export.accuracy.gates import override
-
-    return None if path is None else override(load_toml(path), str(path))
 
 
 def _served(server: str | None, model: str | None, protocol: str) -> tuple[Stage, ...]:

@@ -173,16 +173,16 @@ def _read_tsv(path: Path, columns: Columns) -> list[Row]:
 
 def _is_header(fields: Sequence[str], columns: Columns) -> bool:
     """Whether the first row names the columns; it must where the user says how the text's is called."""
-    named = {columns.text, columns.text_pair, columns.label} & set(fields)
-    return bool(named) or columns.text != Columns.text
+    names = {name.casefold() for name in (columns.text, columns.text_pair, columns.label)}
+    return columns.text != Columns.text or any(field.strip().casefold() in names for field in fields)
 
 
 def _by_header(lines: Sequence[tuple[int, Sequence[str]]], columns: Columns, path: Path) -> list[Row]:
     header = lines[0][1]
     if columns.text not in header:
-        raise InputError(
-            f"the file has no column '{columns.text}'", path, "add it, or name it with --text-column"
-        )
+        alike = next((name for name in header if name.strip().casefold() == columns.text.casefold()), None)
+        todo = f"name it with --text-column '{alike}'" if alike else "add it, or name it with --text-column"
+        raise InputError(f"the file has no column '{columns.text}'", path, todo)
     for name in (columns.text, columns.text_pair, columns.label):
         if header.count(name) > 1:
             raise InputError(f"the header names '{name}' twice", path, "rename or remove one of them")
@@ -214,11 +214,11 @@ def _read_csv(path: Path, columns: Columns) -> list[Row]:
     if _is_header(lines[0][1], columns):
         return _by_header(lines, columns, path)
     for number, row in lines:
-        if len(row) != 2:
+        if len(row) != 2 or delimiter == ",":
             raise InputError(
-                f"{len(row)} fields and no header",
+                f"{len(row)} fields and no header that names 'text'",
                 f"{path}, line {number}",
-                "write label,text or name the columns in a header",
+                "name the columns in a header, or the text's with --text-column",
             )
     return [(number, {columns.label: row[0], columns.text: row[1]}) for number, row in lines]
 

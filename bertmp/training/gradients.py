@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,8 +72,7 @@ class Gradients:
     ) -> Tensor:
         """One micro-batch's gradients; returns its summed losses, `[losses]`."""
         # Dropout depends on seed, step and place alone, so that a resumed run draws what the first one drew.
-        seed = (self.seed * 1_000_003 + step) * 1009 + number
-        torch.manual_seed(seed * 257 + self.world.data_rank)
+        torch.manual_seed(_mixed(self.seed, step, number, self.world.data_rank))
         weight = 1.0
         if batch is None:
             # A short batch left this process nothing: it still takes part in the exchange, with no weight.
@@ -81,3 +81,8 @@ class Gradients:
             sums = self.module(batch.to(self.world.device))
         scale((sums / counts).sum() * (weight * self.world.data_size)).backward()
         return sums.detach() * weight
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed of 63 bits from several numbers, each of any size."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -122,6 +122,7 @@ class TrainSettings:
             self._require(getattr(self, name) >= 0, name, "give 0 or a positive number")
         groups = self.data_parallel
         self._require(groups is None or groups >= 1, "data_parallel", "give at least 1")
+        self._require(self.seed < 1 << 63, "seed", "give a number below 2**63")
         self._require(self.steps is None or self.steps >= 1, "steps", "give at least 1")
         self._require(self.max_length is None or self.max_length >= 3, "max_length", "give at least 3")
         rate = self.learning_rate

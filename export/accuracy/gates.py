@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from bertmp.errors import InputError
 from bertmp.export.accuracy.measures import Measures, finite
+from bertmp.files import read_toml
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,11 @@ def _proof(stage: str, proven: bool) -> Gate:
     return Gate(
         stage, "proven", True, proven, proven, f"every layer {words}" if proven else f"the engine {words}"
     )
+
+
+def read_gates(path: Path) -> dict[str, Limits]:
+    """The default limits with those of a TOML file in their place; see `override`."""
+    return override(read_toml(path), str(path))
 
 
 def override(tables: Mapping[str, Any], where: str) -> dict[str, Limits]:

@@ -13,7 +13,7 @@ from bertmp.errors import InputError
 from bertmp.export import manifest as manifests
 from bertmp.export.accuracy.chain import ONNX_FP16, ONNX_FP32, TORCH, chain
 from bertmp.export.accuracy.facts import BundleFacts, environment, gather
-from bertmp.export.accuracy.gates import DEFAULTS, Evidence, Gate, Limits, decide, limits_of
+from bertmp.export.accuracy.gates import DEFAULTS, Evidence, Gate, Limits, decide, limits_of, read_gates
 from bertmp.export.accuracy.inputs import ParityData, read_inputs
 from bertmp.export.accuracy.measures import Measures, measure
 from bertmp.export.accuracy.report import FILES, write_report
@@ -29,7 +29,7 @@ def parity(
     bundle: Path,
     data: Path,
     *,
-    gates: Mapping[str, Limits] | None = None,
+    gates: Mapping[str, Limits] | Path | str | None = None,
     report: Path | None = None,
     extra_stages: Sequence[Stage] = (),
     columns: Columns | None = None,
@@ -43,7 +43,7 @@ def parity(
     Args:
         bundle: the bundle's folder.
         data: labelled or unlabelled texts.
-        gates: limits by stage; the defaults where None.
+        gates: limits by stage, or a TOML file of them; the defaults where None.
         report: the report's folder; `BUNDLE/parity` where None.
         extra_stages: served models, added at the end of the chain.
         columns: the data file's column names.
@@ -61,7 +61,7 @@ def parity(
     ran = run_all((*extra_stages, *stages[: len(stages) - len(extra_stages)]), texts.inputs)
     reference = _reference(ran)
     rows = tuple(_stage_report(ran[stage.name], ran, reference, texts, facts) for stage in stages)
-    limits = DEFAULTS if gates is None else gates
+    limits = read_gates(Path(gates)) if isinstance(gates, (str, Path)) else gates or DEFAULTS
     result = ParityReport(
         bundle=opened.folder,
         folder=folder,

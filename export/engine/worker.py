@@ -193,7 +193,10 @@ def _prove(job: Job, layers: Sequence[Layer]) -> Proof:
         return prove(PrecisionPlan.load(Path(job.plan)), layers)
     import onnx
 
-    graph = onnx.load(job.graph, load_external_data=False).graph
+    try:
+        graph = onnx.load(job.graph, load_external_data=False).graph
+    except Exception as error:  # protobuf's own exceptions are no part of onnx's interface
+        raise InputError("not an ONNX graph", job.graph, "export it again") from error
     # The parser names a nameless node after its first output.
     names = [(node.name or f"node_of_{node.output[0]}", node.op_type) for node in graph.node]
     plan, others = plan_by_type(names)

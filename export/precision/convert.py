@@ -69,6 +69,8 @@ def convert(
     """
     started = time.monotonic()
     source, target = Path(source), Path(target)
+    if target.exists() and source.exists() and target.samefile(source):
+        raise InputError("the graph would be written over", source, "give the FP16 graph another name")
     plan_file = plan_file or target.with_name(f"{target.stem}.precision-plan.json")
     graph = read_graph(source)
     name_unnamed_nodes(graph)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from bertmp.cli.base import load_toml
 from bertmp.errors import InputError
 from bertmp.files import (
     atomic_file,
     atomic_folder,
     read_json,
+    read_toml,
     sha256_file,
     swap_in,
     write_json,
@@ -49,7 +49,7 @@ def test_settings_come_back_from_toml(tmp_path: Path) -> None:
     write_toml(tmp_path / "config.toml", values)
     expected = {**values, "weights": [0.5, 2.0]}
     del expected["nothing"]
-    assert load_toml(tmp_path / "config.toml") == expected
+    assert read_toml(tmp_path / "config.toml") == expected
 
 
 @pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,6 +225,29 @@ def test_bad_options_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_not_a_bundle_is_never_replaced(
+    checkpoint: Path, tmp_path: Path, run_bertmp: RunBertmp
+) -> None:
+    thesis = tmp_path / "precious" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    for out in (thesis, thesis.parent, copy, tmp_path):
+        done = run_bertmp("export", copy, "--out", out)
+        assert done.returncode == 2
+        assert f"({out}): choose another --out" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert thesis.read_text() == "years of work"
+    assert (copy / "model.safetensors").is_file()
+
+
+def test_a_bundle_and_an_empty_folder_are_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    out.mkdir()
+    for _ in range(2):
+        assert (export(checkpoint, out, fp16=False).bundle / "model.onnx").is_file()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB."""
@@ -257,16 +281,30 @@ def test_a_full_disk_keeps_the_bundle_that_was_there(
     assert [path.name for path in small_disk.rglob("*")] == ["bundle", "old"]
 
 
-def test_ctrl_c_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bertmp", "export", str(checkpoint), "--out", str(tmp_path / "bundle")]
+@pytest.mark.parametrize("library", ["safetensors", "onnxscript"])
+def test_ctrl_c_leaves_nothing(library: str, checkpoint: Path, tmp_path: Path) -> None:
+    """Whenever it comes: the second library is imported in the middle of tracing, where it is easily lost."""
+    command = [
+        sys.executable,
+        "-v",
+        "-m",
+        "bertmp",
+        "export",
+        str(checkpoint),
+        "--out",
+        str(tmp_path / "bundle"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
     try:
-        while process.poll() is None and not list(tmp_path.glob(".bundle.*.part")):
-            pass
+        for line in process.stderr:  # python -v names every module as it is imported
+            if line.startswith(f"import '{library}."):
+                break
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, stderr
+    assert process.returncode == 130, stderr[-2000:]
+    assert "interrupted" in stderr.splitlines()
     assert "Traceback" not in stderr
     assert list(tmp_path.iterdir()) == []
