@@ -141,6 +141,8 @@ def open_store(path: Path, columns: Columns, tokenizer: Tokenizer) -> Store:
                 return Store.open(folder, tokenizer)
             except InputError:  # it was damaged since; it is ours to make anew
                 shutil.rmtree(folder)
+        for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a preparation that was killed
+            shutil.rmtree(left, ignore_errors=True)
         prepare_store(path, columns, tokenizer, folder, progress=preparation_bar)
         return Store.open(folder, tokenizer)
 
