@@ -39,7 +39,8 @@ COMMON: dict[str, Any] = {
     "keep": 2,
 }
 
-PRETRAINING = {"task": "pretraining", "steps": 4}
+LAMB = {"optimizer": "lamb", "steps": 3}
+PRETRAINING = {"task": "pretraining", "steps": 3}
 MASKED_WORDS = {**PRETRAINING, "no_nsp": True}
 
 TWO: dict[str, dict[str, Any]] = {
@@ -50,7 +51,7 @@ TWO: dict[str, dict[str, Any]] = {
     "fsdp-less-memory": {"shard": True, "accumulate": 2, "activation_checkpointing": True},
     "fsdp-bf16": {"shard": True, "precision": "bf16"},
     "tp": {"tensor_parallel": 2},
-    "tp-lamb": {"tensor_parallel": 2, "optimizer": "lamb"},
+    "tp-lamb": {"tensor_parallel": 2, **LAMB},
     "ddp-masked-words": MASKED_WORDS,
 }
 """Layouts of two processes."""
@@ -59,21 +60,21 @@ FOUR: dict[str, dict[str, Any]] = {
     "ddp-4": {},
     "ddp-tp": {"data_parallel": 2, "tensor_parallel": 2},
     "fsdp-tp": {"data_parallel": 2, "tensor_parallel": 2, "shard": True},
-    "fsdp-tp-lamb": {"tensor_parallel": 2, "shard": True, "optimizer": "lamb"},
+    "fsdp-tp-lamb": {"tensor_parallel": 2, "shard": True, **LAMB},
     "fsdp-tp-less-memory": {
         "tensor_parallel": 2, "shard": True, "accumulate": 2, "activation_checkpointing": True,
         "precision": "bf16",
     },
     "fsdp-tp-pretraining": {"tensor_parallel": 2, "shard": True, **PRETRAINING},
-    "fsdp-tp-fp16": {"tensor_parallel": 2, "shard": True, "precision": "fp16", "steps": 4},
+    "fsdp-tp-fp16": {"tensor_parallel": 2, "shard": True, "precision": "fp16", "steps": 3},
 }  # fmt: skip
 """Layouts of four processes."""
 
 ALONE: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"precision": "bf16"},
-    "fp16": {"precision": "fp16", "steps": 4},
-    "lamb": {"optimizer": "lamb"},
+    "fp16": {"precision": "fp16", "steps": 3},
+    "lamb": LAMB,
     "pretraining": PRETRAINING,
     "masked-words": MASKED_WORDS,
     "accumulated": {"accumulate": 3},
@@ -137,8 +138,7 @@ def runs(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             timeout=90,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        assert "Warning" not in done.stderr, done.stderr
+        assert (done.returncode, done.stderr) == (0, "")
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +27,8 @@ T = TypeVar("T")
 
 def make_world(device: torch.device, rank: int, groups: int, parts: int, shard: bool) -> World:
     """The world of process `rank` of `groups` × `parts`: neighbours hold the parts of one layer."""
+    # Whole tensors of two-dimensional layouts are put together one dimension at a time, as torch remarks.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     shape = (1, groups, parts) if shard else (groups, 1, parts)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=layouts.MESH)
     columns = [list(range(part, groups * parts, parts)) for part in range(parts)]
