@@ -100,7 +100,7 @@ class Hooks:
                     self._handles.append(parameter.register_hook(self._on_gradient(name)))
         self._quiet = warnings.catch_warnings()
         self._quiet.__enter__()
-        # Embeddings take token ids, which have no gradient, and a hooked output is a view: torch remarks on both.
+        # Token ids have no gradient, and a hooked output is a view: torch remarks on both.
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         return self
