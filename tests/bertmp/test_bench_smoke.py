@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from benchmarks.synthetic import RandomTexts, masked
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import LossOptions
 from bertmp.model.heads.pretraining import PreTraining
+from tests.conftest import REPOSITORY
 
 TINY = BertConfig(
     vocab_size=300,
@@ -112,3 +116,32 @@ def test_the_training_benchmark_cuts_its_data(tmp_path: Path) -> None:
     assert len(held_out.read_text().splitlines()) == HELD_OUT + 1
     assert head_of(source, None, scratch) == source
     assert head_of(source, 2, scratch).read_text() == "text\ttext_pair\na0\tb0\n"
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY), **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("module", ["tests.gpu", "benchmarks.gpu"])
+def test_without_a_gpu_it_is_one_line_and_code_4(module: str) -> None:
+    done = python(module)
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: no GPU (")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_the_gpus_tests_are_sound() -> None:
+    """The quick ones, on the CPU; `BERTMP_REHEARSE=1 pytest tests/gpu` takes all."""
+    chosen = "test_packed or gradients_are_those or named or static or fp32_under_autocast"
+    done = python("pytest", "-q", "tests/gpu", "-k", chosen, BERTMP_REHEARSE="1", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout
+    assert "10 passed" in done.stdout, done.stdout
