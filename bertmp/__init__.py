@@ -1,8 +1,8 @@
 """BERT from mixed-precision training to a served model whose accuracy is proven at every step.
 
 The functions here have the names and meanings of the commands: `bertmp.train`, `bertmp.prepare`,
-`bertmp.setup`, `bertmp.download`, `bertmp.doctor`; the later stages live in `bertmp.export` and `bertmp.serve`.
-They are looked up when first used, so that importing `bertmp` costs nothing.
+`bertmp.setup`, `bertmp.download`, `bertmp.doctor`; the later stages live in `bertmp.export` and
+`bertmp.serve`. They are looked up when first used, so that importing `bertmp` costs nothing.
 """
 
 from __future__ import annotations

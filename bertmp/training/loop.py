@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from bertmp.errors import TrainingStopped
+from bertmp.model.heads import Head
 from bertmp.training.amp import Policy
+from bertmp.training.best import Best
 from bertmp.training.evaluate import Evaluation, evaluate
 from bertmp.training.gradients import Gradients
 from bertmp.training.interrupt import interrupt_between_steps
@@ -25,6 +27,7 @@ from bertmp.training.settings import TrainSettings
 from bertmp.training.state import Position, State, States
 from bertmp.training.steps import Share, Steps
 from bertmp.training.tasks import TrainingData
+from bertmp.training.tensorboard import event_files
 
 
 class Watcher(Protocol):
@@ -47,6 +50,8 @@ class Trainer:
         position: where the run stands.
         evaluation: the last one.
         ranges: each module's largest activation at the last evaluation, where the run ended with one.
+        best: the best evaluation so far.
+        on_best: takes the whole model whenever an evaluation is the best so far; every process calls it.
     """
 
     objective: Objective
@@ -60,6 +65,8 @@ class Trainer:
     position: Position = field(default_factory=Position)
     evaluation: Evaluation | None = None
     ranges: Ranges | None = None
+    best: Best = field(default_factory=Best)
+    on_best: Callable[[Head], None] = lambda head: None
 
     def __post_init__(self) -> None:
         settings, world = self.settings, self.world
@@ -78,7 +85,9 @@ class Trainer:
         self.gradients = Gradients(self.objective, module, self.steps, world, self.policy, settings.seed)
         self.watch = Watch(WatchSettings.of(settings))
         self.keeper = Keeper(settings, self.identity, self.total)
-        self.metrics = MetricsFile(settings.out / "metrics.jsonl" if world.is_main else None)
+        self.metrics = MetricsFile(None)
+        if world.is_main:
+            self.metrics = MetricsFile(settings.out / "metrics.jsonl", event_files(settings.out))
         self.log = StepLog(self.metrics, settings.log_every, self.position)
 
     def restore(self, state: State) -> None:
@@ -88,6 +97,7 @@ class Trainer:
         self.scaler.load_state_dict(state.tensors["scaler"])
         evaluation = state.progress["evaluation"]
         self.evaluation = Evaluation(**evaluation) if evaluation else None
+        self.best = Best(**state.progress["best"])
         self.log.restart(self.position, state.progress["losses"])
 
     def resume(self, state: State) -> None:
@@ -126,6 +136,8 @@ class Trainer:
             if self.eval_data is not None and self._evaluation_is_due():
                 self._evaluate(self.eval_data)
             self._save()
+            if self._gives_up():
+                return
 
     def _step(self, share: Share) -> bool:
         """One step; False where the run has gone back instead."""
@@ -200,7 +212,7 @@ class Trainer:
 
     def _is_done(self) -> bool:
         """Whether all steps are done; a last step that ruined the weights is one to go back from."""
-        if self.position.step < self.total:
+        if self.position.step < self.total and not self._gives_up():
             return False
         culprit = broken_weights(self.objective, self.world)
         if culprit is None:
@@ -222,6 +234,15 @@ class Trainer:
         epoch = self.position.step / self.steps.per_epoch
         self.metrics.write({"step": self.position.step, "epoch": epoch, **self.evaluation.to_json()})
         self.watcher.say(f"epoch {epoch:.2f}: {self.evaluation.describe()}")
+        self.best = self.best.after(self.evaluation, self.position.step)
+        if self.best.is_new(self.position.step):
+            self.on_best(head)
+        if self._gives_up():
+            self.watcher.say(f"no better evaluation since step {self.best.step}: the run ends here")
+
+    def _gives_up(self) -> bool:
+        """Whether the last `patience` evaluations were no better than the one before them."""
+        return 0 < self.settings.patience <= self.best.waited
 
     def _save(self) -> None:
         """Writes the state of this moment where one is due."""
@@ -237,6 +258,7 @@ class Trainer:
             "metrics": self.metrics.lines,
             "losses": self.log.losses,
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
+            "best": asdict(self.best),
         }
         state = State(self.position, progress, tensors, good=self.watch.memory.calm)
         if self.world.is_main:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bertmp.files import write_text, writing_to
 from bertmp.training.state import Position
+from bertmp.training.tensorboard import EventFiles
 
 
 class MetricsFile:
@@ -17,13 +18,14 @@ class MetricsFile:
 
     Args:
         path: the file; None for a process that writes nothing.
+        events: takes every line as well.
 
     Attributes:
         lines: how many it has.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path, self.lines = path, 0
+    def __init__(self, path: Path | None, events: EventFiles | None = None) -> None:
+        self._path, self._events, self.lines = path, events, 0
 
     def keep(self, lines: int) -> None:
         """Drops all but the first lines: those that a resumed run writes anew."""
@@ -35,6 +37,8 @@ class MetricsFile:
     def write(self, values: Mapping[str, Any]) -> None:
         """Appends one line; a number that is not finite is written as null, which JSON has."""
         self.lines += 1
+        if self._events is not None:
+            self._events.write(values)
         if self._path is not None:
             line = {key: _finite(value) for key, value in values.items()}
             with writing_to(self._path), self._path.open("a", encoding="utf-8") as stream:

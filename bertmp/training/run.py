@@ -18,7 +18,7 @@ from bertmp.model.checkpoint import LoadedCheckpoint, load_checkpoint, save_chec
 from bertmp.model.heads import Head, LossOptions
 from bertmp.tokenizer import Tokenizer
 from bertmp.training.amp import Policy, Scaling
-from bertmp.training.evaluate import Evaluation
+from bertmp.training.evaluate import Evaluation, evaluate
 from bertmp.training.identity import identity
 from bertmp.training.loop import Trainer, Watcher
 from bertmp.training.memory import keep_freed_memory
@@ -28,7 +28,7 @@ from bertmp.training.ranges import FILE as RANGES
 from bertmp.training.ranges import measured, to_json
 from bertmp.training.settings import TrainSettings
 from bertmp.training.state import remove_leftovers
-from bertmp.training.tasks import READERS
+from bertmp.training.tasks import READERS, Task
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,15 @@ def _train(settings: TrainSettings, world: World, resume: bool, progress: Progre
     loaded = load_checkpoint(settings.model, prepared.head or settings.task, prepared.labels, settings.seed)
     train_data, eval_data = prepared.encode(_shortened(loaded, settings.max_length))
     _check_folder(settings.out)
-    objective = Objective(loaded.model, LossOptions(settings.label_smoothing))
+    objective = Objective(loaded.model, _loss_options(settings, prepared))
     if settings.activation_checkpointing:
         recompute_activations(objective.head)
     own = identity(settings, loaded, policy)
     trainer = Trainer(objective, train_data, eval_data, settings, policy, world, own, Silent())
+    if settings.keep_best and world.is_main:
+        trainer.on_best = lambda head: save_checkpoint(
+            settings.out / "best", head, loaded.config, loaded.tokenizer
+        )
     notes = _resume(trainer) if resume else []
     world.wait()
     if world.is_main:
@@ -140,6 +144,11 @@ def _train(settings: TrainSettings, world: World, resume: bool, progress: Progre
         evaluation = trainer.train()
     checkpoint = settings.out / "final"
     trained = world.whole(objective.head)
+    if settings.keep_best and trainer.eval_data is not None and trainer.best.step != trainer.position.step:
+        world.wait()
+        best = load_checkpoint(settings.out / "best", trained.task, prepared.labels)
+        trained, trainer.ranges = best.model.to(world.device), None
+        evaluation = evaluate(trained, trainer.eval_data, world)
     ranges = _ranges(trainer, trained)
     if world.is_main:
         save_checkpoint(checkpoint, trained, loaded.config, loaded.tokenizer, {RANGES: ranges})
@@ -156,6 +165,16 @@ def _resume(trainer: Trainer) -> list[str]:
         return [*notes, "no state to resume from: starting from the beginning"]
     trainer.resume(state)
     return [*notes, f"resuming after step {trainer.position.step}"]
+
+
+def _loss_options(settings: TrainSettings, task: Task) -> LossOptions:
+    """Label smoothing and class weights; balanced ones are examples / (classes × the class's examples)."""
+    if settings.class_weights == "none":
+        return LossOptions(settings.label_smoothing)
+    if not task.class_counts:
+        raise InputError("the task has no classes to be balanced", "--class-weights", "leave it out")
+    mean = sum(task.class_counts) / len(task.class_counts)
+    return LossOptions(settings.label_smoothing, [mean / count for count in task.class_counts])
 
 
 def _shortened(loaded: LoadedCheckpoint, max_length: int | None) -> Tokenizer:
@@ -188,7 +207,7 @@ def _prepare(settings: TrainSettings, resume: bool) -> None:
     """Makes the run's folder ready, once nothing stands against the run any more."""
     remove_leftovers(settings.out)
     if not resume:
-        for folder in ("steps", "last-good"):
+        for folder in ("steps", "last-good", "best", "tensorboard"):
             shutil.rmtree(settings.out / folder, ignore_errors=True)
         (settings.out / "metrics.jsonl").unlink(missing_ok=True)
     settings.save(settings.out / "config.toml")

@@ -5,33 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class EventFiles:
     """Writes scalars by step.
 
-    Args:
-        folder: where the event files go.
-        purge_from: a resumed run's first step: TensorBoard forgets what an earlier file has from there on.
+    The file is opened at the first number, and TensorBoard is told to forget what earlier files have from
+    that step on: a resumed run writes it anew.
     """
 
-    def __init__(self, folder: Path, purge_from: int | None) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=purge_from)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
 
     def write(self, values: Mapping[str, Any]) -> None:
         """One logged step: every number but the step becomes a scalar under `train/`, `eval/` or `speed/`."""
         step = int(values["step"])
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=step)
         for name, value in values.items():
             if isinstance(value, (int, float)) and name not in ("step", "seconds"):
                 self._writer.add_scalar(tag(name), value, step)
         self._writer.flush()
 
-    def close(self) -> None:
-        """Flushes and closes the file."""
-        self._writer.close()
+
+def event_files(run: Path) -> EventFiles | None:
+    """The event files of a run; None where the `tensorboard` package, which knows the format, is missing."""
+    return EventFiles(run / "tensorboard") if find_spec("tensorboard") is not None else None
 
 
 def tag(name: str) -> str:
@@ -41,8 +47,3 @@ def tag(name: str) -> str:
     if name.endswith("_per_second"):
         return f"speed/{name}"
     return f"train/{name}"
-
-
-def available() -> bool:
-    """Whether the `tensorboard` package, which knows the format, is installed."""
-    return find_spec("tensorboard") is not None

@@ -40,6 +40,7 @@ COMMON: dict[str, Any] = {
 }
 
 LAMB = {"optimizer": "lamb", "steps": 3}
+OVERFLOWS = {"precision": "fp16", "steps": 4, "initial_scale": 2.0**18}
 PRETRAINING = {"task": "pretraining", "steps": 3}
 MASKED_WORDS = {**PRETRAINING, "no_nsp": True}
 
@@ -66,14 +67,14 @@ FOUR: dict[str, dict[str, Any]] = {
         "precision": "bf16",
     },
     "fsdp-tp-pretraining": {"tensor_parallel": 2, "shard": True, **PRETRAINING},
-    "fsdp-tp-fp16": {"tensor_parallel": 2, "shard": True, "precision": "fp16", "steps": 3},
+    "fsdp-tp-fp16": {"tensor_parallel": 2, "shard": True, **OVERFLOWS},
 }  # fmt: skip
 """Layouts of four processes."""
 
 ALONE: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"precision": "bf16"},
-    "fp16": {"precision": "fp16", "steps": 3},
+    "fp16": {**OVERFLOWS},
     "lamb": LAMB,
     "pretraining": PRETRAINING,
     "masked-words": MASKED_WORDS,
@@ -151,7 +152,15 @@ def half_of(run: Path, target: Path) -> None:
 
 
 def curve(run: Path, figure: str = "loss") -> list[float]:
-    return [line[figure] for line in read_metrics(run / "metrics.jsonl") if figure in line]
+    """A figure of every line that has it; the norm of a step that overflowed is none."""
+    lines = read_metrics(run / "metrics.jsonl")
+    return [line[figure] for line in lines if line.get(figure) is not None]
+
+
+def events(run: Path) -> list[tuple[Any, ...]]:
+    """What the overflow watch saw and did."""
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "event" in line]
+    return [tuple(line.get(key) for key in ("step", "event", "module", "kind", "action")) for line in lines]
 
 
 def assert_same_weights(first: Path, second: Path) -> None:
@@ -184,8 +193,16 @@ def test_every_layout_trains_as_one_process_does(name: str, runs: Path) -> None:
         assert len(wanted) >= 1
         assert curve(runs / name, figure) == pytest.approx(wanted, rel=2e-5 if exact else 0.02), figure
     assert curve(runs / name, "skipped_steps") == curve(runs / other, "skipped_steps")
+    assert events(runs / name) == events(runs / other)
     if exact:
         assert_same_weights(runs / name, runs / other)
+
+
+def test_an_overflow_in_a_piece_of_the_gradients_is_seen_by_all(runs: Path) -> None:
+    """The layouts are compared above; here, that there was something to compare."""
+    skipped = curve(runs / "fsdp-tp-fp16", "skipped_steps")
+    assert 1 <= skipped[-1] < len(skipped)
+    assert events(runs / "fsdp-tp-fp16")[0] == (1, "non-finite", "classifier", "gradient", "skip")
 
 
 def test_a_state_of_one_process_goes_on_in_four(runs: Path) -> None:

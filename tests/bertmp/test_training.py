@@ -17,6 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from bertmp import train
 from bertmp.errors import InputError
+from bertmp.model.batch import Batch
+from bertmp.model.checkpoint import load_checkpoint
+from bertmp.model.heads import LossOptions, SequenceClassifier
 from bertmp.training.metrics import read_metrics
 from bertmp.training.run import TrainResult
 from tests.conftest import RunBertmp
@@ -75,6 +78,71 @@ def test_a_run_learns_and_writes_what_it_promises(
     opened = transformers.AutoModelForSequenceClassification.from_pretrained(result.checkpoint)
     assert set(opened.config.label2id) == {line.split("\t")[0] for line in data.read_text().splitlines()}
     assert {tensor.dtype for tensor in weights(out).values()} == {torch.float32}
+
+
+def test_the_metrics_are_tensorboards_too(data: Path, tiny: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(data, tiny, tmp_path / "run", steps=6, eval_data=data, eval_every=3, log_every=2)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    for tag, name in (
+        ("train/loss", "loss"),
+        ("eval/accuracy", "eval_accuracy"),
+        ("train/grad_norm", "grad_norm"),
+    ):
+        seen = [(event.step, event.value) for event in events.Scalars(tag)]
+        written = [(line["step"], pytest.approx(line[name], rel=1e-5)) for line in lines if name in line]
+        assert seen == written
+        assert seen
+
+
+def test_the_best_evaluation_is_kept_and_waiting_for_a_better_one_ends(
+    data: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """A learning rate that soon ruins the model: the evaluations get worse, and the run gives up."""
+    result = run(
+        data, tiny, tmp_path / "run", steps=60, eval_data=data, eval_every=2, keep_best=True, patience=4,
+        learning_rate=0.05, warmup=0.9, explosion_factor=0,
+    )  # fmt: skip
+    evaluations = [
+        (line["eval_accuracy"], -line["step"])
+        for line in read_metrics(tmp_path / "run" / "metrics.jsonl")
+        if "eval_accuracy" in line
+    ]
+    best, step = max(evaluations)
+    assert result.steps < 60
+    assert result.steps == -evaluations[-1][1] == -step + 4 * 2
+    assert result.evaluation is not None
+    assert result.evaluation.figures["accuracy"] == pytest.approx(best)
+    assert equal(weights(tmp_path / "run"), load_file(tmp_path / "run" / "best" / "model.safetensors"))
+
+
+def test_balanced_class_weights_weigh_each_class_alike(data: Path, tiny: Path, tmp_path: Path) -> None:
+    """With one example of a class against many, only the balanced run learns the rare one."""
+    rare = tmp_path / "rare.tsv"
+    rare.write_text(
+        "".join(f"many\tWhat is number {n} ?\n" for n in range(47)) + "rare\tWho rang the bell ?\n"
+    )
+    first = {}
+    for kind in ("none", "balanced"):
+        run(
+            rare,
+            tiny,
+            tmp_path / kind,
+            steps=3,
+            batch_size=48,
+            class_weights=kind,
+            log_every=1,
+            learning_rate=1e-9,
+        )
+        first[kind] = losses(tmp_path / kind)[0][1]
+    model = load_checkpoint(tiny, "classification", ("many", "rare")).model.train()
+    assert isinstance(model, SequenceClassifier)
+    assert first["none"] != first["balanced"]
+    balanced = LossOptions(0.0, [48 / 2 / 47, 48 / 2 / 1])
+    batch = Batch(torch.tensor([1, 2]), torch.tensor([0, 0]), (1, 1), {"labels": torch.tensor([0, 1])})
+    assert model.counts(batch, balanced) == pytest.approx([24 / 47 + 24])
 
 
 def test_the_saved_settings_reproduce_the_run(
