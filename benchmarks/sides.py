@@ -37,7 +37,7 @@ def of_side(runs: Sequence[Run], side: str, name: str) -> list[Any]:
     return [run.values[name] for run in runs if run.side == side]
 
 
-def both(runs: Sequence[Run], name: str, summary: Callable[[list[float]], float]) -> dict[str, float]:
+def both(runs: Sequence[Run], name: str, summary: Callable[[list[Any]], float]) -> dict[str, float]:
     """`{"ours", "peer"}` of a measured value."""
     return {side: summary(of_side(runs, side, name)) for side in ("ours", "peer")}
 

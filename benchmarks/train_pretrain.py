@@ -14,7 +14,7 @@ from benchmarks.flops import Work, pretraining_flops
 from benchmarks.sides import Measure, Run, alternate, both, of_side, say, speed
 from benchmarks.size import Size
 
-SETTINGS = {"batch_size": 32, "max_length": 128, "learning_rate": 1e-4}
+SETTINGS: dict[str, Any] = {"batch_size": 32, "max_length": 128, "learning_rate": 1e-4}
 OURS, PEER = "benchmarks.ours.pretrain", "benchmarks.peers.pretrain"
 HELD_OUT = 512
 """Pairs at the file's end that nobody trains on: the judge's."""
