@@ -40,7 +40,7 @@ COMMON: dict[str, Any] = {
 }
 
 LAMB = {"optimizer": "lamb", "steps": 3}
-OVERFLOWS = {"precision": "fp16", "steps": 4, "initial_scale": 2.0**18}
+FP16 = {"precision": "fp16", "steps": 3}
 PRETRAINING = {"task": "pretraining", "steps": 3}
 MASKED_WORDS = {**PRETRAINING, "no_nsp": True}
 
@@ -67,14 +67,14 @@ FOUR: dict[str, dict[str, Any]] = {
         "precision": "bf16",
     },
     "fsdp-tp-pretraining": {"tensor_parallel": 2, "shard": True, **PRETRAINING},
-    "fsdp-tp-fp16": {"tensor_parallel": 2, "shard": True, **OVERFLOWS},
+    "fsdp-tp-fp16": {"tensor_parallel": 2, "shard": True, **FP16},
 }  # fmt: skip
 """Layouts of four processes."""
 
 ALONE: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"precision": "bf16"},
-    "fp16": {**OVERFLOWS},
+    "fp16": {**FP16},
     "lamb": LAMB,
     "pretraining": PRETRAINING,
     "masked-words": MASKED_WORDS,
@@ -127,7 +127,8 @@ def runs(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         settings = arguments(name, options)
         train(eval_data=Path(settings["data"]), **settings)
     half_of(folder / "fp32", folder / "from-alone")
-    moved = {"from-alone": {"tensor_parallel": 2, "shard": True, "resume": True}}
+    overflows = {"overflows": {"tensor_parallel": 2, "shard": True, **FP16, "initial_scale": 2.0**18}}
+    moved = overflows | {"from-alone": {"tensor_parallel": 2, "shard": True, "resume": True}}
     for processes, wanted in ((2, TWO), (4, FOUR | moved)):
         plan = folder / f"plan-{processes}.json"
         plan.write_text(json.dumps([arguments(name, options) for name, options in wanted.items()]))
@@ -199,10 +200,10 @@ def test_every_layout_trains_as_one_process_does(name: str, runs: Path) -> None:
 
 
 def test_an_overflow_in_a_piece_of_the_gradients_is_seen_by_all(runs: Path) -> None:
-    """The layouts are compared above; here, that there was something to compare."""
-    skipped = curve(runs / "fsdp-tp-fp16", "skipped_steps")
-    assert 1 <= skipped[-1] < len(skipped)
-    assert events(runs / "fsdp-tp-fp16")[0] == (1, "non-finite", "classifier", "gradient", "skip")
+    steps = [line for line in read_metrics(runs / "overflows" / "metrics.jsonl") if "loss_scale" in line]
+    assert [line["loss_scale"] for line in steps if "event" not in line][:2] == [2.0**18, 2.0**17]
+    assert [line["skipped_steps"] for line in steps if "event" not in line][:2] == [1, 1]
+    assert events(runs / "overflows")[0] == (1, "non-finite", "classifier", "gradient", "skip")
 
 
 def test_a_state_of_one_process_goes_on_in_four(runs: Path) -> None:
