@@ -25,6 +25,9 @@ MASKED = -10000.0
 which the usual constants (-3.4e38, -65504) leave as soon as anything negative is added."""
 
 
+WASTE, SMALL = 0.25, 256
+
+
 class Layout(Protocol):
     """How the tokens of a batch are laid out; `…` below is `[batch, length]` or `[tokens]`."""
 
@@ -98,27 +101,69 @@ class Padded:
 
 
 @dataclass(frozen=True)
+class Run:
+    """Neighbouring texts of similar length, whose attention scores are computed at once.
+
+    Attributes:
+        first, last: their tokens are `[first, last)` of the batch.
+        rows, longest: how many texts, and the tokens of the longest.
+        slots: INT64 `[tokens]`, each token's place in the padded run; None where all lengths are equal.
+        bias: FP32 `[rows, 1, 1, longest]`, as in `Padded`; None where all lengths are equal.
+    """
+
+    first: int
+    last: int
+    rows: int
+    longest: int
+    slots: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, first: int, lengths: Sequence[int], device: torch.device) -> Run:
+        """The run of texts of these lengths whose first token is number `first` of the batch."""
+        sizes = torch.tensor(lengths)
+        longest, last = max(lengths), first + sum(lengths)
+        if min(lengths) == longest:
+            return cls(first, last, len(lengths), longest, None, None)
+        kept = torch.arange(longest)[None] < sizes[:, None]
+        slots = kept.flatten().nonzero()[:, 0].to(device)
+        bias = ((~kept).float() * MASKED)[:, None, None, :].to(device)
+        return cls(first, last, len(lengths), longest, slots, bias)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: float) -> Tensor:
+        """The run's part of `Packed.attend`."""
+        query, key, value = (_split(self._pad(x), head_size) for x in (query, key, value))
+        context = _merge(attend(query, key, value, self.bias, dropout)).flatten(0, 1)
+        return context if self.slots is None else context.index_select(0, self.slots)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """The run's rows of `[tokens, hidden]` → `[rows, longest, hidden]`, zeros where there is no token."""
+        x = x[self.first : self.last]
+        if self.slots is not None:
+            x = x.new_zeros(self.rows * self.longest, x.shape[-1]).index_copy(0, self.slots, x)
+        return x.view(self.rows, self.longest, -1)
+
+
+@dataclass(frozen=True)
 class Packed:
     """Texts end to end, without padding: no per-token operation computes anything in vain.
 
-    Only the attention scores of a batch with different lengths are padded for a moment, on devices without
-    a variable-length attention kernel. Texts never attend to each other.
+    Only attention scores are padded for a moment, run by run, on devices without a variable-length
+    attention kernel. Texts never attend to each other.
 
     Attributes:
         lengths: tokens of each text.
         positions: INT64 `[tokens]`, each token's place in its text.
         starts: INT64 `[batch]`, each text's first token.
-        slots: INT64 `[tokens]`, each token's place in the padded batch; None where all lengths are equal.
-        bias: FP32 `[batch, 1, 1, longest]`, as in `Padded`; None where all lengths are equal.
         bounds: INT32 `[batch + 1]`, the running sum of lengths, as variable-length kernels want it.
+        runs: the texts in runs of similar length, in the batch's order.
     """
 
     lengths: tuple[int, ...]
     positions: Tensor
     starts: Tensor
-    slots: Tensor | None
-    bias: Tensor | None
     bounds: Tensor
+    runs: tuple[Run, ...]
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> Packed:
@@ -127,37 +172,19 @@ class Packed:
         ends = sizes.cumsum(0)
         starts = ends - sizes
         positions = torch.arange(int(ends[-1])) - starts.repeat_interleave(sizes)
-        longest = int(sizes.max())
-        slots = bias = None
-        if int(sizes.min()) != longest:
-            slots = (torch.arange(len(lengths)) * longest).repeat_interleave(sizes) + positions
-            padding = torch.arange(longest)[None] >= sizes[:, None]
-            bias = (padding.float() * MASKED)[:, None, None, :].to(device)
-            slots = slots.to(device)
         bounds = F.pad(ends, (1, 0)).to(torch.int32)
-        return cls(tuple(lengths), positions.to(device), starts.to(device), slots, bias, bounds.to(device))
+        cuts = split_by_length(lengths)
+        runs = tuple(Run.of(int(starts[a]), lengths[a:b], device) for a, b in cuts)
+        return cls(tuple(lengths), positions.to(device), starts.to(device), bounds.to(device), runs)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: float) -> Tensor:
         if _has_varlen_kernel(query) and not dropout:
             return self._attend_varlen(query, key, value, head_size)
-        query, key, value = (_split(self._pad(x), head_size) for x in (query, key, value))
-        return self._pack(_merge(attend(query, key, value, self.bias, dropout)))
+        parts = [run.attend(query, key, value, head_size, dropout) for run in self.runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def first(self, hidden: Tensor) -> Tensor:
         return hidden.index_select(0, self.starts)
-
-    def _pad(self, x: Tensor) -> Tensor:
-        """`[tokens, hidden]` → `[batch, longest, hidden]`, zeros where there is no token."""
-        rows, longest = len(self.lengths), max(self.lengths)
-        if self.slots is None:
-            return x.view(rows, longest, -1)
-        padded = x.new_zeros(rows * longest, x.shape[-1]).index_copy(0, self.slots, x)
-        return padded.view(rows, longest, -1)
-
-    def _pack(self, x: Tensor) -> Tensor:
-        """`[batch, longest, hidden]` → `[tokens, hidden]`."""
-        flat = x.reshape(-1, x.shape[-1])
-        return flat if self.slots is None else flat.index_select(0, self.slots)
 
     def _attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, head_size: int) -> Tensor:
         """Flash attention over packed texts, softmax accumulated in FP32 (Dao 2023); CUDA alone.
@@ -172,6 +199,23 @@ class Packed:
         context = varlen_attn(query, key, value, self.bounds, self.bounds, longest, longest)
         assert isinstance(context, Tensor)
         return context.flatten(-2)
+
+
+def split_by_length(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Cuts a batch into runs `[a, b)` of texts in which padding to the longest wastes little.
+
+    One long text would otherwise have every other one padded to its length. A run ends where the next text
+    would bring its padding over `WASTE` of its tokens and over `SMALL` tokens.
+    """
+    cuts, start, tokens, longest = [], 0, 0, 0
+    for row, length in enumerate(lengths):
+        padded = max(longest, length) * (row - start + 1)
+        padding = padded - tokens - length
+        if row > start and padding > max(SMALL, WASTE * (tokens + length)):
+            cuts.append((start, row))
+            start, tokens, longest = row, 0, 0
+        tokens, longest = tokens + length, max(longest, length)
+    return [*cuts, (start, len(lengths))]
 
 
 def _has_varlen_kernel(x: Tensor) -> bool:

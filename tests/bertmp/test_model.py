@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from bertmp.model.attention import Packed, split_by_length
 from bertmp.model.batch import Batch
 from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 from bertmp.model.config import ACTIVATIONS, BertConfig
@@ -122,6 +123,24 @@ def test_packed_texts_have_the_states_of_padded_ones(length: int, minilm: Path) 
         packed_states, packed_pooled = model.read(packed(inputs))
     assert (packed_states - states[inputs["attention_mask"].bool()]).abs().max() <= TOLERANCE
     assert (packed_pooled - pooled).abs().max() <= TOLERANCE
+
+
+def test_one_long_text_does_not_pad_the_others() -> None:
+    lengths = [6, 7, 6, 8] * 8 + [512, 500, 9]
+    assert split_by_length(lengths) == [(0, 32), (32, 34), (34, 35)]
+    assert split_by_length([9]) == [(0, 1)]
+    layout = Packed.of(lengths, torch.device("cpu"))
+    assert sum(run.rows * run.longest for run in layout.runs) <= 1.25 * sum(lengths)
+    assert [run.slots is None for run in layout.runs] == [False, False, True]
+
+    generator = torch.Generator().manual_seed(0)
+    tokens = sum(lengths)
+    query, key, value = (torch.randn(tokens, 8, generator=generator) for _ in range(3))
+    together = layout.attend(query, key, value, 4, 0.0)
+    starts = [0, *itertools.accumulate(lengths)]
+    for a, b in itertools.pairwise(starts):
+        alone = Packed.of([b - a], torch.device("cpu")).attend(query[a:b], key[a:b], value[a:b], 4, 0.0)
+        assert torch.allclose(together[a:b], alone, atol=1e-6)
 
 
 def test_the_loss_of_a_packed_batch_is_that_of_one_text_at_a_time() -> None:
