@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bertmp.cli.base import Outcome, command
+
+if TYPE_CHECKING:
+    from bertmp.training.run import TrainResult
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -156,14 +159,24 @@ def add_commands(app: typer.Typer) -> None:
         result = run(progress=training_bar, **options)
         if not is_first():
             raise SystemExit(0)
-        reached = f", {result.evaluation.describe()}" if result.evaluation else ""
-        cut = (
-            f"\n{result.truncated} texts were longer than the model takes and were cut"
-            if result.truncated
-            else ""
-        )
-        return Outcome(
-            result.to_json(),
-            f"{result.checkpoint}: {result.steps} steps in {result.precision}{reached}, "
-            f"{result.examples_per_second:.1f} examples/s{cut}",
-        )
+        return Outcome(result.to_json(), lambda console: _show(console, result))
+
+
+def _show(console: Any, result: TrainResult) -> None:
+    """The run in a table."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_row("checkpoint", str(result.checkpoint))
+    skipped = f", {result.skipped_steps} left out" if result.skipped_steps else ""
+    table.add_row("steps", f"{result.steps}{skipped}")
+    table.add_row("precision", result.precision)
+    for name, value in result.evaluation.figures.items() if result.evaluation else ():
+        table.add_row(name.replace("_", " "), f"{value:.4f}")
+    speed = f"{result.examples_per_second:.1f} examples/s, {result.tokens_per_second:,.0f} tokens/s"
+    table.add_row("speed", speed)
+    table.add_row("peak memory", f"{result.peak_memory_bytes / 1e6:,.0f} MB")
+    if result.truncated:
+        table.add_row("cut", f"{result.truncated} texts were longer than the model takes")
+    console.print(table)

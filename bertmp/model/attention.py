@@ -26,6 +26,7 @@ which the usual constants (-3.4e38, -65504) leave as soon as anything negative i
 
 
 WASTE, SMALL = 0.25, 256
+STEP = 32
 
 
 class Layout(Protocol):
@@ -40,6 +41,12 @@ class Layout(Protocol):
 
     def first(self, hidden: Tensor) -> Tensor:
         """`[…, hidden]` → the first token's of each text, `[batch, hidden]`."""
+
+    def fill(self, ids: Tensor) -> Tensor:
+        """INT64 `…`, with the tokens added that bring the batch to a size that comes again."""
+
+    def cut(self, hidden: Tensor) -> Tensor:
+        """`[…, hidden]` without those tokens."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
@@ -99,6 +106,12 @@ class Padded:
     def first(self, hidden: Tensor) -> Tensor:
         return hidden[:, 0]
 
+    def fill(self, ids: Tensor) -> Tensor:
+        return ids
+
+    def cut(self, hidden: Tensor) -> Tensor:
+        return hidden
+
 
 @dataclass(frozen=True)
 class Run:
@@ -151,15 +164,20 @@ class Packed:
     Only attention scores are padded for a moment, run by run, on devices without a variable-length
     attention kernel. Texts never attend to each other.
 
+    On a processor every new number of tokens has the matrix library make, and keep, new kernels for each of
+    the products: 4 MB a step in a small BERT. So up to `STEP` - 1 tokens are added behind the texts.
+
     Attributes:
         lengths: tokens of each text.
-        positions: INT64 `[tokens]`, each token's place in its text.
+        filler: tokens added behind the texts.
+        positions: INT64 `[tokens + filler]`, each token's place in its text.
         starts: INT64 `[batch]`, each text's first token.
         bounds: INT32 `[batch + 1]`, the running sum of lengths, as variable-length kernels want it.
         runs: the texts in runs of similar length, in the batch's order.
     """
 
     lengths: tuple[int, ...]
+    filler: int
     positions: Tensor
     starts: Tensor
     bounds: Tensor
@@ -171,20 +189,28 @@ class Packed:
         sizes = torch.tensor(lengths)
         ends = sizes.cumsum(0)
         starts = ends - sizes
-        positions = torch.arange(int(ends[-1])) - starts.repeat_interleave(sizes)
+        filler = -int(ends[-1]) % STEP if device.type == "cpu" else 0
+        positions = F.pad(torch.arange(int(ends[-1])) - starts.repeat_interleave(sizes), (0, filler))
         bounds = F.pad(ends, (1, 0)).to(torch.int32)
         cuts = split_by_length(lengths)
         runs = tuple(Run.of(int(starts[a]), lengths[a:b], device) for a, b in cuts)
-        return cls(tuple(lengths), positions.to(device), starts.to(device), bounds.to(device), runs)
+        return cls(tuple(lengths), filler, positions.to(device), starts.to(device), bounds.to(device), runs)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: float) -> Tensor:
         if _has_varlen_kernel(query) and not dropout:
             return self._attend_varlen(query, key, value, head_size)
         parts = [run.attend(query, key, value, head_size, dropout) for run in self.runs]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        context = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return F.pad(context, (0, 0, 0, self.filler)) if self.filler else context
 
     def first(self, hidden: Tensor) -> Tensor:
         return hidden.index_select(0, self.starts)
+
+    def fill(self, ids: Tensor) -> Tensor:
+        return F.pad(ids, (0, self.filler)) if self.filler else ids
+
+    def cut(self, hidden: Tensor) -> Tensor:
+        return hidden[: len(hidden) - self.filler]
 
     def _attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, head_size: int) -> Tensor:
         """Flash attention over packed texts, softmax accumulated in FP32 (Dao 2023); CUDA alone.

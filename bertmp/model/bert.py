@@ -67,8 +67,15 @@ class SelfAttention(nn.Module):
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """`[…, hidden]` → `[…, hidden]`."""
+        hidden = _in_product_type(hidden)
         query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
         return layout.attend(query, key, value, self.head_size, self.dropout_rate if self.training else 0.0)
+
+
+def _in_product_type(x: Tensor) -> Tensor:
+    """`x` in the type that autocast runs matrix products in: converted once, where three products read it."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class Residual(nn.Module):
@@ -183,8 +190,9 @@ class Bert(nn.Module):
 
     def encode(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> Tensor:
         """Reads a batch in any layout, without pooling: INT64 `[…]` each → FP32 `[…, hidden]`."""
+        input_ids, token_type_ids = layout.fill(input_ids), layout.fill(token_type_ids)
         hidden = self.embeddings(input_ids, token_type_ids, layout.positions)
-        return self.encoder(hidden, layout)
+        return layout.cut(self.encoder(hidden, layout))
 
 
 def initialise(module: nn.Module, config: BertConfig, generator: torch.Generator | None = None) -> None:
