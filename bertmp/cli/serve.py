@@ -161,6 +161,8 @@ def _deployment(result: Deployment) -> str:
     where = f" on {result.server}" if result.server else ""
     head = f"{result.name} version {result.version} is live{where} (parity: {result.parity})"
     notes = [note for note in result.notes if not note.startswith("parity:")]
+    if result.new and result.server is None:
+        notes.append("a server that is running takes it with --server URL, another one when it starts")
     return "\n".join([head, *(f"  {note}" for note in notes)])
 
 

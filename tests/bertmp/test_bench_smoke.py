@@ -59,14 +59,14 @@ def test_time_that_is_over_leaves_rows_out(monkeypatch: pytest.MonkeyPatch) -> N
 def test_counted_work_is_what_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    sizes = [16, 16, 16]
+    sizes = [16, 16, 16, 16]  # a number of tokens to which none are added
     data = RandomTexts.of(TINY, sizes)
     head = PreTraining(TINY)
-    batch = data.batch(torch.arange(3).numpy(), 0)
+    batch = data.batch(torch.arange(4).numpy(), 0)
     with FlopCounterMode(display=False) as counter:
         head.sums(batch, LossOptions()).sum().backward()
     predicted = len(batch.targets["masked"])
-    assert predicted == 3 * masked(16)
+    assert predicted == 4 * masked(16)
     assert pretraining_flops(TINY, Work.of(sizes), predicted) == pytest.approx(
         counter.get_total_flops(), rel=0.01
     )
