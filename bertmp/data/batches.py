@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-POOL = 50
-"""Batches are cut from pools of this many batches, sorted by length within the pool: texts of a batch are of
-similar length, and the order over the epoch is still random."""
+POOL = 4
+"""Batches are cut from pools of this many batches, sorted by length within the pool. Texts of a batch are
+then of similar length, which spares attention some padding; larger pools are a little faster, but where
+length goes with the label they make one-sided batches."""
 
 
 def epoch_batches(
