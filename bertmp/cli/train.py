@@ -150,7 +150,7 @@ def add_commands(app: typer.Typer) -> None:
             str, typer.Option(help="What stands between a text's labels, with --multi-label.")
         ] = ",",
     ) -> Outcome:
-        """Fine-tune a BERT in mixed precision, with FP32 master weights, LayerNorm, softmax and loss."""
+        """Train a BERT in mixed precision, with FP32 master weights, LayerNorm, softmax and loss."""
         options: dict[str, Any] = dict(locals())
         from bertmp.cli.progress import training_bar
         from bertmp.training.parallel import is_first

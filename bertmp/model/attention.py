@@ -26,7 +26,10 @@ which the usual constants (-3.4e38, -65504) leave as soon as anything negative i
 
 
 WASTE, SMALL = 0.25, 256
+"""A run of texts takes no further one where padding would be over this share of its tokens and this many."""
+
 STEP = 32
+"""Packed batches are brought to a multiple of this many tokens on a processor."""
 
 
 class Layout(Protocol):
