@@ -1,7 +1,7 @@
 """What NVIDIA states for its cards, dense, in TFLOP/s; FP16 with FP32 accumulation.
 
-Not checked against the data sheets yet: compare a card's row with its sheet before a share of it is quoted. The
-share of the peak that is measured in the same run needs no such table.
+Not checked against the data sheets yet: compare a card's row with its sheet before a share of it is
+quoted. The share of the peak that is measured in the same run needs no such table.
 """
 
 from __future__ import annotations
