@@ -25,18 +25,21 @@ class ChildFailed(Exception):
     """A measured run ended with an error; the message is the end of what it printed."""
 
 
-def run_child(module: str, arguments: Mapping[str, Any], threads: int) -> dict[str, Any]:
+def run_child(
+    module: str, arguments: Mapping[str, Any], threads: int, python: Path | str = sys.executable
+) -> dict[str, Any]:
     """Runs `module.measure(**arguments)` in a process of its own; its result and `peak_memory_bytes`.
 
     Args:
         threads: for every library that reads the usual variables; all sides get the same.
+        python: of another environment, where a peer lives in one.
 
     Errors: ChildFailed.
     """
     with tempfile.TemporaryDirectory(prefix="bertmp-measure-") as folder:
         given, result = Path(folder) / "arguments.json", Path(folder) / "result.json"
         given.write_text(json.dumps(dict(arguments)), encoding="utf-8")
-        command = [sys.executable, "-m", "benchmarks.children", module, str(given), str(result)]
+        command = [str(python), "-m", "benchmarks.children", module, str(given), str(result)]
         done = subprocess.run(
             command, cwd=REPOSITORY, env=_environment(threads), capture_output=True, text=True, check=False
         )

@@ -1,0 +1,108 @@
+"""The converters that are compared, and one row of the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.children import ChildFailed, run_child
+from benchmarks.converters.environment import peers_python
+from benchmarks.converters.judge import facts
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A converter.
+
+    Attributes:
+        name: as the table shows it.
+        module: its `measure(source, target, **options)` converts.
+        own_environment: whether it runs on the peers' packages instead of this project's.
+        options: further arguments.
+    """
+
+    name: str
+    module: str
+    own_environment: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A graph that every tool converts.
+
+    Attributes:
+        name: as the table shows it.
+        graph: the FP32 graph.
+        reference: its logits, as judge.py keeps them.
+        stride: every how many texts one is asked.
+        size: `facts` of the FP32 graph.
+    """
+
+    name: str
+    graph: Path
+    reference: Path
+    stride: int
+    size: Mapping[str, Any]
+
+
+def tools(calibration: Path) -> list[Tool]:
+    """Ours, without and with texts to calibrate on, and the peers, each as its documentation shows it."""
+    return [
+        Tool("bertmp", "benchmarks.ours.convert"),
+        Tool("bertmp, calibrated", "benchmarks.ours.convert", options={"calibration": str(calibration)}),
+        Tool("ModelOpt AutoCast", "benchmarks.peers.autocast", own_environment=True),
+        Tool("onnxconverter-common", "benchmarks.peers.onnxconverter", own_environment=True),
+        Tool("onnxruntime.transformers", "benchmarks.peers.onnxruntime_float16"),
+    ]
+
+
+def row(tool: Tool, subject: Subject, data: Path, scratch: Path, threads: int) -> dict[str, Any]:
+    """Converts and judges; whatever the tool does, there is a row: a failure is one with its first line."""
+    target = scratch / "converted" / "model.onnx"
+    target.parent.mkdir(exist_ok=True)
+    for left in target.parent.iterdir():
+        left.unlink()
+    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
+        if (source := subject.graph.parent / name).is_file():
+            (target.parent / name).symlink_to(source)
+    found: dict[str, Any] = {
+        **dict.fromkeys(("size_ratio", "casts", "max_error", "label_flips", "seconds")),
+        "loads": False,
+    }
+    try:
+        found |= _convert(tool, subject, target, threads)
+        size = facts(target)
+        found |= {"size_ratio": size["bytes"] / subject.size["bytes"], "casts": size["casts"]}
+        found |= _without_memory(run_child("benchmarks.converters.loads", {"graph": str(target)}, threads))
+        judged = {
+            "graph": str(target),
+            "data": str(data),
+            "stride": subject.stride,
+            "out": str(scratch / "logits.npy"),
+            "reference": str(subject.reference),
+        }
+        found |= _without_memory(run_child("benchmarks.converters.judge", judged, threads))
+    except ChildFailed as error:
+        found |= {"loads": False, "error": found.get("error") or _last_line(str(error))}
+    return {"graph": subject.name, "tool": tool.name, **found}
+
+
+def _convert(tool: Tool, subject: Subject, target: Path, threads: int) -> dict[str, Any]:
+    arguments = {"source": str(subject.graph), "target": str(target), **tool.options}
+    if tool.own_environment:
+        return run_child(tool.module, arguments, threads, peers_python())
+    return run_child(tool.module, arguments, threads)
+
+
+def _without_memory(result: dict[str, Any]) -> dict[str, Any]:
+    """A judge's memory is nobody's figure."""
+    return {key: value for key, value in result.items() if key != "peak_memory_bytes"}
+
+
+def _last_line(text: str) -> str:
+    """What went wrong: a Python traceback ends with it."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1].strip()[:300]
