@@ -1,6 +1,6 @@
 """The graphs that are converted, each made by `measure` in a process of its own.
 
-All four are classifiers of TREC questions and lie in a folder with their tokenizer and `config.json`.
+All are classifiers of TREC questions and lie in a folder with their tokenizer and `config.json`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,26 @@ def bert_base(checkpoint: Path, data: Path, out: Path) -> None:
     onnx.save(export_graph(model), out / "model.onnx")
 
 
+def overflow(checkpoint: Path, data: Path, out: Path) -> None:
+    """The quickstart's model made to overflow without changing its function.
+
+    The fourth layer's values are 20,000 times as large, and the projection that reads them 1/20,000.
+    """
+    import onnx
+    import torch
+
+    from bertmp.export.graph import export_graph
+    from bertmp.model.checkpoint import load_checkpoint
+
+    model = load_checkpoint(checkpoint).model
+    attention = model.bert.encoder.layer[3].attention
+    with torch.no_grad():
+        attention.self.value.weight.mul_(20_000)
+        attention.self.value.bias.mul_(20_000)
+        attention.output.dense.weight.div_(20_000)
+    onnx.save(export_graph(model), out / "model.onnx")
+
+
 def sdpa(checkpoint: Path, data: Path, out: Path) -> None:
     """transformers' own model with scaled-dot-product attention, torch's dynamo exporter, opset 18.
 
@@ -110,6 +130,7 @@ GRAPHS: dict[str, Callable[[Path, Path, Path], None]] = {
     "bert-base": bert_base,
     "sdpa": sdpa,
     "opset13": opset13,
+    "overflow": overflow,
 }
 
 
