@@ -77,7 +77,6 @@ def fit_classifier(model: Head, tokenizer: Tokenizer, data: Path, texts: int = 5
     """
     from benchmarks.converters.texts import pad
     from bertmp.data.readers import read_examples
-    from bertmp.model.attention import Padded
 
     examples = read_examples(data, need_labels=True)
     order = sorted(range(min(texts, len(examples))), key=lambda row: len(examples.texts[row]))
@@ -87,7 +86,7 @@ def fit_classifier(model: Head, tokenizer: Tokenizer, data: Path, texts: int = 5
         encoded = tokenizer.encode([examples.texts[row] for row in rows])
         ids, mask, types = map(torch.from_numpy, pad([row.input_ids for row in encoded], tokenizer.pad_id))
         with torch.inference_mode():
-            features.append(model.bert.read(ids, types, Padded.of(mask))[1])
+            features.append(model.bert(ids, mask, types)[1])
         assert examples.labels is not None
         wanted += [model.config.labels.index(examples.labels[row]) for row in rows]
     pooled = torch.cat(features).double()
