@@ -171,13 +171,9 @@ def _convert_record(
         outputs=[names.FP16_GRAPH, names.PLAN],
         tools=["bertmp", "onnx", "numpy"],
         settings={"keep_fp32": list(keep_fp32)},
-        results={"nodes": _counts(plan), "casts": casts, "size_ratio": ratio},
+        results={"nodes": plan.counts(), "casts": casts, "size_ratio": ratio},
         seconds=time.monotonic() - started,
     )
-
-
-def _counts(plan: PrecisionPlan) -> dict[str, int]:
-    return {kind: sum(node.precision == kind for node in plan.nodes) for kind in ("fp16", "fp32", "integer")}
 
 
 def _result(
@@ -187,7 +183,7 @@ def _result(
     return ExportResult(
         bundle=out,
         task=loaded.model.task,
-        nodes=_counts(plan) if plan else {},
+        nodes=plan.counts() if plan else {},
         casts=casts,
         bytes_fp32=(out / names.FP32_GRAPH).stat().st_size,
         bytes_fp16=half.stat().st_size if plan else 0,

@@ -28,7 +28,7 @@ _CONVERTS = ("Cast", "CastLike")
 _MOVES = ("SHUFFLE", "SQUEEZE", "UNSQUEEZE", "IDENTITY", "SLICE", "CONCATENATION", "GATHER")
 """Layer types that move values and change none."""
 
-_WANTED = {"fp16": "HALF", "fp32": "FLOAT"}
+_WANTED = {"fp16": "HALF", "bf16": "BF16", "fp32": "FLOAT"}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Applying a plan: the FP16 graph that follows from it, deterministically.
+"""Applying a plan: the mixed-precision graph that follows from it, deterministically.
 
 Every FP32 tensor takes the type of the node that writes it; where a reader runs in the other type, one cast
 stands between them, however many readers there are. Weights are stored in the type of their readers.
@@ -6,15 +6,19 @@ stands between them, however many readers there are. Weights are stored in the t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bertmp.errors import InputError
-from bertmp.export.precision.plan import CAST_PREFIX, NodePlan, PrecisionPlan
-from bertmp.export.precision.types import FLOAT, FLOAT16, element_types
+from bertmp.export.precision.facts import constant_value
+from bertmp.export.precision.placement import INDIFFERENT
+from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan
+from bertmp.export.precision.types import FLOAT, LOW_TYPES, LowType, captured, element_types, subgraphs
+
+PLAN_KEY = "bertmp.precision_plan"
+"""The graph's metadata property that holds the digest of the plan it was made by."""
 
 _TYPED_ATTRIBUTES = {
     "Cast": "to",
@@ -28,53 +32,79 @@ def apply_plan(graph: ModelProto, plan: PrecisionPlan) -> ModelProto:
     """The graph in mixed precision; `graph` itself is left as it is.
 
     Inputs and outputs keep their types. Nodes keep their names and order; inserted casts are named
-    `precision_cast/TENSOR/to_fp16` or `/to_fp32`.
+    `precision_cast/TENSOR/to_fp16`, `/to_bf16` or `/to_fp32`. A graph that this plan has made already comes
+    back as it is.
 
     Errors: InputError where the plan is not this graph's.
     """
-    planned = {node.name: node for node in plan.nodes}
-    if [node.name for node in graph.graph.node] != [node.name for node in plan.nodes]:
+    made_by = plan_digest(graph)
+    if made_by == plan.digest():
+        return graph
+    if made_by:
+        raise InputError(
+            "the graph is already converted, by another plan", graph.graph.name, "give the FP32 graph"
+        )
+    if [(node.name, node.op_type) for node in graph.graph.node] != [(n.name, n.op) for n in plan.nodes]:
         raise InputError("the plan is for another graph", graph.graph.name, "make a plan for this one")
-    return _Conversion(graph, planned).run()
+    return _Conversion(graph, plan).run()
 
 
-@dataclass
+def plan_digest(graph: ModelProto) -> str:
+    """The digest of the plan that a graph was converted by; empty for a graph that was not."""
+    return next((item.value for item in graph.metadata_props if item.key == PLAN_KEY), "")
+
+
 class _Conversion:
     """One conversion at work: what has been written so far, and in which type."""
 
-    source: ModelProto
-    planned: dict[str, NodePlan]
-    types: dict[str, int] = field(init=False)
-    nodes: list[NodeProto] = field(default_factory=list)
-    casts: set[str] = field(default_factory=set)
-    written: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.types = element_types(self.source)
+    def __init__(self, source: ModelProto, plan: PrecisionPlan) -> None:
+        self.source, self.plan = source, plan
+        self.low: LowType = LOW_TYPES[plan.target]
+        self.types = element_types(source)
+        self.precision = {node.name: node.precision for node in plan.nodes}
+        self.replaced = {item.tensor: item for item in plan.rewrites}
+        self.nodes: list[NodeProto] = []
+        self.made: dict[tuple[str, int], str] = {}  # tensor and type → the name it has in that type
+        self.cast_from: dict[str, str] = {}  # output of one of the graph's own casts → what it reads
+        self.stored: dict[tuple[str, int], TensorProto] = {}
 
     def run(self) -> ModelProto:
         graph = self.source.graph
-        self.weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == FLOAT}
-        self.written.update({value.name: FLOAT for value in graph.input if self.types[value.name] == FLOAT})
         self.outputs = {value.name for value in graph.output}
-        self.stored: dict[tuple[str, int], TensorProto] = {}
+        inputs = {value.name for value in graph.input}
+        self.weights = {
+            tensor.name: tensor
+            for tensor in graph.initializer
+            if tensor.data_type == FLOAT and tensor.name not in inputs
+        }
+        self.made.update({(name, FLOAT): name for name in inputs if self.types[name] == FLOAT})
         for node in graph.node:
             self._convert(node)
-        for value in graph.output:
-            self._settle_output(value.name)
+        for name in self.outputs & self.weights.keys():
+            self._weight(name, FLOAT)
         return self._assemble()
 
     def _convert(self, node: NodeProto) -> None:
-        precision = self.planned[node.name].precision
+        precision = self.precision[node.name]
+        kind = self.low.element if precision == self.low.name else FLOAT
         copy = NodeProto()
         copy.CopyFrom(node)
-        if precision != "integer":
-            kind = FLOAT if precision == "fp32" else FLOAT16
+        if constant_value(node) is not None:
+            self._keep_constant(copy, kind)
+            return
+        if node.op_type in INDIFFERENT:
+            copy.input[:] = [self._read_any(name) for name in node.input]
+        elif precision != "integer":
             copy.input[:] = [self._read(name, kind) for name in node.input]
+            self._rename_captured(copy, kind)
+        if precision != "integer":
             copy.output[:] = [self._write(name, kind) for name in node.output]
-            if kind == FLOAT16:
-                _retype(copy)
+            if kind != FLOAT:
+                _retype(copy, self.low)
         self.nodes.append(copy)
+        if node.op_type == "Cast":
+            self.cast_from[node.output[0]] = copy.input[0]
+        self._settle_outputs(node)
 
     def _read(self, name: str, kind: int) -> str:
         """The name under which a reader of type `kind` finds tensor `name`."""
@@ -82,75 +112,143 @@ class _Conversion:
             return name
         if name in self.weights:
             return self._weight(name, kind)
-        have = self.written[name]
-        source = f"{name}/fp16" if name in self.outputs and have == FLOAT16 else name
-        return source if have == kind else self._cast(name, source, kind)
+        return self.made.get((name, kind)) or self._cast(name, kind)
+
+    def _read_any(self, name: str) -> str:
+        """The name under which a reader that takes every type finds tensor `name`."""
+        if name in self.weights:
+            return self._weight(name, FLOAT)
+        return self.made.get((name, FLOAT)) or self.made.get((name, self.low.element)) or name
+
+    def _rename_captured(self, node: NodeProto, kind: int) -> None:
+        """Subgraphs read tensors of the graph around them by name, and those may have a new one."""
+        names = {name: self._read(name, kind) for name in captured(node)}
+        changed = {name: new for name, new in names.items() if new != name}
+        if changed:
+            for graph in subgraphs(node):
+                _rename(graph, changed)
 
     def _write(self, name: str, kind: int) -> str:
         if not name or self.types.get(name) != FLOAT:
             return name
-        self.written[name] = kind
         # A graph output keeps its name for the FP32 tensor that the user sees.
-        return f"{name}/fp16" if name in self.outputs and kind == FLOAT16 else name
+        written = f"{name}/{self.low.name}" if name in self.outputs and kind != FLOAT else name
+        self.made[name, kind] = written
+        return written
 
-    def _cast(self, name: str, source: str, kind: int) -> str:
-        target = f"{name}/to_{'fp16' if kind == FLOAT16 else 'fp32'}"
-        if target not in self.casts:
-            self.casts.add(target)
-            self.nodes.append(
-                helper.make_node("Cast", [source], [target], name=f"{CAST_PREFIX}{target}", to=kind)
-            )
-        return target
+    def _cast(self, name: str, kind: int, target: str = "") -> str:
+        """Inserts the cast of a tensor to a type."""
+        other = FLOAT if kind != FLOAT else self.low.element
+        suffix = f"to_{'fp32' if kind == FLOAT else self.low.name}"
+        # What one of the graph's own casts made is cast from the same source: no two casts in a row.
+        source = self.cast_from.get(name) or self.made[name, other]
+        node = helper.make_node(
+            "Cast", [source], [target or f"{name}/{suffix}"], name=f"{CAST_PREFIX}{name}/{suffix}", to=kind
+        )
+        self.nodes.append(node)
+        self.made[name, kind] = node.output[0]
+        return str(node.output[0])
+
+    def _settle_outputs(self, node: NodeProto) -> None:
+        """Casts what a low node writes of the graph's outputs, under the names that the user knows."""
+        for name in node.output:
+            if (
+                name in self.outputs
+                and (name, self.low.element) in self.made
+                and (name, FLOAT) not in self.made
+            ):
+                self._cast(name, FLOAT, target=name)
 
     def _weight(self, name: str, kind: int) -> str:
         """Weights are stored in the type of their readers; read in both types, they are stored in both."""
-        tensor = self.weights[name]
-        taken = (name, FLOAT) in self.stored or (name, FLOAT16) in self.stored
         if (name, kind) not in self.stored:
-            stored = TensorProto()
-            stored.CopyFrom(tensor)
-            if kind == FLOAT16:
-                stored = numpy_helper.from_array(to_fp16(numpy_helper.to_array(tensor)), name)
-            if taken:
-                stored.name = f"{name}/{'fp16' if kind == FLOAT16 else 'fp32'}"
-            self.stored[name, kind] = stored
+            other = FLOAT if kind != FLOAT else self.low.element
+            taken = (name, other) in self.stored or (name in self.outputs and kind != FLOAT)
+            label = "fp32" if kind == FLOAT else self.low.name
+            self.stored[name, kind] = self._tensor(
+                self.weights[name], name, kind, f"{name}/{label}" if taken else name
+            )
         return self.stored[name, kind].name
 
-    def _settle_output(self, name: str) -> None:
-        if self.written.get(name) == FLOAT16:
-            source, target = f"{name}/fp16", f"{CAST_PREFIX}{name}/to_fp32"
-            self.nodes.append(helper.make_node("Cast", [source], [name], name=target, to=FLOAT))
+    def _tensor(self, tensor: TensorProto, owner: str, kind: int, name: str) -> TensorProto:
+        """A weight in a type, with the plan's rewriting done."""
+        if kind == FLOAT and owner not in self.replaced:
+            stored = TensorProto()
+            stored.CopyFrom(tensor)
+            stored.name = name
+            return stored
+        values = self._rewritten(owner, numpy_helper.to_array(tensor))
+        return numpy_helper.from_array(values if kind == FLOAT else self.low.rounded(values), name)
+
+    def _rewritten(self, name: str, values: np.ndarray) -> np.ndarray:
+        rewrite = self.replaced.get(name)
+        if rewrite is None:
+            return values
+        return np.where(values == np.float32(rewrite.before), np.float32(rewrite.after), values)
+
+    def _keep_constant(self, node: NodeProto, kind: int) -> None:
+        """A Constant node holds its value in its own type; readers in the other get a weight."""
+        name = node.output[0]
+        tensor = numpy_helper.from_array(np.asarray(constant_value(node), np.float32), name)
+        value = self._tensor(tensor, name, kind, name)
+        del node.attribute[:]
+        node.attribute.append(helper.make_attribute("value", value))
+        self.nodes.append(node)
+        self.weights[name] = tensor
+        self.stored[name, kind] = value
 
     def _assemble(self) -> ModelProto:
+        source = self.source
         result = ModelProto()
-        result.CopyFrom(self.source)
+        for name in (
+            "ir_version",
+            "producer_name",
+            "producer_version",
+            "domain",
+            "model_version",
+            "doc_string",
+        ):
+            setattr(result, name, getattr(source, name))
+        for name in ("opset_import", "metadata_props", "functions"):
+            getattr(result, name).extend(getattr(source, name))
+        result.metadata_props.add(key=PLAN_KEY, value=self.plan.digest())
         graph = result.graph
-        kept = [tensor for tensor in graph.initializer if tensor.data_type != FLOAT]
-        for field_ in (graph.node, graph.initializer, graph.value_info):
-            del field_[:]
+        graph.name, graph.doc_string = source.graph.name, source.graph.doc_string
+        for name in ("input", "output", "sparse_initializer", "metadata_props"):
+            getattr(graph, name).extend(getattr(source.graph, name))
+        written = {name for node in source.graph.node for name in node.output}
         graph.node.extend(self.nodes)
-        graph.initializer.extend([*kept, *self.stored.values()])
+        graph.initializer.extend(t for t in source.graph.initializer if t.name not in self.weights)
+        graph.initializer.extend(tensor for tensor in self.stored.values() if tensor.name not in written)
         return result
 
 
-def to_fp16(values: np.ndarray) -> np.ndarray:
-    """FP32 values rounded to FP16, to nearest even; the plan has made sure that none overflows."""
-    with np.errstate(over="ignore", under="ignore"):
-        return values.astype(np.float16)
+def _rename(graph: GraphProto, names: dict[str, str]) -> None:
+    """Gives the tensors that a subgraph captures other names, in the subgraphs inside it, too."""
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        for inner in subgraphs(node):
+            _rename(inner, names)
+    for value in graph.output:
+        value.name = names.get(value.name, value.name)
 
 
-def _retype(node: NodeProto) -> None:
-    """Sets the attributes that name or hold FP32 to FP16."""
+def _retype(node: NodeProto, low: LowType) -> None:
+    """Sets the attributes that name or hold FP32 to the low type."""
     typed = _TYPED_ATTRIBUTES.get(node.op_type)
     for attribute in node.attribute:
         if attribute.name == typed and attribute.i == FLOAT:
-            attribute.i = FLOAT16
+            attribute.i = low.element
         elif attribute.type == AttributeProto.TENSOR and attribute.t.data_type == FLOAT:
-            attribute.t.CopyFrom(
-                numpy_helper.from_array(to_fp16(numpy_helper.to_array(attribute.t)), attribute.t.name)
-            )
+            values = low.rounded(numpy_helper.to_array(attribute.t))
+            attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))
+
+
+def inserted_casts(nodes: Iterable[NodeProto]) -> list[NodeProto]:
+    """The casts that the conversion inserted."""
+    return [node for node in nodes if node.name.startswith(CAST_PREFIX)]
 
 
 def cast_count(nodes: Sequence[NodeProto]) -> int:
     """How many casts the conversion inserted."""
-    return sum(node.name.startswith(CAST_PREFIX) for node in nodes)
+    return len(inserted_casts(nodes))

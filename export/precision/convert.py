@@ -80,13 +80,10 @@ def convert(
     with atomic_file(target) as temporary:
         onnx.save(mixed, temporary)
     plan.save(plan_file)
-    counts = {
-        kind: sum(node.precision == kind for node in plan.nodes) for kind in ("fp16", "fp32", "integer")
-    }
     return Conversion(
         target,
         plan_file,
-        counts,
+        plan.counts(),
         cast_count(mixed.graph.node),
         target.stat().st_size,
         source.stat().st_size,

@@ -133,7 +133,7 @@ def _share_used(measured: float, limit: float) -> float:
 
 def _shares(precisions: Mapping[str, int]) -> list[tuple[str, int, float]]:
     total = sum(precisions.values())
-    order = [kind for kind in ("fp16", "fp32", "integer") if precisions.get(kind)]
+    order = [kind for kind in ("fp16", "bf16", "fp32", "integer") if precisions.get(kind)]
     return [(kind, precisions[kind], 100 * precisions[kind] / total) for kind in order]
 
 

@@ -1,0 +1,139 @@
+"""Where the casts stand: the nodes that no rule speaks for take the type that costs fewest casts.
+
+A tensor costs one cast where the node that writes it and those that read it do not all run in one type,
+however many read it. So the cheapest choice is a minimum cut through the graph, with the FP32 nodes on one
+side and the heavy products on the other; it is exact. Weights cost nothing: they are stored in the type of
+their readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from onnx import NodeProto
+
+from bertmp.export.precision.facts import GraphFacts
+from bertmp.export.precision.types import FLOAT, reads
+
+Side = Literal["fp32", "low"]
+
+PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "LSTM", "GRU", "RNN"))
+"""Operators that are worth the conversion: they run low unless a rule forbids it."""
+
+BIG_WEIGHT = 65536
+"""Readers of a weight of as many elements run low: in FP32 it would fill twice the memory."""
+
+INDIFFERENT = frozenset(("Cast", "Shape", "Size"))
+"""Operators that read a tensor in whatever type it has: it is never cast for them."""
+
+OUTSIDE = ""
+"""Stands in a net for the graph's inputs and outputs, which are FP32."""
+
+_FP32_END, _LOW_END = 0, 1
+"""The two ends of the network that is cut; every other vertex is a node's name or a tensor's two sides."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which nodes run in which type.
+
+    Attributes:
+        fp32: names of the FP32 nodes.
+        casts: casts that it needs.
+        nets: for each tensor that might need a cast, the nodes that write and read it, or `OUTSIDE`.
+        of_node: node → its nets, by number.
+    """
+
+    fp32: frozenset[str]
+    casts: int
+    nets: Sequence[frozenset[str]] = field(repr=False)
+    of_node: Mapping[str, Sequence[int]] = field(repr=False)
+
+    def casts_if_low(self, name: str) -> int:
+        """Casts if this one FP32 node ran low and all others as they do."""
+        now = sum(self._is_cut(net, self.fp32) for net in self._nets_of(name))
+        then = sum(self._is_cut(net, self.fp32 - {name}) for net in self._nets_of(name))
+        return self.casts + then - now
+
+    def _nets_of(self, name: str) -> list[frozenset[str]]:
+        return [self.nets[number] for number in self.of_node.get(name, ())]
+
+    @staticmethod
+    def _is_cut(net: frozenset[str], fp32: frozenset[str]) -> bool:
+        above = sum(name in fp32 or name == OUTSIDE for name in net)
+        return 0 < above < len(net)
+
+
+def is_heavy(node: NodeProto, facts: GraphFacts) -> bool:
+    """Whether a node runs low unless a rule forbids it: a product, or the reader of a big weight."""
+    weights = (facts.constants[name].size for name in node.input if name in facts.constants)
+    return node.op_type in PRODUCTS or max(weights, default=0) >= BIG_WEIGHT
+
+
+def is_placed(node: NodeProto, facts: GraphFacts) -> bool:
+    """Whether a node has a precision at all: it computes with FP32 values, or makes some."""
+    touched = node.output if node.op_type in INDIFFERENT else (*reads(node), *node.output)
+    return any(facts.types.get(name) == FLOAT for name in touched)
+
+
+def place(facts: GraphFacts, fp32: Iterable[str], low: Iterable[str], prefer: Side = "fp32") -> Placement:
+    """The placement with fewest casts.
+
+    Args:
+        fp32, low: nodes whose type is settled.
+        prefer: of the equally cheap placements, the one with the most nodes in this type.
+    """
+    fp32, low = frozenset(fp32), frozenset(low)
+    nets = list(_nets(facts))
+    of_node: dict[str, list[int]] = {}
+    for number, net in enumerate(nets):
+        for name in net:
+            of_node.setdefault(name, []).append(number)
+    placed = frozenset(node.name for node in facts.wiring.nodes if is_placed(node, facts))
+    casts, above = _cut(nets, placed - fp32 - low, fp32, prefer)
+    return Placement((above | fp32) & placed, casts, nets, of_node)
+
+
+def _nets(facts: GraphFacts) -> Iterable[frozenset[str]]:
+    """For each tensor that might have to be cast, who writes and reads it."""
+    wiring = facts.wiring
+    for name, kind in facts.types.items():
+        if kind != FLOAT or name in facts.constants:
+            continue
+        writer = wiring.writers.get(name)
+        members = {
+            reader.name for reader in wiring.readers.get(name, ()) if reader.op_type not in INDIFFERENT
+        }
+        members.add(writer.name if writer else OUTSIDE)
+        if name in wiring.outputs:
+            members.add(OUTSIDE)
+        if len(members) > 1:
+            yield frozenset(members)
+
+
+def _cut(
+    nets: Sequence[frozenset[str]], free: frozenset[str], fp32: frozenset[str], prefer: Side
+) -> tuple[int, frozenset[str]]:
+    """The minimum cut's value, and the free nodes on its FP32 side."""
+    import networkx
+
+    network: Any = networkx.DiGraph()
+    network.add_nodes_from((_FP32_END, _LOW_END, *free))
+    above = fp32 | {OUTSIDE}
+    certain = 0
+    for number, net in enumerate(nets):
+        members = {name if name in free else _FP32_END if name in above else _LOW_END for name in net}
+        if members >= {_FP32_END, _LOW_END}:
+            certain += 1  # cast in any placement
+        elif len(members) > 1:
+            # One cast however many of them lie on the other side: all flow passes one edge of width 1.
+            enter, leave = ("in", number), ("out", number)
+            network.add_edge(enter, leave, capacity=1)
+            network.add_edges_from((member, enter) for member in members)
+            network.add_edges_from((leave, member) for member in members)
+    # Of equal cuts, networkx returns the one whose far side, from which the end can be reached, is smallest.
+    ends = (_FP32_END, _LOW_END) if prefer == "fp32" else (_LOW_END, _FP32_END)
+    value, sides = networkx.minimum_cut(network, *ends)
+    return certain + int(value), frozenset(free & sides[0 if prefer == "fp32" else 1])
