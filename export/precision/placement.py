@@ -28,6 +28,23 @@ BIG_WEIGHT = 65536
 INDIFFERENT = frozenset(("Cast", "Shape", "Size"))
 """Operators that read a tensor in whatever type it has: it is never cast for them."""
 
+STILL = frozenset(
+    (
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Identity",
+        "Expand",
+        "Tile",
+        "Where",
+        "IsNaN",
+    )
+)
+"""Operators that change no value and drop none: low they give the same and move half the bytes. TensorRT also
+wants the guard against NaN behind a softmax in the type of the product that follows."""
+
 OUTSIDE = ""
 """Stands in a net for the graph's inputs and outputs, which are FP32."""
 
@@ -83,16 +100,21 @@ def place(facts: GraphFacts, fp32: Iterable[str], low: Iterable[str], prefer: Si
 
     Args:
         fp32, low: nodes whose type is settled.
-        prefer: of the equally cheap placements, the one with the most nodes in this type.
+        prefer: of the equally cheap placements, the one with the most nodes in this type; nodes that change
+            no value run low where that costs nothing.
     """
     fp32, low = frozenset(fp32), frozenset(low)
     nets = list(_nets(facts))
+    placed = frozenset(node.name for node in facts.wiring.nodes if is_placed(node, facts))
+    casts, above = _cut(nets, placed - fp32 - low, fp32, prefer)
+    if prefer == "fp32":
+        still = {node.name for node in facts.wiring.nodes if node.op_type in STILL} & above
+        _, moved = _cut(nets, frozenset(still), fp32 | (above - still), "low")
+        above = (above - still) | moved
     of_node: dict[str, list[int]] = {}
     for number, net in enumerate(nets):
         for name in net:
             of_node.setdefault(name, []).append(number)
-    placed = frozenset(node.name for node in facts.wiring.nodes if is_placed(node, facts))
-    casts, above = _cut(nets, placed - fp32 - low, fp32, prefer)
     return Placement((above | fp32) & placed, casts, nets, of_node)
 
 
