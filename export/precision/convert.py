@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from bertmp.errors import InputError
-from bertmp.export.precision.apply import apply_plan, cast_count
-from bertmp.export.precision.plan import PrecisionPlan
+from bertmp.export.precision.apply import apply_plan
+from bertmp.export.precision.plan import PrecisionPlan, Target
 from bertmp.export.precision.planner import make_plan
+from bertmp.export.precision.planning import Planned, Report, plan_precision
+from bertmp.export.precision.settings import HEADROOM, PrecisionSettings
 from bertmp.export.precision.types import FLOAT16
 from bertmp.files import atomic_file
 
@@ -26,19 +28,27 @@ class Conversion:
 
     Attributes:
         graph, plan: the files written.
-        nodes: precision → number of nodes.
-        casts: casts inserted.
+        planned: the plan itself and what was measured.
         bytes, bytes_fp32: sizes of the two graphs' files.
         seconds: wall time.
     """
 
     graph: Path
     plan: Path
-    nodes: dict[str, int]
-    casts: int
+    planned: Planned
     bytes: int
     bytes_fp32: int
     seconds: float
+
+    @property
+    def nodes(self) -> dict[str, int]:
+        """Precision → number of nodes."""
+        return self.planned.plan.counts()
+
+    @property
+    def casts(self) -> int:
+        """Casts inserted."""
+        return self.planned.casts
 
     @property
     def size_ratio(self) -> float:
@@ -47,15 +57,30 @@ class Conversion:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            **asdict(self),
             "graph": str(self.graph),
             "plan": str(self.plan),
+            **self.planned.summary(),
+            "bytes": self.bytes,
+            "bytes_fp32": self.bytes_fp32,
             "size_ratio": self.size_ratio,
+            "seconds": self.seconds,
         }
 
 
 def convert(
-    source: Path, target: Path, *, keep_fp32: Sequence[str] = (), plan_file: Path | None = None
+    source: Path,
+    target: Path,
+    *,
+    keep_fp32: Sequence[str] = (),
+    allow_fp16: Sequence[str] = (),
+    to: Target = "fp16",
+    headroom: float = HEADROOM,
+    calibration: Path | None = None,
+    tokenizer: Path | None = None,
+    max_error: float | None = None,
+    plan: Path | None = None,
+    plan_file: Path | None = None,
+    report: Report = lambda step: None,
 ) -> Conversion:
     """Converts an ONNX graph of a transformer encoder to FP16 with the nodes that need it in FP32.
 
@@ -64,27 +89,36 @@ def convert(
         target: the file to write; its plan is written beside it as `TARGET.precision-plan.json`, or to
             `plan_file`.
         keep_fp32: patterns of node names, operators or modules that stay FP32.
+        allow_fp16: patterns of nodes that may run low although they normalise, reduce or are a softmax.
+        to: `fp16` or `bf16`.
+        headroom: how many times a tensor in the low type must fit into the type's range.
+        calibration: a file of texts to measure ranges and errors on.
+        tokenizer: the folder of these texts' tokenizer; the graph's own where it is not given.
+        max_error: the largest change of an output value on these texts; nodes are raised to FP32 for it.
+        plan: a plan to apply as it is, in place of making one.
+        report: called with what is being done.
 
-    Errors: InputError where `source` is missing, no ONNX graph, invalid or already in FP16.
+    Errors: InputError where `source` is missing, no ONNX graph, invalid or already in FP16, and as in
+    `plan_precision`.
     """
     started = time.monotonic()
     source, target = Path(source), Path(target)
+    settings = PrecisionSettings(keep_fp32, allow_fp16, to, headroom, calibration, max_error, plan)
+    settings.check()
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError("the graph would be written over", source, "give the FP16 graph another name")
     plan_file = plan_file or target.with_name(f"{target.stem}.precision-plan.json")
     graph = read_graph(source)
     name_unnamed_nodes(graph)
-    plan = make_plan(graph, keep_fp32)
-    mixed = apply_plan(graph, plan)
-    check_graph(mixed, target)
+    planned = plan_precision(graph, settings, tokenizer=tokenizer or source.parent, report=report)
+    check_graph(planned.graph, target)
     with atomic_file(target) as temporary:
-        onnx.save(mixed, temporary)
-    plan.save(plan_file)
+        onnx.save(planned.graph, temporary)
+    planned.plan.save(plan_file)
     return Conversion(
         target,
         plan_file,
-        plan.counts(),
-        cast_count(mixed.graph.node),
+        planned,
         target.stat().st_size,
         source.stat().st_size,
         time.monotonic() - started,

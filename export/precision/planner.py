@@ -103,7 +103,9 @@ class Planner:
             graph, LOW_TYPES[target], ranges.largest if ranges is not None else {}, headroom
         )
         self.graph_sha256 = fingerprint(graph)
-        self.range_record = record(ranges, graph, self.facts.low.largest) if ranges is not None else None
+        masked = {name for path in self.facts.masks for name in path.tensors}
+        limit = self.facts.low.largest
+        self.range_record = record(ranges, graph, limit, masked) if ranges is not None else None
         self.pins = tuple(pins)
         self.placed = frozenset(node.name for node in self.nodes if is_placed(node, self.facts))
         self.heavy = frozenset(node.name for node in self.nodes if is_heavy(node, self.facts)) & self.placed

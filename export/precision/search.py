@@ -1,0 +1,252 @@
+"""The FP32 nodes that an error budget takes, found by measuring.
+
+The rules' plan comes first. Where it exceeds the budget, the nodes that cause most of the error are raised to
+FP32, worst first; then what only a judgement keeps in FP32 is lowered as far as the budget allows.
+Normalisation and softmax stay FP32 unless the user lets them be lowered, and so does what lies within the
+headroom of overflow: other texts may be larger than these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from bertmp.export.precision.contributions import all_fp32
+from bertmp.export.precision.evaluate import MOVES, Evaluator, Measured
+from bertmp.export.precision.placement import PRODUCTS, Side
+from bertmp.export.precision.plan import PrecisionPlan, Reason, SearchRecord, SearchStep
+from bertmp.export.precision.planner import Planner
+from bertmp.export.precision.ranges import Progress
+
+EVALUATIONS = 160
+"""The most plans that one search measures."""
+
+_FOR_RANKING = 110
+"""How many of them may go into comparing blocks and nodes; a node that is left has its share of its block."""
+
+_NEAR = 1.05
+"""Where a budget cannot be met, what comes within this factor of the least error is as good."""
+
+
+def measured(planner: Planner, evaluator: Evaluator) -> PrecisionPlan:
+    """Of the plans with fewest casts the one with the lower error, and that error as its `search`."""
+    run = _Search(planner, evaluator)
+    at = min(run.starts(), key=lambda point: (point.found.flips, point.found.max_error))
+    return run.settled(at, None, None)
+
+
+def search(
+    planner: Planner,
+    evaluator: Evaluator,
+    max_error: float,
+    blocks: Mapping[str, str],
+    progress: Progress = lambda done, total: None,
+) -> PrecisionPlan:
+    """A plan with few FP32 nodes that changes no label and no output value by more than `max_error`.
+
+    Where no plan does, one that comes nearest, with `search.bound_by` naming the node that prevents more.
+
+    Args:
+        max_error: the largest absolute change of an output value on the evaluator's texts.
+        blocks: node name → block.
+        progress: called with the measurements made and the most that may be made.
+
+    Errors: InputError where the texts do not fit the graph's inputs.
+    """
+    run = _Search(planner, evaluator, progress)
+    starts = run.starts()
+    meets = [point for point in starts if point.found.within(max_error)]
+    bound = None
+    if meets:
+        # Both need the same casts; a budget asks for the fewer FP32 nodes.
+        at = min(meets, key=lambda point: len(point.plan.kept_fp32()))
+    else:
+        start = min(starts, key=lambda point: (point.found.flips, point.found.max_error))
+        at, bound = _raise(run, start, max_error, blocks)
+    limit = _Limit(max_error) if bound is None else _Limit.near(at.found)
+    at = _drop(run, at, limit)
+    progress(EVALUATIONS, EVALUATIONS)
+    return run.settled(at, max_error, bound)
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """What a plan must keep to."""
+
+    max_error: float
+    flips: int = 0
+
+    @classmethod
+    def near(cls, found: Measured) -> _Limit:
+        return cls(found.max_error * _NEAR, found.flips)
+
+    def met(self, found: Measured) -> bool:
+        return found.finite and found.flips <= self.flips and found.max_error <= self.max_error
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A plan on the way, with what was asked of the planner for it, and its error."""
+
+    plan: PrecisionPlan
+    found: Measured
+    prefer: Side
+    raised: Mapping[str, Reason] = field(default_factory=dict)
+    lowered: frozenset[str] = frozenset()
+
+
+@dataclass
+class _Search:
+    """Measures plans and keeps the curve of error against FP32 nodes."""
+
+    planner: Planner
+    evaluator: Evaluator
+    progress: Progress = lambda done, total: None
+    steps: list[SearchStep] = field(default_factory=list)
+    known: dict[str, Measured] = field(default_factory=dict)
+
+    @property
+    def spent(self) -> int:
+        """Plans measured so far."""
+        return len(self.known)
+
+    def starts(self) -> list[_Point]:
+        """The rules' plans: of equally few casts the one with most FP32 nodes and the one with fewest."""
+        most = self.point("fp32", {}, (), "the rules, and FP32 wherever it costs no cast")
+        fewest = self.planner.plan(prefer="low")
+        if fewest.digest() == most.plan.digest():
+            return [most]
+        return [most, self.point("low", {}, (), "the rules alone")]
+
+    def point(
+        self, prefer: Side, raised: Mapping[str, Reason], lowered: Collection[str], changed: str
+    ) -> _Point:
+        """Plans, measures and notes the step."""
+        plan = self.planner.plan(raised, lowered, prefer=prefer)
+        found = self._measure(plan)
+        self.steps.append(SearchStep(len(plan.kept_fp32()), found.max_error, found.flips, changed))
+        return _Point(plan, found, prefer, raised, frozenset(lowered))
+
+    def alone(self, plan: PrecisionPlan, names: Sequence[str]) -> float:
+        """The error of these nodes in the low type, all else in FP32."""
+        return self._measure(all_fp32(plan).with_precision(names, plan.target)).max_error
+
+    def settled(self, at: _Point, max_error: float | None, bound: str | None) -> PrecisionPlan:
+        texts = self.evaluator.calibration.texts
+        record = SearchRecord(max_error, at.found.max_error, at.found.flips, texts, tuple(self.steps), bound)
+        return replace(at.plan, search=record)
+
+    def _measure(self, plan: PrecisionPlan) -> Measured:
+        digest = plan.digest()
+        if digest not in self.known:
+            self.progress(self.spent, EVALUATIONS)
+            self.known[digest] = self.evaluator.measure(plan)
+        return self.known[digest]
+
+
+def _raise(
+    run: _Search, start: _Point, max_error: float, blocks: Mapping[str, str]
+) -> tuple[_Point, str | None]:
+    """Raises the worst nodes, as few as the budget takes; and the node that bounds it where none suffice."""
+    errors = _errors_alone(run, start.plan, blocks)
+    fixed = _never_raised(run.planner)
+    ranking = [name for name in errors if name not in fixed]
+
+    def raised(number: int) -> _Point:
+        reasons = {
+            name: Reason(
+                "search",
+                f"in {start.plan.target.upper()} it changes an output by {errors[name]:.2g} by itself, and "
+                f"{max_error:g} is all that is allowed",
+                {"error": errors[name], "max_error": max_error},
+            )
+            for name in ranking[:number]
+        }
+        return run.point(start.prefer, reasons, (), f"raised {_listed(ranking[:number])}")
+
+    whole = raised(len(ranking))
+    limit, bound = _Limit(max_error), None
+    if not limit.met(whole.found):
+        limit = _Limit.near(whole.found)
+        bound = next((name for name in errors if name in fixed), ranking[0] if ranking else None)
+    return _fewest(len(ranking), raised, limit, {len(ranking): whole, 0: start}), bound
+
+
+def _errors_alone(run: _Search, plan: PrecisionPlan, blocks: Mapping[str, str]) -> dict[str, float]:
+    """Low nodes and the error of each alone, the worst first; nodes that round nothing are left out.
+
+    Blocks are measured first, and nodes within the worst of them; a node that is not reached stands by its
+    share of its block's error.
+    """
+    members: dict[str, list[str]] = {}
+    for node in plan.nodes:
+        rounds = node.op not in MOVES or node.name in run.planner.heavy
+        if node.precision == plan.target and rounds and node.op != "Constant":
+            members.setdefault(blocks[node.name], []).append(node.name)
+    worst = sorted(((run.alone(plan, names), block) for block, names in members.items()), reverse=True)
+    errors: dict[str, float] = {}
+    for error, block in worst:
+        names = members[block]
+        if run.spent + len(names) <= _FOR_RANKING:
+            errors.update({name: run.alone(plan, [name]) for name in names})
+        else:
+            errors.update(dict.fromkeys(names, error / len(names)))
+    return dict(sorted(errors.items(), key=lambda item: -item[1]))
+
+
+def _never_raised(planner: Planner) -> set[str]:
+    """Readers of the big tables, which would fill twice the memory, and what the user wants low."""
+    tables = {
+        node.name for node in planner.nodes if node.name in planner.heavy and node.op_type not in PRODUCTS
+    }
+    return tables | planner.allowed
+
+
+def _fewest(most: int, point: Callable[[int], _Point], limit: _Limit, known: dict[int, _Point]) -> _Point:
+    """The point with the smallest number of raised nodes that keeps to the limit: doubling, then halving."""
+    below, above = 0, min(1, most)
+    while above < most:
+        known[above] = point(above)
+        if limit.met(known[above].found):
+            break
+        below, above = above, min(2 * above, most)
+    while above - below > 1:
+        middle = (below + above) // 2
+        known[middle] = point(middle)
+        below, above = (below, middle) if limit.met(known[middle].found) else (middle, above)
+    return known[above]
+
+
+def _drop(run: _Search, at: _Point, limit: _Limit) -> _Point:
+    """Lowers every node that only a judgement keeps in FP32 and that the limit does not need there."""
+    judged = [
+        node.name
+        for node in at.plan.kept_fp32()
+        if (node.name in run.planner.verdicts or node.name in at.raised) and run.planner.can_lower(node.name)
+    ]
+    # The least of the raised stand last in the ranking: try those first.
+    order = [*(name for name in judged if name not in at.raised), *reversed(list(at.raised))]
+    return _drop_each(run, at, [name for name in order if name in judged], limit)
+
+
+def _drop_each(run: _Search, at: _Point, names: Sequence[str], limit: _Limit) -> _Point:
+    """Tries to lower all of `names` at once; where that is too much, one half of them after the other."""
+    if not names or run.spent >= EVALUATIONS:
+        return at
+    raised = {name: reason for name, reason in at.raised.items() if name not in names}
+    lowered = at.lowered | {name for name in names if name in run.planner.verdicts}
+    tried = run.point(at.prefer, raised, lowered, f"dropped {_listed(names)}")
+    if limit.met(tried.found):
+        return tried
+    if len(names) == 1:
+        return at
+    half = len(names) // 2
+    return _drop_each(run, _drop_each(run, at, names[:half], limit), names[half:], limit)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """A few names and how many there are."""
+    if not names:
+        return "nothing"
+    shown = ", ".join(names[:3])
+    return f"{len(names)} node{'s'[: len(names) != 1]}: {shown}{', …' if len(names) > 3 else ''}"
