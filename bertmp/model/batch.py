@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bertmp.model.attention import Packed
+from bertmp.model.packed import Packed
 from bertmp.tokenizer import Encoded
 
 

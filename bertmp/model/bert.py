@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from bertmp.model.attention import Layout, Padded
 from bertmp.model.config import BertConfig
 from bertmp.model.dropout import Dropout
+from bertmp.model.embedding import WordEmbedding
 
 
 def _gelu_new(x: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ class Embeddings(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.word_embeddings = WordEmbedding(config.vocab_size, width, config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.LayerNorm = LayerNorm(width, eps=config.layer_norm_eps)
@@ -66,9 +67,9 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """`[…, hidden]` → `[…, hidden]`."""
+        """`[…, hidden]` → `[…, hidden]` of the tokens that ask."""
         hidden = _in_product_type(hidden)
-        query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
+        query, key, value = self.query(layout.ask(hidden)), self.key(hidden), self.value(hidden)
         return layout.attend(query, key, value, self.head_size, self.dropout_rate if self.training else 0.0)
 
 
@@ -101,7 +102,7 @@ class Attention(nn.Module):
         self.output = Residual(config.hidden_size, config)
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
-        return self.output(self.self(hidden, layout), hidden)
+        return self.output(self.self(hidden, layout), layout.ask(hidden))
 
 
 class Intermediate(nn.Module):
@@ -137,10 +138,12 @@ class Encoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
-        for block in self.layer:
+    def forward(self, hidden: Tensor, layout: Layout, last: Layout) -> Tensor:
+        """`[…, hidden]` → `[…, hidden]`; `last` is the last block's layout."""
+        *blocks, top = self.layer
+        for block in blocks:
             hidden = block(hidden, layout)
-        return hidden
+        return top(hidden, last)
 
 
 class Pooler(nn.Module):
@@ -160,11 +163,16 @@ class Bert(nn.Module):
 
     Args:
         pooling: False leaves the pooler out, for heads that read every token's state.
+
+    Attributes:
+        whole: whether every token is read to the end, though a head wants a few of them: a graph does so,
+            and whoever measures for it must, too.
     """
 
     def __init__(self, config: BertConfig, pooling: bool = True) -> None:
         super().__init__()
         self.config = config
+        self.whole = False
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(config) if pooling else None
@@ -180,19 +188,29 @@ class Bert(nn.Module):
         Returns:
             The last states, FP32 `[batch, length, hidden]`, and the pooled one, FP32 `[batch, hidden]`.
         """
-        return self.read(input_ids, token_type_ids, Padded.of(attention_mask))
-
-    def read(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Reads a batch in any layout: INT64 `[…]` each → FP32 `[…, hidden]` and `[batch, hidden]`."""
+        layout = Padded.of(attention_mask)
         hidden = self.encode(input_ids, token_type_ids, layout)
-        assert self.pooler is not None, "a BERT without a pooler is read with encode"
-        return hidden, self.pooler(layout.first(hidden))
+        return hidden, self.pool(layout.first(hidden))
 
-    def encode(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> Tensor:
-        """Reads a batch in any layout, without pooling: INT64 `[…]` each → FP32 `[…, hidden]`."""
+    def encode(
+        self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout, last: Layout | None = None
+    ) -> Tensor:
+        """Reads a batch in any layout, without pooling: INT64 `[…]` each → FP32 `[…, hidden]`.
+
+        Args:
+            last: the last block's layout, where only some tokens' states are wanted: the result has those.
+        """
+        last = last or layout
         input_ids, token_type_ids = layout.fill(input_ids), layout.fill(token_type_ids)
         hidden = self.embeddings(input_ids, token_type_ids, layout.positions)
-        return layout.cut(self.encoder(hidden, layout))
+        return last.cut(self.encoder(hidden, layout, last))
+
+    def pool(self, first: Tensor) -> Tensor:
+        """The first tokens' states → the pooled ones, FP32 `[batch, hidden]` both."""
+        assert self.pooler is not None, "a BERT without a pooler is read with encode"
+        pooled = self.pooler(first)
+        assert isinstance(pooled, Tensor)
+        return pooled
 
 
 def initialise(module: nn.Module, config: BertConfig, generator: torch.Generator | None = None) -> None:

@@ -163,7 +163,7 @@ class Trainer:
             self.scaler.step(self.optimizer)
         else:
             self.scaler.skip()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.world.clear_gradients(self.objective, self.optimizer)
         self.position = Position(
             step + 1,
             self.position.skipped + (not finite),

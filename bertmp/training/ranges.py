@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bertmp.data.batches import by_length
+from bertmp.model.bert import Bert
 from bertmp.model.heads import Head
 from bertmp.training.evaluate import BATCH
 from bertmp.training.parallel import World
@@ -34,14 +35,19 @@ def recording(head: nn.Module, wanted: bool = True) -> Iterator[Ranges | None]:
         yield None
         return
     ranges: Ranges = {}
+    readers = [module for module in head.modules() if isinstance(module, Bert)]
     handles = [
         module.register_forward_hook(_hook(ranges.setdefault(name, {})))
         for name, module in head.named_modules()
         if name
     ]
+    for reader in readers:
+        reader.whole = True
     try:
         yield ranges
     finally:
+        for reader in readers:
+            reader.whole = False
         for handle in handles:
             handle.remove()
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 import transformers
 
-from bertmp.model.attention import Packed, split_by_length
 from bertmp.model.batch import Batch
 from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 from bertmp.model.config import ACTIVATIONS, BertConfig
 from bertmp.model.heads import LossOptions
+from bertmp.model.packed import Packed, split_by_length
 from bertmp.tokenizer import Tokenizer
 from tests.models import batch, classifier, packed
 
@@ -120,9 +120,33 @@ def test_packed_texts_have_the_states_of_padded_ones(length: int, minilm: Path) 
     inputs = batch(30522, rows=4, length=length)
     with torch.no_grad():
         states, pooled = model(**inputs)
-        packed_states, packed_pooled = model.read(packed(inputs))
+        packed_states = model.read(packed(inputs))
+        packed_pooled, _ = model.read_at(packed(inputs))
     assert (packed_states - states[inputs["attention_mask"].bool()]).abs().max() <= TOLERANCE
     assert (packed_pooled - pooled).abs().max() <= TOLERANCE
+
+
+def test_states_read_at_some_tokens_are_those_of_all() -> None:
+    lengths = [6, 30, 7, 5, 31, 9]
+    rows = torch.randint(1, SMALL.vocab_size, (sum(lengths),), generator=torch.Generator().manual_seed(0))
+    texts = Batch(rows, torch.zeros_like(rows), tuple(lengths), {})
+    starts = torch.tensor([0, *itertools.accumulate(lengths)][:-1])
+    wanted = torch.tensor([41, 2, 5, 37, 80, 11])
+
+    def run(whole: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model = classifier(SMALL)
+        model.bert.whole = whole
+        pooled, states = model.read_at(texts, wanted)
+        (pooled.square().sum() + states.square().sum()).backward()
+        gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+        return torch.cat([model.read(texts)[starts], states]), gradients
+
+    all_read, expected = run(whole=True)
+    few_read, found = run(whole=False)
+    assert torch.allclose(few_read, all_read, atol=1e-5)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, atol=1e-4 * float(gradient.abs().max()) + 1e-7), name
 
 
 def test_one_long_text_does_not_pad_the_others() -> None:

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 
 from bertmp import train
 from bertmp.errors import InputError
-from bertmp.model.attention import Packed
 from bertmp.model.bert import SelfAttention
 from bertmp.model.config import BertConfig
+from bertmp.model.packed import Packed
 from bertmp.training.metrics import read_metrics
 from bertmp.training.parallel import Processes
 from bertmp.training.parallel.layouts import draw_apart

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from bertmp.model.batch import Batch
 from bertmp.model.bert import Bert
 from bertmp.model.config import BertConfig
+from bertmp.model.packed import Narrowed
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,30 @@ class Head(nn.Module):
         super().__init__()
         self.config = config
         self.bert = Bert(config, self.pooling)
+        self.bert.embeddings.word_embeddings.is_read_whole = bool(self.tied)
 
-    def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The states of a packed batch, FP32 `[tokens, hidden]` and `[batch, hidden]`."""
-        return self.bert.read(batch.input_ids, batch.token_type_ids, batch.layout())
+    def read(self, batch: Batch) -> Tensor:
+        """The states of a packed batch's tokens, FP32 `[tokens, hidden]`."""
+        return self.bert.encode(batch.input_ids, batch.token_type_ids, batch.layout())
+
+    def read_at(self, batch: Batch, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The pooled states of a packed batch and those of some tokens.
+
+        No other token's state is computed in the last block, unless someone looks on (`Bert.whole`).
+
+        Args:
+            wanted: INT64 `[wanted]`, which tokens; none of them the first of a text.
+
+        Returns:
+            FP32 `[batch, hidden]` and `[wanted, hidden]`.
+        """
+        layout = batch.layout()
+        places = layout.starts if wanted is None else torch.cat([layout.starts, wanted])
+        last = None if self.bert.whole else Narrowed.of(layout, places)
+        hidden = self.bert.encode(batch.input_ids, batch.token_type_ids, layout, last)
+        if last is None:
+            hidden = hidden.index_select(0, places)
+        return self.bert.pool(hidden[: len(batch)]), hidden[len(batch) :]
 
     def sums(self, batch: Batch, options: LossOptions) -> Tensor:
         """The summed loss of each part, FP32 `[losses]`."""

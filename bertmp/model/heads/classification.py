@@ -32,7 +32,7 @@ class SequenceHead(Head):
 
     def answer(self, batch: Batch) -> Tensor:
         """Logits of a packed batch, FP32 `[batch, labels]`."""
-        _, pooled = self.read(batch)
+        pooled, _ = self.read_at(batch)
         return self._classify(pooled)
 
     def _classify(self, pooled: Tensor) -> Tensor:

@@ -90,8 +90,7 @@ class PreTraining(Head):
         return self.bert.embeddings.word_embeddings.weight
 
     def sums(self, batch: Batch, options: LossOptions) -> Tensor:
-        hidden, pooled = self.read(batch)
-        masked = hidden.index_select(0, batch.targets["masked"])
+        pooled, masked = self.read_at(batch, batch.targets["masked"])
         return torch.stack(
             [self._words_loss(masked, batch.targets["masked_labels"]), self._pairs_loss(pooled, batch)]
         )
@@ -121,8 +120,7 @@ class PreTraining(Head):
         return [float(len(batch.targets["masked"])), float(pairs)]
 
     def score(self, batch: Batch) -> dict[str, float]:
-        hidden, pooled = self.read(batch)
-        masked = hidden.index_select(0, batch.targets["masked"])
+        pooled, masked = self.read_at(batch, batch.targets["masked"])
         scores = {
             "examples": float(len(batch)),
             "masked": float(len(masked)),

@@ -46,7 +46,7 @@ class TokenClassifier(Head):
 
     def answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits FP32 `[words, labels]` and targets INT64 `[words]` of the tokens that have one."""
-        hidden = self.bert.encode(batch.input_ids, batch.token_type_ids, batch.layout())
+        hidden = self.read(batch)
         labels = batch.targets["labels"]
         words = (labels != IGNORED).nonzero().squeeze(-1)
         return self._classify(hidden.index_select(0, words)), labels.index_select(0, words)

@@ -17,8 +17,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from bertmp.errors import InputError
+from bertmp.model.embedding import word_embeddings
 from bertmp.model.heads import Head, head_for
 from bertmp.training.amp import Policy
+from bertmp.training.clipping import clip_gradients
 from bertmp.training.objective import Objective
 from bertmp.training.parallel import layouts, pieces, wholes
 
@@ -102,6 +104,8 @@ class World:
         objective.to(self.device)
         if self.mesh is None:
             return objective
+        for table in word_embeddings(objective):
+            table.is_read_whole = True
         if self.tensor_size > 1:
             layouts.check_tensor_parallel(objective.head.config, self.tensor_size)
             layouts.split_layers(objective.head, self.mesh["tensor"])
@@ -143,7 +147,14 @@ class World:
         """Clips the gradients to an L2 norm of `limit`; returns the norm before, of all processes' pieces."""
         if self.in_pieces:
             return pieces.clip(objective.parameters(), limit)
-        return float(torch.nn.utils.clip_grad_norm_(objective.parameters(), limit))
+        return clip_gradients(objective, limit)
+
+    def clear_gradients(self, objective: Objective, optimizer: torch.optim.Optimizer) -> None:
+        """Takes the used gradients away."""
+        if self.mesh is None:
+            for table in word_embeddings(objective):
+                table.take_back()
+        optimizer.zero_grad(set_to_none=True)
 
     def sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over the data-parallel processes."""
