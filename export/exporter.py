@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
+from onnx import ModelProto
 
 from bertmp.errors import InputError
 from bertmp.export import bundle as names
 from bertmp.export.graph import OPSET, export_graph
-from bertmp.export.manifest import Manifest, record
-from bertmp.export.precision.apply import cast_count
-from bertmp.export.precision.convert import check_graph, plan_of
-from bertmp.export.precision.plan import PrecisionPlan
+from bertmp.export.manifest import Manifest, StageRecord, record
+from bertmp.export.precision.convert import check_graph
+from bertmp.export.precision.plan import Target
+from bertmp.export.precision.planning import Planned, Report, plan_precision
+from bertmp.export.precision.settings import HEADROOM, PrecisionSettings
 from bertmp.files import atomic_folder, write_json
 
 if TYPE_CHECKING:
     from bertmp.model.checkpoint import LoadedCheckpoint
 
-Report = Callable[[str], None]
+TRAINED_RANGES = "activation-ranges.json"
+"""What training leaves beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,7 @@ class ExportResult:
     Attributes:
         bundle: the folder.
         task: the head, e.g. `classification`.
-        nodes: precision → number of nodes in the FP16 graph; empty with `--no-fp16`.
-        casts: casts that the conversion inserted.
+        planned: the precision plan, and what was measured; None with `--no-fp16`.
         bytes_fp32, bytes_fp16: sizes of the graphs' files; the second is 0 with `--no-fp16`.
         seconds: wall time.
         remarks: how the checkpoint was understood, where that is worth knowing.
@@ -42,16 +44,35 @@ class ExportResult:
 
     bundle: Path
     task: str
-    nodes: dict[str, int]
-    casts: int
+    planned: Planned | None
     bytes_fp32: int
     bytes_fp16: int
     seconds: float
     remarks: tuple[str, ...] = ()
 
+    @property
+    def nodes(self) -> dict[str, int]:
+        """Precision → number of nodes in the FP16 graph; empty without one."""
+        return self.planned.plan.counts() if self.planned else {}
+
+    @property
+    def casts(self) -> int:
+        """Casts that the conversion inserted."""
+        return self.planned.casts if self.planned else 0
+
     def to_json(self) -> dict[str, Any]:
-        ratio = self.bytes_fp16 / self.bytes_fp32 if self.bytes_fp16 else None
-        return {**asdict(self), "bundle": str(self.bundle), "size_ratio": ratio}
+        return {
+            "bundle": str(self.bundle),
+            "task": self.task,
+            "nodes": self.nodes,
+            "casts": self.casts,
+            **(self.planned.summary() if self.planned else {}),
+            "bytes_fp32": self.bytes_fp32,
+            "bytes_fp16": self.bytes_fp16,
+            "size_ratio": self.bytes_fp16 / self.bytes_fp32 if self.bytes_fp16 else None,
+            "seconds": self.seconds,
+            "remarks": list(self.remarks),
+        }
 
 
 def export(
@@ -60,6 +81,12 @@ def export(
     *,
     opset: int = OPSET,
     keep_fp32: Sequence[str] = (),
+    allow_fp16: Sequence[str] = (),
+    to: Target = "fp16",
+    headroom: float = HEADROOM,
+    calibration: Path | None = None,
+    max_error: float | None = None,
+    plan: Path | None = None,
     fp16: bool = True,
     task: str | None = None,
     report: Report = lambda step: None,
@@ -70,16 +97,25 @@ def export(
         checkpoint: a Hugging Face folder.
         out: the bundle's folder; what stood there is replaced when all is written.
         keep_fp32: patterns of node names, operators or modules that stay FP32.
+        allow_fp16: patterns of nodes that may run low although they normalise, reduce or are a softmax.
+        to: the low type, `fp16` or `bf16`.
+        headroom: how many times a tensor in the low type must fit into the type's range.
+        calibration: a file of texts to measure ranges and errors on; without it the ranges that training
+            recorded are used, where the checkpoint has them.
+        max_error: the largest change of an output value on these texts; nodes are raised to FP32 for it.
+        plan: a plan to apply as it is, in place of making one.
         fp16: False leaves out the FP16 graph.
         task: the head, where the checkpoint does not say it.
         report: called with the name of each step as it begins.
 
     Errors: InputError for a bad checkpoint, one without weights for the head, an unknown task or opset, a
-    full disk.
+    full disk, and as in `plan_precision`.
     """
     from bertmp.model.checkpoint import load_checkpoint
 
     started = time.monotonic()
+    settings = PrecisionSettings(keep_fp32, allow_fp16, to, headroom, calibration, max_error, plan)
+    settings.check()
     _require_replaceable(Path(out))
     report("reading the checkpoint")
     loaded = load_checkpoint(Path(checkpoint), task)
@@ -90,19 +126,37 @@ def export(
         onnx.save(graph, folder / names.FP32_GRAPH)
         _write_companions(loaded, folder)
         manifest = Manifest().with_stage(names.EXPORT, _export_record(loaded, folder, opset, started))
-        plan, casts = None, 0
+        planned = None
         if fp16:
-            report("converting to FP16")
-            converted = time.monotonic()
-            plan, mixed = plan_of(graph, keep_fp32)
-            check_graph(mixed, folder / names.FP16_GRAPH)
-            onnx.save(mixed, folder / names.FP16_GRAPH)
-            plan.save(folder / names.PLAN)
-            casts = cast_count(mixed.graph.node)
-            entry = _convert_record(folder, plan, casts, keep_fp32, converted)
+            planned, entry = _convert(graph, folder, settings, Path(checkpoint), report)
             manifest = manifest.with_stage(names.CONVERT, entry)
         manifest.save(folder)
-    return _result(Path(out), loaded, plan, casts, started)
+    return _result(Path(out), loaded, planned, started)
+
+
+def _convert(
+    graph: ModelProto, folder: Path, settings: PrecisionSettings, checkpoint: Path, report: Report
+) -> tuple[Planned, StageRecord]:
+    """Plans the precision and writes the FP16 graph and the plan."""
+    started = time.monotonic()
+    trained = checkpoint / TRAINED_RANGES
+    planned = plan_precision(
+        graph, settings, tokenizer=folder, trained=trained if trained.is_file() else None, report=report
+    )
+    check_graph(planned.graph, folder / names.FP16_GRAPH)
+    onnx.save(planned.graph, folder / names.FP16_GRAPH)
+    planned.plan.save(folder / names.PLAN)
+    ratio = (folder / names.FP16_GRAPH).stat().st_size / (folder / names.FP32_GRAPH).stat().st_size
+    entry = record(
+        folder,
+        inputs=[names.FP32_GRAPH],
+        outputs=[names.FP16_GRAPH, names.PLAN],
+        tools=["bertmp", "onnx", "onnxruntime", "numpy"],
+        settings=settings.to_json(),
+        results={**planned.summary(), "size_ratio": ratio},
+        seconds=time.monotonic() - started,
+    )
+    return planned, entry
 
 
 def _check_is_trained(loaded: LoadedCheckpoint) -> None:
@@ -161,32 +215,14 @@ def _export_record(loaded: LoadedCheckpoint, folder: Path, opset: int, started: 
     )
 
 
-def _convert_record(
-    folder: Path, plan: PrecisionPlan, casts: int, keep_fp32: Sequence[str], started: float
-) -> Any:
-    ratio = (folder / names.FP16_GRAPH).stat().st_size / (folder / names.FP32_GRAPH).stat().st_size
-    return record(
-        folder,
-        inputs=[names.FP32_GRAPH],
-        outputs=[names.FP16_GRAPH, names.PLAN],
-        tools=["bertmp", "onnx", "numpy"],
-        settings={"keep_fp32": list(keep_fp32)},
-        results={"nodes": plan.counts(), "casts": casts, "size_ratio": ratio},
-        seconds=time.monotonic() - started,
-    )
-
-
-def _result(
-    out: Path, loaded: LoadedCheckpoint, plan: PrecisionPlan | None, casts: int, started: float
-) -> ExportResult:
+def _result(out: Path, loaded: LoadedCheckpoint, planned: Planned | None, started: float) -> ExportResult:
     half = out / names.FP16_GRAPH
     return ExportResult(
         bundle=out,
         task=loaded.model.task,
-        nodes=plan.counts() if plan else {},
-        casts=casts,
+        planned=planned,
         bytes_fp32=(out / names.FP32_GRAPH).stat().st_size,
-        bytes_fp16=half.stat().st_size if plan else 0,
+        bytes_fp16=half.stat().st_size if planned else 0,
         seconds=time.monotonic() - started,
         remarks=tuple(loaded.remarks()),
     )

@@ -21,7 +21,6 @@ from bertmp.export.precision.ranges import Ranges
 from bertmp.export.precision.types import FLOAT, element_types
 from bertmp.files import read_json, sha256_file
 
-FILE = "activation-ranges.json"
 FORMAT = 1
 
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "Flatten", "Expand", "Gather")

@@ -1,0 +1,98 @@
+"""A precision plan for people: why each FP32 node is one, and how far each block is from overflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from bertmp.export.precision.plan import NodePlan, PrecisionPlan, SearchRecord
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def plan_tables(plan: PrecisionPlan) -> Iterator[Any]:
+    """What to print of a plan, one part after the other, for a Rich console."""
+    counts = ", ".join(f"{number} {kind}" for kind, number in plan.counts().items())
+    yield f"{len(plan.nodes)} nodes: {counts}; headroom wanted: {plan.headroom:g}"
+    for rewrite in plan.rewrites:
+        yield f"{rewrite.tensor}: {rewrite.before:g} becomes {rewrite.after:g}: {rewrite.proof}"
+    yield _nodes(plan)
+    if plan.ranges is not None:
+        yield _headroom(plan)
+    if plan.search is not None:
+        yield from _measured(plan.search)
+
+
+def number(value: float | None) -> str:
+    """A number in three digits; empty where there is none."""
+    if value is None:
+        return ""
+    return f"{value:.3g}" if math.isfinite(value) else "overflow" if value > 0 else str(value)
+
+
+def _nodes(plan: PrecisionPlan) -> Table:
+    has_errors = any(node.error is not None for node in plan.nodes)
+    table = _table("FP32 nodes", "node", "why", "numbers")
+    if has_errors:
+        table.add_column(f"error in {plan.target.upper()}", justify="right")
+    for node in plan.kept_fp32():
+        cells = (node.name, _why(node), _numbers(node))
+        table.add_row(*cells, *([number(node.error)] if has_errors else []))
+    return table
+
+
+def _why(node: NodePlan) -> str:
+    return "\n".join(f"{reason.rule}: {reason.sentence}" for reason in node.reasons)
+
+
+def _numbers(node: NodePlan) -> str:
+    found = {key: value for reason in node.reasons for key, value in reason.numbers.items()}
+    return "\n".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in found.items())
+
+
+def _headroom(plan: PrecisionPlan) -> Table:
+    assert plan.ranges is not None
+    source = f"{plan.ranges.texts} texts of " if plan.ranges.source == "calibration" else "training, "
+    table = _table(f"Headroom on {source}{plan.ranges.file}", "block")
+    table.add_column("headroom", justify="right")
+    for block, headroom in plan.ranges.blocks.items():
+        short = (
+            "  less than 1: overflows" if headroom < 1 else "  too little" if headroom < plan.headroom else ""
+        )
+        table.add_row(block or "-", f"{headroom:.4g}{short}")
+    return table
+
+
+def _measured(search: SearchRecord) -> Iterator[Any]:
+    if len(search.steps) > 1:
+        table = _table("Error against FP32 nodes")
+        for heading in ("FP32 nodes", "largest error", "labels changed"):
+            table.add_column(heading, justify="right")
+        table.add_column("how", overflow="fold")
+        for step in sorted(search.steps, key=lambda step: (step.fp32_nodes, step.error)):
+            table.add_row(str(step.fp32_nodes), number(step.error), str(step.flips), step.changed)
+        yield table
+    yield describe(search)
+
+
+def describe(search: SearchRecord) -> str:
+    """The measured error in a sentence."""
+    found = (
+        f"largest error {number(search.error)}, {search.label_flips} labels changed on {search.texts} texts"
+    )
+    if search.max_error is None:
+        return found
+    if search.bound_by is None:
+        return f"{found}: within the budget of {search.max_error:g}"
+    return f"{found}: the budget of {search.max_error:g} cannot be met, {search.bound_by} bounds it"
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
