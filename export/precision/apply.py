@@ -15,6 +15,7 @@ from bertmp.errors import InputError
 from bertmp.export.precision.facts import constant_value
 from bertmp.export.precision.placement import INDIFFERENT
 from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan
+from bertmp.export.precision.shell import shell_of
 from bertmp.export.precision.types import FLOAT, LOW_TYPES, LowType, captured, element_types, subgraphs
 
 PLAN_KEY = "bertmp.precision_plan"
@@ -65,7 +66,8 @@ class _Conversion:
         self.replaced = {item.tensor: item for item in plan.rewrites}
         self.nodes: list[NodeProto] = []
         self.made: dict[tuple[str, int], str] = {}  # tensor and type → the name it has in that type
-        self.cast_from: dict[str, str] = {}  # output of one of the graph's own casts → what it reads
+        self.written: dict[str, str] = {}  # tensor → the name under which its writer leaves it
+        self.cast_from: dict[str, str] = {}  # output of one of the graph's own casts → the tensor it reads
         self.stored: dict[tuple[str, int], TensorProto] = {}
 
     def run(self) -> ModelProto:
@@ -103,7 +105,7 @@ class _Conversion:
                 _retype(copy, self.low)
         self.nodes.append(copy)
         if node.op_type == "Cast":
-            self.cast_from[node.output[0]] = copy.input[0]
+            self.cast_from[node.output[0]] = node.input[0]
         self._settle_outputs(node)
 
     def _read(self, name: str, kind: int) -> str:
@@ -118,7 +120,7 @@ class _Conversion:
         """The name under which a reader that takes every type finds tensor `name`."""
         if name in self.weights:
             return self._weight(name, FLOAT)
-        return self.made.get((name, FLOAT)) or self.made.get((name, self.low.element)) or name
+        return self.written.get(name, name)
 
     def _rename_captured(self, node: NodeProto, kind: int) -> None:
         """Subgraphs read tensors of the graph around them by name, and those may have a new one."""
@@ -133,15 +135,18 @@ class _Conversion:
             return name
         # A graph output keeps its name for the FP32 tensor that the user sees.
         written = f"{name}/{self.low.name}" if name in self.outputs and kind != FLOAT else name
-        self.made[name, kind] = written
+        self.made[name, kind] = self.written[name] = written
         return written
 
     def _cast(self, name: str, kind: int, target: str = "") -> str:
         """Inserts the cast of a tensor to a type."""
+        origin = self.cast_from.get(name)
+        if origin is not None and self.types.get(origin) == FLOAT and not target:
+            return self._read(origin, kind)  # the graph's own cast changes nothing
         other = FLOAT if kind != FLOAT else self.low.element
         suffix = f"to_{'fp32' if kind == FLOAT else self.low.name}"
         # What one of the graph's own casts made is cast from the same source: no two casts in a row.
-        source = self.cast_from.get(name) or self.made[name, other]
+        source = self.made[name, other] if origin is None else self._read_any(origin)
         node = helper.make_node(
             "Cast", [source], [target or f"{name}/{suffix}"], name=f"{CAST_PREFIX}{name}/{suffix}", to=kind
         )
@@ -198,24 +203,10 @@ class _Conversion:
         self.stored[name, kind] = value
 
     def _assemble(self) -> ModelProto:
-        source = self.source
-        result = ModelProto()
-        for name in (
-            "ir_version",
-            "producer_name",
-            "producer_version",
-            "domain",
-            "model_version",
-            "doc_string",
-        ):
-            setattr(result, name, getattr(source, name))
-        for name in ("opset_import", "metadata_props", "functions"):
-            getattr(result, name).extend(getattr(source, name))
+        source, result = self.source, shell_of(self.source)
         result.metadata_props.add(key=PLAN_KEY, value=self.plan.digest())
         graph = result.graph
-        graph.name, graph.doc_string = source.graph.name, source.graph.doc_string
-        for name in ("input", "output", "sparse_initializer", "metadata_props"):
-            getattr(graph, name).extend(getattr(source.graph, name))
+        del graph.node[:], graph.value_info[:]
         written = {name for node in source.graph.node for name in node.output}
         graph.node.extend(self.nodes)
         graph.initializer.extend(t for t in source.graph.initializer if t.name not in self.weights)

@@ -24,6 +24,7 @@ from bertmp.export.precision.plan import (
 )
 from bertmp.export.precision.ranges import Ranges, record
 from bertmp.export.precision.rules import Strength, check_patterns, names_node, standard_rules
+from bertmp.export.precision.shell import shell_of
 from bertmp.export.precision.types import LOW_TYPES
 
 
@@ -218,16 +219,11 @@ class Planner:
 
 
 def fingerprint(graph: ModelProto) -> str:
-    """SHA-256 of a graph: of everything but its weights as `onnx.save` writes it, then of each weight."""
-    bare = ModelProto()
-    for name in ("ir_version", "model_version"):
-        setattr(bare, name, getattr(graph, name))
-    bare.opset_import.extend(graph.opset_import)
-    bare.functions.extend(graph.functions)
-    bare.graph.node.extend(graph.graph.node)
-    for name in ("input", "output"):
-        getattr(bare.graph, name).extend(getattr(graph.graph, name))
-    digest = hashlib.sha256(bare.SerializeToString(deterministic=True))
+    """SHA-256 of a graph and its weights."""
+    shell = shell_of(graph)
+    for notes in (shell.metadata_props, shell.graph.value_info):
+        del notes[:]  # neither changes what the graph computes
+    digest = hashlib.sha256(shell.SerializeToString(deterministic=True))
     for tensor in graph.graph.initializer:
         digest.update(tensor.SerializeToString(deterministic=True))
     return digest.hexdigest()

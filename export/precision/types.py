@@ -12,6 +12,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, defs, helper
 
 from bertmp.errors import InputError
+from bertmp.export.precision.shell import shell_of
 
 FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 ONNX_DOMAINS = ("", "ai.onnx")
@@ -65,7 +66,7 @@ def element_types(graph: ModelProto) -> dict[str, int]:
 
     Errors: InputError where ONNX cannot infer them, which means that the graph is invalid.
     """
-    bare = _without_weights(graph)
+    bare = without_weights(graph)
     for _ in range(len(graph.graph.node) + 1):
         types = _inferred(bare)
         types.update({tensor.name: tensor.data_type for tensor in graph.graph.initializer})
@@ -86,15 +87,10 @@ def _inferred(graph: ModelProto) -> dict[str, int]:
     return {value.name: value.type.tensor_type.elem_type for value in values}
 
 
-def _without_weights(graph: ModelProto) -> ModelProto:
+def without_weights(graph: ModelProto) -> ModelProto:
     """The graph with its larger weights as inputs: inference needs their types, not their values."""
-    bare = ModelProto(ir_version=max(4, graph.ir_version))
-    bare.opset_import.extend(graph.opset_import)
-    bare.functions.extend(graph.functions)
-    own = graph.graph
-    bare.graph.name = own.name
-    for name in ("node", "input", "output", "value_info"):
-        getattr(bare.graph, name).extend(getattr(own, name))
+    bare, own = shell_of(graph), graph.graph
+    bare.ir_version = max(4, graph.ir_version)
     given = {value.name for value in own.input}
     for tensor in own.initializer:
         if np.prod(tensor.dims) <= _SMALL or tensor.data_type not in (FLOAT, FLOAT16, BFLOAT16):
