@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from bertmp.errors import InputError
 from bertmp.export.precision.apply import apply_plan
+from bertmp.export.precision.files import stored_size, write_graph
 from bertmp.export.precision.plan import PrecisionPlan, Target
 from bertmp.export.precision.planner import make_plan
 from bertmp.export.precision.planning import Planned, Report, plan_precision
+from bertmp.export.precision.reading import check_graph, read_graph
 from bertmp.export.precision.settings import HEADROOM, PrecisionSettings
-from bertmp.export.precision.types import FLOAT16
-from bertmp.files import atomic_file
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,9 @@ class Conversion:
     Attributes:
         graph, plan: the files written.
         planned: the plan itself and what was measured.
-        bytes, bytes_fp32: sizes of the two graphs' files.
+        bytes, bytes_fp32: sizes of the two graphs' files, their external data included.
         seconds: wall time.
+        remarks: how the graph was understood, and what of it was left alone.
     """
 
     graph: Path
@@ -39,6 +38,7 @@ class Conversion:
     bytes: int
     bytes_fp32: int
     seconds: float
+    remarks: tuple[str, ...] = ()
 
     @property
     def nodes(self) -> dict[str, int]:
@@ -64,6 +64,7 @@ class Conversion:
             "bytes_fp32": self.bytes_fp32,
             "size_ratio": self.size_ratio,
             "seconds": self.seconds,
+            "remarks": list(self.remarks),
         }
 
 
@@ -108,64 +109,21 @@ def convert(
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError("the graph would be written over", source, "give the FP16 graph another name")
     plan_file = plan_file or target.with_name(f"{target.stem}.precision-plan.json")
-    graph = read_graph(source)
-    name_unnamed_nodes(graph)
+    remarks: list[str] = []
+    graph = read_graph(source, remarks.append)
     planned = plan_precision(graph, settings, tokenizer=tokenizer or source.parent, report=report)
     check_graph(planned.graph, target)
-    with atomic_file(target) as temporary:
-        onnx.save(planned.graph, temporary)
+    written = write_graph(planned.graph, target)
     planned.plan.save(plan_file)
     return Conversion(
         target,
         plan_file,
         planned,
-        target.stat().st_size,
-        source.stat().st_size,
+        sum(file.stat().st_size for file in written),
+        max(source.stat().st_size, stored_size(graph)),
         time.monotonic() - started,
+        tuple(remarks),
     )
-
-
-def read_graph(path: Path) -> ModelProto:
-    """Reads an ONNX file.
-
-    Errors: InputError where it is missing, no ONNX graph, or already holds FP16 tensors.
-    """
-    if not path.is_file():
-        raise InputError("no such graph", path, "check the path")
-    try:
-        graph = onnx.load(path)
-        onnx.checker.check_model(graph)
-    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else "it cannot be parsed"
-        raise InputError("not a valid ONNX graph", path, f"export it again ({first})") from error
-    values = (*graph.graph.value_info, *graph.graph.input, *graph.graph.output)
-    halves = any(t.data_type == FLOAT16 for t in graph.graph.initializer) or any(
-        value.type.tensor_type.elem_type == FLOAT16 for value in values
-    )
-    if halves:
-        raise InputError("the graph is already in FP16", path, "give the FP32 graph")
-    return graph
-
-
-def name_unnamed_nodes(graph: ModelProto) -> None:
-    """Gives every node a name of its own: plans speak of nodes by name."""
-    taken: set[str] = set()
-    for number, node in enumerate(graph.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{number}"
-        taken.add(node.name)
-
-
-def check_graph(graph: ModelProto, where: Path) -> None:
-    """Runs the ONNX checker with shape and type inference.
-
-    Errors: InputError naming what the checker found.
-    """
-    try:
-        onnx.checker.check_model(graph, full_check=True)
-    except Exception as error:  # the checker raises bare exceptions from native code, too
-        first = str(error).strip().splitlines()[0]
-        raise InputError("the converted graph is invalid", where, first) from error
 
 
 def plan_of(graph: ModelProto, keep_fp32: Sequence[str] = ()) -> tuple[PrecisionPlan, ModelProto]:
