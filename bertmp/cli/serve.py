@@ -123,16 +123,37 @@ def _add_client_commands(app: typer.Typer) -> None:
 
     @command(app, "bench", example="bertmp bench trec --texts test.tsv --concurrency 1,4,16 --seconds 10")
     def bench(
-        name: Name,
+        name: Annotated[str | None, typer.Argument(metavar="NAME", help="The model.")] = None,
         texts: Annotated[
-            Path, typer.Option(metavar="FILE", help="A data file, of which the texts are asked.")
-        ],
+            Path | None, typer.Option(metavar="FILE", help="A data file, of which the texts are asked.")
+        ] = None,
         concurrency: Annotated[str, typer.Option(help="Numbers of clients, measured in turn.")] = "1,4,16",
         seconds: Annotated[float, typer.Option(help="The measured time of each.")] = 10.0,
         protocol: Protocol = "grpc",
         url: Url = None,
+        engine: Annotated[
+            Path | None,
+            typer.Option(
+                metavar="BUNDLE",
+                help="Measure this bundle's engine by itself instead, on this machine's GPU, without a "
+                "server.",
+            ),
+        ] = None,
     ) -> Outcome:
-        """Measure a served model under load; exit 1 where a request failed."""
+        """Measure a served model under load, or an engine by itself; exit 1 where a request failed."""
+        from bertmp.errors import InputError
+
+        if engine is not None:
+            from bertmp.cli.engine import bench_engine
+
+            if name is not None:
+                raise InputError("a model and an engine at once", name, "name one of them")
+            return bench_engine(engine, texts, seconds)
+        if name is None or texts is None:
+            missing = "a model's NAME" if name is None else "texts"
+            raise InputError(
+                f"bench needs {missing}", "", "bertmp bench NAME --texts FILE, or --engine BUNDLE"
+            )
         from rich.console import Console
 
         from bertmp.data.readers import read_examples

@@ -46,7 +46,7 @@ def chain(bundle: Bundle, checkpoint: Path | None) -> tuple[Stage, ...]:
         stages.append(AbsentStage(ONNX_FP16, "the bundle has no FP16 graph"))
     if BUILD_ENGINE in manifest.stages:
         manifest.stage(BUILD_ENGINE, bundle.folder, "bertmp build-engine")
-        from bertmp.export.engine.run import EngineStage
+        from bertmp.export.engine.stage import EngineStage
 
         stages.append(EngineStage(bundle.folder))
     else:

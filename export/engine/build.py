@@ -1,14 +1,13 @@
 """`build-engine`: a bundle's FP16 graph, or any FP16 graph, to a TensorRT engine of proven precision.
 
-The result is a folder of two files. `model.plan` is the engine; `network.json` lists every layer of the
-parsed network and the proof. Both appear together or not at all. Where the proof fails nothing is built:
-the folder then holds `network.json` alone, which says why, and an engine that stood there before, of
-another graph or another plan, is gone with it.
+The result is a folder of two files. `model.plan` is the engine; `network.json` says what it is, lists every
+layer of the parsed network and the proof. Both appear together or not at all. Where the proof fails nothing
+is built: the folder then holds `network.json` alone, which says why, and an engine that stood there before,
+of another graph or another plan, is gone with it.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,15 +16,13 @@ from typing import Any
 
 from bertmp.errors import GateFailed, InputError
 from bertmp.export.bundle import BUILD_ENGINE, CONFIG, CONVERT, ENGINE, FP16_GRAPH, NETWORK, PLAN, Bundle
-from bertmp.export.engine.job import ENGINE_FILE, NETWORK_FILE, Job, Settings
-from bertmp.export.engine.profiles import parse_profile
+from bertmp.export.engine.job import ENGINE_FILE, NETWORK_FILE, Job
+from bertmp.export.engine.settings import Settings, read_settings
 from bertmp.export.engine.supervisor import run_job
 from bertmp.export.manifest import record
-from bertmp.files import atomic_folder, read_json
+from bertmp.files import atomic_folder, read_json, sha256_file
 
 ENGINE_FOLDER = "engine"
-LONGEST = 512
-"""Where default profiles end for a graph whose positions nothing tells."""
 
 Watch = Callable[[Mapping[str, Any]], None]
 
@@ -39,13 +36,24 @@ class EngineResult:
         engine, network: the two files.
         builder: `tensorrt` or `tensorrt-rtx`; only the former's engines load in Triton.
         builder_version: its version.
-        compute_capability: the GPUs that it runs on.
+        compute_capability: the GPUs that it runs on; `8.0+` stands for that one and all later ones.
+        cuda, driver: the CUDA major and the oldest driver that it needs; empty where unknown.
+        built_on: this machine's GPU; None where it has none.
+        triton_releases: the Triton releases that load it, newest first.
+        triton_source: where that is from.
+        for_triton: the release that it was asked for.
+        version_compatible: whether later versions of the runtime load it, too.
+        weights: `full`, `refittable` or `stripped`.
         profiles: as `MIN:OPT:MAX`.
+        memory: the estimate, see `memory.MemoryEstimate`.
+        remarks: what is allowed and may yet surprise.
         proven: whether every node runs in its planned precision; always true of a result.
         layers: how many layers the parsed network has.
         counts: the proof's account, see `Proof.counts`.
         summary: layer type → precision → count.
-        engine_bytes: the engine's size.
+        inspection: the built engine against the proof, see `inspection.inspect_engine`.
+        engine_bytes, engine_sha256: the engine's size and fingerprint.
+        graph_sha256, plan_sha256: fingerprints of what it was built from; no plan beside a bare graph: None.
         seconds: wall time of the whole build.
     """
 
@@ -55,13 +63,27 @@ class EngineResult:
     builder: str
     builder_version: str
     compute_capability: Sequence[str]
+    cuda: str
+    driver: str
+    built_on: str | None
+    triton_releases: Sequence[str]
+    triton_source: str
+    for_triton: str | None
+    version_compatible: bool
+    weights: str
     profiles: Sequence[str]
+    memory: Mapping[str, Any]
+    remarks: Sequence[str]
     proven: bool
     layers: int
     counts: Mapping[str, int]
     summary: Mapping[str, Mapping[str, int]]
+    inspection: Mapping[str, Any]
     engine_bytes: int
-    seconds: float
+    engine_sha256: str
+    graph_sha256: str = ""
+    plan_sha256: str | None = None
+    seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         paths = {name: str(getattr(self, name)) for name in ("folder", "engine", "network")}
@@ -78,6 +100,11 @@ def build_engine(
     max_batch: int = 32,
     workspace_mib: int | None = None,
     optimization_level: int | None = None,
+    weights: str = "full",
+    version_compatible: bool = False,
+    hardware_compatible: str | None = None,
+    gpu_memory_mib: int | None = None,
+    for_triton: str | None = None,
     out: Path | None = None,
     watch: Watch = lambda message: None,
 ) -> EngineResult:
@@ -88,30 +115,31 @@ def build_engine(
             `GRAPHSTEM.precision-plan.json`, else to normalisation and softmax in FP32 and matrix products
             in FP16.
         profiles: `MIN:OPT:MAX` each, shapes written BATCHxLENGTH; empty for a profile a length bucket.
-        builder: `auto`, `tensorrt` or `tensorrt-rtx`.
-        timing_cache: file of kernel timings, read and written (TensorRT alone).
-        compute_capability: GPUs to build for, e.g. `8.9` (TensorRT-RTX alone); empty for the portable engine.
-        max_batch: the largest batch of the default profiles.
-        workspace_mib: the most scratch memory that a layer may use, in MiB.
-        optimization_level: the builder's own 0 to 5.
         out: folder for a bare graph's result; `GRAPHSTEM.engine` beside the graph without it.
         watch: gets the builder's messages as they come, see `supervisor.run_job`.
 
-    Errors: InputError for bad options, a stale bundle or a graph that the parser refuses; GateFailed
-    where the precision is not as planned; BuildFailed where the builder fails, crashes or is killed;
-    MissingComponent where no builder is installed.
+    The other options are fields of `settings.Settings`.
+
+    Errors: InputError for bad options, a stale bundle, a graph that the parser refuses, or a Triton release
+    that would not load the engine; GateFailed where the precision is not as planned; BuildFailed where the
+    builder fails, crashes or is killed; MissingComponent where no builder is installed.
     """
     started = time.monotonic()
     source = _find_source(Path(target), out)
-    settings = _settings(
-        source,
+    settings = read_settings(
+        source.positions,
         profiles,
-        builder,
-        timing_cache,
-        compute_capability,
-        max_batch,
-        workspace_mib,
-        optimization_level,
+        builder=builder,
+        timing_cache=timing_cache,
+        compute_capability=compute_capability,
+        max_batch=max_batch,
+        workspace_mib=workspace_mib,
+        optimization_level=optimization_level,
+        weights=weights,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        gpu_memory_mib=gpu_memory_mib,
+        for_triton=for_triton,
     )
     with atomic_folder(source.out) as folder:
         job = Job(str(source.graph), str(source.plan) if source.plan else None, str(folder), settings)
@@ -121,7 +149,7 @@ def build_engine(
         raise GateFailed(
             f"the precision is not proven: {found['failure']}", where, "mend the graph or its plan"
         )
-    result = _result(source.out, found, time.monotonic() - started)
+    result = _result(source, found, started)
     if source.bundle is not None:
         _record(source.bundle, result, settings)
     return result
@@ -169,50 +197,16 @@ def _positions_beside(graph: Path) -> int | None:
     return positions if isinstance(positions, int) and positions > 0 else None
 
 
-def _settings(
-    source: _Source,
-    profiles: Sequence[str],
-    builder: str,
-    timing_cache: Path | None,
-    compute_capability: Sequence[str],
-    max_batch: int,
-    workspace_mib: int | None,
-    optimization_level: int | None,
-) -> Settings:
-    for target in compute_capability:
-        if not re.fullmatch(r"[0-9]{1,2}\.[0-9]", target):
-            raise InputError(
-                f"'{target}' is not a compute capability", "--compute-capability", "write it as 8.9"
-            )
-    if max_batch < 1:
-        raise InputError(f"a largest batch of {max_batch}", "--max-batch", "give at least 1")
-    if workspace_mib is not None and workspace_mib < 1:
-        raise InputError(f"a workspace of {workspace_mib} MiB", "--workspace", "give at least 1")
-    if optimization_level is not None and not 0 <= optimization_level <= 5:
-        raise InputError(f"no optimisation level {optimization_level}", "--optimization-level", "give 0 to 5")
-    if timing_cache is not None and Path(timing_cache).is_dir():
-        raise InputError("the timing cache is a folder", timing_cache, "name a file")
-    return Settings(
-        builder=builder,
-        profiles=[parse_profile(text, source.positions) for text in profiles],
-        max_batch=max_batch,
-        max_length=source.positions or LONGEST,
-        compute_capability=list(dict.fromkeys(compute_capability)),
-        timing_cache=str(timing_cache) if timing_cache else None,
-        workspace_mib=workspace_mib,
-        optimization_level=optimization_level,
-    )
-
-
-def _result(folder: Path, found: Mapping[str, Any], seconds: float) -> EngineResult:
-    told = ("builder", "builder_version", "compute_capability", "profiles", "proven", "layers", "counts",
-            "summary", "engine_bytes")  # fmt: skip
+def _result(source: _Source, found: Mapping[str, Any], started: float) -> EngineResult:
+    told = {name: value for name, value in found.items() if name in EngineResult.__dataclass_fields__}
     return EngineResult(
-        folder=folder,
-        engine=folder / ENGINE_FILE,
-        network=folder / NETWORK_FILE,
-        seconds=round(seconds, 3),
-        **{name: found[name] for name in told},
+        folder=source.out,
+        engine=source.out / ENGINE_FILE,
+        network=source.out / NETWORK_FILE,
+        graph_sha256=sha256_file(source.graph),
+        plan_sha256=sha256_file(source.plan) if source.plan else None,
+        seconds=round(time.monotonic() - started, 3),
+        **told,
     )
 
 
@@ -228,7 +222,7 @@ def _record(bundle: Bundle, result: EngineResult, settings: Settings) -> None:
         inputs=[FP16_GRAPH, PLAN, *weights],
         outputs=[ENGINE, NETWORK],
         tools=[],
-        settings={**asdict(settings), "profiles": [str(profile) for profile in settings.profiles]},
+        settings=settings.to_json(),
         results=results,
         seconds=result.seconds,
     )

@@ -12,39 +12,14 @@ import json
 import os
 import select
 import threading
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bertmp import errors
 from bertmp.export.engine.profiles import Profile, Shape
+from bertmp.export.engine.settings import Settings as Settings
 
 ENGINE_FILE, NETWORK_FILE = "model.plan", "network.json"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user chooses about a build.
-
-    Attributes:
-        builder: `auto`, `tensorrt` or `tensorrt-rtx`.
-        profiles: the shapes to build for; empty for a profile a length bucket.
-        max_batch: the largest batch of the default profiles.
-        max_length: the model's positions, the end of the default profiles, in tokens.
-        compute_capability: GPUs to build for, e.g. `8.9`; empty for the builder's own choice.
-        timing_cache: file of kernel timings that is read, where it exists, and written.
-        workspace_mib: the most scratch memory that a layer may use on the GPU, in MiB.
-        optimization_level: the builder's own 0 to 5.
-    """
-
-    builder: str = "auto"
-    profiles: Sequence[Profile] = ()
-    max_batch: int = 32
-    max_length: int = 512
-    compute_capability: Sequence[str] = ()
-    timing_cache: str | None = None
-    workspace_mib: int | None = None
-    optimization_level: int | None = None
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,41 @@ def choose_profile(profiles: Sequence[Profile], shape: Shape) -> int | None:
     )
 
 
+def gaps(profiles: Sequence[Profile]) -> list[str]:
+    """Ranges of shapes between the profiles that none of them holds, e.g. `batch 1-4, length 33-63`.
+
+    Only what lies between the smallest and the largest shape of all profiles counts.
+    """
+    found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for batches in _cells(profiles, "batch"):
+        for lengths in _cells(profiles, "length"):
+            if choose_profile(profiles, Shape(batches[0], lengths[0])) is None:
+                _extend(found.setdefault(batches, []), lengths)
+    return [
+        f"batch {_range(batches)}, length {_range(lengths)}"
+        for batches, ranges in found.items()
+        for lengths in ranges
+    ]
+
+
+def _cells(profiles: Sequence[Profile], axis: str) -> list[tuple[int, int]]:
+    """The axis cut at every profile's ends: within a piece, first to last, all shapes fare alike."""
+    ends = [(getattr(profile.min, axis), getattr(profile.max, axis) + 1) for profile in profiles]
+    cuts = sorted({cut for pair in ends for cut in pair})
+    return [(low, high - 1) for low, high in pairwise(cuts)]
+
+
+def _extend(ranges: list[tuple[int, int]], piece: tuple[int, int]) -> None:
+    if ranges and ranges[-1][1] + 1 == piece[0]:
+        ranges[-1] = (ranges[-1][0], piece[1])
+    else:
+        ranges.append(piece)
+
+
+def _range(ends: tuple[int, int]) -> str:
+    return f"{ends[0]}" if ends[0] == ends[1] else f"{ends[0]}-{ends[1]}"
+
+
 def axes_of(profile: Profile, dims: Sequence[int], name: str) -> tuple[tuple[int, ...], ...]:
     """MIN, OPT and MAX of the graph's input `name` under `profile`.
 

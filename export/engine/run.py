@@ -1,221 +1,227 @@
-"""Running an engine on a GPU, as the stage `engine` of parity.
+"""Executing an engine on a GPU: torch tensors as buffers, one CUDA graph a shape, no copy but in and out.
 
-Written to the documented API of TensorRT and TensorRT-RTX (`set_input_shape`, `set_tensor_address`,
-`execute_async_v3`), with torch tensors as the buffers. It was not run: that takes an NVIDIA GPU with the
-builder's runtime, and without one the stage says so and hands over the precision proof instead.
+Each shape that is asked for gets a slot the first time: an execution context, input and output buffers on
+the GPU, pinned buffers on the host, and the CUDA graph of one run. From then on a batch is one copy in for
+each input, one launch, one copy out for each output. A captured graph belongs to its context, so contexts
+are not shared between shapes; the memory that they work in is, as one shape runs at a time.
+
+Written to the documented API of TensorRT and TensorRT-RTX (`create_execution_context` with an allocation
+strategy, `set_device_memory`, `set_input_shape`, `set_tensor_address`, `execute_async_v3`). It was not run:
+that takes an NVIDIA GPU with the builder's runtime.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bertmp.errors import BuildFailed, InputError, MissingComponent
-from bertmp.export.accuracy.stages import NotRun, ParityInputs, StageOutput
-from bertmp.export.bundle import BUILD_ENGINE, ENGINE, NETWORK, Bundle
+from bertmp.export.engine.device import Device, find_device
+from bertmp.export.engine.identity import EngineFile, open_engine, require_device, require_runtime
 from bertmp.export.engine.profiles import Profile, Shape, choose_profile, parse_profile
 from bertmp.export.engine.toolchain import Toolchain, find_toolchain
-from bertmp.export.manifest import StageRecord
-from bertmp.files import read_json
 
-OUTPUT = "logits"
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+SLOTS = 64
+"""Shapes that stay prepared; the one that was not asked for the longest makes room for a new one."""
 
 
-@dataclass(frozen=True)
-class EngineStage:
-    """The bundle's engine answers the texts; without a GPU only its proof counts.
+def why_not(builder: str) -> str:
+    """The reason why an engine of this builder cannot run on this machine; empty where it can."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no GPU"
+    try:
+        find_toolchain(builder)
+    except MissingComponent as error:
+        return f"no runtime of {builder}: {error.where}"
+    return ""
+
+
+def load_engine(folder: Path) -> Engine:
+    """Loads the engine in a folder.
+
+    Errors: MissingComponent without a GPU or the builder's runtime; InputError for an engine that is
+    truncated, or of another builder, version or GPU; BuildFailed where the runtime refuses it all the same.
+    """
+    file = open_engine(folder)
+    reason = why_not(file.builder)
+    device = find_device()
+    if reason or device is None:
+        raise MissingComponent(
+            f"the engine cannot run here: {reason or 'no GPU'}", file.path,
+            "run it on a machine with an NVIDIA GPU and its builder's runtime ('bertmp doctor')",
+        )  # fmt: skip
+    tools = find_toolchain(file.builder)
+    require_runtime(file, tools.name, tools.version)
+    require_device(file, device.name, device.compute_capability)
+    return Engine(tools, file, device)
+
+
+@dataclass
+class _Slot:
+    """One shape, ready to run.
 
     Attributes:
-        folder: the bundle's folder.
+        context: its execution context.
+        host_inputs, inputs: pinned and GPU tensors by input name, INT64 `[batch, length]`.
+        outputs, host_outputs: GPU and pinned tensors by output name.
+        graph: the captured run; None where the context cannot be captured.
     """
 
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return "engine"
-
-    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | NotRun:
-        """Answers all texts, in their order.
-
-        Errors: InputError where the engine is stale, of another builder's version, or too small for the
-        texts; BuildFailed where the runtime refuses it.
-        """
-        manifest = Bundle.open(self.folder).manifest
-        if BUILD_ENGINE not in manifest.stages:
-            return NotRun("no engine: 'bertmp build-engine' has not run")
-        command = f"bertmp build-engine {self.folder}"
-        entry = manifest.stage(BUILD_ENGINE, self.folder, command)
-        reason = _why_not(entry)
-        if reason:
-            return NotRun(reason, proof=self.proof())
-        tools = find_toolchain(entry.results["builder"])
-        _check_version(tools, entry, self.folder / ENGINE, command)
-        profiles = [parse_profile(text) for text in entry.results["profiles"]]
-        engine = Engine(tools, self.folder / ENGINE, profiles)
-        details = {
-            "builder": f"{tools.name} {tools.version}",
-            "gpu": _gpu_name(),
-            "profiles": entry.results["profiles"],
-        }
-        return StageOutput(_answer(engine, inputs, advance), details=details)
-
-    def proof(self) -> dict[str, object]:
-        """What `network.json` proves of the engine: counts of nodes and layers, and types by layer."""
-        network = read_json(self.folder / NETWORK)
-        parts = {name: network[name] for name in ("builder", "builder_version")}
-        return {**parts, **{name: network["proof"][name] for name in ("proven", "counts", "summary")}}
+    context: Any
+    host_inputs: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    host_outputs: Mapping[str, Any]
+    graph: Any = None
 
 
 class Engine:
-    """A deserialised engine with one execution context, its buffers on the GPU.
+    """A deserialised engine on this machine's GPU. For one thread.
 
     Args:
-        profiles: the engine's profiles, in their order.
+        file: where it lies, and its profiles.
 
-    Errors: BuildFailed where the runtime refuses the file: truncated, or built for another GPU.
+    Attributes:
+        tools, file, device: what it runs with.
+        profiles: in the engine's order.
+
+    Errors: BuildFailed where the runtime refuses the file.
     """
 
-    def __init__(self, tools: Toolchain, path: Path, profiles: Sequence[Profile]) -> None:
+    def __init__(self, tools: Toolchain, file: EngineFile, device: Device) -> None:
         import torch
 
         trt = tools.module
-        self.profiles = profiles
+        self.tools, self.file, self.device = tools, file, device
+        self.profiles: Sequence[Profile] = [parse_profile(text) for text in file.profiles]
         self._torch = torch
         self._stream = torch.cuda.Stream()
-        # The runtime must outlive the engine, and the engine its context.
+        # The runtime must outlive the engine, and the engine its contexts.
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        self._context = self._engine and self._engine.create_execution_context()
-        if self._context is None:
-            raise BuildFailed("the runtime does not load the engine", path, "build it on this machine")
+        self._engine = self._runtime.deserialize_cuda_engine(file.path.read_bytes())
+        if self._engine is None:
+            raise BuildFailed("the runtime does not load the engine", file.path, "build it on this machine")
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        self._inputs = [
-            name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-        ]
-        self._profile = -1
+        inputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
+        self.inputs = tuple(name for name in names if name in inputs)
+        self.outputs = tuple(name for name in names if name not in inputs)
+        # One piece of memory for all contexts: they never run at the same time.
+        self._scratch = torch.empty(self._engine.device_memory_size_v2, dtype=torch.uint8, device="cuda")
+        self._slots: OrderedDict[Shape, _Slot] = OrderedDict()
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs one batch.
 
         Args:
-            batch: the graph's inputs by name, INT64 `[batch, length]`.
+            batch: the graph's inputs by name, INT64 `[batch, length]`; all of one shape.
 
-        Returns: logits, FP32 `[batch, labels]`.
+        Returns: every output by name.
+
+        Errors: InputError where no profile holds the shape; BuildFailed where the engine does not run.
+        """
+        slot = self.prepare(Shape(*batch[self.inputs[0]].shape))
+        for name, buffer in slot.host_inputs.items():
+            buffer.numpy()[:] = batch[name]
+        self.launch(slot)
+        self._stream.synchronize()
+        return {name: buffer.numpy().copy() for name, buffer in slot.host_outputs.items()}
+
+    def launch(self, slot: _Slot) -> None:
+        """Queues the copies in, one run and the copies out on the engine's stream; does not wait."""
+        with self._torch.cuda.stream(self._stream):
+            for name, buffer in slot.inputs.items():
+                buffer.copy_(slot.host_inputs[name], non_blocking=True)
+            if slot.graph is not None:
+                slot.graph.replay()
+            else:
+                self._enqueue(slot.context)
+            for name, buffer in slot.host_outputs.items():
+                buffer.copy_(slot.outputs[name], non_blocking=True)
+
+    def synchronize(self) -> None:
+        """Waits for all that was queued."""
+        self._stream.synchronize()
+
+    def prepare(self, shape: Shape) -> _Slot:
+        """The slot of a shape, made where it is new.
 
         Errors: InputError where no profile holds the shape.
         """
-        torch, context = self._torch, self._context
-        with torch.cuda.stream(self._stream):
-            self._select_profile(Shape(*batch[self._inputs[0]].shape))
-            held = {name: torch.from_numpy(batch[name]).to("cuda").contiguous() for name in self._inputs}
-            for name, tensor in held.items():
-                context.set_input_shape(name, tuple(tensor.shape))
-                context.set_tensor_address(name, tensor.data_ptr())
-            shape = tuple(context.get_tensor_shape(OUTPUT))
-            result = torch.empty(shape, dtype=torch.float32, device="cuda")
-            context.set_tensor_address(OUTPUT, result.data_ptr())
-            if not context.execute_async_v3(self._stream.cuda_stream):
-                raise BuildFailed(
-                    "the engine did not run", f"shape {shape}", "see the runtime's message above"
-                )
-            self._stream.synchronize()
-            return np.asarray(result.cpu().numpy())
+        if shape in self._slots:
+            self._slots.move_to_end(shape)
+            return self._slots[shape]
+        slot = self._make(shape)
+        self._slots[shape] = slot
+        if len(self._slots) > SLOTS:
+            self._slots.popitem(last=False)
+        return slot
 
-    def _select_profile(self, shape: Shape) -> None:
+    def _make(self, shape: Shape) -> _Slot:
         index = choose_profile(self.profiles, shape)
         if index is None:
             known = ", ".join(map(str, self.profiles))
             raise InputError(
                 f"no profile of the engine holds {shape}", known, "build it with a profile that does"
             )
-        if index != self._profile:
-            self._context.set_optimization_profile_async(index, self._stream.cuda_stream)
+        torch = self._torch
+        with torch.cuda.stream(self._stream):
+            context = self._new_context(index)
+            dims = (shape.batch, shape.length)
+            inputs = {name: torch.zeros(dims, dtype=torch.int64, device="cuda") for name in self.inputs}
+            for name, buffer in inputs.items():
+                context.set_input_shape(name, dims)
+                context.set_tensor_address(name, buffer.data_ptr())
+            outputs = {name: self._output(context, name) for name in self.outputs}
+            for name, buffer in outputs.items():
+                context.set_tensor_address(name, buffer.data_ptr())
+            slot = _Slot(context, _pinned(torch, inputs), inputs, outputs, _pinned(torch, outputs))
+            # The first run does what a shape needs once, and must not be captured.
+            self._enqueue(context)
             self._stream.synchronize()
-            self._profile = index
+            slot.graph = self._capture(context)
+        return slot
+
+    def _new_context(self, profile: int) -> Any:
+        """A context on the common memory, with its profile chosen."""
+        strategy = self.tools.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(strategy)
+        if context is None:
+            raise BuildFailed("the runtime makes no context for the engine", self.file.path)
+        context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
+        context.set_optimization_profile_async(profile, self._stream.cuda_stream)
+        self._stream.synchronize()
+        return context
+
+    def _output(self, context: Any, name: str) -> Any:
+        torch, kinds = self._torch, self.tools.module.DataType
+        types = {kinds.FLOAT: torch.float32, kinds.HALF: torch.float16, kinds.INT64: torch.int64}
+        shape = tuple(context.get_tensor_shape(name))
+        return torch.empty(shape, dtype=types[self._engine.get_tensor_dtype(name)], device="cuda")
+
+    def _capture(self, context: Any) -> Any:
+        """The CUDA graph of one run; None where something in the engine cannot be captured."""
+        torch = self._torch
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._enqueue(context)
+        except (RuntimeError, BuildFailed):
+            return None
+        return graph
+
+    def _enqueue(self, context: Any) -> None:
+        if not context.execute_async_v3(self._stream.cuda_stream):
+            raise BuildFailed("the engine did not run", self.file.path, "see the runtime's message above")
 
 
-def plan_batches(lengths: Sequence[int], profiles: Sequence[Profile]) -> Iterator[tuple[list[int], Shape]]:
-    """Groups rows into the batches that the profiles take, short rows with short ones.
-
-    Args:
-        lengths: tokens of each row.
-
-    Returns: row indices of each batch and the shape to fill: rows may be fewer than its batch and shorter
-    than its length where the profile starts above them.
-
-    Errors: InputError for a row that is longer than every profile.
-    """
-    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    while order:
-        shortest = lengths[order[0]]
-        fitting = [profile for profile in profiles if profile.max.length >= shortest]
-        if not fitting:
-            known = ", ".join(map(str, profiles))
-            raise InputError(
-                f"a text of {shortest} tokens is beyond the engine", known, "build it with a longer profile"
-            )
-        profile = min(fitting, key=lambda one: one.max.length)
-        rows = [row for row in order[: profile.max.batch] if lengths[row] <= profile.max.length]
-        order = order[len(rows) :]
-        length = max(lengths[rows[-1]], profile.min.length)
-        yield rows, Shape(max(len(rows), profile.min.batch), length)
-
-
-def fill_batch(inputs: ParityInputs, rows: Sequence[int], shape: Shape) -> dict[str, np.ndarray]:
-    """The graph's inputs for `rows`, INT64 `[batch, length]`, padded to `shape`.
-
-    A row that only fills the batch is masked but for its first token, so that softmax has something to see.
-    """
-    batch = {name: np.zeros((shape.batch, shape.length), np.int64) for name in INPUTS}
-    batch["input_ids"][:] = inputs.pad_id
-    batch["attention_mask"][:, 0] = 1
-    for place, row in enumerate(rows):
-        encoded = inputs.encoded[row]
-        batch["input_ids"][place, : len(encoded)] = encoded.input_ids
-        batch["token_type_ids"][place, : len(encoded)] = encoded.token_type_ids
-        batch["attention_mask"][place, : len(encoded)] = 1
-    return batch
-
-
-def _answer(engine: Engine, inputs: ParityInputs, advance: Callable[[int], None]) -> np.ndarray:
-    logits: dict[int, np.ndarray] = {}
-    for rows, shape in plan_batches([len(encoded) for encoded in inputs.encoded], engine.profiles):
-        answers = engine(fill_batch(inputs, rows, shape))
-        logits.update(zip(rows, answers, strict=False))  # rows that only fill the batch come last
-        advance(len(rows))
-    return np.stack([logits[row] for row in range(len(inputs.encoded))])
-
-
-def _why_not(entry: StageRecord) -> str:
-    """The reason why the engine cannot run here; empty where it can."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "no GPU"
-    try:
-        find_toolchain(entry.results["builder"])
-    except MissingComponent as error:
-        return f"no runtime of {entry.results['builder']}: {error.where}"
-    return ""
-
-
-def _check_version(tools: Toolchain, entry: StageRecord, path: Path, command: str) -> None:
-    built = entry.results["builder_version"]
-    if built != tools.version:
-        raise InputError(
-            f"the engine is of {tools.name} {built}, and {tools.version} is installed",
-            path,
-            f"run '{command}' again",
-        )
-
-
-def _gpu_name() -> str:
-    import torch
-
-    return str(torch.cuda.get_device_name())
+def _pinned(torch: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Page-locked host tensors of the same shapes and types: the only ones that copy without waiting."""
+    return {name: torch.empty_like(tensor, device="cpu", pin_memory=True) for name, tensor in tensors.items()}

@@ -1,20 +1,25 @@
 """Which TensorRT builders are installed, and everything in which they differ.
 
 TensorRT 10, TensorRT 11 and TensorRT-RTX share one Python API, so the build is one path; what one of them
-lacks, or does in its own way, stands here and nowhere else. TensorRT-RTX was run; the TensorRT path is
-written to NVIDIA's documented API and was not.
+lacks, or does in its own way, stands here and nowhere else. TensorRT-RTX was run, without a GPU; the
+TensorRT path is written to NVIDIA's documented API and was not.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bertmp.errors import InputError, MissingComponent
+
+if TYPE_CHECKING:
+    from bertmp.export.engine.device import Device
+    from bertmp.export.engine.job import Settings
 
 BUILDERS = ("tensorrt", "tensorrt-rtx")
 """In the order in which `auto` prefers them."""
@@ -31,9 +36,31 @@ _LACKS: Mapping[str, Mapping[str, str]] = {
     "tensorrt-rtx": {
         "timing_cache": "TensorRT-RTX times nothing at build time, its timing caches are without effect; "
         "leave --timing-cache out",
+        "version_compatible": "TensorRT-RTX comes without the lean runtime that such an engine contains; "
+        "build it with the version that runs it",
+        "hardware_compatible": "TensorRT-RTX's engines are portable as they are; choose the GPUs with "
+        "--compute-capability",
     },
 }
 """Settings that a builder has not, and why."""
+
+_NEEDS_GPU: Mapping[str, Mapping[str, str]] = {
+    "tensorrt": {},
+    "tensorrt-rtx": {
+        "weights": "its builder fails on engines whose weights can be changed where it finds no GPU; "
+        "leave --weights out, or build on a machine with a GPU",
+    },
+}
+"""Settings that a builder has where it finds a GPU alone, and why."""
+
+_CUDA_DRIVERS = {"11": "450", "12": "525", "13": "580"}
+"""CUDA major → the oldest driver that runs its programs (NVIDIA: CUDA Compatibility, minor versions)."""
+
+_WEIGHT_FLAGS = {"full": (), "refittable": ("REFIT",), "stripped": ("STRIP_PLAN", "REFIT")}
+"""What becomes of the weights → builder flags."""
+
+_HARDWARE = {"same-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
+"""Further GPUs that an engine runs on → TensorRT's levels."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +77,52 @@ class Toolchain:
     version: str
     module: Any = field(repr=False, compare=False)
 
-    def refuse_unsupported(self, settings: Mapping[str, object]) -> None:
+    def refuse_unsupported(self, settings: Mapping[str, object], gpu: bool = True) -> None:
         """Checks the settings that were given (not None, not empty) against what this builder has.
+
+        Args:
+            gpu: whether this machine has a GPU.
 
         Errors: InputError naming the option and the reason.
         """
-        for name, reason in _LACKS[self.name].items():
-            if settings.get(name):
+        given = {name for name, value in settings.items() if value and (name, value) != ("weights", "full")}
+        reasons = {**_LACKS[self.name], **({} if gpu else _NEEDS_GPU[self.name])}
+        for name, reason in reasons.items():
+            if name in given:
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(
-                    f"{self.name} has no {option}", f"builder {self.name} {self.version}", reason
-                )
+                    f"{self.name} has no {option}" if name in _LACKS[self.name]
+                    else f"{self.name} has no {option} without a GPU",
+                    f"builder {self.name} {self.version}", reason,
+                )  # fmt: skip
 
     @property
     def network_flags(self) -> int:
         """Flags for `create_network`: strongly typed, which later versions always are."""
         flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         return 0 if flag is None else 1 << int(flag)
+
+    @property
+    def times_kernels(self) -> bool:
+        """Whether a build measures kernels, so that keeping their timings makes the next one shorter."""
+        return "timing_cache" not in _LACKS[self.name]
+
+    @property
+    def cuda(self) -> str:
+        """The CUDA major that this builder's libraries are of, e.g. `13`; empty where nothing tells."""
+        for major in sorted(_CUDA_DRIVERS, reverse=True):
+            for package in (f"{self.name}-cu{major}", f"{self.name}-cu{major}-libs"):
+                try:
+                    if importlib.metadata.version(package) == self.version:
+                        return major
+                except importlib.metadata.PackageNotFoundError:
+                    continue
+        return ""
+
+    @property
+    def driver(self) -> str:
+        """The oldest NVIDIA driver that runs this builder's engines, e.g. `580`; empty where unknown."""
+        return _CUDA_DRIVERS.get(self.cuda, "")
 
     @cached_property
     def targets(self) -> Mapping[str, Any]:
@@ -92,16 +148,39 @@ class Toolchain:
             for index, target in enumerate(wanted):
                 config.set_compute_capability(self.targets[target], index)
 
-    def built_for(self, wanted: Sequence[str]) -> list[str]:
-        """The compute capabilities on which an engine built with `wanted` runs."""
-        if wanted:
-            return list(wanted)
+    def set_flags(self, config: Any, settings: Settings) -> None:
+        """Tells the builder's config what becomes of the weights, and where else the engine should run."""
+        flags = list(_WEIGHT_FLAGS[settings.weights])
+        if settings.version_compatible:
+            flags.append("VERSION_COMPATIBLE")
+        for name in flags:
+            config.set_flag(getattr(self.module.BuilderFlag, name))
+        if settings.hardware_compatible is not None:
+            level = _HARDWARE[settings.hardware_compatible]
+            config.hardware_compatibility_level = getattr(self.module.HardwareCompatibilityLevel, level)
+
+    def built_for(self, settings: Settings, device: Device | None) -> list[str]:
+        """The compute capabilities that run an engine built so; `+` after one includes all later ones."""
+        if settings.compute_capability:
+            return list(settings.compute_capability)
         if self.name == "tensorrt-rtx":
             return list(_PORTABLE)
-        import torch
+        if settings.hardware_compatible == "ampere-plus":
+            return ["8.0+"]
+        return [device.compute_capability] if device else []
 
-        major, minor = torch.cuda.get_device_capability()
-        return [f"{major}.{minor}"]
+
+def runs_on(built_for: Sequence[str], capability: str) -> bool:
+    """Whether an engine for these compute capabilities runs on a GPU of `capability`."""
+    here = _numbers(capability)
+    return any(
+        _numbers(target[:-1]) <= here if target.endswith("+") else _numbers(target) == here
+        for target in built_for
+    )
+
+
+def _numbers(capability: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in capability.split("."))
 
 
 def find_toolchain(builder: str = "auto") -> Toolchain:

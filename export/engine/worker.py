@@ -12,17 +12,21 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bertmp.errors import BertmpError, BuildFailed, InputError
+from bertmp.export.engine.configure import add_profiles, choose_profiles, configure, open_timing_cache
+from bertmp.export.engine.device import Device, find_device
+from bertmp.export.engine.inspection import inspect_engine
 from bertmp.export.engine.job import ENGINE_FILE, NETWORK_FILE, Job, Messages, error_message
 from bertmp.export.engine.network import Layer, read_network
-from bertmp.export.engine.profiles import Profile, Shape, axes_of, default_profiles
+from bertmp.export.engine.preflight import check_builder, check_memory, check_targets, describe, load_graph
 from bertmp.export.engine.proof import Proof, plan_by_type, prove
 from bertmp.export.engine.toolchain import Toolchain, find_toolchain
 from bertmp.export.precision.plan import PrecisionPlan
-from bertmp.files import atomic_file, write_json, writing_to
+from bertmp.files import sha256_file, write_json, writing_to
 
 FORMAT = 1
 _PR_SET_PDEATHSIG = 1
@@ -57,30 +61,43 @@ def build(job: Job, messages: Messages) -> dict[str, Any]:
 
     Returns: what the command tells of the build; plain JSON values.
     """
-    tools = find_toolchain(job.settings.builder)
-    tools.refuse_unsupported(vars(job.settings))
+    settings, device = job.settings, find_device()
+    tools = find_toolchain(settings.builder)
+    check_builder(tools, settings, device)
     messages.send("toolchain", name=tools.name, version=tools.version)
-    trt, logger = tools.module, _logger(tools.module, messages)
-    builder = trt.Builder(logger)
-    config = _configure(tools, builder, job)
+    logger = _logger(tools.module, messages)
+    builder = tools.module.Builder(logger)
+    config = configure(tools, builder, settings)
     network, parser = _parse(tools, builder, logger, job)
-    profiles = _add_profiles(builder, config, network, job)
+    profiles = choose_profiles(network, settings)
+    add_profiles(builder, config, network, profiles)
     layers = read_network(network)
-    _check_targets(layers, job)
+    check_targets(layers, job)
     proof = _prove(job, layers)
-    facts = {
-        "builder": tools.name,
-        "builder_version": tools.version,
-        "compute_capability": tools.built_for(job.settings.compute_capability),
-        "profiles": [str(profile) for profile in profiles],
-    }
-    _write_network(job, facts, layers, proof)
-    engine_bytes = 0
+    memory = check_memory(job, profiles, tools, device)
+    facts = describe(tools, settings, device, profiles, memory)
+    account = {"format": FORMAT, **facts, "proof": proof.to_json(),
+               "layers": [layer.to_json() for layer in layers]}  # fmt: skip
+    # Before the build: what was proven is then there to be looked at, whatever the builder does.
+    write_json(Path(job.folder) / NETWORK_FILE, account)
+    engine: dict[str, Any] = {"engine_bytes": 0}
     if proof.proven:
-        engine_bytes = _build_engine(tools, builder, config, network, logger, messages, job)
+        made = _Builder(tools, builder, config, network, logger, messages)
+        engine = made.build(job, device)
+        engine["inspection"] = inspect_engine(tools, logger, job, proof, facts["compute_capability"], device)
+        write_json(Path(job.folder) / NETWORK_FILE, {**account, **engine})
     del parser  # it owns weights that the network refers to, so it lives until here
-    return {**facts, "proven": proof.proven, "failure": proof.first_failure(), "counts": proof.counts(),
-            "summary": proof.summary, "layers": len(layers), "engine_bytes": engine_bytes}  # fmt: skip
+    failure = proof.first_failure() or _first_violation(engine)
+    if failure:
+        (Path(job.folder) / ENGINE_FILE).unlink(missing_ok=True)
+    return {**facts, "proven": not failure, "failure": failure, "counts": proof.counts(),
+            "summary": proof.summary, "layers": len(layers), **engine}  # fmt: skip
+
+
+def _first_violation(engine: dict[str, Any]) -> str:
+    """What the built engine itself breaks of the plan; empty where nothing, or where it was not inspected."""
+    violations = engine.get("inspection", {}).get("violations", ())
+    return violations[0] if violations else ""
 
 
 def _logger(trt: Any, messages: Messages) -> Any:
@@ -121,19 +138,6 @@ def _monitor(trt: Any, messages: Messages) -> Any:
     return Monitor()
 
 
-def _configure(tools: Toolchain, builder: Any, job: Job) -> Any:
-    trt, settings = tools.module, job.settings
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector's account names the nodes
-    config.clear_flag(trt.BuilderFlag.TF32)  # FP32 in the plan means FP32, not its 10-bit shorthand
-    if settings.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
-    if settings.optimization_level is not None:
-        config.builder_optimization_level = settings.optimization_level
-    tools.set_targets(config, settings.compute_capability)
-    return config
-
-
 def _parse(tools: Toolchain, builder: Any, logger: Any, job: Job) -> tuple[Any, Any]:
     network = builder.create_network(tools.network_flags)
     parser = tools.module.OnnxParser(network, logger)
@@ -154,104 +158,53 @@ def _describe(error: Any) -> str:
     return f"node '{node}' ({error.node_operator()}): {text}" if node else text
 
 
-def _add_profiles(builder: Any, config: Any, network: Any, job: Job) -> list[Profile]:
-    """Gives the config its profiles; none for a graph whose shapes are all fixed and agree."""
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    dims = {tensor.name: tuple(int(dim) for dim in tensor.shape) for tensor in inputs}
-    profiles = list(job.settings.profiles)
-    if not profiles:
-        # What a graph fixes, in any of its inputs; 0 for an axis that is dynamic in all.
-        batch, length = (
-            max([0, *(shape[axis] for shape in dims.values() if len(shape) == 2)]) for axis in (0, 1)
-        )
-        profiles = default_profiles(job.settings.max_length, job.settings.max_batch, Shape(batch, length))
-    for profile in profiles:
-        made = builder.create_optimization_profile()
-        for name, shape in dims.items():
-            made.set_shape(name, *axes_of(profile, shape, name))
-        if any(-1 in shape for shape in dims.values()) and config.add_optimization_profile(made) < 0:
-            raise InputError(
-                "the builder refuses the profile", f"--profile {profile}", "check MIN, OPT and MAX"
-            )
-    return profiles
-
-
-def _check_targets(layers: Sequence[Layer], job: Job) -> None:
-    """Refuses, before the build, a graph that a wanted GPU cannot run."""
-    if "7.5" not in job.settings.compute_capability:
-        return
-    for layer in layers:
-        if layer.type == "MATRIX_MULTIPLY" and "FLOAT" in layer.precision:
-            raise InputError(
-                f"compute capability 7.5 has no FP32 matrix products, and node '{layer.node}' is one",
-                job.graph, "convert it to FP16, or leave --compute-capability 7.5 out",
-            )  # fmt: skip
-
-
 def _prove(job: Job, layers: Sequence[Layer]) -> Proof:
     if job.plan is not None:
         return prove(PrecisionPlan.load(Path(job.plan)), layers)
-    import onnx
-
-    try:
-        graph = onnx.load(job.graph, load_external_data=False).graph
-    except Exception as error:  # protobuf's own exceptions are no part of onnx's interface
-        raise InputError("not an ONNX graph", job.graph, "export it again") from error
     # The parser names a nameless node after its first output.
-    names = [(node.name or f"node_of_{node.output[0]}", node.op_type) for node in graph.node]
+    graph = load_graph(job)
+    names = [(node.name or f"node_of_{node.output[0]}", node.op_type) for node in graph.graph.node]
     plan, others = plan_by_type(names)
     return prove(plan, layers, known=others)
 
 
-def _write_network(job: Job, facts: dict[str, Any], layers: Sequence[Layer], proof: Proof) -> None:
-    content = {
-        "format": FORMAT,
-        **facts,
-        "proof": proof.to_json(),
-        "layers": [layer.to_json() for layer in layers],
-    }
-    write_json(Path(job.folder) / NETWORK_FILE, content)
+@dataclass(frozen=True)
+class _Builder:
+    """Everything that a build needs, held together for as long as it takes."""
 
+    tools: Toolchain
+    builder: Any
+    config: Any
+    network: Any
+    logger: Any
+    messages: Messages
 
-def _build_engine(
-    tools: Toolchain, builder: Any, config: Any, network: Any, logger: Any, messages: Messages, job: Job
-) -> int:
-    """Builds, and writes `model.plan`. Returns its size in bytes."""
-    config.progress_monitor = monitor = _monitor(tools.module, messages)
-    cache = _open_timing_cache(config, job.settings.timing_cache)
-    engine = builder.build_serialized_network(network, config)
-    del monitor  # the builder holds no reference of its own
-    if engine is None:
-        if messages.stop_wanted():
-            raise BuildFailed("the build was stopped", job.graph)
-        if any(sign in logger.last_error for sign in _OUT_OF_MEMORY):
-            raise _out_of_memory(job, logger.last_error)
-        raise BuildFailed(
-            f"{tools.name} {tools.version} did not build the engine: {logger.last_error}", job.graph
-        )
-    target = Path(job.folder) / ENGINE_FILE
-    with writing_to(target), target.open("wb") as stream:
-        stream.write(engine)
-    if cache is not None:
-        with atomic_file(Path(str(job.settings.timing_cache))) as temporary:
-            temporary.write_bytes(cache.serialize())
-    return int(engine.nbytes)
+    def build(self, job: Job, device: Device | None) -> dict[str, Any]:
+        """Builds, and writes `model.plan`.
 
+        Returns: its size and its SHA-256.
+        """
+        self.config.progress_monitor = monitor = _monitor(self.tools.module, self.messages)
+        cache = open_timing_cache(self.tools, self.config, job.settings.timing_cache, device)
+        engine = self.builder.build_serialized_network(self.network, self.config)
+        del monitor  # the builder holds no reference of its own
+        if engine is None:
+            raise self._failure(job)
+        target = Path(job.folder) / ENGINE_FILE
+        with writing_to(target), target.open("wb") as stream:
+            stream.write(engine)
+        if cache is not None:
+            cache.save()
+        return {"engine_bytes": int(engine.nbytes), "engine_sha256": sha256_file(target)}
 
-def _open_timing_cache(config: Any, path: str | None) -> Any:
-    """The timing cache in `path`, or a new one; None where no file was named."""
-    if path is None:
-        return None
-    content = Path(path).read_bytes() if Path(path).is_file() else b""
-    cache = config.create_timing_cache(content)
-    # Timings of another version or GPU are refused: they would choose the wrong kernels.
-    if not config.set_timing_cache(cache, False):
-        raise InputError(
-            "the timing cache is of another builder version or GPU",
-            path,
-            "name another file for this machine",
-        )
-    return cache
+    def _failure(self, job: Job) -> BuildFailed:
+        said = self.logger.last_error
+        if self.messages.stop_wanted():
+            return BuildFailed("the build was stopped", job.graph)
+        if any(sign in said for sign in _OUT_OF_MEMORY):
+            return _out_of_memory(job, said)
+        name = f"{self.tools.name} {self.tools.version}"
+        return BuildFailed(f"{name} did not build the engine: {said}", job.graph)
 
 
 def _out_of_memory(job: Job, said: str) -> BuildFailed:

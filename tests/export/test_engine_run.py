@@ -16,7 +16,7 @@ from bertmp.export.accuracy.stages import NotRun, ParityInputs, StageOutput
 from bertmp.export.bundle import ENGINE, FP16_GRAPH
 from bertmp.export.engine.build import build_engine
 from bertmp.export.engine.profiles import Shape, default_profiles, parse_profile
-from bertmp.export.engine.run import EngineStage, fill_batch, plan_batches
+from bertmp.export.engine.stage import EngineStage, fill_batch, plan_batches
 from bertmp.tokenizer import Encoded
 from tests.export.engine_graphs import LABELS, VOCABULARY, save_bundle
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bertmp.errors import InputError, MissingComponent
+from bertmp.export.engine.settings import Settings
 from bertmp.export.engine.toolchain import Toolchain, find_toolchain, probe
 
 needs_rtx = pytest.mark.skipif(
@@ -24,8 +25,8 @@ def test_the_installed_builder_is_found_and_knows_its_targets() -> None:
     assert tools.version == tools.module.__version__
     assert {"7.5", "8.0", "8.6", "8.9", "12.0"} <= set(tools.targets)
     assert "9.0" not in tools.targets
-    assert tools.built_for(["8.9"]) == ["8.9"]
-    assert "8.9" in tools.built_for([])
+    assert tools.built_for(Settings(compute_capability=["8.9"]), None) == ["8.9"]
+    assert "8.9" in tools.built_for(Settings(), None)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")

@@ -1,0 +1,201 @@
+"""`build-engine --onnxruntime`: the same bundle for hosts without TensorRT, as an ONNX Runtime session.
+
+The first of the TensorRT, CUDA and CPU providers that ONNX Runtime has here does the work. On a GPU it gets
+the bundle's FP16 graph; on a processor the FP32 one, since ONNX Runtime has no FP16 kernels for x86 and would
+only cast to and fro. The graph is saved as ONNX Runtime's optimiser leaves it, so that a host that opens it
+need not optimise again; what fits this very processor alone is left out, and the file may move.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertmp.errors import BuildFailed, InputError, MissingComponent
+from bertmp.export.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, Bundle
+from bertmp.export.manifest import record
+from bertmp.files import atomic_folder, write_json
+
+STAGE = "build-onnxruntime"
+FOLDER, GRAPH_FILE, SESSION_FILE = "onnxruntime", "model.onnx", "session.json"
+PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+"""In the order in which they are preferred."""
+
+_EXTERNAL_FROM = 1 << 30
+"""Graphs of so many bytes get their weights in a file beside them: protobuf ends at 2 GiB."""
+
+
+@dataclass(frozen=True)
+class SessionResult:
+    """A prepared session.
+
+    Attributes:
+        folder, graph, session: the folder, the optimised graph and the session's settings in it.
+        source: the bundle's graph that it was made from.
+        provider: what runs it here.
+        available: the providers that ONNX Runtime has here.
+        version: ONNX Runtime's version.
+        nodes, nodes_before: of the optimised graph and of its source.
+        difference: the largest difference of an output between the two, on a small batch.
+        graph_bytes: the optimised graph's size, weights included.
+        seconds: wall time.
+    """
+
+    folder: Path
+    graph: Path
+    session: Path
+    source: str
+    provider: str
+    available: Sequence[str]
+    version: str
+    nodes: int
+    nodes_before: int
+    difference: float
+    graph_bytes: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        paths = {name: str(getattr(self, name)) for name in ("folder", "graph", "session")}
+        return {**asdict(self), **paths, "available": list(self.available)}
+
+
+def build_session(bundle_folder: Path, providers: Sequence[str] = PROVIDERS) -> SessionResult:
+    """Writes `BUNDLE/onnxruntime/`: the optimised graph and the settings to open it with.
+
+    Args:
+        bundle_folder: a bundle.
+        providers: those that may be used, in the order of preference.
+
+    Errors: InputError for a stale bundle or anything else than one; MissingComponent where ONNX Runtime is
+    not installed; BuildFailed where it does not take the graph.
+    """
+    started = time.monotonic()
+    if Path(bundle_folder).is_file():
+        raise InputError("--onnxruntime takes a bundle", bundle_folder, "make one with 'bertmp export'")
+    bundle = Bundle.open(Path(bundle_folder))
+    ort = _runtime()
+    available = ort.get_available_providers()
+    provider = next((name for name in providers if name in available), None)
+    if provider is None:
+        raise MissingComponent("no provider of ONNX Runtime", ", ".join(providers), "see 'bertmp doctor'")
+    source, stage = _source(bundle, provider)
+    with atomic_folder(bundle.folder / FOLDER) as folder:
+        nodes = _optimise(ort, bundle.folder / source, folder / GRAPH_FILE, provider)
+        before = _count_nodes(bundle.folder / source)
+        difference = _difference(ort, bundle.folder / source, folder / GRAPH_FILE, provider)
+        options = {"graph": GRAPH_FILE, "providers": _chain(provider), "optimisation": "none: it is done"}
+        write_json(folder / SESSION_FILE, {**options, "source": source, "onnxruntime": ort.__version__})
+        written = sorted(f"{FOLDER}/{path.name}" for path in folder.iterdir())
+        size = sum(path.stat().st_size for path in folder.iterdir() if path.name != SESSION_FILE)
+    place = bundle.folder / FOLDER
+    result = SessionResult(
+        place, place / GRAPH_FILE, place / SESSION_FILE, source, provider, tuple(available),
+        str(ort.__version__), nodes, before, difference, size, round(time.monotonic() - started, 3),
+    )  # fmt: skip
+    _record(bundle, result, stage, written)
+    return result
+
+
+def open_session(bundle_folder: Path) -> Any:
+    """The bundle's prepared `InferenceSession`, with the provider it was prepared for.
+
+    Errors: InputError where it was not prepared or is stale.
+    """
+    folder = Path(bundle_folder)
+    Bundle.open(folder).manifest.stage(STAGE, folder, f"bertmp build-engine {folder} --onnxruntime")
+    from bertmp.files import read_json
+
+    settings = read_json(folder / FOLDER / SESSION_FILE)
+    return _session(_runtime(), folder / FOLDER / settings["graph"], settings["providers"], optimise=None)
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingComponent(
+            "ONNX Runtime does not import", str(error), "install 'bertmp[cpu]' or 'bertmp[gpu]'"
+        ) from error
+    return onnxruntime
+
+
+def _source(bundle: Bundle, provider: str) -> tuple[str, str]:
+    """The graph for a provider and the stage that wrote it, after checking that it is fresh."""
+    file, stage = (FP32_GRAPH, EXPORT) if provider == PROVIDERS[-1] else (FP16_GRAPH, CONVERT)
+    bundle.manifest.stage(stage, bundle.folder, f"bertmp export CHECKPOINT --out {bundle.folder}")
+    return file, stage
+
+
+def _chain(provider: str) -> list[str]:
+    """The provider and those behind it, which take the nodes that it does not."""
+    return list(PROVIDERS[PROVIDERS.index(provider) :])
+
+
+def _session(ort: Any, graph: Path, providers: Sequence[str], optimise: Path | None) -> Any:
+    """A session; with `optimise`, the optimised graph is written there."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_DISABLE_ALL
+    if optimise is not None:
+        options.graph_optimization_level = level.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(optimise)
+        if graph.stat().st_size > _EXTERNAL_FROM:
+            key = "session.optimized_model_external_initializers_file_name"
+            options.add_session_config_entry(key, f"{optimise.name}.data")
+    try:
+        return ort.InferenceSession(str(graph), options, providers=list(providers))
+    except Exception as error:  # ONNX Runtime's own exceptions have no base of theirs
+        raise BuildFailed(f"ONNX Runtime does not take the graph: {error}", graph) from error
+
+
+def _optimise(ort: Any, source: Path, target: Path, provider: str) -> int:
+    """Writes the optimised graph. Returns the number of its nodes."""
+    # TensorRT's provider swallows whole parts of a graph, which cannot be saved: the rest is optimised.
+    providers = [name for name in _chain(provider) if name != PROVIDERS[0]]
+    _session(ort, source, providers, optimise=target)
+    return _count_nodes(target)
+
+
+def _count_nodes(graph: Path) -> int:
+    import onnx
+
+    return len(onnx.load(graph, load_external_data=False).graph.node)
+
+
+def _difference(ort: Any, source: Path, made: Path, provider: str) -> float:
+    """The largest absolute difference of any output between the two graphs, on a batch of random tokens."""
+    old, new = (_session(ort, path, _chain(provider), optimise=None) for path in (source, made))
+    feed = _sample([value.name for value in old.get_inputs()])
+    pairs = zip(old.run(None, feed), new.run(None, feed), strict=True)
+    return max(float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max()) for a, b in pairs)
+
+
+def _sample(names: Sequence[str], batch: int = 2, length: int = 8) -> Mapping[str, np.ndarray]:
+    """INT64 `[batch, length]` for each input; token ids stay small, so that every vocabulary has them."""
+    ids = np.random.default_rng(0).integers(0, 10, (batch, length))
+    values = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    return {name: values.get(name, ids).astype(np.int64) for name in names}
+
+
+def _record(bundle: Bundle, result: SessionResult, stage: str, written: Sequence[str]) -> None:
+    manifest = bundle.manifest
+    weights = [name for name in manifest.stages[stage].outputs if name.startswith(f"{result.source}.")]
+    results = {key: value for key, value in result.to_json().items()
+               if key not in ("folder", "graph", "session", "seconds")}  # fmt: skip
+    entry = record(
+        bundle.folder,
+        inputs=[result.source, *weights],
+        outputs=list(written),
+        tools=[],
+        settings={"providers": _chain(result.provider)},
+        results=results,
+        seconds=result.seconds,
+    )
+    entry = replace(entry, tools={**entry.tools, "onnxruntime": result.version})
+    manifest.with_stage(STAGE, entry).save(bundle.folder)

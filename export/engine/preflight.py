@@ -1,0 +1,116 @@
+"""What is checked, and written down, before a build begins: it takes minutes, these take none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+from onnx import ModelProto
+
+from bertmp.errors import InputError
+from bertmp.export.engine import releases
+from bertmp.export.engine.device import Device
+from bertmp.export.engine.job import Job
+from bertmp.export.engine.memory import MemoryEstimate, estimate, require_room
+from bertmp.export.engine.network import Layer
+from bertmp.export.engine.profiles import Profile, gaps
+from bertmp.export.engine.settings import Settings
+from bertmp.export.engine.toolchain import Toolchain
+
+
+def check_builder(tools: Toolchain, settings: Settings, device: Device | None) -> None:
+    """Refuses what this builder has not, and a Triton release that would not load what it builds.
+
+    Errors: InputError naming the option.
+    """
+    if settings.for_triton is not None:
+        releases.require_match(
+            releases.find_release(settings.for_triton), tools.name, tools.version,
+            settings.version_compatible, f"--for-triton {settings.for_triton}",
+        )  # fmt: skip
+    tools.refuse_unsupported(vars(settings), gpu=device is not None)
+
+
+def check_targets(layers: Sequence[Layer], job: Job) -> None:
+    """Refuses a graph that a wanted GPU cannot run.
+
+    Errors: InputError naming the first node.
+    """
+    if "7.5" not in job.settings.compute_capability:
+        return
+    bf16 = [layer.node or layer.name for layer in layers if "BF16" in layer.precision]
+    if bf16:
+        raise InputError(
+            f"compute capability 7.5 has no BF16, and node '{bf16[0]}' runs in it",
+            job.graph, "convert it to FP16 (--to fp16), or leave --compute-capability 7.5 out",
+        )  # fmt: skip
+    products = [layer for layer in layers if layer.type == "MATRIX_MULTIPLY"]
+    found = [layer.node for layer in products if "FLOAT" in layer.precision]
+    if found:
+        more = f" ({len(found) - 1} more are)" if len(found) > 1 else ""
+        raise InputError(
+            f"compute capability 7.5 has no FP32 matrix products, and node '{found[0]}' is one{more}",
+            job.graph, "let the plan run them in FP16, or leave --compute-capability 7.5 out",
+        )  # fmt: skip
+
+
+def check_memory(
+    job: Job, profiles: Sequence[Profile], tools: Toolchain, device: Device | None
+) -> MemoryEstimate:
+    """Estimates what the engine may need on the GPU.
+
+    Errors: InputError where that is more than the GPU that was named, or is here, has.
+    """
+    found = estimate(load_graph(job), profiles)
+    given = job.settings.gpu_memory_mib
+    if given is not None:
+        require_room(found, given << 20, "the GPU (--gpu-memory)")
+    elif device is not None and tools.name == "tensorrt":  # it builds where it will run
+        require_room(found, device.memory_bytes, device.name)
+    return found
+
+
+def load_graph(job: Job) -> ModelProto:
+    """The ONNX graph, without weights that lie in files beside it.
+
+    Errors: InputError where it is none.
+    """
+    try:
+        return onnx.load(job.graph, load_external_data=False)
+    except Exception as error:  # protobuf's own exceptions are no part of onnx's interface
+        raise InputError("not an ONNX graph", job.graph, "export it again") from error
+
+
+def describe(
+    tools: Toolchain,
+    settings: Settings,
+    device: Device | None,
+    profiles: Sequence[Profile],
+    memory: MemoryEstimate,
+) -> dict[str, Any]:
+    """What whoever runs the engine has to know of it; plain JSON values."""
+    return {
+        "builder": tools.name,
+        "builder_version": tools.version,
+        "compute_capability": tools.built_for(settings, device),
+        "cuda": tools.cuda,
+        "driver": tools.driver,
+        "built_on": device.name if device else None,
+        "triton_releases": releases.releases_for(tools.name, tools.version, settings.version_compatible),
+        "triton_source": releases.SOURCE,
+        "for_triton": settings.for_triton,
+        "version_compatible": settings.version_compatible,
+        "weights": settings.weights,
+        "profiles": [str(profile) for profile in profiles],
+        "memory": memory.to_json(),
+        "remarks": remarks(profiles, settings),
+    }
+
+
+def remarks(profiles: Sequence[Profile], settings: Settings) -> list[str]:
+    """What is allowed and may yet surprise."""
+    found = [f"no profile holds {gap}: such requests are padded or refused" for gap in gaps(profiles)]
+    if settings.weights == "stripped":
+        found.append("the engine is without its weights: it runs once they are put back on the GPU")
+    return found
