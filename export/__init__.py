@@ -1,6 +1,6 @@
 """From a checkpoint to graphs, engines and the proof that they still answer like the checkpoint.
 
-`export`, `convert`, `build_engine` and `parity` are the commands of the same names.
+`export`, `convert`, `explain`, `build_engine` and `parity` are the commands of the same names.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from bertmp.export.accuracy.run import parity as parity
     from bertmp.export.engine.build import build_engine as build_engine
     from bertmp.export.exporter import export as export
+    from bertmp.export.precision.check.run import explain as explain
     from bertmp.export.precision.convert import convert as convert
 
 _HOMES = {
     "export": "bertmp.export.exporter",
     "convert": "bertmp.export.precision.convert",
+    "explain": "bertmp.export.precision.check.run",
     "build_engine": "bertmp.export.engine.build",
     "parity": "bertmp.export.accuracy.run",
 }
 
-__all__ = ["build_engine", "convert", "export", "parity"]
+__all__ = ["build_engine", "convert", "explain", "export", "parity"]
 
 
 def __getattr__(name: str) -> Any:
