@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
 from onnx import ModelProto
 
 from bertmp.errors import InputError
 from bertmp.export import bundle as names
 from bertmp.export.graph import OPSET, export_graph
 from bertmp.export.manifest import Manifest, StageRecord, record
-from bertmp.export.precision.convert import check_graph
+from bertmp.export.precision.files import size_of, write_graph
 from bertmp.export.precision.plan import Target
 from bertmp.export.precision.planning import Planned, Report, plan_precision
+from bertmp.export.precision.reading import check_graph
 from bertmp.export.precision.settings import HEADROOM, PrecisionSettings
 from bertmp.files import atomic_folder, write_json
 
@@ -123,7 +123,7 @@ def export(
     with atomic_folder(Path(out)) as folder:
         report("tracing the model")
         graph = export_graph(loaded.model, opset)
-        onnx.save(graph, folder / names.FP32_GRAPH)
+        write_graph(graph, folder / names.FP32_GRAPH)
         _write_companions(loaded, folder)
         manifest = Manifest().with_stage(names.EXPORT, _export_record(loaded, folder, opset, started))
         planned = None
@@ -144,13 +144,13 @@ def _convert(
         graph, settings, tokenizer=folder, trained=trained if trained.is_file() else None, report=report
     )
     check_graph(planned.graph, folder / names.FP16_GRAPH)
-    onnx.save(planned.graph, folder / names.FP16_GRAPH)
+    written = write_graph(planned.graph, folder / names.FP16_GRAPH)
     planned.plan.save(folder / names.PLAN)
-    ratio = (folder / names.FP16_GRAPH).stat().st_size / (folder / names.FP32_GRAPH).stat().st_size
+    ratio = size_of(folder / names.FP16_GRAPH) / size_of(folder / names.FP32_GRAPH)
     entry = record(
         folder,
         inputs=[names.FP32_GRAPH],
-        outputs=[names.FP16_GRAPH, names.PLAN],
+        outputs=[*(file.name for file in written), names.PLAN],
         tools=["bertmp", "onnx", "onnxruntime", "numpy"],
         settings=settings.to_json(),
         results={**planned.summary(), "size_ratio": ratio},
@@ -216,13 +216,12 @@ def _export_record(loaded: LoadedCheckpoint, folder: Path, opset: int, started: 
 
 
 def _result(out: Path, loaded: LoadedCheckpoint, planned: Planned | None, started: float) -> ExportResult:
-    half = out / names.FP16_GRAPH
     return ExportResult(
         bundle=out,
         task=loaded.model.task,
         planned=planned,
-        bytes_fp32=(out / names.FP32_GRAPH).stat().st_size,
-        bytes_fp16=half.stat().st_size if planned else 0,
+        bytes_fp32=size_of(out / names.FP32_GRAPH),
+        bytes_fp16=size_of(out / names.FP16_GRAPH) if planned else 0,
         seconds=time.monotonic() - started,
         remarks=tuple(loaded.remarks()),
     )

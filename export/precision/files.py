@@ -26,6 +26,12 @@ def stored_size(graph: ModelProto) -> int:
     return weights if weights > ONE_FILE else int(graph.ByteSize())
 
 
+def size_of(file: Path) -> int:
+    """The bytes of a graph's file and of the weights that `write_graph` put beside it."""
+    data = file.with_name(f"{file.name}.data")
+    return file.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+
+
 def write_graph(graph: ModelProto, target: Path, *, one_file: int = ONE_FILE) -> list[Path]:
     """Writes a graph, whole or not at all; what is too large for one file has its weights in `TARGET.data`.
 
