@@ -95,13 +95,13 @@ def run_stage(stage: Stage, folder: Path) -> tuple[Measured, dict[str, Any]]:
     return done, json.loads(done.stdout)
 
 
-def measure(name: str, folder: Path) -> dict[str, Any]:
+def measure(name: str, config: BertConfig, folder: Path) -> dict[str, Any]:
     """All stages one after the other; the results file's content without its provenance.
 
     Errors: StageFailed.
     """
     say(f"{name}: making the checkpoint (not measured)")
-    make_checkpoint(folder / "checkpoint", MODELS[name])
+    make_checkpoint(folder / "checkpoint", config)
     seconds, memory, told = {}, {}, {}
     for stage in STAGES:
         done, told[stage.name] = run_stage(stage, folder)
@@ -158,7 +158,7 @@ def main() -> int:
     out = arguments.out or REPOSITORY / "benchmarks" / "results" / f"pipeline{suffix}.json"
     try:
         with tempfile.TemporaryDirectory(prefix="bertmp-pipeline-") as folder:
-            results = measure(arguments.model, Path(folder))
+            results = measure(arguments.model, MODELS[arguments.model], Path(folder))
     except StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

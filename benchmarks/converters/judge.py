@@ -29,8 +29,9 @@ def measure(graph: str, data: str, stride: int, out: str, reference: str = "") -
     Args:
         reference: the FP32 graph's logits, a file that this function wrote; empty for the FP32 graph itself.
 
-    Returns: `texts`, and against the reference `max_error` (None where a logit is not finite), `label_flips`
-        (texts whose label differs, those without a finite answer included) and `not_finite`.
+    Returns: `texts`, and against the reference `max_error` and `mean_error` of the logits (None where one is
+        not finite), `label_flips` (texts whose label differs, those without a finite answer included) and
+        `not_finite`.
     """
     logits = answers(Path(graph), Path(data), stride)
     np.save(out, logits)
@@ -39,9 +40,11 @@ def measure(graph: str, data: str, stride: int, out: str, reference: str = "") -
     wanted = np.load(reference)
     finite = np.isfinite(logits).all(axis=1)
     flips = ~finite | (logits.argmax(axis=1) != wanted.argmax(axis=1))
+    errors = np.abs(logits - wanted) if finite.all() else None
     return {
         "texts": len(logits),
-        "max_error": float(np.abs(logits - wanted).max()) if finite.all() else None,
+        "max_error": None if errors is None else float(errors.max()),
+        "mean_error": None if errors is None else float(errors.mean()),
         "label_flips": int(flips.sum()),
         "not_finite": int((~finite).sum()),
     }

@@ -69,7 +69,7 @@ def row(tool: Tool, subject: Subject, data: Path, scratch: Path, threads: int) -
         if (source := subject.graph.parent / name).is_file():
             (target.parent / name).symlink_to(source)
     found: dict[str, Any] = {
-        **dict.fromkeys(("size_ratio", "casts", "max_error", "label_flips", "seconds")),
+        **dict.fromkeys(("size_ratio", "casts", "max_error", "mean_error", "label_flips", "seconds")),
         "loads": False,
     }
     try:
