@@ -5,6 +5,7 @@
 #   make test         lint, types and tests
 #   make bench-train  fine-tuning and pre-training against the usual way: benchmarks/results/train.json
 #   make bench-precision  FP16 conversion against other converters: benchmarks/results/precision.json
+#   make bench-pipeline  time and memory from checkpoint to engine: benchmarks/results/pipeline.json
 #   make test-gpu     the tests that need CUDA; from a plain checkout with whatever PYTHON has,
 #   make bench-gpu    its benchmark: benchmarks/results/gpu.json; neither installs or fetches anything
 #
@@ -29,7 +30,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRAS)
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup triton data quickstart test bench-train bench-precision test-gpu bench-gpu lint clean
+.PHONY: help setup triton data quickstart test bench-train bench-precision bench-pipeline test-gpu bench-gpu lint clean
 
 # $(call stage,TITLE,COMMAND): runs it between two lines that say what it is and how long it took.
 define stage
@@ -77,6 +78,9 @@ bench-train: data
 
 bench-precision: data
 	$(call stage,conversion against other converters,$(BIN)/python -m benchmarks.precision $(BENCH_OPTIONS))
+
+bench-pipeline: $(INSTALLED)
+	$(call stage,from checkpoint to engine,$(BIN)/python -m benchmarks.pipeline $(BENCH_OPTIONS))
 
 # Without a GPU both say so in one line and leave with 4, which make reports and turns into its own code 2.
 test-gpu:

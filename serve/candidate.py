@@ -13,6 +13,7 @@ from typing import Any
 from bertmp.errors import GateFailed, InputError
 from bertmp.export import bundle as names
 from bertmp.export.bundle import Bundle
+from bertmp.export.engine import releases
 from bertmp.export.engine.profiles import parse_profile
 from bertmp.export.manifest import Manifest, StageRecord
 from bertmp.files import write_json
@@ -31,10 +32,25 @@ class Engine:
     Attributes:
         plan: its file.
         profiles: the number of its optimisation profiles.
+        version: the TensorRT that built it; empty where the manifest does not say.
+        version_compatible: whether later versions load it, too.
+        for_triton: the release that it was built for; None where none was named.
     """
 
     plan: Path
     profiles: int
+    version: str = ""
+    version_compatible: bool = False
+    for_triton: str | None = None
+
+    def require_release(self, name: str) -> None:
+        """Checks the engine against a Triton release.
+
+        Errors: InputError where the release is unknown or has another TensorRT.
+        """
+        if self.version:
+            release = releases.find_release(name)
+            releases.require_match(release, "tensorrt", self.version, self.version_compatible, str(self.plan))
 
 
 @dataclass(frozen=True)
@@ -124,7 +140,27 @@ def _engine(manifest: Manifest, bundle: Bundle) -> tuple[Engine | None, list[str
             bundle.folder / names.ENGINE,
             "build it anew with larger profiles",
         )
-    return Engine(bundle.folder / names.ENGINE, len(profiles)), []
+    results = built.results
+    engine = Engine(
+        bundle.folder / names.ENGINE,
+        len(profiles),
+        str(results.get("builder_version", "")),
+        bool(results.get("version_compatible")),
+        results.get("for_triton"),
+    )
+    _require_weights(results, engine)
+    if engine.for_triton is not None:
+        engine.require_release(engine.for_triton)
+    return engine, []
+
+
+def _require_weights(results: Mapping[str, Any], engine: Engine) -> None:
+    """Errors: InputError for an engine that Triton would run without its weights."""
+    if results.get("weights") == "stripped":
+        raise InputError(
+            "the engine is without its weights, and Triton does not put them back", engine.plan,
+            "build it with --weights full",
+        )  # fmt: skip
 
 
 def _profiles(built: StageRecord) -> list[str]:

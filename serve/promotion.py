@@ -9,9 +9,10 @@ from typing import Any
 
 from bertmp.errors import BertmpError, InputError
 from bertmp.export.bundle import Bundle
+from bertmp.export.engine.releases import release_of_server
 from bertmp.serve import repository as repositories
 from bertmp.serve import rollout, versions
-from bertmp.serve.candidate import Candidate, inspect
+from bertmp.serve.candidate import Candidate, Engine, inspect
 from bertmp.serve.configs import read_contract
 from bertmp.serve.repository import ModelFolders, numbered
 from bertmp.serve.transport import Transport, connect
@@ -46,7 +47,13 @@ class Deployment:
         return {**asdict(self), "notes": list(self.notes)}
 
 
-def deploy(bundle: Path, name: str, repository: Path = REPOSITORY, server: str | None = None) -> Deployment:
+def deploy(
+    bundle: Path,
+    name: str,
+    repository: Path = REPOSITORY,
+    server: str | None = None,
+    for_triton: str | None = None,
+) -> Deployment:
     """Writes a bundle as the newest version of a model, and brings it into service.
 
     An identical version that is live already stays as it is. Where the server cannot answer with the new
@@ -58,13 +65,20 @@ def deploy(bundle: Path, name: str, repository: Path = REPOSITORY, server: str |
         repository: the model repository; made where there is none.
         server: the HTTP or gRPC address of a Triton that serves this repository; without it, the version
             answers when the repository is served next.
+        for_triton: the release that serves the repository, e.g. `25.10`; without it the one that the engine
+            was built for, and the server's own where it runs engines.
 
-    Errors: InputError for a bundle that is stale or no classifier, for labels or inputs other than the
-    live version's, and for a dead server; GateFailed where parity did not pass or the server refuses it.
+    Errors: InputError for a bundle that is stale or no classifier, for an engine of another TensorRT than
+    the release has, for labels or inputs other than the live version's, and for a dead server; GateFailed
+    where parity did not pass or the server refuses it.
     """
     candidate = inspect(Bundle.open(Path(bundle)))
+    if for_triton is not None and candidate.engine is not None:
+        candidate.engine.require_release(for_triton)
     folders = ModelFolders(Path(repository), name)
     with _connected(server) as transport, folders.locked():
+        if transport is not None and candidate.engine is not None:
+            _require_servers_release(candidate.engine, folders, transport)
         folders.sweep()
         live = folders.live()
         if live is not None:
@@ -82,6 +96,22 @@ def _connected(server: str | None) -> Any:
     Errors: InputError where the server is dead: before anything is written.
     """
     return nullcontext() if server is None else connect(server)
+
+
+def _require_servers_release(engine: Engine, folders: ModelFolders, transport: Transport) -> None:
+    """Checks the engine against the server's own TensorRT, where the live version runs on it.
+
+    Errors: InputError where they differ. A server that is on its processor loads no engine, and one that has
+    not loaded the model yet says for itself whether it takes the engine.
+    """
+    serving = {entry["name"] for entry in transport.index() if entry.get("state") == "READY"}
+    if folders.encoder.name not in serving:
+        return
+    if transport.config(folders.encoder.name).get("platform") != "tensorrt_plan":
+        return
+    release = release_of_server(transport.server_version())
+    if release is not None:
+        engine.require_release(release.name)
 
 
 def _require_same_contract(folders: ModelFolders, candidate: Candidate) -> None:

@@ -113,6 +113,11 @@ class Transport:
         found = self._ask(model, lambda: self._client.get_model_config(model, **options))
         return dict(found["config"] if self._grpc else found)
 
+    def server_version(self) -> str:
+        """The server's own version, e.g. `2.62.0`."""
+        options = {"as_json": True} if self._grpc else {}
+        return str(self._ask("", lambda: self._client.get_server_metadata(**options)).get("version", ""))
+
     def index(self) -> list[dict[str, str]]:
         """Every model and version that the server knows: `name`, `version`, `state`, `reason`."""
         options = {"as_json": True} if self._grpc else {}

@@ -43,11 +43,18 @@ def _add_repository_commands(app: typer.Typer) -> None:
         name: Annotated[str, typer.Option(metavar="NAME", help="The model's name.")],
         repository: Repository = REPOSITORY,
         server: Server = None,
+        for_triton: Annotated[
+            str | None,
+            typer.Option(
+                metavar="25.10",
+                help="The Triton release that serves it; an engine that it cannot load is refused.",
+            ),
+        ] = None,
     ) -> Outcome:
         """Write a bundle as a model's newest version, and bring it into service or refuse it."""
         from bertmp.serve.promotion import deploy
 
-        result = deploy(bundle, name, repository, server)
+        result = deploy(bundle, name, repository, server, for_triton)
         return Outcome(result.to_json(), _deployment(result))
 
     @command(app, "rollback", example="bertmp rollback trec")

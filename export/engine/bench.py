@@ -109,7 +109,8 @@ def _measure(engine: Engine, shape: Shape, seconds: float) -> ShapeSpeed:
     batch = {name: np.ones((shape.batch, shape.length), np.int64) for name in engine.inputs}
     for _ in range(WARM_UP):
         engine(batch)
-    times, until = [], time.perf_counter() + seconds / 2
+    times: list[float] = []
+    until = time.perf_counter() + seconds / 2
     while not times or time.perf_counter() < until:
         started = time.perf_counter()
         engine(batch)

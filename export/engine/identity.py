@@ -12,6 +12,7 @@ from typing import Any
 
 from bertmp.errors import InputError
 from bertmp.export.engine.job import ENGINE_FILE, NETWORK_FILE
+from bertmp.export.engine.releases import loads_later
 from bertmp.export.engine.toolchain import runs_on
 from bertmp.files import read_json, sha256_file
 
@@ -26,6 +27,7 @@ class EngineFile:
         compute_capability: the GPUs that it is for.
         profiles: its profiles, as `MIN:OPT:MAX`, in their order.
         weights: `full`, `refittable` or `stripped`.
+        version_compatible: whether later versions load it, too.
     """
 
     path: Path
@@ -85,7 +87,7 @@ def require_runtime(engine: EngineFile, builder: str, version: str) -> None:
             f"the engine is of {engine.builder}, and {builder} is installed", engine.path,
             f"build it with --builder {builder}",
         )  # fmt: skip
-    later = engine.version_compatible and _major(engine.builder_version) == _major(version)
+    later = engine.version_compatible and loads_later(engine.builder_version, version)
     if engine.builder_version != version and not later:
         raise InputError(
             f"the engine is of {builder} {engine.builder_version}, and {version} is installed", engine.path,
@@ -108,7 +110,3 @@ def require_device(engine: EngineFile, name: str, capability: str) -> None:
             f"the engine is for compute capability {built_for}, and {name} has {capability}", engine.path,
             "build it on this machine",
         )  # fmt: skip
-
-
-def _major(version: str) -> str:
-    return version.split(".")[0]

@@ -110,7 +110,7 @@ def mismatch(release: Release, builder: str, version: str, version_compatible: b
     """
     if builder != "tensorrt":
         return f"no Triton release loads engines of {builder}"
-    if version == release.tensorrt or (version_compatible and _runs_on(version, release.tensorrt)):
+    if version == release.tensorrt or (version_compatible and loads_later(version, release.tensorrt)):
         return ""
     return f"Triton {release.name} has TensorRT {release.tensorrt}, and this is {version}"
 
@@ -128,7 +128,7 @@ def require_match(release: Release, builder: str, version: str, version_compatib
     )
 
 
-def _runs_on(built: str, runtime: str) -> bool:
+def loads_later(built: str, runtime: str) -> bool:
     """Whether a version-compatible engine of `built` runs on the later TensorRT `runtime`.
 
     NVIDIA promises it within a major version, and from 10 to 11.

@@ -54,7 +54,7 @@ class EngineStage:
         if reason:
             return NotRun(reason, proof=self.proof())
         engine = load_engine(place)
-        details = {
+        details: dict[str, object] = {
             "builder": f"{file.builder} {file.builder_version}",
             "gpu": engine.device.name,
             "profiles": list(file.profiles),

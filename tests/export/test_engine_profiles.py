@@ -13,6 +13,7 @@ from bertmp.export.engine.profiles import (
     axes_of,
     choose_profile,
     default_profiles,
+    gaps,
     parse_profile,
 )
 
@@ -78,3 +79,46 @@ def test_axes_follow_the_graph() -> None:
         axes_of(profile, (-1, 128), "input_ids")
     with pytest.raises(InputError, match="3 dimensions"):
         axes_of(profile, (-1, -1, 4), "pixels")
+
+
+def test_gaps_between_profiles_are_found() -> None:
+    def of(*texts: str) -> list[str]:
+        return gaps([parse_profile(text) for text in texts])
+
+    assert of("1x1:2x8:4x16") == []
+    assert of("1x1:2x8:4x16", "1x17:2x32:4x32") == []
+    assert of("1x1:2x8:4x16", "1x33:2x64:4x64") == ["batch 1-4, length 17-32"]
+    assert of("1x8", "4x8") == ["batch 2-3, length 8"]
+    assert of("1x1:2x8:4x16", "1x17:8x32:8x32") == ["batch 5-8, length 1-16"]
+    assert gaps(default_profiles(512, 32)) == []
+
+
+ranges = st.tuples(st.integers(1, 6), st.integers(1, 6)).map(sorted)
+
+
+@given(st.lists(st.tuples(ranges, ranges), min_size=1, max_size=4))
+def test_gaps_are_exactly_what_no_profile_holds(drawn: list[tuple[list[int], list[int]]]) -> None:
+    profiles = [Profile(Shape(b[0], n[0]), Shape(b[0], n[0]), Shape(b[1], n[1])) for b, n in drawn]
+    found = {
+        (batch, length)
+        for text in gaps(profiles)
+        for batches, lengths in [[part.split()[1] for part in text.split(", ")]]
+        for batch in _numbers(batches)
+        for length in _numbers(lengths)
+    }
+    hull = [
+        range(min(getattr(p.min, axis) for p in profiles), max(getattr(p.max, axis) for p in profiles) + 1)
+        for axis in ("batch", "length")
+    ]
+    expected = {
+        (batch, length)
+        for batch in hull[0]
+        for length in hull[1]
+        if not any(profile.holds(Shape(batch, length)) for profile in profiles)
+    }
+    assert found == expected
+
+
+def _numbers(text: str) -> range:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)

@@ -141,6 +141,26 @@ def test_a_stale_engine_is_refused(bundle: Path, tmp_path: Path) -> None:
         deploy(built, "trec", tmp_path / "repository")
 
 
+def test_an_engine_of_another_tensorrt_than_the_release_has_is_refused(bundle: Path, tmp_path: Path) -> None:
+    built = altered(bundle, tmp_path / "built")
+    (built / "engine").mkdir()
+    (built / names.ENGINE).write_bytes(b"an engine")
+    results = {"builder": "tensorrt", "builder_version": "10.13.3.9", "profiles": ["1x1:8x16:32x64"]}
+    with_stage(built, names.BUILD_ENGINE, results, [names.ENGINE])
+    with pytest.raises(
+        InputError, match=r"Triton 25\.12 has TensorRT 10\.14\.1\.48, and this is 10\.13\.3\.9"
+    ):
+        deploy(built, "trec", tmp_path / "repository", for_triton="25.12")
+    assert not (tmp_path / "repository").exists()
+    assert deploy(built, "trec", tmp_path / "repository", for_triton="25.10").version == 1
+    with_stage(built, names.BUILD_ENGINE, {**results, "for_triton": "25.08"}, [names.ENGINE])
+    with pytest.raises(InputError, match=r"Triton 25\.08 has TensorRT 10\.13\.2\.6"):
+        deploy(built, "trec", tmp_path / "repository")
+    with_stage(built, names.BUILD_ENGINE, {**results, "weights": "stripped"}, [names.ENGINE])
+    with pytest.raises(InputError, match="without its weights"):
+        deploy(built, "trec", tmp_path / "repository")
+
+
 def test_what_an_interrupted_deployment_left_goes(bundle: Path, other_bundle: Path, tmp_path: Path) -> None:
     deploy(bundle, "trec", tmp_path)
     (tmp_path / "trec_encoder/2").mkdir()  # its text version never appeared

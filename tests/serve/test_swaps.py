@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from bertmp.errors import BertmpError, GateFailed, InputError
+from bertmp.export import bundle as names
+from bertmp.export.engine.releases import release_of_server
 from bertmp.serve import deploy, models, rollback
 from bertmp.serve.client import Client
 from bertmp.serve.repository import numbered
-from tests.serve.bundles import altered, answer_in_process
+from bertmp.serve.transport import connect
+from tests.serve.bundles import altered, answer_in_process, with_stage
 from tests.serve.conftest import Served
 
 TEXTS = ["Who wrote Hamlet ?", "Where is the highest mountain of the world ?"]
@@ -115,6 +118,24 @@ def test_a_server_of_another_repository_is_found_out(served: Served, bundle: Pat
     with pytest.raises(GateFailed, match="is refused"):
         deploy(bundle, "elsewhere", tmp_path, served.running.grpc)
     assert numbered(tmp_path / "elsewhere") == []
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_server_on_its_processor_minds_no_engine(
+    served: Served, bundle: Path, tmp_path: Path, protocol: str
+) -> None:
+    """It says which release it is, and does not load the engine: no reason to refuse one of another."""
+    built = altered(bundle, tmp_path / "built")
+    (built / "engine").mkdir()
+    url = served.url(protocol)
+    with connect(url) as server:
+        release = release_of_server(server.server_version())
+    assert release is not None
+    for content in (b"an engine", b"another"):
+        (built / names.ENGINE).write_bytes(content)
+        results = {"builder": "tensorrt", "builder_version": "10.99.0.1", "profiles": ["1x1:8x16:32x64"]}
+        with_stage(built, names.BUILD_ENGINE, results, [names.ENGINE])
+        assert deploy(built, f"minds_{protocol}", served.repository, url).new
 
 
 def test_a_deployed_version_is_loaded_later(served: Served, bundle: Path) -> None:
