@@ -14,8 +14,9 @@ from bertmp.model.attention import MASKED, attend, merge_heads, split_heads
 WASTE, SMALL = 0.25, 256
 """A run of texts takes no further one where padding would be over this share of its tokens and this many."""
 
-STEP = 32
-"""Packed batches are brought to a multiple of this many tokens on a processor."""
+STEP, GRID = 32, 8
+"""On a processor, packed batches are brought to a multiple of `STEP` tokens, and runs to one of `GRID` texts
+and `GRID` tokens a text: see `Packed`."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Run:
 
     Attributes:
         first, last: their tokens are `[first, last)` of the batch.
-        rows, longest: how many texts, and the tokens of the longest.
-        slots: INT64 `[tokens]`, each token's place in the padded run; None where all lengths are equal.
-        bias: FP32 `[rows, 1, 1, longest]`, as in `Padded`; None where all lengths are equal.
+        rows, longest: how many texts, and how many tokens each is padded to.
+        slots: INT64 `[tokens]`, each token's place in the padded run; None where there is no padding.
+        bias: FP32 `[rows, 1, 1, longest]`, as in `Padded`; None where there is no padding.
     """
 
     first: int
@@ -41,6 +42,8 @@ class Run:
         """The run of texts of these lengths whose first token is number `first` of the batch."""
         sizes = torch.tensor(lengths)
         longest, last = max(lengths), first + sum(lengths)
+        if device.type == "cpu" and longest > 1:
+            longest += -longest % GRID
         if min(lengths) == longest:
             return cls(first, last, len(lengths), longest, None, None)
         kept = torch.arange(longest)[None] < sizes[:, None]
@@ -82,8 +85,9 @@ class Packed:
     Only attention scores are padded for a moment, run by run, on devices without a variable-length
     attention kernel. Texts never attend to each other.
 
-    On a processor every new number of tokens has the matrix library make, and keep, new kernels for each of
-    the products: 4 MB a step in a small BERT. So up to `STEP` - 1 tokens are added behind the texts.
+    On a processor every new shape has the matrix library make, and keep, a new kernel for the product: 4 MB
+    a step in a small BERT. So up to `STEP` - 1 tokens are added behind the texts, and the shapes of runs lie
+    on a grid.
 
     Attributes:
         lengths: tokens of each text.
@@ -116,7 +120,8 @@ class Packed:
         filler = -int(ends[-1]) % STEP if device.type == "cpu" else 0
         positions = F.pad(torch.arange(int(ends[-1])) - starts.repeat_interleave(sizes), (0, filler))
         bounds = F.pad(ends, (1, 0)).to(torch.int32)
-        cuts = split_by_length(lengths) if cuts is None else cuts
+        if cuts is None:
+            cuts = split_by_length(lengths, GRID if device.type == "cpu" else 1)
         runs = tuple(Run.of(int(starts[a]), lengths[a:b], device) for a, b in cuts)
         return cls(tuple(lengths), filler, positions.to(device), starts.to(device), bounds.to(device), runs)
 
@@ -224,17 +229,19 @@ class Narrowed:
         return hidden.index_select(0, self.order)
 
 
-def split_by_length(lengths: Sequence[int]) -> list[tuple[int, int]]:
+def split_by_length(lengths: Sequence[int], grid: int = 1) -> list[tuple[int, int]]:
     """Cuts a batch into runs `[a, b)` of texts in which padding to the longest wastes little.
 
     One long text would otherwise have every other one padded to its length. A run ends where the next text
-    would bring its padding over `WASTE` of its tokens and over `SMALL` tokens.
+    would bring its padding over `WASTE` of its tokens and over `SMALL` tokens; where it has no multiple of
+    `grid` texts yet, over `grid` times as many.
     """
     cuts, start, tokens, longest = [], 0, 0, 0
     for row, length in enumerate(lengths):
         padded = max(longest, length) * (row - start + 1)
         padding = padded - tokens - length
-        if row > start and padding > max(SMALL, WASTE * (tokens + length)):
+        small = SMALL if (row - start) % grid == 0 else grid * SMALL
+        if row > start and padding > max(small, WASTE * (tokens + length)):
             cuts.append((start, row))
             start, tokens, longest = row, 0, 0
         tokens, longest = tokens + length, max(longest, length)
