@@ -35,7 +35,8 @@ def add_commands(app: typer.Typer) -> None:
 
         from bertmp.export.precision.check.run import explain as run
 
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        errors = Console(stderr=True)
+        with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
             task = bar.add_task("running the texts", visible=calibration is not None)
             result = run(
                 graph,

@@ -12,12 +12,10 @@ from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.check.result import Finding, Tensor
 from bertmp.export.precision.check.view import FP16, View
 from bertmp.export.precision.sessions import LightGraph, lighten, open_session, run
+from bertmp.export.precision.settings import HEADROOM
 from bertmp.export.precision.types import FLOAT, LOW_TYPES
 
 Progress = Callable[[int, int], None]
-
-HEADROOM = 4.0
-"""What the planner wants, too."""
 
 _SUBNORMAL = 0.25
 _ENDS = ("max", "min", "small", "zero", "size")

@@ -6,10 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import onnx
-from google.protobuf.message import DecodeError
-from onnx import ModelProto
-
 from bertmp.errors import InputError
 from bertmp.export.precision.calibration import Calibration, read_calibration
 from bertmp.export.precision.check.casts import cast_findings, count_casts
@@ -19,6 +15,7 @@ from bertmp.export.precision.check.result import SEVERITIES, Block, Explanation,
 from bertmp.export.precision.check.structure import structure_findings
 from bertmp.export.precision.check.view import FP16, View
 from bertmp.export.precision.check.weights import block_weights, weigh, weight_findings
+from bertmp.export.precision.reading import load_graph, name_nodes
 from bertmp.export.precision.types import opset_of
 
 
@@ -42,7 +39,8 @@ def explain(
         be read or do not fit the graph's inputs.
     """
     path = Path(graph)
-    model = read_any_graph(path)
+    model = load_graph(path)
+    name_nodes(model)
     texts = read_calibration(calibration, tokenizer or path.parent, model) if calibration else None
     view = View.of(model)
     tensors, trouble = _measured(view, texts, progress) if texts else ((), [])
@@ -68,30 +66,6 @@ def explain(
         findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
         calibration=_about(texts) if texts else None,
     )
-
-
-def read_any_graph(path: Path) -> ModelProto:
-    """Reads an ONNX file of any types and names its nameless nodes.
-
-    Errors: InputError where it is missing, cannot be parsed, or lacks its external data.
-    """
-    if not path.is_file():
-        raise InputError("no such graph", path, "check the path")
-    try:
-        model = onnx.load(path)
-    except (DecodeError, ValueError) as error:
-        raise InputError("not an ONNX graph, or a truncated one", path, "get the file again") from error
-    except (OSError, onnx.checker.ValidationError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"its external data cannot be read ({first})", path, "put it beside it") from error
-    if not model.graph.node:
-        raise InputError("not an ONNX graph: it has no nodes", path, "name an ONNX file")
-    taken: set[str] = set()
-    for number, node in enumerate(model.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{number}"
-        taken.add(node.name)
-    return model
 
 
 def _measured(view: View, texts: Calibration, progress: Progress) -> tuple[tuple[Tensor, ...], list[Finding]]:
