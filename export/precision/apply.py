@@ -168,11 +168,11 @@ class _Conversion:
         """Weights are stored in the type of their readers; read in both types, they are stored in both."""
         if (name, kind) not in self.stored:
             other = FLOAT if kind != FLOAT else self.low.element
-            taken = (name, other) in self.stored or (name in self.outputs and kind != FLOAT)
+            first = (name, other) not in self.stored
+            keeps = kind == FLOAT if name in self.outputs else first
             label = "fp32" if kind == FLOAT else self.low.name
-            self.stored[name, kind] = self._tensor(
-                self.weights[name], name, kind, f"{name}/{label}" if taken else name
-            )
+            stored = self._tensor(self.weights[name], name, kind, name if keeps else f"{name}/{label}")
+            self.stored[name, kind] = stored
         return self.stored[name, kind].name
 
     def _tensor(self, tensor: TensorProto, owner: str, kind: int, name: str) -> TensorProto:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from bertmp.export.precision.rules.base import Rule, Strength
 from bertmp.export.precision.rules.operators import (
+    FeedsDecomposedNorm,
     Foreign,
     NoLowForm,
     Normalisation,
@@ -34,6 +35,7 @@ def standard_rules(pins: Sequence[str] = (), rewritten: Collection[str] = ()) ->
     rules: tuple[Rule, ...] = (
         Normalisation(),
         Softmax(),
+        FeedsDecomposedNorm(),
         Foreign(),
         Quantised(),
         NoLowForm(),

@@ -10,8 +10,8 @@ from bertmp.export.precision.facts import GraphFacts
 from bertmp.export.precision.plan import Reason
 
 Strength = Literal["must", "principle", "judged"]
-"""How a rule's verdict may be lifted: never (the graph would be wrong), when the user asks for it, or also
-where the measured error allows it."""
+"""How a rule's verdict may be lifted: never (the graph would be wrong, or may be on other texts), when the
+user asks for it, or also where the measured error allows it."""
 
 
 class Rule(Protocol):

@@ -41,6 +41,29 @@ class Normalisation:
 
 
 @dataclass(frozen=True)
+class FeedsDecomposedNorm:
+    """The sum before a decomposed normalisation: a cast must not stand between them.
+
+    ONNX Runtime fuses the normalisation together with a cast before it, and from opset 17 on refuses the
+    result: its input is then low, its scale FP32.
+    """
+
+    strength: Strength = "must"
+
+    def reason(self, node: NodeProto, facts: GraphFacts) -> Reason | None:
+        if facts.opset < 17 or node.op_type != "Add" or node.name in facts.norms:
+            return None
+        for reader in facts.wiring.readers.get(node.output[0], ()):
+            if reader.op_type == "ReduceMean" and reader.name in facts.norms:
+                return Reason(
+                    "feeds-normalisation",
+                    f"writes what {facts.norms[reader.name]} normalises; ONNX Runtime refuses a cast "
+                    "between them",
+                )
+        return None
+
+
+@dataclass(frozen=True)
 class Softmax:
     """Softmax exponentiates and sums: FP16 has 11 bits for terms that differ by orders of magnitude."""
 

@@ -97,7 +97,7 @@ class BeyondHeadroom:
     """
 
     rewritten: frozenset[str] = frozenset()
-    strength: Strength = "principle"
+    strength: Strength = "must"
 
     def reason(self, node: NodeProto, facts: GraphFacts) -> Reason | None:
         if not facts.largest:
