@@ -30,6 +30,8 @@ def check_builder(tools: Toolchain, settings: Settings, device: Device | None) -
             settings.version_compatible, f"--for-triton {settings.for_triton}",
         )  # fmt: skip
     tools.refuse_unsupported(vars(settings), gpu=device is not None)
+    if device is not None:
+        tools.require_driver(device)
 
 
 def check_targets(layers: Sequence[Layer], job: Job) -> None:
@@ -104,13 +106,14 @@ def describe(
         "weights": settings.weights,
         "profiles": [str(profile) for profile in profiles],
         "memory": memory.to_json(),
-        "remarks": remarks(profiles, settings),
+        "remarks": remarks(tools, profiles, settings),
     }
 
 
-def remarks(profiles: Sequence[Profile], settings: Settings) -> list[str]:
+def remarks(tools: Toolchain, profiles: Sequence[Profile], settings: Settings) -> list[str]:
     """What is allowed and may yet surprise."""
-    found = [f"no profile holds {gap}: such requests are padded or refused" for gap in gaps(profiles)]
+    found = tools.without_effect(vars(settings))
+    found += [f"no profile holds {gap}: such requests are padded or refused" for gap in gaps(profiles)]
     if settings.weights == "stripped":
         found.append("the engine is without its weights: it runs once they are put back on the GPU")
     return found

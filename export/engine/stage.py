@@ -19,6 +19,8 @@ from bertmp.files import read_json
 
 OUTPUT = "logits"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+STEP = 8
+"""Batches are as long as a multiple of this many tokens: each shape is prepared once, so few are better."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def plan_batches(lengths: Sequence[int], profiles: Sequence[Profile]) -> Iterato
         profile = min(fitting, key=lambda one: one.max.length)
         rows = [row for row in order[: profile.max.batch] if lengths[row] <= profile.max.length]
         order = order[len(rows) :]
-        length = max(lengths[rows[-1]], profile.min.length)
+        rounded = -(-lengths[rows[-1]] // STEP) * STEP
+        length = min(max(rounded, profile.min.length), profile.max.length)
         yield rows, Shape(max(len(rows), profile.min.batch), length)
 
 

@@ -53,6 +53,15 @@ _NEEDS_GPU: Mapping[str, Mapping[str, str]] = {
 }
 """Settings that a builder has where it finds a GPU alone, and why."""
 
+_WITHOUT_EFFECT: Mapping[str, Mapping[str, str]] = {
+    "tensorrt": {},
+    "tensorrt-rtx": {
+        "optimization_level": "TensorRT-RTX takes --optimization-level, and was seen to build the same "
+        "engine at every level",
+    },
+}
+"""Settings that a builder takes and that change nothing, and how that is known."""
+
 _CUDA_DRIVERS = {"11": "450", "12": "525", "13": "580"}
 """CUDA major → the oldest driver that runs its programs (NVIDIA: CUDA Compatibility, minor versions)."""
 
@@ -95,6 +104,23 @@ class Toolchain:
                     else f"{self.name} has no {option} without a GPU",
                     f"builder {self.name} {self.version}", reason,
                 )  # fmt: skip
+
+    def without_effect(self, settings: Mapping[str, object]) -> list[str]:
+        """What to say of the settings that were given and change nothing."""
+        reasons = _WITHOUT_EFFECT[self.name]
+        return [reason for name, reason in reasons.items() if settings.get(name) is not None]
+
+    def require_driver(self, device: Device) -> None:
+        """Checks that this machine's driver runs the CUDA that the builder needs to time kernels on it.
+
+        Errors: InputError where it does not.
+        """
+        if self.times_kernels and self.cuda and int(device.cuda.split(".")[0]) < int(self.cuda):
+            raise InputError(
+                f"{self.name} {self.version} needs CUDA {self.cuda}, and the driver runs CUDA {device.cuda}",
+                f"driver {device.driver or 'of an unknown version'}",
+                f"install driver {self.driver} or later, or a builder of CUDA {device.cuda.split('.')[0]}",
+            )  # fmt: skip
 
     @property
     def network_flags(self) -> int:

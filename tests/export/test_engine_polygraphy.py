@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bertmp.export import export
+from bertmp.export.bundle import FP16_GRAPH
 from bertmp.export.engine.build import build_engine
 from tests.export.engine_graphs import save_graph
 
@@ -41,9 +43,10 @@ def polygraphy(*arguments: object) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_polygraphy_sees_the_same_layers(tmp_path: Path) -> None:
-    graph = save_graph(tmp_path / "encoder.onnx", layers=2)
-    ours = build_engine(graph, builder="tensorrt-rtx", profiles=["1x1:2x8:4x16"])
+def test_polygraphy_sees_the_same_layers(tiny: Path, tmp_path: Path) -> None:
+    export(tiny, tmp_path / "bundle", task="encoder")
+    graph = tmp_path / "bundle" / FP16_GRAPH
+    ours = build_engine(tmp_path / "bundle", builder="tensorrt-rtx", profiles=["1x1:2x8:4x16"])
     done = polygraphy("-c", COUNT, graph)
     assert done.returncode == 0, done.stderr
     theirs = json.loads(done.stdout.splitlines()[-1])
