@@ -38,6 +38,7 @@ class Subject:
         graph: the FP32 graph.
         reference: its logits, as judge.py keeps them.
         stride: every how many texts one is asked.
+        few_reference, few_stride: the same for the slower judgement with every FP16 tensor rounded.
         size: `facts` of the FP32 graph.
     """
 
@@ -45,6 +46,8 @@ class Subject:
     graph: Path
     reference: Path
     stride: int
+    few_reference: Path
+    few_stride: int
     size: Mapping[str, Any]
 
 
@@ -77,14 +80,11 @@ def row(tool: Tool, subject: Subject, data: Path, scratch: Path, threads: int) -
         size = facts(target)
         found |= {"size_ratio": size["bytes"] / subject.size["bytes"], "casts": size["casts"]}
         found |= _without_memory(run_child("benchmarks.converters.loads", {"graph": str(target)}, threads))
-        judged = {
-            "graph": str(target),
-            "data": str(data),
-            "stride": subject.stride,
-            "out": str(scratch / "logits.npy"),
-            "reference": str(subject.reference),
-        }
-        found |= _without_memory(run_child("benchmarks.converters.judge", judged, threads))
+        judged = {"graph": str(target), "data": str(data), "out": str(scratch / "logits.npy")}
+        asked = {"stride": subject.stride, "reference": str(subject.reference)}
+        found |= _judge({**judged, **asked}, threads)
+        asked = {"stride": subject.few_stride, "reference": str(subject.few_reference)}
+        found["rounded"] = _judge({**judged, **asked, "rounded": True}, threads)
     except ChildFailed as error:
         found |= {"loads": False, "error": found.get("error") or _last_line(str(error))}
     return {"graph": subject.name, "tool": tool.name, **found}
@@ -95,6 +95,10 @@ def _convert(tool: Tool, subject: Subject, target: Path, threads: int) -> dict[s
     if tool.own_environment:
         return run_child(tool.module, arguments, threads, peers_python())
     return run_child(tool.module, arguments, threads)
+
+
+def _judge(arguments: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    return _without_memory(run_child("benchmarks.converters.judge", arguments, threads))
 
 
 def _without_memory(result: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from bertmp.cli.base import Outcome, command
 if TYPE_CHECKING:
     from bertmp.export.precision.check.result import Explanation
 
+_LOW = ("fp16", "bf16")
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
@@ -53,10 +54,10 @@ def show(console: Any, result: Explanation) -> None:
     made_by = f", made by {result.made_by}" if result.made_by else ""
     console.print(f"[bold]{result.graph}[/bold]: opset {result.opset}{made_by}; nodes: {nodes}")
     for kind, weights in result.weights.items():
-        below = "lie" if kind == "fp16" else "would lie"
+        below = "lie below its" if kind in _LOW else "would lie below FP16's"
         console.print(
             f"weights in {kind}: {weights.elements:,}, {weights.bytes / 1e6:.1f} MB, largest "
-            f"{weights.largest:.4g}; {weights.subnormal:.2%} {below} below FP16's smallest normal number"
+            f"{weights.largest:.4g}; {weights.subnormal:.2%} {below} smallest normal number"
         )
     console.print(_casts(result))
     for mask in result.masks:
@@ -94,7 +95,7 @@ def _table(result: Explanation) -> Any:
     for name in ("16-bit", "fp32", "weights", "largest", "headroom", "subnormal"):
         table.add_column(name, justify="right", no_wrap=True)
     for block in result.blocks:
-        low = sum(number for kind, number in block.nodes.items() if kind in ("fp16", "bf16"))
+        low = sum(number for kind, number in block.nodes.items() if kind in _LOW)
         table.add_row(
             block.name or "-",
             str(low),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -80,15 +81,19 @@ def test_the_fp32_graph_says_what_would_overflow(overflowing: Path, questions: Q
     assert "fp16" not in result.nodes
 
 
-def test_our_own_conversion_has_nothing_to_mend(questions: Questions, tmp_path: Path) -> None:
-    made = convert(questions.bundle / "model.onnx", tmp_path / "fp16.onnx")
+@pytest.mark.parametrize("to", ["fp16", "bf16"])
+def test_our_own_conversion_has_nothing_to_mend(
+    to: Literal["fp16", "bf16"], questions: Questions, tmp_path: Path
+) -> None:
+    made = convert(questions.bundle / "model.onnx", tmp_path / "low.onnx", to=to)
     result = explain(made.graph, calibration=questions.texts, tokenizer=questions.bundle)
     assert result.findings == ()
     assert result.casts.total == made.casts
     assert result.casts.spared == ()
     assert result.calibration is not None
     assert result.calibration["texts"] == 16
-    assert result.weights["fp16"].subnormal < 0.01
+    assert result.weights[to].subnormal < 0.01
+    assert any(tensor.type == to for tensor in result.tensors)
     assert all(block.headroom > 4 for block in result.blocks)
     assert [mask.survives for mask in result.masks] == [True]
 

@@ -11,7 +11,8 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.check.result import Finding, Tensor
 from bertmp.export.precision.check.view import FP16, View
-from bertmp.export.precision.sessions import LightGraph, lighten, open_session, run
+from bertmp.export.precision.evaluate import rounded
+from bertmp.export.precision.sessions import Feed, LightGraph, open_session, run
 from bertmp.export.precision.settings import HEADROOM
 from bertmp.export.precision.types import FLOAT, LOW_TYPES
 
@@ -23,7 +24,10 @@ _PREFIX = "explained/"
 
 
 def measure_tensors(view: View, calibration: Calibration, progress: Progress) -> tuple[Tensor, ...]:
-    """Runs the graph as it is and notes every floating-point tensor's extremes and small values.
+    """Runs the graph and notes every floating-point tensor's extremes and small values.
+
+    Each 16-bit tensor is rounded to its type and all arithmetic is FP32: what overflows becomes infinite,
+    whatever this machine's kernels would hide, and BF16 needs no kernels.
 
     Errors: InputError where ONNX Runtime does not load the graph or the texts do not fit its inputs.
     """
@@ -34,11 +38,12 @@ def measure_tensors(view: View, calibration: Calibration, progress: Progress) ->
         for name in node.output
         if name and view.kind(name) in ("fp32", *LOW_TYPES)
     ]
-    session = open_session(_with_measures(lighten(view.graph), names, view))
+    feeds = [_widened(feed) for feed in calibration.feeds]
+    session = open_session(_with_measures(rounded(view.graph), names, view))
     outputs = [f"{_PREFIX}{name}/{end}" for name in names for end in _ENDS]
     largest, counts = np.zeros(len(names)), np.zeros((len(names), 3))
-    for done, feed in enumerate(calibration.feeds):
-        progress(done, len(calibration.feeds))
+    for done, feed in enumerate(feeds):
+        progress(done, len(feeds))
         found = np.array(run(session, outputs, feed, calibration.file), np.float64).reshape(len(names), -1)
         ends = np.abs(found[:, :2])
         ends[np.isnan(ends)] = np.inf
@@ -48,11 +53,15 @@ def measure_tensors(view: View, calibration: Calibration, progress: Progress) ->
     return tuple(_tensor(name, view, float(largest[i]), counts[i]) for i, name in enumerate(names))
 
 
+def _widened(feed: Feed) -> Feed:
+    """16-bit inputs as the FP32 that they are in the arithmetic used here."""
+    low = [name for name, array in feed.items() if array.dtype.itemsize == 2 and array.dtype.kind in "fV"]
+    return {**feed, **{name: feed[name].astype(np.float32) for name in low}}
+
+
 def _tensor(name: str, view: View, largest: float, counts: np.ndarray) -> Tensor:
     small, zero, size = counts
     node, low = view.writers[name], view.low(name) or FP16
-    if view.low(name) and largest > low.largest:
-        largest = float("inf")  # the runtime computes in FP32 and showed the number before it was rounded
     return Tensor(
         name=name,
         node=node.name,
@@ -82,10 +91,9 @@ def _with_measures(light: LightGraph, names: list[str], view: View) -> LightGrap
 def _measure_one(graph: GraphProto, name: str, limit: str) -> None:
     at = f"{_PREFIX}{name}"
     steps: tuple[tuple[str, list[str], str, dict[str, Any]], ...] = (
-        ("Cast", [name], "fp32", {"to": FLOAT}),
-        ("ReduceMax", [f"{at}/fp32"], "max", {"keepdims": 0}),
-        ("ReduceMin", [f"{at}/fp32"], "min", {"keepdims": 0}),
-        ("Abs", [f"{at}/fp32"], "abs", {}),
+        ("ReduceMax", [name], "max", {"keepdims": 0}),
+        ("ReduceMin", [name], "min", {"keepdims": 0}),
+        ("Abs", [name], "abs", {}),
         ("Less", [f"{at}/abs", limit], "is_small", {}),
         ("Cast", [f"{at}/is_small"], "smalls", {"to": FLOAT}),
         ("ReduceSum", [f"{at}/smalls"], "small", {"keepdims": 0}),

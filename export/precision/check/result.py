@@ -42,8 +42,8 @@ class Weights:
     Attributes:
         tensors, elements, bytes: how many.
         largest: largest magnitude; infinite where one is.
-        subnormal: share of the values other than 0 that lie below FP16's smallest normal number; of FP32
-            weights, what would become of them.
+        subnormal: share of the values other than 0 that lie below their type's smallest normal number, of
+            FP32 weights FP16's.
         zero: share of zeros.
     """
 

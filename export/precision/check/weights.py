@@ -25,7 +25,8 @@ def weigh(view: View) -> dict[str, Weights]:
             continue
         elements = sum(value.size for value in values)
         zeros = sum(int(np.count_nonzero(value == 0)) for value in values)
-        small = sum(_below(value, FP16) for value in values)
+        low = LOW_TYPES.get(kind, FP16)
+        small = sum(_below(value, low) for value in values)
         found[kind] = Weights(
             tensors=len(values),
             elements=elements,
