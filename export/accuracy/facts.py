@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bertmp.export.accuracy.measures import finite
 from bertmp.export.bundle import BUILD_ENGINE, FP16_GRAPH, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
 from bertmp.export.manifest import tool_version
-from bertmp.export.precision.plan import NodePlan, PrecisionPlan
+from bertmp.export.precision.plan import NodePlan, PrecisionPlan, RangeRecord
 from bertmp.files import read_json
 
 _TOOLS = (
@@ -37,12 +38,14 @@ class RuleFacts:
         sentences: its reasons, each once, the most frequent first.
         ops: operator type → number of nodes.
         nodes: the nodes' names, with the module where it is known.
+        error: the largest that lowering some of them was measured to cause; None where none was measured.
     """
 
     rule: str
     sentences: tuple[str, ...]
     ops: Mapping[str, int]
     nodes: tuple[str, ...]
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ class BundleFacts:
         files: the files that its stages wrote.
         precisions: `fp16`, `fp32`, `integer` → number of nodes; empty without a plan.
         rules: why nodes stay FP32, rule by rule.
+        headroom: block → how many times its largest number fits into the low type; empty where no ranges
+            were known.
+        ranges: where the ranges are from, in words; empty as well.
         engine: the results that the engine's build recorded; empty without an engine.
         network: layer type → precision → number of layers of the engine; empty where it is not listed.
     """
@@ -70,6 +76,8 @@ class BundleFacts:
     files: tuple[FileFacts, ...] = ()
     precisions: Mapping[str, int] = field(default_factory=dict)
     rules: tuple[RuleFacts, ...] = ()
+    headroom: Mapping[str, float] = field(default_factory=dict)
+    ranges: str = ""
     engine: Mapping[str, Any] = field(default_factory=dict)
     network: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -84,7 +92,11 @@ class BundleFacts:
         return half / whole if half and whole else None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        plain = asdict(self)
+        plain["headroom"] = {block: finite(value) for block, value in self.headroom.items()}
+        for rule in plain["rules"]:
+            rule["error"] = finite(rule["error"]) if rule["error"] is not None else None
+        return plain
 
 
 def gather(bundle: Bundle) -> BundleFacts:
@@ -107,9 +119,16 @@ def gather(bundle: Bundle) -> BundleFacts:
         files=files,
         precisions=dict(Counter(node.precision for node in plan.nodes)) if plan else {},
         rules=_by_rule(plan.kept_fp32()) if plan else (),
+        headroom=dict(plan.ranges.blocks) if plan and plan.ranges else {},
+        ranges=_source(plan.ranges) if plan and plan.ranges else "",
         engine=dict(engine.results) if engine else {},
         network=_layers(read_json(network_file)) if engine and network_file.is_file() else {},
     )
+
+
+def _source(ranges: RangeRecord) -> str:
+    texts = f"{ranges.texts} texts of " if ranges.source == "calibration" else "what training recorded in "
+    return f"{texts}{ranges.file}"
 
 
 def _by_rule(nodes: list[NodePlan]) -> tuple[RuleFacts, ...]:
@@ -128,6 +147,7 @@ def _by_rule(nodes: list[NodePlan]) -> tuple[RuleFacts, ...]:
             ),
             ops=dict(Counter(node.op for node in members).most_common()),
             nodes=tuple(f"{node.name} ({node.module})" if node.module else node.name for node in members),
+            error=max((node.error for node in members if node.error is not None), default=None),
         )
         for rule, members in sorted(groups.items(), key=lambda item: -len(item[1]))
     )

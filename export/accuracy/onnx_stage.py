@@ -41,7 +41,12 @@ class OnnxStage:
         """
         if not self.graph.is_file():
             return NotRun(f"the bundle has no {self.graph.name}")
-        session = open_session(self.graph)
+        try:
+            session = open_session(self.graph)
+        except Exception as error:  # the runtime's own exceptions share no other base
+            if "NOT_IMPLEMENTED" not in str(error):
+                raise
+            return NotRun("ONNX Runtime has no kernels for the graph's 16-bit type on this machine")
 
         def answer(batch: Batch) -> np.ndarray:
             return np.asarray(session.run(["logits"], batch.feed())[0])

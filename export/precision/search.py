@@ -56,14 +56,13 @@ def search(
     run = _Search(planner, evaluator, progress)
     starts = run.starts()
     meets = [point for point in starts if point.found.within(max_error)]
-    bound = None
+    limit, bound = _Limit(max_error), None
     if meets:
         # Both need the same casts; a budget asks for the fewer FP32 nodes.
         at = min(meets, key=lambda point: len(point.plan.kept_fp32()))
     else:
         start = min(starts, key=lambda point: (point.found.flips, point.found.max_error))
-        at, bound = _raise(run, start, max_error, blocks)
-    limit = _Limit(max_error) if bound is None else _Limit.near(at.found)
+        at, limit, bound = _raise(run, start, limit, blocks)
     at = _drop(run, at, limit)
     progress(EVALUATIONS, EVALUATIONS)
     return run.settled(at, max_error, bound)
@@ -145,9 +144,12 @@ class _Search:
 
 
 def _raise(
-    run: _Search, start: _Point, max_error: float, blocks: Mapping[str, str]
-) -> tuple[_Point, str | None]:
-    """Raises the worst nodes, as few as the budget takes; and the node that bounds it where none suffice."""
+    run: _Search, start: _Point, limit: _Limit, blocks: Mapping[str, str]
+) -> tuple[_Point, _Limit, str | None]:
+    """Raises the worst nodes, as few as the limit takes.
+
+    Where none suffice: as few as come near what can be reached, and the node that bounds it.
+    """
     errors = _errors_alone(run, start.plan, blocks)
     fixed = _never_raised(run.planner)
     ranking = [name for name in errors if name not in fixed]
@@ -157,19 +159,19 @@ def _raise(
             name: Reason(
                 "search",
                 f"in {start.plan.target.upper()} it changes an output by {errors[name]:.2g} by itself, and "
-                f"{max_error:g} is all that is allowed",
-                {"error": errors[name], "max_error": max_error},
+                f"{limit.max_error:g} is all that is allowed",
+                {"error": errors[name], "max_error": limit.max_error},
             )
             for name in ranking[:number]
         }
         return run.point(start.prefer, reasons, (), f"raised {_listed(ranking[:number])}")
 
-    whole = raised(len(ranking))
-    limit, bound = _Limit(max_error), None
+    whole, bound, reachable = raised(len(ranking)), None, limit
     if not limit.met(whole.found):
-        limit = _Limit.near(whole.found)
+        reachable = _Limit.near(whole.found)
         bound = next((name for name in errors if name in fixed), ranking[0] if ranking else None)
-    return _fewest(len(ranking), raised, limit, {len(ranking): whole, 0: start}), bound
+    known = {len(ranking): whole, 0: start}
+    return _fewest(len(ranking), raised, reachable, known), reachable, bound
 
 
 def _errors_alone(run: _Search, plan: PrecisionPlan, blocks: Mapping[str, str]) -> dict[str, float]:
