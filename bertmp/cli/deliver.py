@@ -21,8 +21,8 @@ AllowFp16 = Annotated[
     list[str],
     typer.Option(
         metavar="PATTERN",
-        help="Let these nodes run in FP16 although they normalise, reduce, are a softmax or come near "
-        "overflow; may be repeated.",
+        help="Let these nodes run in FP16 although they normalise, reduce, are a softmax or read small "
+        "weights; may be repeated.",
     ),
 ]
 To = Annotated[str, typer.Option(metavar="fp16|bf16", help="The 16-bit type.")]
