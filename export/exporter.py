@@ -15,7 +15,7 @@ from bertmp.errors import InputError
 from bertmp.export import bundle as names
 from bertmp.export.graph import OPSET, export_graph
 from bertmp.export.manifest import Manifest, StageRecord, record
-from bertmp.export.precision.files import size_of, write_graph
+from bertmp.export.precision.files import save_graph, size_of
 from bertmp.export.precision.plan import Target
 from bertmp.export.precision.planning import Planned, Report, plan_precision
 from bertmp.export.precision.reading import check_graph
@@ -123,7 +123,7 @@ def export(
     with atomic_folder(Path(out)) as folder:
         report("tracing the model")
         graph = export_graph(loaded.model, opset)
-        write_graph(graph, folder / names.FP32_GRAPH)
+        save_graph(graph, folder / names.FP32_GRAPH)
         _write_companions(loaded, folder)
         manifest = Manifest().with_stage(names.EXPORT, _export_record(loaded, folder, opset, started))
         planned = None
@@ -144,7 +144,7 @@ def _convert(
         graph, settings, tokenizer=folder, trained=trained if trained.is_file() else None, report=report
     )
     check_graph(planned.graph, folder / names.FP16_GRAPH)
-    written = write_graph(planned.graph, folder / names.FP16_GRAPH)
+    written = save_graph(planned.graph, folder / names.FP16_GRAPH)
     planned.plan.save(folder / names.PLAN)
     ratio = size_of(folder / names.FP16_GRAPH) / size_of(folder / names.FP32_GRAPH)
     entry = record(

@@ -32,6 +32,17 @@ def size_of(file: Path) -> int:
     return file.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
+def save_graph(graph: ModelProto, target: Path) -> list[Path]:
+    """As `write_graph`, into a folder that itself comes to be whole or not at all."""
+    target = Path(target)
+    if stored_size(graph) <= ONE_FILE:
+        onnx.save(graph, target)
+        return [target]
+    data = target.with_name(f"{target.name}.data")
+    onnx.save(_externalised(graph, data.name, data), target)
+    return [target, data]
+
+
 def write_graph(graph: ModelProto, target: Path, *, one_file: int = ONE_FILE) -> list[Path]:
     """Writes a graph, whole or not at all; what is too large for one file has its weights in `TARGET.data`.
 
