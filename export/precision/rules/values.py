@@ -112,8 +112,8 @@ class BeyondHeadroom:
         does = "writes" if name in node.output else "reads"
         return Reason(
             "range",
-            f"{does} {name}, which reaches {largest:.4g} on real text: {facts.low.label} overflows at "
-            f"{facts.low.largest:.5g}, {headroom:.3g} times that, and {facts.headroom:g} times is wanted",
+            f"{does} {name}, which reaches {largest:.4g} on real text: {facts.low.label}'s largest number, "
+            f"{facts.low.largest:.5g}, is {headroom:.2g} times that, and {facts.headroom:g} times is wanted",
             {"largest": largest, "headroom": headroom, "wanted": facts.headroom},
         )
 
