@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -22,8 +24,8 @@ class Measured:
 
     Attributes:
         seconds: wall time, start of the interpreter included.
-        peak_memory_bytes: the largest sum of resident memory over the process and its descendants. Pages
-            that they share count once for each, so it is never too small for what was seen.
+        peak_memory_bytes: the largest sum of resident memory over the process and its descendants, looked
+            at every 20 ms; at least the most that one of them ever had. Shared pages count once for each.
         code: the exit status.
         stdout, stderr: what it printed.
     """
@@ -46,18 +48,15 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str] | None =
         watch = _Watch(child.pid)
         watch.start()
         try:
-            _, status, usage = os.wait4(child.pid, 0)
+            code = child.wait()
         finally:
             watch.stop()
         seconds = time.monotonic() - started
-        child.returncode = os.waitstatus_to_exitcode(status)
         texts = []
         for stream in (out, err):
             stream.seek(0)
             texts.append(stream.read())
-    # The kernel's own record is exact for the process itself, and catches what lies between two looks.
-    peak = max(watch.peak, usage.ru_maxrss * 1024)
-    return Measured(seconds, peak, child.returncode, texts[0], texts[1])
+    return Measured(seconds, watch.peak, code, texts[0], texts[1])
 
 
 class _Watch(threading.Thread):
@@ -79,15 +78,36 @@ class _Watch(threading.Thread):
 
 
 def _resident(pid: int) -> int:
+    """Bytes that the family has resident now, or the most that one of its members ever had."""
     try:
         process = psutil.Process(pid)
         family = [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return 0
-    total = 0
+    now = [0]
+    most = 0
+    commands: set[tuple[str, ...]] = set()
     for member in family:
         try:
-            total += member.memory_info().rss
+            command = tuple(member.cmdline())
+            if command in commands:  # just forked, and still in its parent's memory
+                continue
+            commands.add(command)
+            now.append(member.memory_info().rss)
+            most = max(most, _high_water(member.pid))
         except psutil.NoSuchProcess:  # ended between the two questions
             continue
-    return total
+    return max(sum(now), most)
+
+
+def _high_water(pid: int) -> int:
+    """The most that a process had resident since its program began; 0 where the system does not say.
+
+    The kernel's other record, `ru_maxrss`, also counts what the process was forked from.
+    """
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    match = re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0

@@ -25,15 +25,15 @@ TINY = BertConfig(
 
 
 def test_the_memory_of_children_counts() -> None:
-    hold = "x = bytearray(200 << 20); print(len(x))"
+    hold = "import time; x = bytearray(200 << 20); print(len(x)); time.sleep(0.2)"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}], check=True)"
     alone = run_measured([sys.executable, "-c", hold])
     nested = run_measured([sys.executable, "-c", child])
     assert alone.code == nested.code == 0
     assert nested.stdout.strip() == str(200 << 20)
     for found in (alone, nested):
-        assert 200 << 20 <= found.peak_memory_bytes < 400 << 20
-        assert found.seconds > 0
+        assert 200 << 20 <= found.peak_memory_bytes < 300 << 20
+        assert found.seconds > 0.2
 
 
 def test_a_command_that_fails_is_told_of() -> None:
