@@ -90,7 +90,7 @@ def add_commands(app: typer.Typer) -> None:
                 opset=opset,
                 keep_fp32=tuple(keep_fp32),
                 allow_fp16=tuple(allow_fp16),
-                to=to,  # type: ignore[arg-type]  (checked where it is used)
+                to=to,  # type: ignore[arg-type]
                 headroom=headroom,
                 calibration=calibration,
                 max_error=max_error,
@@ -129,7 +129,7 @@ def add_commands(app: typer.Typer) -> None:
                 target,
                 keep_fp32=tuple(keep_fp32),
                 allow_fp16=tuple(allow_fp16),
-                to=to,  # type: ignore[arg-type]  (checked where it is used)
+                to=to,  # type: ignore[arg-type]
                 headroom=headroom,
                 calibration=calibration,
                 tokenizer=tokenizer,
