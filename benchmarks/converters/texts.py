@@ -24,17 +24,18 @@ def feeds(folder: Path, data: Path, stride: int, inputs: Sequence[str]) -> Itera
     """Batches for a graph.
 
     Every `stride`-th text from short to long, 16 a batch, then the extremes: the shortest alone, the shortest
-    padded to 512, many texts joined to 512 tokens, and those two in one batch.
+    padded to the model's positions, many texts joined to as many tokens, and those two in one batch.
 
     Args:
-        folder: has the tokenizer.
+        folder: has the tokenizer and `config.json`.
         data: `label<TAB>text`.
         inputs: the names of the ids, the mask and the types.
     """
     from bertmp.data.readers import read_examples
+    from bertmp.files import read_json
     from bertmp.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder, read_json(folder / "config.json")["max_position_embeddings"])
     texts = read_examples(data).texts
     rows = sorted((row.input_ids for row in tokenizer.encode(texts[::stride])), key=len)
     longest = tokenizer.encode([" ".join(texts)])[0].input_ids  # cut at the model's positions

@@ -68,7 +68,7 @@ def row(tool: Tool, subject: Subject, data: Path, scratch: Path, threads: int) -
     target.parent.mkdir(exist_ok=True)
     for left in target.parent.iterdir():
         left.unlink()
-    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
+    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "config.json"):
         if (source := subject.graph.parent / name).is_file():
             (target.parent / name).symlink_to(source)
     found: dict[str, Any] = {
