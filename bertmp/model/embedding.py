@@ -87,6 +87,6 @@ class _LookUp(torch.autograd.Function):
         return F.embedding(ids, table)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         ids, table = ctx.saved_tensors
         return ctx.module.gradient(ids, upstream, table), None, None
