@@ -3,7 +3,9 @@
     mean = ReduceMean(x); d = x − mean; variance = ReduceMean(d²); y = d / √(variance + ε) · weight + bias
 
 with the variants in the wild: d·d or Pow(d, 2), division or multiplication with a reciprocal, Pow(·, ±0.5)
-for the root, a difference computed twice, and no mean at all (RMS normalisation).
+for the root, a difference computed twice, no mean at all (RMS normalisation), and Keras's folded form
+
+    scale = weight / √(variance + ε); y = x · scale + (bias − mean · scale)
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def _members(variance: NodeProto, square: NodeProto, writers: Writers, readers: 
     centred = square.input[0]
     difference = writers.get(centred)
     members = [square, variance]
-    deviations = {centred}
+    deviations, centre = {centred}, set()
     if difference is not None and difference.op_type == "Sub":
         mean = writers.get(difference.input[1])
         if mean is not None and mean.op_type == "ReduceMean" and mean.input[0] == difference.input[0]:
@@ -58,6 +60,7 @@ def _members(variance: NodeProto, square: NodeProto, writers: Writers, readers: 
             twins = [n for n in readers.get(mean.output[0], ()) if list(n.input) == list(difference.input)]
             members += [mean, *twins]
             deviations |= {twin.output[0] for twin in twins}
+            centre = {mean.input[0], mean.output[0]}
     root = _follow_root(variance, deviations, readers)
     last = root[-1] if root else variance
     quotients = [
@@ -65,8 +68,11 @@ def _members(variance: NodeProto, square: NodeProto, writers: Writers, readers: 
         for node in readers.get(last.output[0], ())
         if node.op_type in ("Div", "Mul") and deviations & set(node.input)
     ]
-    if not root or not quotients:
+    if not root:
         return []
+    if not quotients:
+        folded = _folded(last, centre, readers)
+        return members + root + folded if folded else []
     return members + root + quotients + [node for q in quotients for node in _affine(q, writers, readers)]
 
 
@@ -82,6 +88,25 @@ def _follow_root(variance: NodeProto, deviations: set[str], readers: Readers) ->
         chain.append(user)
         at = user
     return chain if any(node.op_type in ("Sqrt", "Pow") for node in chain) else []
+
+
+def _folded(root: NodeProto, centre: set[str], readers: Readers) -> list[NodeProto]:
+    """Keras's form behind the root: the scale, its products with x and the mean, and what adds them up.
+
+    Args:
+        centre: x and its mean; empty where there is no mean.
+    """
+    for scale in readers.get(root.output[0], ()):
+        products = [
+            node
+            for node in readers.get(scale.output[0], ())
+            if scale.op_type == node.op_type == "Mul" and centre & set(node.input)
+        ]
+        if len(products) == 2:
+            shifts = [user for node in products for user in readers.get(node.output[0], ())]
+            tail = [node for node in shifts if node.op_type in ("Sub", "Add")]
+            return [scale, *products, *{node.name: node for node in tail}.values()]
+    return []
 
 
 def _affine(quotient: NodeProto, writers: Writers, readers: Readers) -> list[NodeProto]:

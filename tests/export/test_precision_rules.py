@@ -81,6 +81,20 @@ class TestDecomposedNorms:
         plan = make_plan(self.graph("Pow", "Sqrt Div", mean=False)[0])
         assert "a decomposed RMS normalisation" in reason(plan, "n2_Pow", "normalisation").sentence
 
+    def test_the_folded_form(self) -> None:
+        g = Builder()
+        x, axis = g.node("Add", g.product("x"), "x"), g.constant([-1], np.int64)
+        mean = g.node("ReduceMean", x, axis)
+        difference = g.node("Sub", x, mean)
+        variance = g.node("ReduceMean", g.node("Mul", difference, difference), axis)
+        root = g.node("Reciprocal", g.node("Sqrt", g.node("Add", variance, g.constant(1e-12))))
+        scale = g.node("Mul", root, g.drawn(WIDTH))
+        shift = g.node("Sub", g.drawn(WIDTH), g.node("Mul", mean, scale))
+        graph = g.model(g.product(g.node("Add", g.node("Mul", x, scale), shift)))
+        rules = rules_of(make_plan(graph))
+        inside = [name for name, reasons in rules.items() if "normalisation" in reasons]
+        assert inside == [node.name for node in g.nodes[2:-1]]
+
     def test_a_mean_of_squares_alone_is_a_reduction(self) -> None:
         g = Builder()
         squares = g.node("Mul", "x", "x")
