@@ -37,10 +37,11 @@ def add_commands(app: typer.Typer) -> None:
         """Tokenise a corpus once; 'bertmp train pretraining --data STORE' then maps it into memory."""
         from bertmp.data.pretraining.prepare import prepare as run
         from bertmp.data.pretraining.progress import preparation_bar
+        from bertmp.ready.assets import downloaded
 
         result = run(
             data,
-            model,
+            downloaded(model),
             out,
             workers=workers,
             text_column=text_column,

@@ -127,6 +127,19 @@ def folder_of(name: str) -> Path:
     return home() / "assets" / name
 
 
+def downloaded(model: Path) -> Path:
+    """The folder of a model that may be given by the name it was downloaded under; any other path as it is.
+
+    Errors: InputError where it is such a name and was not downloaded.
+    """
+    if model.exists() or str(model) not in ASSETS:
+        return model
+    folder = folder_of(str(model))
+    if not folder.is_dir():
+        raise InputError("not downloaded", model, f"run 'bertmp download {model}'")
+    return folder
+
+
 def is_complete(asset: Asset, folder: Path) -> bool:
     """Whether `folder` holds the asset as its recipe made it, every byte checked."""
     try:

@@ -1,4 +1,4 @@
-"""Ctrl-C in training: held back until the step at hand is done."""
+"""Ctrl-C and a request to end (SIGTERM) in training: held back until the step at hand is done."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from types import FrameType
 
 @contextmanager
 def interrupt_between_steps() -> Iterator[Callable[[], bool]]:
-    """Notes the first Ctrl-C and says so when asked; a second one is not held back.
+    """Notes the first Ctrl-C or SIGTERM and says so when asked; a second one is not held back.
 
-    In the middle of a step weights and optimizer would not fit together.
+    In the middle of a step weights and optimizer would not fit together. SIGTERM is what batch systems send
+    before they take the machine away.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -26,8 +27,9 @@ def interrupt_between_steps() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -19,10 +19,10 @@ from bertmp.training.keeper import Keeper
 from bertmp.training.metrics import MetricsFile, StepLog
 from bertmp.training.objective import Objective
 from bertmp.training.optimizer import learning_rate, make_optimizer, set_learning_rate
-from bertmp.training.overflow import Action, Do, Memory, StepFacts, Watch, WatchSettings, event
+from bertmp.training.overflow import Action, Culprit, Do, Memory, StepFacts, Watch, WatchSettings, event
 from bertmp.training.parallel import World
 from bertmp.training.ranges import Ranges, recording
-from bertmp.training.replay import broken_weights, look_into
+from bertmp.training.replay import broken_weights, find_culprit, look_into
 from bertmp.training.settings import TrainSettings
 from bertmp.training.state import Position, State, States
 from bertmp.training.steps import Share, Steps
@@ -88,7 +88,7 @@ class Trainer:
         self.metrics = MetricsFile(None)
         if world.is_main:
             self.metrics = MetricsFile(settings.out / "metrics.jsonl", event_files(settings.out))
-        self.log = StepLog(self.metrics, settings.log_every, self.position)
+        self.log = StepLog(self.metrics, settings.log_every, self.total, self.position)
 
     def restore(self, state: State) -> None:
         """Takes over a saved state."""
@@ -211,17 +211,39 @@ class Trainer:
         )
 
     def _is_done(self) -> bool:
-        """Whether all steps are done; a last step that ruined the weights is one to go back from."""
+        """Whether all steps are done; a last step that ruined the weights is one to go back from.
+
+        Errors: TrainingStopped where every single step was left out.
+        """
         if self.position.step < self.total and not self._gives_up():
             return False
         culprit = broken_weights(self.objective, self.world)
+        if culprit is None and self.watch.memory.skipped:
+            culprit = self._broken_answers()
         if culprit is None:
+            self._require_progress()
             return True
         facts = StepFacts(math.nan, finite=False, culprit=culprit)
-        action = self.watch.observe(facts)
+        action = self.watch.refuse(facts)
         self._report(action, facts, self.scaler.value)
         self._go_back(action)
         return False
+
+    def _broken_answers(self) -> Culprit | None:
+        """Whether finite weights answer even the first step's texts with numbers that are not.
+
+        A run that ends with steps left out met bad texts there, or has exploded.
+        """
+        share = self.steps[0]
+        return find_culprit(self.gradients, share, self.gradients.tally(share), 0, lambda loss: loss)
+
+    def _require_progress(self) -> None:
+        if self.position.skipped >= self.position.step:
+            raise TrainingStopped(
+                "every step was left out: nothing was learnt",
+                f"step {self.position.step}",
+                "lower a fixed --loss-scale, raise --steps, or train in bf16 or fp32",
+            )
 
     def _evaluation_is_due(self) -> bool:
         step = self.position.step
@@ -270,4 +292,6 @@ class Trainer:
             self.watcher.say(
                 f"step {self.position.step} is saved; the same command with --resume goes on from it"
             )
+        else:
+            self.watcher.say(f"step {self.position.step} is not saved: --save-every N keeps states to resume")
         raise KeyboardInterrupt

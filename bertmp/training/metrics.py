@@ -56,14 +56,15 @@ class StepLog:
 
     Args:
         every: steps a line.
+        total: steps of the run; the last one has a line of its own.
         start: where the run stands now.
 
     Attributes:
         losses: those of the steps since the last line; the mean leaves out what is not finite.
     """
 
-    def __init__(self, metrics: MetricsFile, every: int, start: Position) -> None:
-        self._metrics, self._every, self._start = metrics, every, start
+    def __init__(self, metrics: MetricsFile, every: int, total: int, start: Position) -> None:
+        self._metrics, self._every, self._total, self._start = metrics, every, total, start
         self.losses: list[float] = []
 
     def restart(self, start: Position, losses: Sequence[float]) -> None:
@@ -74,7 +75,7 @@ class StepLog:
         """Takes one step's loss, and writes a line where one is due."""
         if math.isfinite(loss):
             self.losses.append(loss)
-        if position.step % self._every:
+        if position.step % self._every and position.step != self._total:
             return
         seconds = position.seconds - self._start.seconds
         self._metrics.write(

@@ -180,6 +180,10 @@ class Watch:
             return Action(Do.SKIP, cause)
         return self._escalate(f"{self.memory.skipped} steps in a row were not finite: {cause}")
 
+    def refuse(self, facts: StepFacts) -> Action:
+        """What to do about an end of the run with weights that are of no use: skipping mends none."""
+        return self._escalate(_cause(facts))
+
     def went_back(self) -> None:
         """Notes that the run stands at its last good state again, and lowers the learning rate."""
         memory = self.memory

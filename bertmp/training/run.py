@@ -16,6 +16,7 @@ import torch
 from bertmp.errors import InputError
 from bertmp.model.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from bertmp.model.heads import Head, LossOptions
+from bertmp.ready.assets import downloaded
 from bertmp.tokenizer import Tokenizer
 from bertmp.training.amp import Policy, Scaling
 from bertmp.training.evaluate import Evaluation, evaluate
@@ -96,14 +97,16 @@ def train(
     """Trains a model and writes `out/final`, `out/metrics.jsonl` and `out/config.toml`.
 
     Args:
-        task, data, model, out: see `TrainSettings`, which also names every further option.
+        task, data, model, out: see `TrainSettings`, which also names every further option. `model` may
+            also be the name of a downloaded one.
         resume: goes on from the newest state in `out/steps`; from the beginning where there is none.
 
     Errors: InputError for bad settings, data or checkpoint; TrainingStopped where gradients stay
     non-finite.
     """
     with join() as processes:
-        settings = TrainSettings(task=task, data=Path(data), model=Path(model), out=Path(out), **options)
+        source = downloaded(Path(model))
+        settings = TrainSettings(task=task, data=Path(data), model=source, out=Path(out), **options)
         world = processes.arrange(settings.data_parallel, settings.tensor_parallel, settings.shard)
         shown = progress if progress and world.is_main else _unwatched
         result = _train(settings, world, resume, shown)
@@ -132,14 +135,14 @@ def _train(settings: TrainSettings, world: World, resume: bool, progress: Progre
         trainer.on_best = lambda head: save_checkpoint(
             settings.out / "best", head, loaded.config, loaded.tokenizer
         )
-    notes = _resume(trainer) if resume else []
+    notes = _resume(trainer) if resume else _replaced(trainer)
     world.wait()
     if world.is_main:
         _prepare(settings, resume)
     world.wait()
     with progress(trainer.total, trainer.position.step) as watcher:
         trainer.watcher = watcher
-        for line in (*notes, *_remarks(loaded, train_data.truncated, policy)):
+        for line in (*notes, *_remarks(loaded, train_data.truncated, policy, settings)):
             watcher.say(line)
         evaluation = trainer.train()
     checkpoint = settings.out / "final"
@@ -165,6 +168,14 @@ def _resume(trainer: Trainer) -> list[str]:
         return [*notes, "no state to resume from: starting from the beginning"]
     trainer.resume(state)
     return [*notes, f"resuming after step {trainer.position.step}"]
+
+
+def _replaced(trainer: Trainer) -> list[str]:
+    """What there is to say where a new run takes the place of one that could be resumed."""
+    newest = trainer.keeper.states.newest_step()
+    if newest is None:
+        return []
+    return [f"the states of an earlier run, up to step {newest}, are replaced; --resume goes on from them"]
 
 
 def _loss_options(settings: TrainSettings, task: Task) -> LossOptions:
@@ -220,11 +231,15 @@ def _ranges(trainer: Trainer, trained: Head) -> dict[str, Any]:
     return to_json(ranges, str(Path(settings.eval_data or settings.data).resolve()), world)
 
 
-def _remarks(loaded: LoadedCheckpoint, truncated: int, policy: Policy) -> Iterator[str]:
+def _remarks(
+    loaded: LoadedCheckpoint, truncated: int, policy: Policy, settings: TrainSettings
+) -> Iterator[str]:
     """What the user should know before the run begins."""
     yield from loaded.remarks()
     if truncated:
         yield f"{truncated} training texts are longer than the model takes and were cut"
+    if settings.loss_scale != "dynamic" and policy.mode != "fp16":
+        yield f"--loss-scale has no part in {policy.mode}, whose range is that of FP32"
     yield f"training in {policy.mode} on {policy.device}"
 
 

@@ -131,6 +131,7 @@ class TrainSettings:
         self._require(0 < self.mask_rate < 1, "mask_rate", "give a share between 0 and 1")
         self._require(0 <= self.short_rate <= 1, "short_rate", "give a share from 0 to 1")
         self._require(0 <= self.label_smoothing < 1, "label_smoothing", "give a share from 0 to below 1")
+        self._require(self.accumulate <= self.batch_size, "accumulate", "give at most the batch size")
         if self.label_smoothing and self.task in ("regression", "pretraining"):
             raise InputError(f"{self.task} has no --label-smoothing", "--label-smoothing", "leave it out")
         self._require(self.label_separator != "", "label_separator", "give one character or more")

@@ -103,6 +103,11 @@ class States:
         """The newest whole state that was saved while nothing was amiss, and its folder."""
         return next(((folder, state) for folder, state in self._whole(warn) if state.good), None)
 
+    def newest_step(self) -> int | None:
+        """The step of the newest state, whole or not; None where there is none."""
+        folders = self._newest_first()
+        return int(folders[0].name.rpartition("-")[2]) if folders else None
+
     def drop_after(self, step: int) -> None:
         """Removes the states of later steps."""
         for folder in self._newest_first():

@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from bertmp import train
-from bertmp.errors import InputError
+from bertmp.errors import InputError, TrainingStopped
 from bertmp.model.batch import Batch
 from bertmp.model.checkpoint import load_checkpoint
 from bertmp.model.heads import LossOptions, SequenceClassifier
@@ -177,7 +177,10 @@ def test_resume_without_a_state_starts_from_the_beginning_and_says_so(
     assert "no state to resume from" in done.stderr
 
 
-def test_ctrl_c_saves_a_state_and_leaves_with_130(data: Path, tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_end_saves_a_state_and_leaves_with_130(
+    number: signal.Signals, data: Path, tiny: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     command = [
         *(sys.executable, "-m", "bertmp", "train", "classification", "--data", data, "--model", tiny),
@@ -199,7 +202,7 @@ def test_ctrl_c_saves_a_state_and_leaves_with_130(data: Path, tiny: Path, tmp_pa
         metrics = out / "metrics.jsonl"
         while process.poll() is None and not (metrics.is_file() and metrics.read_text().count("\n") >= 3):
             pass
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -226,6 +229,40 @@ def test_weights_that_are_not_finite_stop_the_run_with_code_3(
         "error: a weight of bert.encoder.layer.1.output.dense is not finite (step 1): no good state was saved"
     )
     assert not (tmp_path / "run" / "final").exists()
+
+
+def test_a_run_that_ends_in_ruins_is_stopped_with_code_3(
+    data: Path, tiny: Path, tmp_path: Path, run_bertmp: RunBertmp
+) -> None:
+    done = run_bertmp(
+        *("train", "classification", "--data", data, "--model", tiny, "--out", tmp_path / "run"),
+        *("--learning-rate", "1e30", "--warmup", "0", "--steps", "2"),
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: the output of bert.")
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_a_run_that_takes_no_step_is_stopped(data: Path, tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped, match="every step was left out: nothing was learnt"):
+        run(data, tiny, tmp_path / "run", steps=2, precision="fp16", loss_scale="1e30")
+
+
+def test_a_new_run_says_that_it_replaces_states(
+    data: Path, tiny: Path, tmp_path: Path, run_bertmp: RunBertmp
+) -> None:
+    command = ("train", "classification", "--data", data, "--model", tiny, "--out", tmp_path / "run")
+    run(data, tiny, tmp_path / "run", steps=4, save_every=2)
+    done = run_bertmp(*command, "--steps", "1")
+    assert done.returncode == 0
+    assert "up to step 4, are replaced; --resume goes on from them" in " ".join(done.stderr.split())
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1]
+
+
+def test_a_model_that_is_not_downloaded(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERTMP_HOME", str(tmp_path / "home"))
+    with pytest.raises(InputError, match="not downloaded"):
+        run(data, Path("minilm"), tmp_path / "run", steps=1)
 
 
 def test_long_texts_are_cut_and_counted(tiny: Path, tmp_path: Path) -> None:
@@ -297,7 +334,7 @@ def test_a_label_that_training_never_saw(
     [
         ("--learning-rate", "0"), ("--learning-rate", "nan"), ("--batch-size", "0"), ("--epochs", "0"),
         ("--precision", "fp8"), ("--loss-scale", "-1"), ("--loss-scale", "much"), ("--warmup", "1"),
-        ("--max-length", "1000"), ("--steps", "many"),
+        ("--max-length", "1000"), ("--steps", "many"), ("--accumulate", "33"),
     ],
 )  # fmt: skip
 def test_bad_settings(
