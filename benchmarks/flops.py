@@ -1,6 +1,7 @@
 """The arithmetic that training must do, counted from the model's shape.
 
-Padding and recomputation are not work.
+Padding and recomputation are not work. The last block counts whole, although `bertmp train` leaves out what
+nobody reads of it.
 
 A matrix product of `[n, k]` by `[k, m]` is 2·n·k·m operations, and its backward pass twice that again.
 Activations, LayerNorm, softmax, embeddings and the optimizer are left out, as is usual.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from bertmp.files import read_json, sha256_file
 from bertmp.tokenizer import Encoded, Tokenizer
 
 TEXTS = 64
+BRIEF = 256
 _PADDED = 8
 _BATCH = 16
 _LONGEST = 4096
@@ -59,6 +60,21 @@ class Calibration:
     file: str
     sha256: str
     texts: int
+
+    def brief(self) -> Calibration:
+        """The smallest batches, of `BRIEF` tokens in all or a little more."""
+        chosen, tokens = [], 0
+        for number in sorted(range(len(self.feeds)), key=lambda each: self.masks[each].size):
+            if tokens >= BRIEF:
+                break
+            chosen.append(number)
+            tokens += self.masks[number].size
+        return replace(
+            self,
+            feeds=[self.feeds[number] for number in chosen],
+            masks=[self.masks[number] for number in chosen],
+            texts=sum(len(self.masks[number]) for number in chosen),
+        )
 
 
 @dataclass(frozen=True)

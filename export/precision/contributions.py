@@ -14,10 +14,14 @@ _NOT_LOWERED = frozenset(
 )
 """Rules whose nodes have no low form to be measured."""
 
+_EXTREME = frozenset(("range", "mask-constant", "constant-beyond-range"))
+"""Rules about overflow, which the largest texts meet first."""
+
 
 def with_errors(
     plan: PrecisionPlan,
     evaluator: Evaluator,
+    brief: Evaluator,
     blocks: Mapping[str, str],
     progress: Progress = lambda done, total: None,
 ) -> PrecisionPlan:
@@ -27,6 +31,7 @@ def with_errors(
     rounded by its neighbours' casts anyway, and a run for each would take hours.
 
     Args:
+        evaluator, brief: on all texts, for reasons that show in extremes alone; and on a few, for the others.
         blocks: node name → block.
 
     Errors: InputError where the texts do not fit the graph's inputs.
@@ -37,10 +42,11 @@ def with_errors(
             groups.setdefault((node.reasons[0].rule, blocks[node.name]), []).append(node)
     whole = all_fp32(plan)
     errors: dict[str, float] = {}
-    for done, members in enumerate(groups.values()):
+    for done, ((rule, _), members) in enumerate(groups.items()):
         progress(done, len(groups))
+        texts = evaluator if rule in _EXTREME else brief
         names = [node.name for node in members]
-        error = evaluator.measure(whole.with_precision(names, plan.target)).max_error
+        error = texts.measure(whole.with_precision(names, plan.target)).max_error
         errors.update(dict.fromkeys(names, error))
     progress(len(groups), len(groups))
     return replace(

@@ -2,8 +2,8 @@
 
 A tensor costs one cast where the node that writes it and those that read it do not all run in one type,
 however many read it. So the cheapest choice is a minimum cut through the graph, with the FP32 nodes on one
-side and the heavy products on the other; it is exact. Weights cost nothing: they are stored in the type of
-their readers.
+side and the heavy products on the other; it is exact. Weights need no cast: they are stored in the type of
+their readers, and a large one in one type where that is possible.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Atte
 
 BIG_WEIGHT = 65536
 """Readers of a weight of as many elements run low: in FP32 it would fill twice the memory."""
+
+TWICE = 8
+"""Casts that it is worth to store a weight once."""
+
+SMALL_WEIGHT = 1024
+"""Elements below which it is no matter."""
 
 INDIFFERENT = frozenset(("Cast", "Shape", "Size"))
 """Operators that read a tensor in whatever type it has: it is never cast for them."""
@@ -70,17 +76,12 @@ class Placement:
 
     def casts_if_low(self, name: str) -> int:
         """Casts if this one FP32 node ran low and all others as they do."""
-        now = sum(self._is_cut(net, self.fp32) for net in self._nets_of(name))
-        then = sum(self._is_cut(net, self.fp32 - {name}) for net in self._nets_of(name))
+        now = sum(is_cut(net, self.fp32) for net in self._nets_of(name))
+        then = sum(is_cut(net, self.fp32 - {name}) for net in self._nets_of(name))
         return self.casts + then - now
 
     def _nets_of(self, name: str) -> list[frozenset[str]]:
         return [self.nets[number] for number in self.of_node.get(name, ())]
-
-    @staticmethod
-    def _is_cut(net: frozenset[str], fp32: frozenset[str]) -> bool:
-        above = sum(name in fp32 or name == OUTSIDE for name in net)
-        return 0 < above < len(net)
 
 
 def is_heavy(node: NodeProto, facts: GraphFacts) -> bool:
@@ -104,18 +105,26 @@ def place(facts: GraphFacts, fp32: Iterable[str], low: Iterable[str], prefer: Si
             no value run low where that costs nothing.
     """
     fp32, low = frozenset(fp32), frozenset(low)
-    nets = list(_nets(facts))
+    nets, shared = list(_nets(facts)), list(_shared_weights(facts))
     placed = frozenset(node.name for node in facts.wiring.nodes if is_placed(node, facts))
-    casts, above = _cut(nets, placed - fp32 - low, fp32, prefer)
+    above = _cut(nets, shared, placed - fp32 - low, fp32, prefer)
     if prefer == "fp32":
         still = {node.name for node in facts.wiring.nodes if node.op_type in STILL} & above
-        _, moved = _cut(nets, frozenset(still), fp32 | (above - still), "low")
+        moved = _cut(nets, shared, frozenset(still), fp32 | (above - still), "low")
         above = (above - still) | moved
+    chosen = (above | fp32) & placed
     of_node: dict[str, list[int]] = {}
     for number, net in enumerate(nets):
         for name in net:
             of_node.setdefault(name, []).append(number)
-    return Placement((above | fp32) & placed, casts, nets, of_node)
+    casts = sum(is_cut(net, chosen) for net in nets)
+    return Placement(chosen, casts, nets, of_node)
+
+
+def is_cut(net: frozenset[str], fp32: frozenset[str]) -> bool:
+    """Whether not all members of a net run in one type."""
+    above = sum(name in fp32 or name == OUTSIDE for name in net)
+    return 0 < above < len(net)
 
 
 def _nets(facts: GraphFacts) -> Iterable[frozenset[str]]:
@@ -135,27 +144,38 @@ def _nets(facts: GraphFacts) -> Iterable[frozenset[str]]:
             yield frozenset(members)
 
 
+def _shared_weights(facts: GraphFacts) -> Iterable[frozenset[str]]:
+    """For each weight with several readers, who reads it: in two types it would be stored twice."""
+    for name, values in facts.constants.items():
+        readers = frozenset(reader.name for reader in facts.wiring.readers.get(name, ()))
+        if len(readers) > 1 and values.size >= SMALL_WEIGHT:
+            yield readers
+
+
 def _cut(
-    nets: Sequence[frozenset[str]], free: frozenset[str], fp32: frozenset[str], prefer: Side
-) -> tuple[int, frozenset[str]]:
-    """The minimum cut's value, and the free nodes on its FP32 side."""
+    nets: Sequence[frozenset[str]],
+    shared: Sequence[frozenset[str]],
+    free: frozenset[str],
+    fp32: frozenset[str],
+    prefer: Side,
+) -> frozenset[str]:
+    """The free nodes on the FP32 side of the minimum cut."""
     import networkx
 
     network: Any = networkx.DiGraph()
     network.add_nodes_from((_FP32_END, _LOW_END, *free))
     above = fp32 | {OUTSIDE}
-    certain = 0
-    for number, net in enumerate(nets):
+    weighed = [*((net, 1) for net in nets), *((net, TWICE) for net in shared)]
+    for number, (net, weight) in enumerate(weighed):
         members = {name if name in free else _FP32_END if name in above else _LOW_END for name in net}
-        if members >= {_FP32_END, _LOW_END}:
-            certain += 1  # cast in any placement
-        elif len(members) > 1:
-            # One cast however many of them lie on the other side: all flow passes one edge of width 1.
+        # A net with both ends among its members is cut in any placement.
+        if len(members) > 1 and not members >= {_FP32_END, _LOW_END}:
+            # One cast however many of them lie on the other side: all flow passes one edge.
             enter, leave = ("in", number), ("out", number)
-            network.add_edge(enter, leave, capacity=1)
+            network.add_edge(enter, leave, capacity=weight)
             network.add_edges_from((member, enter) for member in members)
             network.add_edges_from((leave, member) for member in members)
     # Of equal cuts, networkx returns the one whose far side, from which the end can be reached, is smallest.
     ends = (_FP32_END, _LOW_END) if prefer == "fp32" else (_LOW_END, _FP32_END)
-    value, sides = networkx.minimum_cut(network, *ends)
-    return certain + int(value), frozenset(free & sides[0 if prefer == "fp32" else 1])
+    _, sides = networkx.minimum_cut(network, *ends)
+    return frozenset(free & sides[0 if prefer == "fp32" else 1])

@@ -123,15 +123,14 @@ def _made(
     )
     if calibration is None:
         return planner.plan()
-    evaluator, blocks = Evaluator(graph, calibration), blocks_of(graph)
+    evaluator = Evaluator(graph, calibration)
     if settings.max_error is None:
         report("measuring the error")
         plan = measured(planner, evaluator)
     else:
-        plan = search(
-            planner, evaluator, settings.max_error, blocks, _counting(report, "searching, at most: plan")
-        )
-    return with_errors(plan, evaluator, blocks, _counting(report, "measuring the reasons, group"))
+        progress = _counting(report, "searching, at most: plan")
+        plan = search(planner, evaluator, settings.max_error, blocks_of(graph), progress)
+    return _explained(plan, evaluator, report)
 
 
 def _given(graph: ModelProto, file: Path, calibration: Calibration | None, report: Report) -> PrecisionPlan:
@@ -154,7 +153,15 @@ def _given(graph: ModelProto, file: Path, calibration: Calibration | None, repor
         ranges=planner.range_record,
         search=SearchRecord(None, found.max_error, found.flips, calibration.texts),
     )
-    return with_errors(plan, evaluator, blocks_of(graph), _counting(report, "measuring the reasons, group"))
+    return _explained(plan, evaluator, report)
+
+
+def _explained(plan: PrecisionPlan, evaluator: Evaluator, report: Report) -> PrecisionPlan:
+    """The plan with the measured error behind every FP32 node."""
+    # There are dozens of reasons to be measured, and their order of size is what counts.
+    brief = Evaluator(evaluator.graph, evaluator.calibration.brief())
+    progress = _counting(report, "measuring the reasons, group")
+    return with_errors(plan, evaluator, brief, blocks_of(evaluator.graph), progress)
 
 
 def _counting(report: Report, what: str) -> Progress:

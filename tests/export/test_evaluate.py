@@ -114,7 +114,7 @@ def test_every_fp32_node_gets_the_error_of_its_reason_and_block() -> None:
     plan, blocks = make_plan(graph), {node.name: "all" for node in graph.graph.node}
     x = np.random.default_rng(0).normal(size=(4, WIDTH))
     evaluator = Evaluator(graph, given_values(x))
-    seen = with_errors(plan, evaluator, blocks)
+    seen = with_errors(plan, evaluator, evaluator, blocks)
     for node in seen.kept_fp32():
         alone = all_fp32(plan).with_precision([node.name], "fp16")
         assert node.error == evaluator.measure(alone).max_error > 0

@@ -46,7 +46,7 @@ def packed_logits(loaded: LoadedCheckpoint, device: torch.device, precision: str
     """Logits of packed texts, FP32 `[rows, labels]`."""
     head = loaded.model
     with Policy.resolve(precision, "dynamic", device.type).autocast():
-        _, pooled = head.read(labelled(loaded).batch(rows, 0).to(device))
+        pooled, _ = head.read_at(labelled(loaded).batch(rows, 0).to(device))
         return head._classify(pooled)
 
 
