@@ -14,12 +14,14 @@
 # TORCH_INDEX=URL             one more package index to take torch from: PyTorch's CPU index saves a
 #                             machine without a GPU several gigabytes of CUDA libraries
 # TEST_SECONDS=600            after which the tests are stopped
+# TEST_WORKERS=               one after the other, with a debugger; by default two files at once
 # BENCH_OPTIONS=--quick       further options of a benchmark
 
 PYTHON ?= python3
 EXTRAS ?= cpu,dev
 TORCH_INDEX ?=
 TEST_SECONDS ?= 600
+TEST_WORKERS ?= -n 2 --dist loadfile
 BENCH_OPTIONS ?=
 
 VENV := .venv
@@ -71,7 +73,7 @@ lint: $(INSTALLED)
 	$(call stage,the rooms' order,$(BIN)/lint-imports --no-logo)
 
 test: triton data lint
-	$(call stage,tests,timeout --foreground --signal=INT --kill-after=30 $(TEST_SECONDS) $(BIN)/python -m pytest -q)
+	$(call stage,tests,timeout --foreground --signal=INT --kill-after=30 $(TEST_SECONDS) env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TEST_WORKERS))
 
 bench-train: data
 	$(call stage,training against the usual way,$(BIN)/python -m benchmarks.train $(BENCH_OPTIONS))
