@@ -146,9 +146,8 @@ def build_engine(
         found = run_job(job, watch)
     if not found["proven"]:
         where = source.out / NETWORK_FILE
-        raise GateFailed(
-            f"the precision is not proven: {found['failure']}", where, "mend the graph or its plan"
-        )
+        todo = "mend the graph or its plan" if source.plan else "convert it first, with 'bertmp convert'"
+        raise GateFailed(f"the precision is not proven: {found['failure']}", where, todo)
     result = _result(source, found, started)
     if source.bundle is not None:
         _record(source.bundle, result, settings)

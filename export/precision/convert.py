@@ -108,6 +108,8 @@ def convert(
     settings.check()
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError("the graph would be written over", source, "give the FP16 graph another name")
+    if target.is_dir():
+        raise InputError("a folder stands where the graph is to be", target, "name a file")
     plan_file = plan_file or target.with_name(f"{target.stem}.precision-plan.json")
     remarks: list[str] = []
     graph = read_graph(source, remarks.append)

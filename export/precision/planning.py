@@ -138,6 +138,7 @@ def _given(graph: ModelProto, file: Path, calibration: Calibration | None, repor
     plan = PrecisionPlan.load(file)
     if plan.graph_sha256 != fingerprint(graph):
         raise InputError("the plan is for another graph", file, "make a plan for this one")
+    _check_nodes(graph, plan, file)
     unexplained = [node.name for node in plan.kept_fp32() if not node.reasons]
     plan = plan.with_precision(unexplained, "fp32", Reason("edited", "the plan that was given says so"))
     plan = replace(plan, nodes=tuple(replace(node, error=None) for node in plan.nodes), search=None)
@@ -154,6 +155,25 @@ def _given(graph: ModelProto, file: Path, calibration: Calibration | None, repor
         search=SearchRecord(None, found.max_error, found.flips, calibration.texts),
     )
     return _explained(plan, evaluator, report)
+
+
+def _check_nodes(graph: ModelProto, plan: PrecisionPlan, file: Path) -> None:
+    """Errors: InputError where an edited plan lists other nodes than the graph has, or gives a precision to
+    a node that touches no floating-point tensor, or none to one that does."""
+    made = Planner(graph, target=plan.target).plan()
+    known = {node.name: node for node in made.nodes}
+    listed = {node.name for node in plan.nodes}
+    for name in [*(listed - known.keys()), *(known.keys() - listed)]:
+        what = "names a node that the graph has not" if name in listed else "leaves out the node"
+        raise InputError(f"the plan {what}: {name}", file, "edit precisions alone")
+    for node in plan.nodes:
+        if (node.precision == "integer") != (known[node.name].precision == "integer"):
+            kind = "touches no" if node.precision != "integer" else "touches a"
+            raise InputError(
+                f"the plan has {node.name} in {node.precision}, which {kind} floating-point tensor",
+                file,
+                f"write {known[node.name].precision}",
+            )
 
 
 def _explained(plan: PrecisionPlan, evaluator: Evaluator, report: Report) -> PrecisionPlan:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import onnx
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from bertmp.errors import InputError
 from bertmp.export.precision.apply import PLAN_KEY, apply_plan, cast_count, inserted_casts
+from bertmp.export.precision.convert import convert
 from bertmp.export.precision.plan import CAST_PREFIX, Target
 from bertmp.export.precision.planner import Planner, make_plan
 from bertmp.export.precision.types import element_types
@@ -49,6 +56,34 @@ def test_it_is_idempotent_and_knows_its_plan() -> None:
     assert cast_count(apply_plan(graph, edited).graph.node) == cast_count(mixed.graph.node) - 2
     with pytest.raises(InputError, match="the plan is for another graph"):
         apply_plan(chain(["MatMul", "Softmax"]), plan)
+
+
+def test_an_edited_plan_may_change_precisions_alone(tmp_path: Path) -> None:
+    g = Builder()
+    size = g.node("Shape", "x")
+    graph = g.model(g.node("Reshape", g.node("Tanh", "x"), size))
+    onnx.save(graph, tmp_path / "in.onnx")
+    made = json.loads(convert(tmp_path / "in.onnx", tmp_path / "made.onnx").plan.read_text())
+
+    def refused(edit: Callable[[list[dict[str, Any]]], None]) -> str:
+        plan = json.loads(json.dumps(made))
+        edit(plan["nodes"])
+        (tmp_path / "edited.json").write_text(json.dumps(plan))
+        with pytest.raises(InputError) as error:
+            convert(tmp_path / "in.onnx", tmp_path / "out.onnx", plan=tmp_path / "edited.json")
+        assert not (tmp_path / "out.onnx").exists()
+        assert "edited.json" in str(error.value)
+        return str(error.value)
+
+    assert "n0_Shape in fp16, which touches no floating-point" in refused(
+        lambda nodes: nodes[0].update(precision="fp16")
+    )
+    assert "leaves out the node: n1_Tanh" in refused(lambda nodes: nodes.pop(1))
+    assert "names a node that the graph has not: other" in refused(
+        lambda nodes: nodes[1].update(name="other")
+    )
+    with pytest.raises(InputError, match="a folder stands"):
+        convert(tmp_path / "in.onnx", tmp_path)
 
 
 def test_a_weight_read_in_both_precisions_is_stored_in_both() -> None:

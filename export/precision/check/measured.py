@@ -61,7 +61,7 @@ def _widened(feed: Feed) -> Feed:
 
 def _tensor(name: str, view: View, largest: float, counts: np.ndarray) -> Tensor:
     small, zero, size = counts
-    node, low = view.writers[name], view.low(name) or FP16
+    node, low = view.writers[name], view.judged_by(name)
     return Tensor(
         name=name,
         node=node.name,
@@ -79,7 +79,7 @@ def _with_measures(light: LightGraph, names: list[str], view: View) -> LightGrap
     model.CopyFrom(light.model)
     graph = model.graph
     del graph.output[:]
-    limits = {name: (view.low(name) or FP16).smallest_normal for name in names}
+    limits = {name: view.judged_by(name).smallest_normal for name in names}
     for limit in set(limits.values()):
         graph.initializer.append(numpy_helper.from_array(np.float32(limit), f"{_PREFIX}{limit}"))
     graph.initializer.append(numpy_helper.from_array(np.float32(0), f"{_PREFIX}0"))
@@ -143,7 +143,7 @@ def _near_overflow(tensors: tuple[Tensor, ...], view: View) -> list[Finding]:
     found = []
     for block, those in worst.items():
         tensor = min(those, key=lambda item: item.headroom)
-        limit = (view.low(tensor.name) or FP16).largest
+        limit = view.judged_by(tensor.name).largest
         over = "overflows" if tensor.headroom < 1 else "leaves little headroom"
         found.append(
             Finding(

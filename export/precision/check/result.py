@@ -63,7 +63,7 @@ class Tensor:
         name, node, block: the tensor, the node that writes it and where that is.
         type: the type that it is held in.
         largest: largest magnitude; infinite where it overflowed or was no number.
-        headroom: FP16's largest number (of a BF16 tensor BF16's) over `largest`.
+        headroom: FP16's largest number (BF16's in a BF16 graph) over `largest`.
         subnormal: share of the values other than 0 below that type's smallest normal number.
     """
 

@@ -100,6 +100,15 @@ class View:
         """The 16-bit type that a tensor is held in; None for others."""
         return LOW_TYPES.get(self.kind(tensor))
 
+    def judged_by(self, tensor: str) -> LowType:
+        """The 16-bit type whose range a tensor is held against: its own; an FP32 one's is the graph's."""
+        return self.low(tensor) or self._usual
+
+    @cached_property
+    def _usual(self) -> LowType:
+        kinds = {self.kind(name) for name in (*self.stored, *self.writers)}
+        return LOW_TYPES["bf16"] if "bf16" in kinds and "fp16" not in kinds else FP16
+
     def is_cast(self, node: NodeProto) -> bool:
         """Whether a node is a cast from one floating-point type to another."""
         return node.op_type == "Cast" and bool(self.kind(node.input[0])) and bool(self.kind(node.output[0]))

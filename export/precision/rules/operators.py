@@ -36,7 +36,7 @@ class Normalisation:
             "normalisation",
             f"{subject} sums squares over the hidden width; {facts.low.label} sums overflow beyond "
             f"{facts.low.largest:.5g} and round away small terms",
-            {"largest": facts.low.largest},
+            {"limit": facts.low.largest},
         )
 
 
