@@ -234,13 +234,13 @@ def split_by_length(lengths: Sequence[int], grid: int = 1) -> list[tuple[int, in
 
     One long text would otherwise have every other one padded to its length. A run ends where the next text
     would bring its padding over `WASTE` of its tokens and over `SMALL` tokens; where it has no multiple of
-    `grid` texts yet, over `grid` times as many.
+    `grid` texts yet, over twice as many.
     """
     cuts, start, tokens, longest = [], 0, 0, 0
     for row, length in enumerate(lengths):
         padded = max(longest, length) * (row - start + 1)
         padding = padded - tokens - length
-        small = SMALL if (row - start) % grid == 0 else grid * SMALL
+        small = SMALL if (row - start) % grid == 0 else 2 * SMALL
         if row > start and padding > max(small, WASTE * (tokens + length)):
             cuts.append((start, row))
             start, tokens, longest = row, 0, 0
