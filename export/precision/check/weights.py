@@ -82,15 +82,8 @@ def _stored_low(name: str, values: np.ndarray, low: LowType, view: View) -> Find
             f"{low.largest:.5g} when it was converted",
             "keep this node's weights in FP32", nodes,
         )  # fmt: skip
-    share, error = _harm_of_subnormals(values, low)
-    if error <= 2 * low.roundoff:
-        return None
-    return Finding(
-        "warning", "small-weights", nodes[0],
-        f"{share:.0%} of {name} lie below {low.label}'s smallest normal number {low.smallest_normal:.2g}: "
-        f"rounding them has changed the tensor by about {error:.2g} of its norm, {low.roundoff:.2g} is usual",
-        "keep this node in FP32, or scale these weights up and the layer before them down", nodes,
-    )  # fmt: skip
+    todo = "keep this node in FP32, or scale these weights up and the layer before them down"
+    return _too_small(name, values, low, nodes, "has changed", todo)
 
 
 def _stored_fp32(name: str, values: np.ndarray, view: View) -> Finding | None:
@@ -104,14 +97,23 @@ def _stored_fp32(name: str, values: np.ndarray, view: View) -> Finding | None:
             f"{name} reaches {largest:.4g}, beyond FP16's {FP16.largest:.0f}",
             "keep this node in FP32; 'bertmp convert' does", nodes,
         )  # fmt: skip
-    share, error = _harm_of_subnormals(values, FP16)
-    if error <= 2 * FP16.roundoff:
+    return _too_small(
+        name, values, FP16, nodes, "would change", "keep this node in FP32; 'bertmp convert' does"
+    )
+
+
+def _too_small(
+    name: str, values: np.ndarray, low: LowType, nodes: tuple[str, ...], effect: str, todo: str
+) -> Finding | None:
+    """Weights that lose more below the type's smallest normal number than rounding costs anyway."""
+    share, error = _harm_of_subnormals(values, low)
+    if error <= 2 * low.roundoff:
         return None
     return Finding(
         "warning", "small-weights", nodes[0],
-        f"{share:.0%} of {name} lie below FP16's smallest normal number {FP16.smallest_normal:.2g}: rounding "
-        f"them would change the tensor by about {error:.2g} of its norm, {FP16.roundoff:.2g} is usual",
-        "keep this node in FP32; 'bertmp convert' does", nodes,
+        f"{share:.0%} of {name} lie below {low.label}'s smallest normal number {low.smallest_normal:.2g}: "
+        f"rounding them {effect} the tensor by about {error:.2g} of its norm, {low.roundoff:.2g} is usual",
+        todo, nodes,
     )  # fmt: skip
 
 
