@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cards import datasheet
-from benchmarks.children import REPOSITORY
+from benchmarks.ab_runs import say
+from benchmarks.gpu_specs import datasheet
 from benchmarks.machine import gemm_flops, gpu_missing, provenance
-from benchmarks.sides import say
-from bertmp.files import write_json
+from benchmarks.subprocess_runner import REPOSITORY
+from bertmp.core.io import write_json
 from bertmp.model.config import BertConfig
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def measure(
     import torch
 
     from benchmarks.steps import measure_steps
-    from bertmp.training.parallel import World
+    from bertmp.training.distributed import World
 
     while True:
         try:

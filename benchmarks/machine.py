@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from bertmp.ready.hardware import machine
+from bertmp.core.hardware import machine
 
 if TYPE_CHECKING:
     import torch

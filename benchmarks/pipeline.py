@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.children import REPOSITORY
+from benchmarks.ab_runs import say
 from benchmarks.machine import provenance
 from benchmarks.memory import Measured, run_measured
-from benchmarks.sides import say
-from bertmp.files import write_json
+from benchmarks.subprocess_runner import REPOSITORY
+from bertmp.core.io import write_json
 from bertmp.model.config import BertConfig
 
 PACKAGES = ("bertmp", "torch", "onnx", "onnxscript", "tensorrt", "tensorrt-rtx", "numpy")
@@ -68,10 +68,10 @@ def make_checkpoint(folder: Path, config: BertConfig) -> None:
     """A classifier with random weights, and a vocabulary of the configured size."""
     import torch
 
+    from bertmp.data.tokenizer import Tokenizer
     from bertmp.model.bert import initialise
     from bertmp.model.checkpoint import save_checkpoint
     from bertmp.model.heads import SequenceClassifier
-    from bertmp.tokenizer import Tokenizer
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = (f"w{number}" for number in range(config.vocab_size - len(special)))

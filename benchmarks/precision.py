@@ -17,15 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.children import REPOSITORY, ChildFailed, run_child
+from benchmarks.ab_runs import say
 from benchmarks.converters.environment import NoEnvironment, peers_python
 from benchmarks.converters.graphs import GRAPHS
-from benchmarks.converters.judge import facts
+from benchmarks.converters.score import facts
 from benchmarks.converters.tools import Subject, row, tools
 from benchmarks.machine import provenance
-from benchmarks.sides import say
-from bertmp.files import write_json
-from bertmp.ready.hardware import machine
+from benchmarks.subprocess_runner import REPOSITORY, ChildFailed, run_child
+from bertmp.core.hardware import machine
+from bertmp.core.io import write_json
 
 PACKAGES = ("bertmp", "onnx", "onnxruntime", "onnxscript", "torch", "transformers", "numpy", "tensorrt-rtx")
 PEER_PACKAGES = ("nvidia-modelopt", "onnxconverter-common", "onnx", "onnxruntime", "onnx-graphsurgeon")
@@ -62,7 +62,7 @@ def prepare(name: str, checkpoint: Path, data: Path, threads: int) -> Subject:
     references = {every: folder / f"logits-{every}.npy" for every in (stride, FEW)}
     for every, out in references.items():
         asked = {"graph": str(graph), "data": str(data / "test.tsv"), "stride": every, "out": str(out)}
-        run_child("benchmarks.converters.judge", asked, threads)
+        run_child("benchmarks.converters.score", asked, threads)
     return Subject(name, graph, references[stride], stride, references[FEW], FEW, facts(graph))
 
 

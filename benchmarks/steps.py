@@ -12,19 +12,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.children import peak_memory
 from benchmarks.flops import Work, pretraining_flops
 from benchmarks.machine import synchroniser
+from benchmarks.subprocess_runner import peak_memory
 from benchmarks.synthetic import RandomTexts, masked
 from bertmp.model.bert import initialise
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import LossOptions
 from bertmp.model.heads.pretraining import PreTraining
 from bertmp.training.amp import Policy
+from bertmp.training.distributed import World
 from bertmp.training.loop import Trainer
 from bertmp.training.objective import Objective
-from bertmp.training.parallel import World
-from bertmp.training.settings import TrainSettings
+from bertmp.training.train_options import TrainSettings
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 

@@ -17,14 +17,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.children import REPOSITORY, ChildFailed
+from benchmarks.ab_runs import say
 from benchmarks.machine import provenance
-from benchmarks.sides import say
 from benchmarks.size import Size, quick
+from benchmarks.subprocess_runner import REPOSITORY, ChildFailed
 from benchmarks.train_finetune import finetune
 from benchmarks.train_pretrain import pretrain
-from bertmp.files import write_json
-from bertmp.ready.hardware import machine
+from bertmp.core.hardware import machine
+from bertmp.core.io import write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "bertmp")
 TASKS = {"finetune": finetune, "pretrain": pretrain}

@@ -6,13 +6,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.children import run_child
+from benchmarks.ab_runs import Measure, Run, alternate, both, of_side, speed
 from benchmarks.flops import Work, classifier_flops
-from benchmarks.sides import Measure, Run, alternate, both, of_side, speed
 from benchmarks.size import Size
+from benchmarks.subprocess_runner import run_child
 
 SETTINGS = {"batch_size": 32, "learning_rate": 1e-4}
-SIDES = {"ours": "benchmarks.ours.finetune", "peer": "benchmarks.peers.finetune"}
+SIDES = {"ours": "benchmarks.bertmp.finetune", "peer": "benchmarks.baselines.finetune"}
 
 
 def finetune(size: Size, scratch: Path) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def head_of(path: Path, lines: int | None, scratch: Path) -> Path:
 def flops_an_example(data: Path, model: Path) -> float:
     """What one training example costs on average, forward and backward, without padding."""
     from bertmp.data.readers import read_examples
+    from bertmp.data.tokenizer import Tokenizer
     from bertmp.model.config import BertConfig
-    from bertmp.tokenizer import Tokenizer
 
     examples = read_examples(data)
     work = Work.of([len(row) for row in Tokenizer.load(model).encode(examples.texts)])

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.children import run_child
+from benchmarks.ab_runs import Measure, Run, alternate, both, of_side, say, speed
 from benchmarks.flops import Work, pretraining_flops
-from benchmarks.sides import Measure, Run, alternate, both, of_side, say, speed
 from benchmarks.size import Size
+from benchmarks.subprocess_runner import run_child
 
 SETTINGS: dict[str, Any] = {"batch_size": 32, "max_length": 128, "learning_rate": 1e-4}
-OURS, PEER = "benchmarks.ours.pretrain", "benchmarks.peers.pretrain"
+OURS, PEER = "benchmarks.bertmp.pretrain", "benchmarks.baselines.pretrain"
 HELD_OUT = 512
 """Pairs at the file's end that nobody trains on: the judge's."""
 MASKED = 0.15
@@ -31,7 +31,9 @@ def pretrain(size: Size, scratch: Path) -> dict[str, Any]:
 
     folders = download(["moviedialog", "minilm"])
     model = scratch / "start"
-    run_child("benchmarks.peers.start", {"model": str(folders["minilm"]), "out": str(model)}, size.threads)
+    run_child(
+        "benchmarks.baselines.start", {"model": str(folders["minilm"]), "out": str(model)}, size.threads
+    )
     data, held_out = split(folders["moviedialog"] / "pairs.tsv", scratch)
 
     def side(name: str, module: str, steps: int, **options: Any) -> Measure:
@@ -105,7 +107,7 @@ def judge(size: Size, scratch: Path, held_out: Path) -> dict[str, float]:
             "batch_size": SETTINGS["batch_size"],
             "count": size.judged,
         }
-        return float(run_child("benchmarks.peers.judge", arguments, size.threads)["loss"])
+        return float(run_child("benchmarks.baselines.score", arguments, size.threads)["loss"])
 
     return {
         side: statistics.fmean(loss(side, seed) for seed in range(size.seeds)) for side in ("ours", "peer")
@@ -128,8 +130,8 @@ def flops_a_token(data: Path, model: Path) -> float:
     Taken from the first 4,000 pairs as they stand: the mixture of lengths is all that matters.
     """
     from bertmp.data.readers import read_examples
+    from bertmp.data.tokenizer import Tokenizer
     from bertmp.model.config import BertConfig
-    from bertmp.tokenizer import Tokenizer
 
     examples = read_examples(data)
     assert examples.pairs is not None

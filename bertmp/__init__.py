@@ -1,8 +1,9 @@
-"""BERT from mixed-precision training to a served model whose accuracy is proven at every step.
+"""BERT from mixed-precision training to a served model whose accuracy is verified at every step.
 
-The functions here have the names and meanings of the commands: `bertmp.train`, `bertmp.prepare`,
-`bertmp.setup`, `bertmp.download`, `bertmp.doctor`; the later stages live in `bertmp.export` and
-`bertmp.serve`. They are looked up when first used, so that importing `bertmp` costs nothing.
+Every command is a function here: `bertmp.train`, `bertmp.convert`, `bertmp.build_engine`, `bertmp.parity`,
+`bertmp.deploy` and so on; `bertmp export` is `bertmp.export_checkpoint` and `bertmp serve` is
+`bertmp.serve_repository`, because `bertmp.export` and `bertmp.serve` are packages. The functions are loaded
+when first used, so that importing `bertmp` costs nothing.
 """
 
 from __future__ import annotations
@@ -11,26 +12,52 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bertmp.data.pretraining.prepare import prepare as prepare
-    from bertmp.ready.assets import download as download
-    from bertmp.ready.machine import doctor as doctor
-    from bertmp.ready.runtime import setup as setup
-    from bertmp.training.run import train as train
+    from bertmp.environment.doctor import doctor as doctor
+    from bertmp.environment.downloads import download as download
+    from bertmp.environment.triton_install import setup as setup
+    from bertmp.export.engine.bench import bench_engine as bench_engine
+    from bertmp.export.engine.build import build_engine as build_engine
+    from bertmp.export.engine.onnxruntime_session import build_session as build_session
+    from bertmp.export.lint.explain import explain as explain
+    from bertmp.export.onnx_export import export_checkpoint as export_checkpoint
+    from bertmp.export.parity.parity import parity as parity
+    from bertmp.export.precision.convert import convert as convert
+    from bertmp.pretraining.prepare import prepare as prepare
+    from bertmp.serve.client import infer as infer
+    from bertmp.serve.deploy import deploy as deploy
+    from bertmp.serve.deploy import models as models
+    from bertmp.serve.deploy import rollback as rollback
+    from bertmp.serve.load_test import bench as bench
+    from bertmp.serve.server import serve_repository as serve_repository
+    from bertmp.training.train import train as train
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "train": "bertmp.training.run",
-    "prepare": "bertmp.data.pretraining.prepare",
-    "download": "bertmp.ready.assets",
-    "setup": "bertmp.ready.runtime",
-    "doctor": "bertmp.ready.machine",
+_MODULES = {
+    "bench": "bertmp.serve.load_test",
+    "bench_engine": "bertmp.export.engine.bench",
+    "build_engine": "bertmp.export.engine.build",
+    "build_session": "bertmp.export.engine.onnxruntime_session",
+    "convert": "bertmp.export.precision.convert",
+    "deploy": "bertmp.serve.deploy",
+    "doctor": "bertmp.environment.doctor",
+    "download": "bertmp.environment.downloads",
+    "explain": "bertmp.export.lint.explain",
+    "export_checkpoint": "bertmp.export.onnx_export",
+    "infer": "bertmp.serve.client",
+    "models": "bertmp.serve.deploy",
+    "parity": "bertmp.export.parity.parity",
+    "prepare": "bertmp.pretraining.prepare",
+    "rollback": "bertmp.serve.deploy",
+    "serve_repository": "bertmp.serve.server",
+    "setup": "bertmp.environment.triton_install",
+    "train": "bertmp.training.train",
 }
 
-__all__ = ["__version__", "doctor", "download", "prepare", "setup", "train"]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'bertmp' has no attribute {name!r}")

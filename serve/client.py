@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from bertmp.core.errors import InputError
 from bertmp.data.readers import read_examples
-from bertmp.errors import InputError
-from bertmp.serve.transport import Protocol, Transport, protocol_named
+from bertmp.serve.triton_client import Protocol, Transport, protocol_named
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bertmp.errors import InputError
-from bertmp.files import atomic_folder, write_text, writing_to
-from bertmp.serve import configs, versions
-from bertmp.serve.configs import Contract, encoder_name
+from bertmp.core.errors import InputError
+from bertmp.core.io import atomic_folder, write_text, writing_to
+from bertmp.serve import model_config as configs
+from bertmp.serve import version_log as versions
+from bertmp.serve.model_config import Contract, encoder_name
 
 RETIRED = ".retired"
 """Where rolled-back versions lie: Triton takes only folders with a number for a name as versions."""

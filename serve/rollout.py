@@ -11,10 +11,10 @@ import time
 
 import numpy as np
 
-from bertmp.errors import BertmpError, GateFailed, InputError
+from bertmp.core.errors import BertmpError, GateFailed, InputError
 from bertmp.serve.client import Client
 from bertmp.serve.repository import ModelFolders
-from bertmp.serve.transport import Transport
+from bertmp.serve.triton_client import Transport
 
 PROBE = "What is the capital of France ?"
 """The text that a new version must answer before it counts."""

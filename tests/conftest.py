@@ -72,9 +72,9 @@ def run_bertmp() -> RunBertmp:
 @pytest.fixture(scope="session")
 def tiny(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small BERT with random weights and the real tokenizer: a start for training."""
+    from bertmp.data.tokenizer import Tokenizer
     from bertmp.model.checkpoint import save_checkpoint
     from bertmp.model.config import BertConfig
-    from bertmp.tokenizer import Tokenizer
     from tests.models import encoder
 
     config = BertConfig(

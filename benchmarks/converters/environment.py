@@ -13,8 +13,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from benchmarks.children import REPOSITORY
-from benchmarks.sides import say
+from benchmarks.ab_runs import say
+from benchmarks.subprocess_runner import REPOSITORY
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 FOLDER = REPOSITORY / "build" / "bench" / "peers"

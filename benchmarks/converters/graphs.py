@@ -42,7 +42,7 @@ def quickstart(checkpoint: Path, data: Path, out: Path) -> None:
     """What `make quickstart` exports: MiniLM fine-tuned, 6 layers of 384, opset 18, explicit attention."""
     import onnx
 
-    from bertmp.export.graph import export_graph
+    from bertmp.export.graph.tracing import export_graph
     from bertmp.model.checkpoint import load_checkpoint
 
     onnx.save(export_graph(load_checkpoint(checkpoint).model), out / "model.onnx")
@@ -52,8 +52,8 @@ def bert_base(checkpoint: Path, data: Path, out: Path) -> None:
     """BERT-base's size, 12 layers of 768, widened from the trained classifier: see widen.py."""
     import onnx
 
-    from bertmp.export.graph import export_graph
-    from bertmp.files import write_json
+    from bertmp.core.io import write_json
+    from bertmp.export.graph.tracing import export_graph
     from bertmp.model.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(checkpoint)
@@ -73,7 +73,7 @@ def overflow(checkpoint: Path, data: Path, out: Path) -> None:
     import onnx
     import torch
 
-    from bertmp.export.graph import export_graph
+    from bertmp.export.graph.tracing import export_graph
     from bertmp.model.checkpoint import load_checkpoint
 
     model = load_checkpoint(checkpoint).model

@@ -31,9 +31,9 @@ def feeds(folder: Path, data: Path, stride: int, inputs: Sequence[str]) -> Itera
         data: `label<TAB>text`.
         inputs: the names of the ids, the mask and the types.
     """
+    from bertmp.core.io import read_json
     from bertmp.data.readers import read_examples
-    from bertmp.files import read_json
-    from bertmp.tokenizer import Tokenizer
+    from bertmp.data.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(folder, read_json(folder / "config.json")["max_position_embeddings"])
     texts = read_examples(data).texts

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.children import ChildFailed, run_child
 from benchmarks.converters.environment import peers_python
-from benchmarks.converters.judge import facts
+from benchmarks.converters.score import facts
+from benchmarks.subprocess_runner import ChildFailed, run_child
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Subject:
 def tools(calibration: Path) -> list[Tool]:
     """Ours, without and with texts to calibrate on, and the peers, each as its documentation shows it."""
     return [
-        Tool("bertmp", "benchmarks.ours.convert"),
-        Tool("bertmp, calibrated", "benchmarks.ours.convert", options={"calibration": str(calibration)}),
-        Tool("ModelOpt AutoCast", "benchmarks.peers.autocast", own_environment=True),
-        Tool("onnxconverter-common", "benchmarks.peers.onnxconverter", own_environment=True),
-        Tool("onnxruntime.transformers", "benchmarks.peers.onnxruntime_float16"),
+        Tool("bertmp", "benchmarks.bertmp.convert"),
+        Tool("bertmp, calibrated", "benchmarks.bertmp.convert", options={"calibration": str(calibration)}),
+        Tool("ModelOpt AutoCast", "benchmarks.baselines.autocast", own_environment=True),
+        Tool("onnxconverter-common", "benchmarks.baselines.onnxconverter", own_environment=True),
+        Tool("onnxruntime.transformers", "benchmarks.baselines.onnxruntime_float16"),
     ]
 
 
@@ -79,7 +79,9 @@ def row(tool: Tool, subject: Subject, data: Path, scratch: Path, threads: int) -
         found |= _convert(tool, subject, target, threads)
         size = facts(target)
         found |= {"size_ratio": size["bytes"] / subject.size["bytes"], "casts": size["casts"]}
-        found |= _without_memory(run_child("benchmarks.converters.loads", {"graph": str(target)}, threads))
+        found |= _without_memory(
+            run_child("benchmarks.converters.load_check", {"graph": str(target)}, threads)
+        )
         judged = {"graph": str(target), "data": str(data), "out": str(scratch / "logits.npy")}
         asked = {"stride": subject.stride, "reference": str(subject.reference)}
         found |= _judge({**judged, **asked}, threads)
@@ -98,7 +100,7 @@ def _convert(tool: Tool, subject: Subject, target: Path, threads: int) -> dict[s
 
 
 def _judge(arguments: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    return _without_memory(run_child("benchmarks.converters.judge", arguments, threads))
+    return _without_memory(run_child("benchmarks.converters.score", arguments, threads))
 
 
 def _without_memory(result: dict[str, Any]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from bertmp.data.tokenizer import Tokenizer
     from bertmp.model.config import BertConfig
     from bertmp.model.heads import Head
-    from bertmp.tokenizer import Tokenizer
 
 
 def wide(config: BertConfig) -> BertConfig:

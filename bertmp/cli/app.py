@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from bertmp.cli import deliver, prepare, ready, train
+from bertmp.cli import convert, environment, prepare, train
 from bertmp.cli import serve as serving
 
 app = typer.Typer(
@@ -21,8 +21,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for room in (ready, prepare, train, deliver, serving):
-    room.add_commands(app)
+for module in (environment, prepare, train, convert, serving):
+    module.add_commands(app)
 
 
 def _version(value: bool) -> None:

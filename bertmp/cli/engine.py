@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bertmp.cli.base import Outcome, command
+from bertmp.cli.command import Outcome, command
 
 if TYPE_CHECKING:
     from bertmp.export.engine.bench import EngineBench
@@ -97,7 +97,7 @@ def build_engine(
     if onnxruntime:
         return _prepare_session(context, target)
     from bertmp.export.engine.build import build_engine as run
-    from bertmp.export.engine.progress import build_bar
+    from bertmp.export.engine.build_progress import build_bar
 
     with build_bar() as watch:
         result = run(
@@ -131,7 +131,7 @@ def bench_engine(bundle: Path, texts: Path | None, seconds: float) -> Outcome:
 
 
 def _prepare_session(context: typer.Context, target: Path) -> Outcome:
-    from bertmp.errors import InputError
+    from bertmp.core.errors import InputError
     from bertmp.export.engine.onnxruntime_session import build_session
 
     given = [

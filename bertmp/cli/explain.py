@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bertmp.cli.base import Outcome, command
+from bertmp.cli.command import Outcome, command
 
 if TYPE_CHECKING:
-    from bertmp.export.precision.check.result import Explanation
+    from bertmp.export.lint.findings import Explanation
 
 _LOW = ("fp16", "bf16")
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -34,7 +34,7 @@ def add_commands(app: typer.Typer) -> None:
         from rich.console import Console
         from rich.progress import Progress
 
-        from bertmp.export.precision.check.run import explain as run
+        from bertmp.export.lint.explain import explain as run
 
         errors = Console(stderr=True)
         with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:

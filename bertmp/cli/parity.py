@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from bertmp.cli.base import Outcome, command
+from bertmp.cli.command import Outcome, command
+from bertmp.core.errors import InputError
 from bertmp.data.readers import Columns
-from bertmp.errors import InputError
 
 if TYPE_CHECKING:
-    from bertmp.export.accuracy.result import ParityReport, StageReport
-    from bertmp.export.accuracy.stages import Stage
+    from bertmp.export.parity.result import ParityReport, StageReport
+    from bertmp.export.parity.stage import Stage
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -52,7 +52,7 @@ def add_commands(app: typer.Typer) -> None:
         ] = "label",
     ) -> Outcome:
         """Compare every stage with the FP32 checkpoint; exit 1 if a gate fails."""
-        from bertmp.export.accuracy.run import parity as run
+        from bertmp.export.parity.parity import parity as run
 
         result = run(
             bundle,
@@ -74,7 +74,7 @@ def _served(server: str | None, model: str | None, protocol: str) -> tuple[Stage
     if server is None or model is None:
         missing = "--server" if server is None else "--model"
         raise InputError(f"no {missing}", "", "--server URL and --model NAME go together")
-    from bertmp.serve.stages import TritonStage
+    from bertmp.serve.parity_stage import TritonStage
 
     return (TritonStage(server, model, cast(Literal["grpc", "http"], protocol)),)
 

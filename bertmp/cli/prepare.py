@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bertmp.cli.base import Outcome, command
+from bertmp.cli.command import Outcome, command
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -35,9 +35,9 @@ def add_commands(app: typer.Typer) -> None:
         ] = "text_pair",
     ) -> Outcome:
         """Tokenise a corpus once; 'bertmp train pretraining --data STORE' then maps it into memory."""
-        from bertmp.data.pretraining.prepare import prepare as run
-        from bertmp.data.pretraining.progress import preparation_bar
-        from bertmp.ready.assets import downloaded
+        from bertmp.environment.downloads import downloaded
+        from bertmp.pretraining.prepare import prepare as run
+        from bertmp.pretraining.prepare_progress import preparation_bar
 
         result = run(
             data,

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bertmp.cli.base import Outcome, command
+from bertmp.cli.command import Outcome, command
 
 if TYPE_CHECKING:
     from bertmp.serve.client import Answer
-    from bertmp.serve.load import BenchResult
-    from bertmp.serve.promotion import Deployment
-    from bertmp.serve.triton import Running
-    from bertmp.serve.versions import VersionRecord
+    from bertmp.serve.deploy import Deployment
+    from bertmp.serve.load_test import BenchResult
+    from bertmp.serve.server import Running
+    from bertmp.serve.version_log import VersionRecord
 
 Repository = Annotated[Path, typer.Option(metavar="DIR", help="The Triton model repository.")]
 Server = Annotated[
@@ -52,7 +52,7 @@ def _add_repository_commands(app: typer.Typer) -> None:
         ] = None,
     ) -> Outcome:
         """Write a bundle as a model's newest version, and bring it into service or refuse it."""
-        from bertmp.serve.promotion import deploy
+        from bertmp.serve.deploy import deploy
 
         result = deploy(bundle, name, repository, server, for_triton)
         return Outcome(result.to_json(), _deployment(result))
@@ -60,7 +60,7 @@ def _add_repository_commands(app: typer.Typer) -> None:
     @command(app, "rollback", example="bertmp rollback trec")
     def rollback(name: Name, repository: Repository = REPOSITORY, server: Server = None) -> Outcome:
         """Go back to the version before the live one."""
-        from bertmp.serve.promotion import rollback
+        from bertmp.serve.deploy import rollback
 
         result = rollback(name, repository, server)
         return Outcome(result.to_json(), _deployment(result))
@@ -68,7 +68,7 @@ def _add_repository_commands(app: typer.Typer) -> None:
     @command(app, "models", example="bertmp models --json")
     def models(repository: Repository = REPOSITORY) -> Outcome:
         """List every model's versions with their parity and state."""
-        from bertmp.serve.promotion import models
+        from bertmp.serve.deploy import models
 
         found = models(repository)
         return Outcome([entry.to_json() for entry in found], lambda console: _print_models(console, found))
@@ -95,11 +95,11 @@ def _add_serve(app: typer.Typer) -> None:
         ] = "auto",
     ) -> Outcome:
         """Run a Triton server in the foreground until Ctrl-C; print 'ready' and its addresses."""
-        from bertmp.serve.triton import serve
+        from bertmp.serve.server import serve_repository
 
         as_json = bool(context.params.get("as_json"))
         chosen = {"auto": None, "default": ""}.get(config_name, config_name)
-        serve(
+        serve_repository(
             repository,
             host,
             http_port,
@@ -148,7 +148,7 @@ def _add_client_commands(app: typer.Typer) -> None:
         ] = None,
     ) -> Outcome:
         """Measure a served model under load, or an engine by itself; exit 1 where a request failed."""
-        from bertmp.errors import InputError
+        from bertmp.core.errors import InputError
 
         if engine is not None:
             from bertmp.cli.engine import bench_engine
@@ -164,7 +164,7 @@ def _add_client_commands(app: typer.Typer) -> None:
         from rich.console import Console
 
         from bertmp.data.readers import read_examples
-        from bertmp.serve.load import bench
+        from bertmp.serve.load_test import bench
 
         clients = _numbers(concurrency)
         with Console(stderr=True).status("starting") as status:
@@ -175,7 +175,7 @@ def _add_client_commands(app: typer.Typer) -> None:
 
 
 def _numbers(text: str) -> list[int]:
-    from bertmp.errors import InputError
+    from bertmp.core.errors import InputError
 
     try:
         return [int(part) for part in text.split(",")]

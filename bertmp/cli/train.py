@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bertmp.cli.base import Outcome, command
+from bertmp.cli.command import Outcome, command
 
 if TYPE_CHECKING:
-    from bertmp.training.run import TrainResult
+    from bertmp.training.train import TrainResult
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -153,8 +153,8 @@ def add_commands(app: typer.Typer) -> None:
         """Train a BERT in mixed precision, with FP32 master weights, LayerNorm, softmax and loss."""
         options: dict[str, Any] = dict(locals())
         from bertmp.cli.progress import training_bar
-        from bertmp.training.parallel import is_first
-        from bertmp.training.run import train as run
+        from bertmp.training.distributed import is_first
+        from bertmp.training.train import train as run
 
         result = run(progress=training_bar, **options)
         if not is_first():

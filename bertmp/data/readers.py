@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bertmp.errors import InputError, MissingComponent
+from bertmp.core.errors import InputError, MissingComponent
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bertmp.data.tokenizer import Encoded
 from bertmp.model.packed import Packed
-from bertmp.tokenizer import Encoded
 
 
 @dataclass(frozen=True)

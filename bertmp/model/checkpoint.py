@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bertmp import tokenizer as tokenizers
-from bertmp.errors import InputError
-from bertmp.files import atomic_folder, write_json
+from bertmp.core.errors import InputError
+from bertmp.core.io import atomic_folder, write_json
+from bertmp.data import tokenizer as tokenizers
+from bertmp.data.tokenizer import Tokenizer
 from bertmp.model.bert import initialise
 from bertmp.model.config import BertConfig, unnamed_labels
 from bertmp.model.heads import EncoderOnly, Head, Regressor, head_for
-from bertmp.model.heads.detect import detect_task
+from bertmp.model.heads.infer_task import detect_task
 from bertmp.model.weights import WEIGHTS, WORDS, read_weights, sizes_of
-from bertmp.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

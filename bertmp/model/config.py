@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bertmp.errors import InputError
-from bertmp.files import read_json
+from bertmp.core.errors import InputError
+from bertmp.core.io import read_json
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 

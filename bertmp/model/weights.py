@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bertmp.errors import InputError
-from bertmp.files import read_json, sha256_file
+from bertmp.core.errors import InputError
+from bertmp.core.io import read_json, sha256_file
 
 WEIGHTS = "model.safetensors"
 LEGACY = "pytorch_model.bin"

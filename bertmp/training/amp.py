@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bertmp.errors import InputError
-from bertmp.training.overflow import Scale
+from bertmp.core.errors import InputError
+from bertmp.training.stability.monitor import Scale
 
 Mode = Literal["fp32", "bf16", "fp16"]
 MODES = ("auto", "fp32", "bf16", "fp16")

@@ -9,7 +9,7 @@ import torch
 
 from bertmp.data.batches import by_length
 from bertmp.model.heads import Head
-from bertmp.training.parallel import World
+from bertmp.training.distributed import World
 from bertmp.training.tasks import TrainingData
 
 BATCH = 64

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bertmp.model.batch import Batch
 from bertmp.training.amp import Policy
+from bertmp.training.distributed import World
 from bertmp.training.objective import Objective
-from bertmp.training.parallel import World
 from bertmp.training.steps import Share, Steps
 
 

@@ -8,26 +8,35 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from bertmp.errors import TrainingStopped
+from bertmp.core.errors import TrainingStopped
 from bertmp.model.heads import Head
 from bertmp.training.amp import Policy
-from bertmp.training.best import Best
+from bertmp.training.checkpoints import Keeper
+from bertmp.training.distributed import World
+from bertmp.training.early_stopping import Best
 from bertmp.training.evaluate import Evaluation, evaluate
+from bertmp.training.graceful_stop import interrupt_between_steps
 from bertmp.training.gradients import Gradients
-from bertmp.training.interrupt import interrupt_between_steps
-from bertmp.training.keeper import Keeper
-from bertmp.training.metrics import MetricsFile, StepLog
+from bertmp.training.metrics_log import MetricsFile, StepLog
 from bertmp.training.objective import Objective
 from bertmp.training.optimizer import learning_rate, make_optimizer, set_learning_rate
-from bertmp.training.overflow import Action, Culprit, Do, Memory, StepFacts, Watch, WatchSettings, event
-from bertmp.training.parallel import World
-from bertmp.training.ranges import Ranges, recording
-from bertmp.training.replay import broken_weights, find_culprit, look_into
-from bertmp.training.settings import TrainSettings
+from bertmp.training.stability.activation_ranges import Ranges, recording
+from bertmp.training.stability.monitor import (
+    Action,
+    Culprit,
+    Do,
+    Memory,
+    StepFacts,
+    Watch,
+    WatchSettings,
+    event,
+)
+from bertmp.training.stability.overflow_trace import broken_weights, find_culprit, look_into
 from bertmp.training.state import Position, State, States
 from bertmp.training.steps import Share, Steps
 from bertmp.training.tasks import TrainingData
 from bertmp.training.tensorboard import event_files
+from bertmp.training.train_options import TrainSettings
 
 
 class Watcher(Protocol):

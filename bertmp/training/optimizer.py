@@ -11,7 +11,7 @@ from torch import nn
 
 from bertmp.model.heads import Head
 from bertmp.training.lamb import Lamb
-from bertmp.training.settings import TrainSettings
+from bertmp.training.train_options import TrainSettings
 
 _BLOCK = re.compile(r"^bert\.encoder\.layer\.(\d+)\.")
 

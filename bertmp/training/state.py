@@ -13,8 +13,8 @@ from typing import IO, Any, cast
 
 import torch
 
-from bertmp.errors import InputError
-from bertmp.files import atomic_folder, read_json, sha256_file, write_json
+from bertmp.core.errors import InputError
+from bertmp.core.io import atomic_folder, read_json, sha256_file, write_json
 
 _PREFIX = "step-"
 _TENSORS = "tensors.pt"

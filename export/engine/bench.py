@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from bertmp.errors import InputError
-from bertmp.export.bundle import BUILD_ENGINE, ENGINE, Bundle
+from bertmp.core.errors import InputError
+from bertmp.export.bundle.bundle import BUILD_ENGINE, ENGINE, Bundle
 from bertmp.export.engine.profiles import Shape
-from bertmp.export.engine.run import Engine, load_engine
+from bertmp.export.engine.runtime import Engine, load_engine
 
 WARM_UP = 10
 """Runs of a shape before it is measured."""

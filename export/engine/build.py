@@ -14,13 +14,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bertmp.errors import GateFailed, InputError
-from bertmp.export.bundle import BUILD_ENGINE, CONFIG, CONVERT, ENGINE, FP16_GRAPH, NETWORK, PLAN, Bundle
+from bertmp.core.errors import GateFailed, InputError
+from bertmp.core.io import atomic_folder, read_json, sha256_file
+from bertmp.export.bundle.bundle import (
+    BUILD_ENGINE,
+    CONFIG,
+    CONVERT,
+    ENGINE,
+    FP16_GRAPH,
+    NETWORK,
+    PLAN,
+    Bundle,
+)
+from bertmp.export.bundle.manifest import record
+from bertmp.export.engine.engine_options import Settings, read_settings
 from bertmp.export.engine.job import ENGINE_FILE, NETWORK_FILE, Job
-from bertmp.export.engine.settings import Settings, read_settings
 from bertmp.export.engine.supervisor import run_job
-from bertmp.export.manifest import record
-from bertmp.files import atomic_folder, read_json, sha256_file
 
 ENGINE_FOLDER = "engine"
 

@@ -15,9 +15,9 @@ import threading
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bertmp import errors
+from bertmp.core import errors
+from bertmp.export.engine.engine_options import Settings as Settings
 from bertmp.export.engine.profiles import Profile, Shape
-from bertmp.export.engine.settings import Settings as Settings
 
 ENGINE_FILE, NETWORK_FILE = "model.plan", "network.json"
 

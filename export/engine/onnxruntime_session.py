@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from bertmp.errors import BuildFailed, InputError, MissingComponent
-from bertmp.export.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, Bundle
-from bertmp.export.manifest import record
-from bertmp.files import atomic_folder, write_json
+from bertmp.core.errors import BuildFailed, InputError, MissingComponent
+from bertmp.core.io import atomic_folder, write_json
+from bertmp.export.bundle.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, Bundle
+from bertmp.export.bundle.manifest import record
 
 STAGE = "build-onnxruntime"
 FOLDER, GRAPH_FILE, SESSION_FILE = "onnxruntime", "model.onnx", "session.json"
@@ -108,7 +108,7 @@ def open_session(bundle_folder: Path) -> Any:
     """
     folder = Path(bundle_folder)
     Bundle.open(folder).manifest.stage(STAGE, folder, f"bertmp build-engine {folder} --onnxruntime")
-    from bertmp.files import read_json
+    from bertmp.core.io import read_json
 
     settings = read_json(folder / FOLDER / SESSION_FILE)
     return _session(_runtime(), folder / FOLDER / settings["graph"], settings["providers"], optimise=None)

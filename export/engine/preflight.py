@@ -8,15 +8,15 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
-from bertmp.errors import InputError
-from bertmp.export.engine import releases
+from bertmp.core.errors import InputError
+from bertmp.export.engine import triton_releases as releases
+from bertmp.export.engine.builders import Toolchain
 from bertmp.export.engine.device import Device
+from bertmp.export.engine.engine_options import Settings
 from bertmp.export.engine.job import Job
-from bertmp.export.engine.memory import MemoryEstimate, estimate, require_room
-from bertmp.export.engine.network import Layer
+from bertmp.export.engine.memory_estimate import MemoryEstimate, estimate, require_room
+from bertmp.export.engine.parsed_network import Layer
 from bertmp.export.engine.profiles import Profile, gaps
-from bertmp.export.engine.settings import Settings
-from bertmp.export.engine.toolchain import Toolchain
 
 
 def check_builder(tools: Toolchain, settings: Settings, device: Device | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from bertmp.errors import InputError
+from bertmp.core.errors import InputError
 
 BUCKETS = (16, 32, 64, 128, 256)
 """Lengths that end a default profile; the model's positions end the last one."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import bertmp
-from bertmp.errors import BertmpError, BuildFailed
+from bertmp.core.errors import BertmpError, BuildFailed
 from bertmp.export.engine.job import Job, error_from
 
 GRACE_SECONDS = 10

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertmp.errors import BertmpError, BuildFailed, InputError
-from bertmp.export.engine.configure import add_profiles, choose_profiles, configure, open_timing_cache
+from bertmp.core.errors import BertmpError, BuildFailed, InputError
+from bertmp.core.io import sha256_file, write_json, writing_to
+from bertmp.export.engine.builder_config import add_profiles, choose_profiles, configure, open_timing_cache
+from bertmp.export.engine.builders import Toolchain, find_toolchain
 from bertmp.export.engine.device import Device, find_device
-from bertmp.export.engine.inspection import inspect_engine
+from bertmp.export.engine.inspector import inspect_engine
 from bertmp.export.engine.job import ENGINE_FILE, NETWORK_FILE, Job, Messages, error_message
-from bertmp.export.engine.network import Layer, read_network
+from bertmp.export.engine.parsed_network import Layer, read_network
 from bertmp.export.engine.preflight import check_builder, check_memory, check_targets, describe, load_graph
-from bertmp.export.engine.proof import Proof, plan_by_type, prove
-from bertmp.export.engine.toolchain import Toolchain, find_toolchain
+from bertmp.export.engine.verify import Proof, plan_by_type, prove
 from bertmp.export.precision.plan import PrecisionPlan
-from bertmp.files import sha256_file, write_json, writing_to
 
 FORMAT = 1
 _PR_SET_PDEATHSIG = 1

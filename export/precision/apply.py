@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from bertmp.errors import InputError
-from bertmp.export.precision.facts import constant_value
-from bertmp.export.precision.placement import INDIFFERENT
+from bertmp.core.errors import InputError
+from bertmp.export.graph.graph_index import constant_value
+from bertmp.export.graph.types import FLOAT, LOW_TYPES, LowType, captured, element_types, subgraphs
+from bertmp.export.graph.weightless import shell_of
+from bertmp.export.precision.cast_placement import INDIFFERENT
 from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan
-from bertmp.export.precision.shell import shell_of
-from bertmp.export.precision.types import FLOAT, LOW_TYPES, LowType, captured, element_types, subgraphs
 
 PLAN_KEY = "bertmp.precision_plan"
 """The graph's metadata property that holds the digest of the plan it was made by."""

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, helper
 
+from bertmp.core.errors import InputError
+from bertmp.core.io import read_json, sha256_file
 from bertmp.data.readers import Columns, Examples, read_examples
-from bertmp.errors import InputError
-from bertmp.export.precision.sessions import Feed
-from bertmp.files import read_json, sha256_file
-from bertmp.tokenizer import Encoded, Tokenizer
+from bertmp.data.tokenizer import Encoded, Tokenizer
+from bertmp.export.graph.ort_sessions import Feed
 
 TEXTS = 64
 BRIEF = 256

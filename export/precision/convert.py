@@ -10,14 +10,14 @@ from typing import Any
 
 from onnx import ModelProto
 
-from bertmp.errors import InputError
+from bertmp.core.errors import InputError
+from bertmp.export.graph.loading import check_graph, read_graph
+from bertmp.export.graph.storage import stored_size, write_graph
 from bertmp.export.precision.apply import apply_plan
-from bertmp.export.precision.files import stored_size, write_graph
+from bertmp.export.precision.pipeline import Planned, Report, plan_precision
 from bertmp.export.precision.plan import PrecisionPlan, Target
 from bertmp.export.precision.planner import make_plan
-from bertmp.export.precision.planning import Planned, Report, plan_precision
-from bertmp.export.precision.reading import check_graph, read_graph
-from bertmp.export.precision.settings import HEADROOM, PrecisionSettings
+from bertmp.export.precision.precision_options import HEADROOM, PrecisionSettings
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from bertmp.export.graph.types import LowType
 from bertmp.export.precision.plan import Rewrite
-from bertmp.export.precision.types import LowType
 
 if TYPE_CHECKING:
-    from bertmp.export.precision.facts import GraphFacts
+    from bertmp.export.graph.graph_index import GraphFacts
 
 LARGE = 9999.0
 """Constants of at least this magnitude mask; -1e4 is the smallest in use."""

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from bertmp.errors import InputError
-from bertmp.files import read_json, write_json
+from bertmp.core.errors import InputError
+from bertmp.core.io import read_json, write_json
 
 FORMAT = 2
 CAST_PREFIX = "precision_cast/"

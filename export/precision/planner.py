@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 
 from onnx import ModelProto, NodeProto
 
-from bertmp.errors import InputError
-from bertmp.export.graph import module_of
-from bertmp.export.precision.facts import GraphFacts
+from bertmp.core.errors import InputError
+from bertmp.export.graph.graph_index import GraphFacts
+from bertmp.export.graph.tracing import module_of
+from bertmp.export.graph.types import LOW_TYPES
+from bertmp.export.graph.weightless import shell_of
+from bertmp.export.precision.cast_placement import Placement, Side, is_heavy, is_placed, place
 from bertmp.export.precision.masks import rewrites
-from bertmp.export.precision.placement import Placement, Side, is_heavy, is_placed, place
 from bertmp.export.precision.plan import (
     TARGETS,
     NodePlan,
@@ -24,8 +26,6 @@ from bertmp.export.precision.plan import (
 )
 from bertmp.export.precision.ranges import Ranges, record
 from bertmp.export.precision.rules import Strength, check_patterns, names_node, standard_rules
-from bertmp.export.precision.shell import shell_of
-from bertmp.export.precision.types import LOW_TYPES
 
 
 def make_plan(

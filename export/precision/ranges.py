@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from bertmp.export.precision.blocks import blocks_of
+from bertmp.export.graph.module_groups import blocks_of
+from bertmp.export.graph.ort_sessions import LightGraph, lighten, open_session, run
+from bertmp.export.graph.types import FLOAT, element_types
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.plan import RangeRecord
-from bertmp.export.precision.sessions import LightGraph, lighten, open_session, run
-from bertmp.export.precision.types import FLOAT, element_types
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""

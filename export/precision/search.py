@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bertmp.export.precision.contributions import all_fp32
-from bertmp.export.precision.evaluate import MOVES, Evaluator, Measured
-from bertmp.export.precision.placement import PRODUCTS, Side
+from bertmp.export.precision.cast_placement import PRODUCTS, Side
+from bertmp.export.precision.fp16_emulation import MOVES, Evaluator, Measured
 from bertmp.export.precision.plan import PrecisionPlan, Reason, SearchRecord, SearchStep
 from bertmp.export.precision.planner import Planner
 from bertmp.export.precision.ranges import Progress
+from bertmp.export.precision.sensitivity import all_fp32
 
 EVALUATIONS = 160
 """The most plans that one search measures."""

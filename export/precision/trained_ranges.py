@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from bertmp.errors import InputError
-from bertmp.export.graph import module_of
-from bertmp.export.precision.facts import constants
+from bertmp.core.errors import InputError
+from bertmp.core.io import read_json, sha256_file
+from bertmp.export.graph.graph_index import constants
+from bertmp.export.graph.tracing import module_of
+from bertmp.export.graph.types import FLOAT, element_types
 from bertmp.export.precision.ranges import Ranges
-from bertmp.export.precision.types import FLOAT, element_types
-from bertmp.files import read_json, sha256_file
 
 FORMAT = 1
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from onnx import ModelProto
 
-from bertmp.export import export
+from bertmp import export_checkpoint
+from bertmp.data.tokenizer import Tokenizer
 from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 from bertmp.model.heads import SequenceClassifier
-from bertmp.tokenizer import Tokenizer
 
 LABELS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 POSITIONS = 64
@@ -47,7 +47,7 @@ def questions(minilm: Path, trec: Path, tmp_path_factory: pytest.TempPathFactory
     model, tokenizer = _fitted(minilm, rows[16:])
     save_checkpoint(folder / "checkpoint", model, model.config, tokenizer)
     (folder / "texts.txt").write_text("".join(f"{text}\n" for _, text in rows[:16]), encoding="utf-8")
-    bundle = export(folder / "checkpoint", folder / "bundle", fp16=False).bundle
+    bundle = export_checkpoint(folder / "checkpoint", folder / "bundle", fp16=False).bundle
     return Questions(folder / "checkpoint", bundle, folder / "texts.txt")
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bertmp.export.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, PLAN
-from bertmp.export.manifest import Manifest, record
+from bertmp.core.io import write_json
+from bertmp.export.bundle.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, PLAN
+from bertmp.export.bundle.manifest import Manifest, record
 from bertmp.export.precision.plan import CAST_PREFIX, NodePlan, PrecisionPlan, Reason
-from bertmp.files import write_json
 
 HIDDEN, HEADS, FFN, VOCABULARY, POSITIONS, LABELS = 32, 2, 64, 50, 64, 3
 INTEGER_OPS = ("Shape", "Unsqueeze")

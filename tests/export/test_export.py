@@ -20,14 +20,14 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from bertmp.export import export
-from bertmp.export.bundle import Bundle
+from bertmp import export_checkpoint
+from bertmp.data.tokenizer import Tokenizer
+from bertmp.export.bundle.bundle import Bundle
+from bertmp.export.graph.types import element_types
 from bertmp.export.precision.apply import cast_count
 from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan
-from bertmp.export.precision.types import element_types
 from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 from bertmp.model.config import ACTIVATIONS, BertConfig
-from bertmp.tokenizer import Tokenizer
 from tests.conftest import RunBertmp
 from tests.models import batch, classifier
 
@@ -55,7 +55,7 @@ def checkpoint(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(checkpoint, tmp_path_factory.mktemp("export") / "bundle").bundle
+    return export_checkpoint(checkpoint, tmp_path_factory.mktemp("export") / "bundle").bundle
 
 
 def run_graph(path: Path, inputs: dict[str, torch.Tensor]) -> np.ndarray:
@@ -85,7 +85,7 @@ def test_every_activation_exports(activation: str, minilm: Path, tmp_path: Path)
     folder = checkpoint_with(
         replace(CONFIG, hidden_act=activation, num_hidden_layers=1), minilm, tmp_path / "model"
     )
-    result = export(folder, tmp_path / "bundle")
+    result = export_checkpoint(folder, tmp_path / "bundle")
     inputs = batch(CONFIG.vocab_size)
     assert np.abs(run_graph(result.bundle / "model.onnx", inputs) - run_torch(folder, inputs)).max() <= 5e-5
 
@@ -163,7 +163,7 @@ def test_the_graph_says_nothing_of_the_machine_that_made_it(bundle: Path) -> Non
 
 
 def test_two_exports_are_the_same_bytes(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
-    again = export(checkpoint, tmp_path / "again").bundle
+    again = export_checkpoint(checkpoint, tmp_path / "again").bundle
     for name in ("model.onnx", "model.fp16.onnx", "precision-plan.json"):
         assert (again / name).read_bytes() == (bundle / name).read_bytes()
 
@@ -181,7 +181,9 @@ def test_the_bundle_knows_what_it_was_made_of(checkpoint: Path, bundle: Path) ->
 
 
 def test_pins_keep_a_module_in_fp32(checkpoint: Path, tmp_path: Path) -> None:
-    out = export(checkpoint, tmp_path / "bundle", keep_fp32=["encoder.layer.1.intermediate"]).bundle
+    out = export_checkpoint(
+        checkpoint, tmp_path / "bundle", keep_fp32=["encoder.layer.1.intermediate"]
+    ).bundle
     plan = PrecisionPlan.load(out / "precision-plan.json")
     pinned = {node.name for node in plan.nodes if any(reason.rule == "pinned" for reason in node.reasons)}
     assert pinned
@@ -200,7 +202,7 @@ def test_no_fp16(checkpoint: Path, tmp_path: Path, run_bertmp: RunBertmp) -> Non
 
 
 def test_an_encoder_without_a_head_exports_its_states(minilm: Path, tiny: Path, tmp_path: Path) -> None:
-    out = export(tiny, tmp_path / "bundle").bundle
+    out = export_checkpoint(tiny, tmp_path / "bundle").bundle
     graph = onnx.load(out / "model.onnx")
     assert [value.name for value in graph.graph.output] == ["last_hidden_state", "pooler_output"]
     assert not (out / "labels.txt").exists()
@@ -244,7 +246,7 @@ def test_a_bundle_and_an_empty_folder_are_replaced(checkpoint: Path, tmp_path: P
     out = tmp_path / "bundle"
     out.mkdir()
     for _ in range(2):
-        assert (export(checkpoint, out, fp16=False).bundle / "model.onnx").is_file()
+        assert (export_checkpoint(checkpoint, out, fp16=False).bundle / "model.onnx").is_file()
 
 
 @pytest.fixture

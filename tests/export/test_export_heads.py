@@ -16,14 +16,14 @@ import torch
 from onnx import TensorProto
 from safetensors.torch import load_file
 
-from bertmp.errors import InputError
-from bertmp.export import export, parity
-from bertmp.export.bundle import Bundle
-from bertmp.files import sha256_file
+from bertmp import export_checkpoint, parity
+from bertmp.core.errors import InputError
+from bertmp.core.io import sha256_file
+from bertmp.export.bundle.bundle import Bundle
 from bertmp.model.checkpoint import copy_tokenizer, load_checkpoint, save_checkpoint
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import HEADS
-from bertmp.serve.candidate import inspect
+from bertmp.serve.deployable import inspect
 from tests.models import batch, head, small_tokenizer
 
 CONFIG = BertConfig(
@@ -74,7 +74,7 @@ def bundle(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
 
     def make(task: str) -> Path:
         if not (folder / task).is_dir():
-            export(checkpoint(task), folder / task)
+            export_checkpoint(checkpoint(task), folder / task)
         return folder / task
 
     return make
@@ -162,7 +162,7 @@ def test_parity_and_deployment_refuse_other_heads_in_one_line(
 
 def test_a_head_that_the_checkpoint_lacks_is_not_exported(checkpoint: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no weights for pretraining: cls\.") as caught:
-        export(checkpoint("encoder"), tmp_path / "bundle", task="pretraining")
+        export_checkpoint(checkpoint("encoder"), tmp_path / "bundle", task="pretraining")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "bundle").exists()
 
@@ -175,7 +175,7 @@ def test_the_task_overrides_the_configuration_of_a_legacy_checkpoint(
     copy_tokenizer(source, old)
     (old / "config.json").write_text((source / "config.json").read_text())
     torch.save(load_file(source / "model.safetensors"), old / "pytorch_model.bin")
-    made = export(old, tmp_path / "bundle", task="token-classification", fp16=False)
+    made = export_checkpoint(old, tmp_path / "bundle", task="token-classification", fp16=False)
     assert made.remarks == ("not used from the checkpoint: bert.pooler.dense.bias, bert.pooler.dense.weight",)
     opened = Bundle.open(made.bundle)
     assert opened.task == made.task == "token-classification"

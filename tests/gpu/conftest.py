@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from bertmp.training.metrics import read_metrics
-from bertmp.training.run import TrainResult, train
+from bertmp.training.metrics_log import read_metrics
+from bertmp.training.train import TrainResult, train
 
 WORDS = 200
 CLASSES = ("colour", "number", "place", "person")

@@ -19,7 +19,7 @@ from benchmarks.machine import synchroniser
 from benchmarks.steps import Clock, make_trainer
 from benchmarks.synthetic import RandomTexts
 from bertmp.model.config import BertConfig
-from bertmp.training.parallel.world import World, make_world
+from bertmp.training.distributed.context import World, make_world
 
 CONFIG = BertConfig(
     vocab_size=300,

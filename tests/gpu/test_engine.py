@@ -14,13 +14,13 @@ import torch
 
 pytest.importorskip("onnx", reason="needs onnx")
 
-from bertmp.errors import InputError
+from bertmp.core.errors import InputError
 from bertmp.export.engine.build import EngineResult, build_engine
+from bertmp.export.engine.builders import runs_on
+from bertmp.export.engine.compatibility import EngineFile
 from bertmp.export.engine.device import find_device
-from bertmp.export.engine.identity import EngineFile
 from bertmp.export.engine.profiles import Shape
-from bertmp.export.engine.run import SLOTS, Engine, load_engine
-from bertmp.export.engine.toolchain import runs_on
+from bertmp.export.engine.runtime import SLOTS, Engine, load_engine
 from tests.export.engine_graphs import LABELS, VOCABULARY, save_bundle
 
 pytestmark = pytest.mark.skipif(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bertmp.training.parallel import World
+from bertmp.training.distributed import World
 from tests.gpu.sharded_worker import losses
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from bertmp.data.tokenizer import Encoded
 from bertmp.model.checkpoint import LoadedCheckpoint
-from bertmp.tokenizer import Encoded
-from bertmp.training.tasks.base import Encodings
+from bertmp.training.tasks.task import Encodings
 
 SIZES = (40, 3, 17, 1, 40, 64, 9, 28, 5, 33, 2, 50, 12, 12, 7, 21)
 

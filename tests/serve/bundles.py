@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bertmp.export import bundle as names
-from bertmp.export.bundle import Bundle
-from bertmp.export.manifest import fingerprints, record
+from bertmp.export.bundle import bundle as names
+from bertmp.export.bundle.bundle import Bundle
+from bertmp.export.bundle.manifest import fingerprints, record
 
 LABELS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 POSITIONS = 64
@@ -21,10 +21,10 @@ SAMPLES = ("Who ?", "Where is it ?", "What does NATO mean ?", "How many days has
 
 def make_bundle(folder: Path, minilm: Path, seed: int) -> Path:
     """A classifier of two small layers with random weights: other seeds give other answers."""
-    from bertmp.export import export
+    from bertmp import export_checkpoint
+    from bertmp.data.tokenizer import Tokenizer
     from bertmp.model.checkpoint import save_checkpoint
     from bertmp.model.config import BertConfig
-    from bertmp.tokenizer import Tokenizer
 
     config = BertConfig(
         hidden_size=32,
@@ -37,7 +37,7 @@ def make_bundle(folder: Path, minilm: Path, seed: int) -> Path:
     checkpoint = folder / "checkpoint"
     tokenizer = Tokenizer.load(minilm, POSITIONS)
     save_checkpoint(checkpoint, _opinionated(config, tokenizer, seed), config, tokenizer)
-    export(checkpoint, folder / "bundle", fp16=False)
+    export_checkpoint(checkpoint, folder / "bundle", fp16=False)
     return folder / "bundle"
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bertmp.errors import MissingComponent
-from bertmp.serve.triton import Running, ServerSettings, TritonServer
+from bertmp.core.errors import MissingComponent
+from bertmp.serve.server import Running, ServerSettings, TritonServer
 from tests.serve.bundles import make_bundle
 
 
@@ -58,7 +58,7 @@ def triton() -> None:
 @pytest.fixture(scope="session")
 def repository(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the first bundle deployed as `trec`; not to be written to."""
-    from bertmp.serve import deploy
+    from bertmp import deploy
 
     folder = tmp_path_factory.mktemp("deployed") / "repository"
     deploy(bundle, "trec", folder)

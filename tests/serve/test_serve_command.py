@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bertmp.serve import infer
+from bertmp import infer
 from tests.conftest import RunBertmp
 
 FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bertmp import bench, infer
+from bertmp.core.errors import InputError
 from bertmp.data.readers import read_examples
-from bertmp.errors import InputError
-from bertmp.export.accuracy.stages import NotRun, ParityInputs, StageOutput
-from bertmp.export.bundle import Bundle
-from bertmp.serve import bench, infer
+from bertmp.export.bundle.bundle import Bundle
+from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
 from bertmp.serve.client import Client
-from bertmp.serve.configs import MAX_BATCH
-from bertmp.serve.stages import TritonStage
+from bertmp.serve.model_config import MAX_BATCH
+from bertmp.serve.parity_stage import TritonStage
 from tests.conftest import RunBertmp
 from tests.serve.bundles import LABELS, POSITIONS, answer_in_process
 from tests.serve.conftest import Served

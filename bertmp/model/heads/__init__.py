@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bertmp.errors import InputError
-from bertmp.model.heads.base import EncoderOnly, Head, LossOptions
+from bertmp.core.errors import InputError
 from bertmp.model.heads.classification import SequenceClassifier
-from bertmp.model.heads.halves import MaskedLanguageModel, NextSentence
+from bertmp.model.heads.head import EncoderOnly, Head, LossOptions
+from bertmp.model.heads.mlm_nsp import MaskedLanguageModel, NextSentence
 from bertmp.model.heads.multi_label import MultiLabelClassifier
 from bertmp.model.heads.pretraining import PreTraining
 from bertmp.model.heads.regression import Regressor

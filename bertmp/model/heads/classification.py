@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from bertmp.model.batch import Batch
 from bertmp.model.config import BertConfig
 from bertmp.model.dropout import Dropout
-from bertmp.model.heads.base import Head, LossOptions
+from bertmp.model.heads.head import Head, LossOptions
 
 
 class SequenceHead(Head):

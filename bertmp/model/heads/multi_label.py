@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional as F
 
+from bertmp.metrics.task_metrics import f1_figures
 from bertmp.model.batch import Batch
-from bertmp.model.heads.base import LossOptions
 from bertmp.model.heads.classification import SequenceHead
-from bertmp.model.heads.scores import f1_figures
+from bertmp.model.heads.head import LossOptions
 
 
 class MultiLabelClassifier(SequenceHead):

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from bertmp.model.batch import Batch
 from bertmp.model.bert import ACTIVATION, LayerNorm
 from bertmp.model.config import BertConfig
-from bertmp.model.heads.base import Head, LossOptions
+from bertmp.model.heads.head import Head, LossOptions
 
 ROWS = 256
 """Masked positions whose logits exist at once. A row of BERT's vocabulary takes half a megabyte in a loss and

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bertmp.model.batch import Batch
-from bertmp.model.heads.base import LossOptions
 from bertmp.model.heads.classification import SequenceHead
+from bertmp.model.heads.head import LossOptions
 
 
 class Regressor(SequenceHead):

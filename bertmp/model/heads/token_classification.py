@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from bertmp.metrics.task_metrics import entities, f1_figures, mark_entities
 from bertmp.model.attention import Padded
 from bertmp.model.batch import Batch
 from bertmp.model.config import BertConfig
 from bertmp.model.dropout import Dropout
-from bertmp.model.heads.base import Head, LossOptions
 from bertmp.model.heads.classification import SequenceClassifier
-from bertmp.model.heads.scores import entities, f1_figures, mark_entities
+from bertmp.model.heads.head import Head, LossOptions
 
 IGNORED = -100
 """The target of tokens that are not a word's first piece; Hugging Face's number for it."""

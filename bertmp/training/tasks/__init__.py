@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bertmp.training.settings import TrainSettings
-from bertmp.training.tasks.base import Task, TrainingData
 from bertmp.training.tasks.classification import read_single_label
 from bertmp.training.tasks.multi_label import read_multi_label
 from bertmp.training.tasks.pretraining import read_pretraining
 from bertmp.training.tasks.regression import read_regression
+from bertmp.training.tasks.task import Task, TrainingData
 from bertmp.training.tasks.token_classification import read_token_classification
+from bertmp.training.train_options import TrainSettings
 
 
 def read_classification(settings: TrainSettings) -> Task:

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bertmp.core.errors import InputError
 from bertmp.data.readers import Examples, read_examples
-from bertmp.errors import InputError
-from bertmp.tokenizer import Tokenizer
-from bertmp.training.settings import TrainSettings
-from bertmp.training.tasks.base import Encodings, Task
+from bertmp.data.tokenizer import Tokenizer
 from bertmp.training.tasks.labelled import (
     check_known,
     check_repeated,
@@ -19,6 +17,8 @@ from bertmp.training.tasks.labelled import (
     read_evaluation,
     sort_labels,
 )
+from bertmp.training.tasks.task import Encodings, Task
+from bertmp.training.train_options import TrainSettings
 
 
 def read_single_label(settings: TrainSettings) -> Task:

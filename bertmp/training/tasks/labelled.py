@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from bertmp.core.errors import InputError
 from bertmp.data.readers import Columns, Examples, read_examples
-from bertmp.errors import InputError
-from bertmp.training.settings import TrainSettings
+from bertmp.training.train_options import TrainSettings
 
 MANY = 100
 """Labels that no file of so few examples has by good intent."""

@@ -8,13 +8,13 @@ from itertools import chain
 
 import numpy as np
 
+from bertmp.core.errors import InputError
 from bertmp.data.readers import Columns, Examples, read_examples
-from bertmp.errors import InputError
+from bertmp.data.tokenizer import Tokenizer
 from bertmp.model.heads import MultiLabelClassifier
-from bertmp.tokenizer import Tokenizer
-from bertmp.training.settings import TrainSettings
-from bertmp.training.tasks.base import Encodings, Task
 from bertmp.training.tasks.labelled import check_known, columns_of, read_evaluation, sort_labels
+from bertmp.training.tasks.task import Encodings, Task
+from bertmp.training.train_options import TrainSettings
 
 
 def read_multi_label(settings: TrainSettings) -> Task:

@@ -13,21 +13,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bertmp.data.pretraining import draws
-from bertmp.data.pretraining.documents import open_corpus
-from bertmp.data.pretraining.masking import Masking, Vocabulary
-from bertmp.data.pretraining.prepare import prepare_store
-from bertmp.data.pretraining.progress import preparation_bar
-from bertmp.data.pretraining.samples import Recipe, Samples
-from bertmp.data.pretraining.store import Store, is_store
+from bertmp.core.errors import InputError
+from bertmp.core.io import sha256_file, writing_to
 from bertmp.data.readers import Columns
-from bertmp.errors import InputError
-from bertmp.files import sha256_file, writing_to
+from bertmp.data.tokenizer import Tokenizer
+from bertmp.environment.paths import home
 from bertmp.model.batch import Batch
-from bertmp.ready.home import home
-from bertmp.tokenizer import Tokenizer
-from bertmp.training.settings import TrainSettings
-from bertmp.training.tasks.base import Task
+from bertmp.pretraining import counter_rng as draws
+from bertmp.pretraining.corpus import open_corpus
+from bertmp.pretraining.masking import Masking, Vocabulary
+from bertmp.pretraining.packing import Recipe, Samples
+from bertmp.pretraining.prepare import prepare_store
+from bertmp.pretraining.prepare_progress import preparation_bar
+from bertmp.pretraining.token_store import Store, is_store
+from bertmp.training.tasks.task import Task
+from bertmp.training.train_options import TrainSettings
 
 _MASKING = 100
 """The purpose of masking's random keys; those of samples are smaller."""

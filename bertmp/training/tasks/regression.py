@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
+from bertmp.core.errors import InputError
 from bertmp.data.readers import Examples, read_examples
-from bertmp.errors import InputError
-from bertmp.tokenizer import Tokenizer
-from bertmp.training.settings import TrainSettings
-from bertmp.training.tasks.base import Encodings, Task
+from bertmp.data.tokenizer import Tokenizer
 from bertmp.training.tasks.labelled import columns_of, read_evaluation
+from bertmp.training.tasks.task import Encodings, Task
+from bertmp.training.train_options import TrainSettings
 
 
 def read_regression(settings: TrainSettings) -> Task:

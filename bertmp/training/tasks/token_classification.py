@@ -10,15 +10,15 @@ from itertools import chain
 import numpy as np
 import torch
 
+from bertmp.core.errors import InputError
+from bertmp.data.conll import Sentences, read_sentences
 from bertmp.data.readers import Columns
-from bertmp.data.sentences import Sentences, read_sentences
-from bertmp.errors import InputError
+from bertmp.data.tokenizer import Encoded, Tokenizer
 from bertmp.model.batch import Batch, pack
 from bertmp.model.heads.token_classification import IGNORED
-from bertmp.tokenizer import Encoded, Tokenizer
-from bertmp.training.settings import TrainSettings
-from bertmp.training.tasks.base import Task
 from bertmp.training.tasks.labelled import check_known, check_repeated, sort_labels
+from bertmp.training.tasks.task import Task
+from bertmp.training.train_options import TrainSettings
 
 
 @dataclass(frozen=True)

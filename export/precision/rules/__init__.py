@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from bertmp.export.precision.rules.base import Rule, Strength
 from bertmp.export.precision.rules.operators import (
     FeedsDecomposedNorm,
     Foreign,
@@ -15,6 +14,7 @@ from bertmp.export.precision.rules.operators import (
     Softmax,
 )
 from bertmp.export.precision.rules.pins import Pinned, check_patterns, names_node
+from bertmp.export.precision.rules.rule import Rule, Strength
 from bertmp.export.precision.rules.values import (
     BeyondHeadroom,
     ConstantBeyondRange,

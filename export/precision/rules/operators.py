@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from bertmp.export.precision.facts import GraphFacts
+from bertmp.export.graph.graph_index import GraphFacts
+from bertmp.export.graph.types import FLOAT, has_low_form, is_known, subgraphs
 from bertmp.export.precision.plan import Reason
-from bertmp.export.precision.rules.base import Strength
-from bertmp.export.precision.types import FLOAT, has_low_form, is_known, subgraphs
+from bertmp.export.precision.rules.rule import Strength
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from bertmp.errors import InputError
-from bertmp.export.graph import module_of
-from bertmp.export.precision.facts import GraphFacts
+from bertmp.core.errors import InputError
+from bertmp.export.graph.graph_index import GraphFacts
+from bertmp.export.graph.tracing import module_of
 from bertmp.export.precision.plan import Reason
-from bertmp.export.precision.rules.base import Strength
+from bertmp.export.precision.rules.rule import Strength
 
 
 @dataclass(frozen=True)

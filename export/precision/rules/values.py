@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import NodeProto
 
-from bertmp.export.precision.facts import GraphFacts
+from bertmp.export.graph.graph_index import GraphFacts
+from bertmp.export.graph.types import LowType
 from bertmp.export.precision.plan import Reason
-from bertmp.export.precision.rules.base import Strength
 from bertmp.export.precision.rules.operators import touches
-from bertmp.export.precision.types import LowType
+from bertmp.export.precision.rules.rule import Strength
 
 
 @dataclass(frozen=True)

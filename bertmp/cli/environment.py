@@ -1,0 +1,141 @@
+"""The commands that get a machine ready: doctor, setup, download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bertmp.cli.command import Outcome, command
+
+if TYPE_CHECKING:
+    from bertmp.environment.doctor import Diagnosis
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Registers `doctor`, `setup` and `download`."""
+
+    @command(app, "doctor", example="bertmp doctor --json")
+    def doctor() -> Outcome:
+        """Show what this machine has, and which commands can run on it."""
+        from bertmp.environment.doctor import doctor
+
+        found = doctor()
+        return Outcome(found.to_json(), lambda console: _print_diagnosis(console, found))
+
+    @command(app, "setup", example="bertmp setup triton")
+    def setup(
+        component: Annotated[str, typer.Argument(help="What to install; there is only triton.")] = "triton",
+    ) -> Outcome:
+        """Install a Triton server in an environment of its own, once."""
+        from bertmp.environment.triton_install import setup
+
+        with _transfers() as progress:
+            result = setup(component, progress)
+        state = "installed" if result.installed else "already there"
+        return Outcome(result.to_json(), f"{result.component} {state}: {result.folder}")
+
+    @command(app, "download", example="bertmp download minilm trec")
+    def download(
+        names: Annotated[
+            list[str], typer.Argument(metavar="NAME...", help="minilm, trec, sms-spam, moviedialog.")
+        ],
+    ) -> Outcome:
+        """Fetch real weights and data, checked and kept; print their folders."""
+        from bertmp.environment.downloads import download
+
+        with _transfers() as progress:
+            folders = {name: str(folder) for name, folder in download(names, progress).items()}
+        return Outcome(folders, "\n".join(folders.values()))
+
+
+@contextmanager
+def _transfers() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on standard error, one a transfer; where that is no terminal, a line a transfer."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=None)
+                if not console.is_terminal:
+                    console.print(what)
+            bars.update(tasks[what], completed=done, total=total or None)
+
+        yield show
+
+
+def _print_diagnosis(console: Any, found: Diagnosis) -> None:
+    console.print(_machine_table(found))
+    console.print(_component_table(found))
+    console.print(_command_table(found))
+
+
+def _table(title: str, *columns: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _machine_table(found: Diagnosis) -> Any:
+    table = _table("This machine", "", "")
+    table.show_header = False
+    here = found.machine
+    table.add_row("processor", f"{here.cpu}, {here.cores} cores, {_gigabytes(here.memory_bytes)}")
+    table.add_row("features", " ".join(here.features) or "none that matter here")
+    for gpu in found.gpus:
+        cores = [
+            name for name, has in (("FP16", gpu.fp16_tensor_cores), ("BF16", gpu.bf16_tensor_cores)) if has
+        ]
+        capability = "{}.{}".format(*gpu.compute_capability)
+        tensor_cores = f"{' and '.join(cores)} tensor cores" if cores else "no tensor cores"
+        table.add_row("GPU", f"{gpu.name}, {capability}, {_gigabytes(gpu.memory_bytes)}, {tensor_cores}")
+    if not found.gpus:
+        table.add_row("GPU", "none")
+    table.add_row("driver", f"CUDA {found.driver_cuda}" if found.driver_cuda else "none")
+    table.add_row("system", here.system)
+    table.add_row("Python", found.python)
+    table.add_row("home", str(found.home))
+    there = [name for name, complete in found.assets.items() if complete]
+    table.add_row("downloaded", ", ".join(there) or "nothing yet")
+    return table
+
+
+def _component_table(found: Diagnosis) -> Any:
+    table = _table("Components", "name", "version", "")
+    for part in found.components:
+        advice = f": {part.get}" if part.get else ""
+        remark = part.detail if part.usable else f"{part.problem}{advice}"
+        table.add_row(part.name, part.version or "-", _plain(remark))
+    return table
+
+
+def _command_table(found: Diagnosis) -> Any:
+    table = _table("Commands", "command", "runs here", "", "to get it")
+    for verdict in found.commands:
+        answer = "[green]yes[/green]" if verdict.runs else "[red]no[/red]"
+        remark = verdict.note if verdict.runs else "\n".join(verdict.why_not)
+        table.add_row(verdict.command, answer, _plain(remark), _plain("\n".join(verdict.get)))
+    return table
+
+
+def _plain(text: str) -> str:
+    """Square brackets, as in `bertmp[cpu]`, are text here and not Rich's markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,1 @@
+"""Errors, files, options and hardware: what every other package builds on."""

@@ -1,0 +1,260 @@
+"""Options, stated once: a dataclass field carries an option's type, default, help, range and group.
+
+From these fields follow the command line (`bertmp.cli.options`), the TOML file, the saved effective settings,
+the check of ranges, what a resumed run may change, and the reference page in `docs/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from typing_extensions import dataclass_transform
+
+from bertmp.core.errors import InputError
+from bertmp.core.io import write_toml
+
+P = ParamSpec("P")
+O = TypeVar("O")  # noqa: E741
+R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptionInfo:
+    """What is known of an option besides its name, type and default.
+
+    Attributes:
+        help: one sentence for `--help` and the reference page.
+        group: the panel of `--help` in which it stands; empty for the command's own.
+        metavar: what the help shows in place of a value.
+        choices: the values that are allowed; empty where any is.
+        minimum, maximum: the smallest and the largest value, both allowed.
+        above, below: bounds that are themselves not allowed.
+        flag: the option's spelling where it does not follow from the field's name, e.g. `--fp16/--no-fp16`.
+        formerly: its name in version 0.1; files that use it are read.
+        resumable: whether a resumed run may change it.
+        on_command_line: False for what only Python callers pass, such as a callback; it is not saved either.
+        positional: whether it is an argument of the command rather than an option.
+    """
+
+    help: str = ""
+    group: str = ""
+    metavar: str = ""
+    choices: Sequence[str] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    flag: str = ""
+    formerly: str = ""
+    resumable: bool = False
+    on_command_line: bool = True
+    positional: bool = False
+
+
+_INFO = "bertmp.option"
+
+
+def option(*, default: Any = dataclasses.MISSING, kw_only: bool = True, help: str, **info: Any) -> Any:
+    """A field of an Options class that is an option of the command.
+
+    Args:
+        default: the option is required where none is given.
+        kw_only: False, written out, for an option that Python callers may pass by position.
+        help, info: see `OptionInfo`.
+    """
+    return dataclasses.field(default=default, kw_only=kw_only, metadata={_INFO: OptionInfo(help, **info)})
+
+
+def argument(*, kw_only: bool, default: Any = dataclasses.MISSING, help: str, **info: Any) -> Any:
+    """A field of an Options class that is a positional argument of the command.
+
+    Args:
+        kw_only: False, written out where the field is declared: type checkers read it there.
+        default, help, info: as for `option`.
+    """
+    metadata = {_INFO: OptionInfo(help, positional=True, **info)}
+    return dataclasses.field(default=default, kw_only=kw_only, metadata=metadata)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option, argument))
+class Options:
+    """Base of a command's options: each subclass becomes a frozen dataclass that checks itself.
+
+    Paths may be given as text. Subclasses add rules that concern several options in `check`.
+    """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+    def __post_init__(self) -> None:
+        for declared in declared_options(type(self)):
+            value = getattr(self, declared.name)
+            if value is not None and declared.is_path and not isinstance(value, Path):
+                object.__setattr__(self, declared.name, Path(value))
+            declared.check(value)
+        self.check()
+
+    def check(self) -> None:
+        """Checks rules between options.
+
+        Raises:
+            InputError: options contradict each other.
+        """
+
+    def to_json(self) -> dict[str, Any]:
+        """Name to value, plain JSON values; paths as text."""
+        shown = (declared for declared in declared_options(type(self)) if declared.info.on_command_line)
+        return {declared.name: _plain(getattr(self, declared.name)) for declared in shown}
+
+    def save(self, path: Path) -> None:
+        """Writes the effective settings as TOML, paths absolute; the command's `--config` takes the file."""
+        values = self.to_json()
+        for declared in declared_options(type(self)):
+            value = getattr(self, declared.name)
+            if declared.is_path and value is not None and declared.name in values:
+                values[declared.name] = str(Path(value).resolve())
+        write_toml(path, values)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeclaredOption:
+    """One option as it is declared in an Options class.
+
+    Attributes:
+        name: the field's name.
+        kind: its type, without `| None`.
+        optional: whether None is a value.
+        repeated: whether it takes several values; `kind` is then the type of one.
+        default: `dataclasses.MISSING` where the option is required.
+    """
+
+    name: str
+    kind: Any
+    optional: bool
+    repeated: bool
+    default: Any
+    info: OptionInfo
+
+    @property
+    def flag(self) -> str:
+        """The option as the user writes it, such as `--learning-rate`; `TASK` for an argument."""
+        if self.info.positional:
+            return self.info.metavar or self.name.upper()
+        return self.info.flag or f"--{self.name.replace('_', '-')}"
+
+    @property
+    def is_path(self) -> bool:
+        return self.kind is Path and not self.repeated
+
+    def check(self, value: Any) -> None:
+        """Checks a value against the declared choices and range.
+
+        Raises:
+            InputError: the value is not allowed.
+        """
+        if value is None or not self.info.on_command_line:
+            return
+        for one in value if self.repeated else (value,):
+            if self.info.choices and one not in self.info.choices:
+                known = ", ".join(map(str, self.info.choices))
+                raise InputError(f"unknown value '{one}'", self.flag, f"use one of {known}")
+            if isinstance(one, (int, float)) and not isinstance(one, bool) and not self._in_range(one):
+                raise InputError(f"{self.flag} is {one}", self.flag, f"give {self.range_text}")
+
+    def _in_range(self, value: float) -> bool:
+        info = self.info
+        return (
+            math.isfinite(value)
+            and (info.minimum is None or value >= info.minimum)
+            and (info.maximum is None or value <= info.maximum)
+            and (info.above is None or value > info.above)
+            and (info.below is None or value < info.below)
+        )
+
+    @property
+    def range_text(self) -> str:
+        """The range in words, such as `a value above 0, at most 1`."""
+        info = self.info
+        parts = [
+            f"at least {info.minimum:g}" if info.minimum is not None else "",
+            f"above {info.above:g}" if info.above is not None else "",
+            f"at most {info.maximum:g}" if info.maximum is not None else "",
+            f"below {info.below:g}" if info.below is not None else "",
+        ]
+        return (
+            " ".join(["a value", ", ".join(filter(None, parts))]).strip() if any(parts) else "a finite value"
+        )
+
+
+def declared_options(cls: type[Options]) -> tuple[DeclaredOption, ...]:
+    """The options of a class, in the order of their declaration, those of its bases first."""
+    hints = get_type_hints(cls)
+    found = []
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if _INFO not in field.metadata:
+            continue
+        kind, optional, repeated = _read_type(hints[field.name])
+        found.append(
+            DeclaredOption(field.name, kind, optional, repeated, field.default, field.metadata[_INFO])
+        )
+    return tuple(found)
+
+
+def _read_type(hint: Any) -> tuple[Any, bool, bool]:
+    """The type of one value, whether None is allowed, and whether there may be several values."""
+    optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
+    if optional:
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        hint = kinds[0] if len(kinds) == 1 else Any
+    repeated = get_origin(hint) in (Sequence, tuple, list) or (
+        get_origin(hint) is not None and issubclass(get_origin(hint), Sequence)
+    )
+    return (get_args(hint)[0] if repeated else hint), optional, repeated
+
+
+def renamed(cls: type[Options]) -> Mapping[str, str]:
+    """Names of options in version 0.1, each with its name of today."""
+    return {one.info.formerly: one.name for one in declared_options(cls) if one.info.formerly}
+
+
+def keywords_of(options: Callable[P, O]) -> Callable[[Callable[[O], R]], Callable[P, R]]:
+    """Lets a function that takes an Options object be called with the options as arguments.
+
+    The function gets the signature of the class, for type checkers too, and its docstring a section `Args`.
+    """
+
+    def wrap(function: Callable[[O], R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **keywords: P.kwargs) -> R:
+            return function(options(*args, **keywords))
+
+        signature = inspect.signature(options)
+        result = inspect.signature(function).return_annotation
+        call.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
+        call.__doc__ = _with_arguments(function.__doc__ or "", options)
+        call.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()}
+        return call
+
+    return wrap
+
+
+def _with_arguments(text: str, options: Any) -> str:
+    head, mark, rest = text.partition("\n    Returns:")
+    if not mark:
+        head, mark, rest = text.partition("\n    Raises:")
+    listed = "".join(f"        {one.name}: {one.info.help}\n" for one in declared_options(options))
+    return f"{head.rstrip()}\n\n    Args:\n{listed}{mark}{rest}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

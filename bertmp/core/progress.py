@@ -1,0 +1,19 @@
+"""How a library call tells its caller about its progress; without a callback it says nothing."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class ProgressCallback(Protocol):
+    """Called with a message and, where the amount of work is known, with how much of it is done.
+
+    A call without `completed` is a line for the log, such as `training in bf16 on cpu`; one with it is the
+    state of the work at hand, which replaces the state before. `print` is a valid callback.
+    """
+
+    def __call__(self, message: str, completed: int | None = None, total: int | None = None, /) -> None: ...
+
+
+def null_progress(message: str, completed: int | None = None, total: int | None = None, /) -> None:
+    """Says nothing: the default of every function that takes a callback."""

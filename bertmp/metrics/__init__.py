@@ -1,0 +1,1 @@
+"""Task metrics, used by training and parity."""

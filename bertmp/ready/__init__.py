@@ -1,1 +1,0 @@
-"""Getting ready: what is downloaded, what is installed beside us, what this machine can run."""

@@ -1,0 +1,1 @@
+"""HTML pages: the page, its charts, its styles."""

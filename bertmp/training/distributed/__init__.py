@@ -1,0 +1,13 @@
+"""Several processes as one run: how they find each other, what each holds, and how they add up.
+
+`processes` joins them, `world` is what the loop sees, `layouts` spreads the model over them, `pieces` and
+`wholes` put together what is spread.
+"""
+
+from __future__ import annotations
+
+from bertmp.training.distributed.activation_checkpointing import recompute_activations
+from bertmp.training.distributed.context import World
+from bertmp.training.distributed.launch import Processes, is_first, join
+
+__all__ = ["Processes", "World", "is_first", "join", "recompute_activations"]

@@ -1,0 +1,100 @@
+"""`metrics.jsonl`: one JSON object a logged step, flushed as it is written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bertmp.core.io import write_text, writing_to
+from bertmp.training.state import Position
+from bertmp.training.tensorboard import EventFiles
+
+
+class MetricsFile:
+    """Appends lines to `metrics.jsonl`.
+
+    Args:
+        path: the file; None for a process that writes nothing.
+        events: takes every line as well.
+
+    Attributes:
+        lines: how many it has.
+    """
+
+    def __init__(self, path: Path | None, events: EventFiles | None = None) -> None:
+        self._path, self._events, self.lines = path, events, 0
+
+    def keep(self, lines: int) -> None:
+        """Drops all but the first lines: those that a resumed run writes anew."""
+        self.lines = lines
+        if self._path is not None:
+            kept = read_metrics(self._path)[:lines] if self._path.is_file() else []
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Appends one line; a number that is not finite is written as null, which JSON has."""
+        self.lines += 1
+        if self._events is not None:
+            self._events.write(values)
+        if self._path is not None:
+            line = {key: _finite(value) for key, value in values.items()}
+            with writing_to(self._path), self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line cut short by a crash is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+class StepLog:
+    """Means over the steps since the last line of the metrics file.
+
+    Args:
+        every: steps a line.
+        total: steps of the run; the last one has a line of its own.
+        start: where the run stands now.
+
+    Attributes:
+        losses: those of the steps since the last line; the mean leaves out what is not finite.
+    """
+
+    def __init__(self, metrics: MetricsFile, every: int, total: int, start: Position) -> None:
+        self._metrics, self._every, self._total, self._start = metrics, every, total, start
+        self.losses: list[float] = []
+
+    def restart(self, start: Position, losses: Sequence[float]) -> None:
+        """Goes on from a saved state with the losses that were waiting there."""
+        self._start, self.losses = start, list(losses)
+
+    def add(self, position: Position, loss: float, **values: float) -> None:
+        """Takes one step's loss, and writes a line where one is due."""
+        if math.isfinite(loss):
+            self.losses.append(loss)
+        if position.step % self._every and position.step != self._total:
+            return
+        seconds = position.seconds - self._start.seconds
+        self._metrics.write(
+            {
+                "step": position.step,
+                "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
+                **values,
+                "skipped_steps": position.skipped,
+                "tokens_per_second": (position.tokens - self._start.tokens) / seconds,
+                "examples_per_second": (position.examples - self._start.examples) / seconds,
+                "seconds": position.seconds,
+            }
+        )
+        self._start, self.losses = position, []
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            return None
+        return float(f"{value:.8g}")
+    return value

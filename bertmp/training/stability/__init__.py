@@ -1,0 +1,1 @@
+"""The divergence monitor: non-finite steps, their source, and activation ranges."""

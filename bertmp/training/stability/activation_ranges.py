@@ -1,0 +1,103 @@
+"""The largest activation of each module: what decides where a graph's FP16 will overflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bertmp.data.batches import by_length
+from bertmp.model.bert import Bert
+from bertmp.model.heads import Head
+from bertmp.training.distributed import World
+from bertmp.training.evaluate import BATCH
+from bertmp.training.tasks import TrainingData
+
+FILE = "activation-ranges.json"
+FORMAT = 1
+SAMPLE = 512
+
+Ranges = dict[str, dict[str, Tensor]]
+"""Module → measure → FP32 scalar: `max_abs` of its output, and `input_max_abs` of a LayerNorm's input, the
+sum of residual and projection that no module outputs."""
+
+
+@contextmanager
+def recording(head: nn.Module, wanted: bool = True) -> Iterator[Ranges | None]:
+    """Records every forward pass of `head`'s modules until the context ends; None where not wanted.
+
+    Nothing waits for the device: the maxima stay there until they are read.
+    """
+    if not wanted:
+        yield None
+        return
+    ranges: Ranges = {}
+    readers = [module for module in head.modules() if isinstance(module, Bert)]
+    handles = [
+        module.register_forward_hook(_hook(ranges.setdefault(name, {})))
+        for name, module in head.named_modules()
+        if name
+    ]
+    for reader in readers:
+        reader.whole = True
+    try:
+        yield ranges
+    finally:
+        for reader in readers:
+            reader.whole = False
+        for handle in handles:
+            handle.remove()
+
+
+def measured(head: Head, examples: TrainingData | None, instead: TrainingData, world: World) -> Ranges:
+    """Runs `head` over the examples in FP32, over the first `SAMPLE` of `instead` where there are none."""
+    head.eval()
+    data = instead if examples is None else examples
+    lengths = data.lengths(0)
+    batches = by_length(lengths[:SAMPLE] if examples is None else lengths, BATCH)
+    own, processes = world.place
+    with torch.no_grad(), recording(head) as ranges:
+        for part in batches[own::processes]:
+            head.score(data.batch(part, 0).to(world.device))
+    return ranges or {}
+
+
+def to_json(ranges: Ranges, data: str, world: World) -> dict[str, Any]:
+    """What the file holds; called by all processes, each of which saw its share of data and layers.
+
+    Args:
+        data: what the activations were measured on.
+
+    Returns:
+        `{"format", "data", "precision", "modules": {name: {"max_abs": …}}}`, in the model's order; modules
+        that never ran are left out.
+    """
+    own = {name: {key: float(value) for key, value in seen.items()} for name, seen in ranges.items() if seen}
+    modules: dict[str, dict[str, float]] = {}
+    for part in world.gather(own):
+        for name, seen in part.items():
+            known = modules.setdefault(name, {})
+            for key, value in seen.items():
+                known[key] = value if value != value else max(value, known.get(key, 0.0))
+    return {"format": FORMAT, "data": data, "precision": "fp32", "modules": modules}
+
+
+def _hook(seen: dict[str, Tensor]) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        _widen(seen, "max_abs", output)
+        if isinstance(module, nn.LayerNorm):
+            _widen(seen, "input_max_abs", inputs[0])
+
+    return hook
+
+
+def _widen(seen: dict[str, Tensor], key: str, value: Any) -> None:
+    for tensor in value if isinstance(value, (tuple, list)) else (value,):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
+            local = getattr(tensor, "to_local", lambda tensor=tensor: tensor)().detach()
+            low, high = torch.aminmax(local)
+            largest = torch.maximum(high.float(), -low.float())
+            seen[key] = torch.maximum(seen[key], largest) if key in seen else largest

@@ -1,0 +1,251 @@
+"""The overflow watch's decisions: from what a step showed to what is done about it, without a model.
+
+In this order: a step that is not finite is skipped, up to a number in a row; then the run goes back to the
+last good state with a lower learning rate, up to a number of times; then it stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from statistics import median
+from typing import Any, Literal
+
+from bertmp.training.train_options import TrainSettings
+
+Kind = Literal["parameter", "input", "output", "gradient"]
+Scale = Literal["can fall", "at minimum", "fixed"]
+KINDS: tuple[Kind, ...] = ("parameter", "input", "output", "gradient")
+
+RECENT = 64
+JUDGED_FROM = 16
+FLOOR = 0.1
+"""An explosion is measured against the median of the `RECENT` last losses, once there are `JUDGED_FROM` of
+them, but never against less than this share of the run's first median: a loss that has all but vanished
+may well double."""
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """Where something first was not finite.
+
+    Attributes:
+        module: its name in the model; `loss` for the loss itself, a target's name for the input.
+        kind: a parameter before the step, the batch, the module's output, or the gradient that reached
+            or left it.
+    """
+
+    module: str
+    kind: Kind
+
+    def __str__(self) -> str:
+        what = {
+            "parameter": "a weight of {} is not finite",
+            "input": "the batch's {} are not finite",
+            "output": "the output of {} is not finite",
+            "gradient": "a gradient at {} is not finite",
+        }
+        return what[self.kind].format(self.module)
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """When which of the policies sets in.
+
+    Attributes:
+        max_skipped: faulty steps in a row with which skipping ends.
+        max_rollbacks: how often the run goes back; 0 stops at once.
+        rate_factor: what the learning rate is multiplied with on going back.
+        explosion_factor: how many times the median a loss must be to count as exploding; 0 never counts.
+        explosion_steps: exploding losses in a row at which the run goes back.
+    """
+
+    max_skipped: int = 10
+    max_rollbacks: int = 2
+    rate_factor: float = 0.5
+    explosion_factor: float = 4.0
+    explosion_steps: int = 20
+
+    @classmethod
+    def of(cls, settings: TrainSettings) -> WatchSettings:
+        """The part of a run's settings that the watch goes by."""
+        return cls(
+            settings.max_skipped,
+            settings.max_rollbacks,
+            settings.rollback_rate,
+            settings.explosion_factor,
+            settings.explosion_steps,
+        )
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What a step showed, before its gradients are used.
+
+    Attributes:
+        loss: over all processes.
+        finite: whether loss and gradients are.
+        culprit: where they first were not, as far as the replay found it.
+        scale_too_high: whether the unscaled gradients are finite, and only the loss scale was too much.
+        scale: whether the loss scale can fall, has reached its minimum, or does not move.
+    """
+
+    loss: float
+    finite: bool = True
+    culprit: Culprit | None = None
+    scale_too_high: bool = False
+    scale: Scale = "fixed"
+
+
+class Do(Enum):
+    """What is done about a step."""
+
+    USE = "use"
+    SKIP = "skip"
+    GO_BACK = "go back"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Action:
+    """The decision on a step.
+
+    Attributes:
+        cause: why, in a clause; empty where the step is used.
+        expected: whether it is the scale finding its level and no fault.
+    """
+
+    do: Do
+    cause: str = ""
+    expected: bool = False
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the watch remembers: part of a resumable state, since what it decides depends on it.
+
+    Attributes:
+        skipped: faulty steps in a row.
+        exploding: exploding losses in a row.
+        rollbacks: how often the run went back.
+        rate_factor: what the learning rate is multiplied with by now.
+        losses: the last ones that were not exploding.
+        first_median: of the run's first `JUDGED_FROM` losses, once there are so many.
+    """
+
+    skipped: int = 0
+    exploding: int = 0
+    rollbacks: int = 0
+    rate_factor: float = 1.0
+    losses: tuple[float, ...] = ()
+    first_median: float | None = None
+
+    @property
+    def calm(self) -> bool:
+        """Whether a state of this moment is one to go back to."""
+        return not self.skipped and not self.exploding
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Memory:
+        return cls(**{**values, "losses": tuple(values["losses"])})
+
+
+class Watch:
+    """Decides step by step.
+
+    Args:
+        memory: what an earlier part of the run left.
+    """
+
+    def __init__(self, settings: WatchSettings, memory: Memory | None = None) -> None:
+        self.settings, self.memory = settings, memory or Memory()
+
+    def observe(self, facts: StepFacts) -> Action:
+        """What to do about a step."""
+        if facts.finite:
+            return self._judge_loss(facts.loss)
+        if facts.scale_too_high and facts.scale == "can fall":
+            # The scale falls each time, so this ends by itself: at its minimum at the latest.
+            return Action(Do.SKIP, "the loss scale is too high", expected=True)
+        cause = _cause(facts)
+        broken = facts.culprit is not None and facts.culprit.kind == "parameter"
+        if broken or (facts.scale_too_high and facts.scale == "at minimum"):
+            return self._escalate(cause)  # skipping mends neither weights nor a collapsed scale
+        self.memory = replace(self.memory, skipped=self.memory.skipped + 1)
+        if self.memory.skipped < self.settings.max_skipped:
+            return Action(Do.SKIP, cause)
+        return self._escalate(f"{self.memory.skipped} steps in a row were not finite: {cause}")
+
+    def refuse(self, facts: StepFacts) -> Action:
+        """What to do about an end of the run with weights that are of no use: skipping mends none."""
+        return self._escalate(_cause(facts))
+
+    def went_back(self) -> None:
+        """Notes that the run stands at its last good state again, and lowers the learning rate."""
+        memory = self.memory
+        self.memory = replace(
+            memory,
+            skipped=0,
+            exploding=0,
+            rollbacks=memory.rollbacks + 1,
+            rate_factor=memory.rate_factor * self.settings.rate_factor,
+        )
+
+    def _escalate(self, cause: str) -> Action:
+        left = self.memory.rollbacks < self.settings.max_rollbacks
+        return Action(Do.GO_BACK if left else Do.STOP, cause)
+
+    def _judge_loss(self, loss: float) -> Action:
+        memory = replace(self.memory, skipped=0)
+        limit = self._limit()
+        if limit is not None and loss > limit:
+            self.memory = replace(memory, exploding=memory.exploding + 1)
+            if self.memory.exploding < self.settings.explosion_steps:
+                return Action(Do.USE)
+            return self._escalate(
+                f"the loss explodes: above {limit:.4g} for {self.memory.exploding} steps in a row"
+            )
+        losses = (*memory.losses, loss)[-RECENT:]
+        first = memory.first_median
+        if first is None and len(losses) >= JUDGED_FROM:
+            first = median(losses)
+        self.memory = replace(memory, exploding=0, losses=losses, first_median=first)
+        return Action(Do.USE)
+
+    def _limit(self) -> float | None:
+        """The loss that counts as exploding; None where there is nothing to judge by."""
+        memory, factor = self.memory, self.settings.explosion_factor
+        if memory.first_median is None or not factor:
+            return None
+        usual = max(median(memory.losses), FLOOR * memory.first_median)
+        return factor * usual if usual > 0 else None  # a loss that can be negative is not judged
+
+
+def event(action: Action, facts: StepFacts, scale: float) -> dict[str, Any]:
+    """A decision as a line of the metrics file.
+
+    Args:
+        scale: the loss scale of the step.
+    """
+    return {
+        "event": "explosion" if facts.finite else "non-finite",
+        "module": facts.culprit.module if facts.culprit else None,
+        "kind": facts.culprit.kind if facts.culprit else None,
+        "loss_scale": scale,
+        "expected": action.expected,
+        "action": action.do.value,
+        "cause": action.cause,
+    }
+
+
+def _cause(facts: StepFacts) -> str:
+    if facts.culprit is None:
+        return "the norm of the gradients is not finite, though each of them is"
+    if facts.scale_too_high:
+        level = "has fallen to its minimum" if facts.scale == "at minimum" else "is fixed and too high"
+        return f"the loss scale {level}: {facts.culprit}"
+    return str(facts.culprit)

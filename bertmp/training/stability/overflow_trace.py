@@ -1,0 +1,179 @@
+"""Naming the module that overflowed: one step again, this time with hooks everywhere.
+
+Healthy steps carry no hooks. A replay meets the same weights, batch, dropout and precision as the step did.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bertmp.training.amp import LossScaler
+from bertmp.training.distributed import World
+from bertmp.training.gradients import Gradients, Tally
+from bertmp.training.stability.monitor import KINDS, Culprit, Kind, StepFacts
+from bertmp.training.steps import Share
+
+
+def look_into(
+    gradients: Gradients, share: Share, tally: Tally, step: int, loss: float, scaler: LossScaler
+) -> StepFacts:
+    """What was wrong with a step that was not finite.
+
+    Where only a gradient of the scaled loss was not, a second replay without scaling tells a scale that is
+    too high from a fault.
+    """
+    culprit = find_culprit(gradients, share, tally, step, scaler.scale)
+    scaled = scaler.scales and culprit is not None and culprit.kind == "gradient"
+    return StepFacts(
+        loss,
+        finite=False,
+        culprit=culprit,
+        scale_too_high=scaled and find_culprit(gradients, share, tally, step, lambda loss: loss) is None,
+        scale=scaler.room,
+    )
+
+
+def find_culprit(
+    gradients: Gradients, share: Share, tally: Tally, step: int, scale: Callable[[Tensor], Tensor]
+) -> Culprit | None:
+    """Runs a step's forward and backward pass again and says where it first was not finite.
+
+    Called by every process at the same moment; all get the same answer. The parameters' gradients are
+    cleared before and after.
+
+    Args:
+        scale: multiplies the loss, as in the step; the identity for a replay without loss scaling.
+
+    Returns:
+        None where parameters, batch, outputs and gradients are all finite.
+    """
+    gradients.module.zero_grad(set_to_none=True)
+    with Hooks(gradients.objective) as hooks:
+        hooks.check_weights()
+        hooks.check_batch(share)
+        gradients.accumulate(share, tally, step, scale)
+        hooks.check_gradients()
+    gradients.module.zero_grad(set_to_none=True)
+    return _first(hooks.found, hooks.names, gradients.world)
+
+
+def broken_weights(objective: nn.Module, world: World) -> Culprit | None:
+    """The first module with a weight that is not finite, the same in every process."""
+    hooks = Hooks(objective)
+    hooks.check_weights()
+    return _first(hooks.found, hooks.names, world)
+
+
+def all_finite(values: Any) -> bool:
+    """Whether every floating-point tensor in a nest of containers is finite."""
+    return all(bool(_local(tensor).isfinite().all()) for tensor in _tensors(values))
+
+
+class Hooks:
+    """Forward and full backward hooks on every module, for as long as the context lasts.
+
+    Attributes:
+        found: the first thing seen that was not finite.
+        names: every module's name, in the model's order.
+    """
+
+    def __init__(self, objective: nn.Module) -> None:
+        self.found: Culprit | None = None
+        self._modules = {_name(path): module for path, module in objective.named_modules()}
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._modules)
+
+    def __enter__(self) -> Hooks:
+        for name, module in self._modules.items():
+            self._handles.append(module.register_forward_hook(self._after_forward(name)))
+            self._handles.append(module.register_full_backward_hook(self._after_backward(name)))
+            for parameter in module.parameters(recurse=False):
+                if parameter.requires_grad:
+                    self._handles.append(parameter.register_hook(self._on_gradient(name)))
+        self._quiet = warnings.catch_warnings()
+        self._quiet.__enter__()
+        # Token ids have no gradient, and a hooked output is a view: torch remarks on both.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._quiet.__exit__(None, None, None)
+        for handle in self._handles:
+            handle.remove()
+
+    def check_weights(self) -> None:
+        """Looks at the parameters."""
+        for name, module in self._modules.items():
+            self._look(name, "parameter", list(module.parameters(recurse=False)))
+
+    def check_batch(self, share: Share) -> None:
+        """Looks at the targets: token ids are always finite."""
+        for batch in share.micro_batches:
+            for target, values in (batch.targets if batch else {}).items():
+                self._look(target, "input", values)
+
+    def check_gradients(self) -> None:
+        """Looks at the parameters' gradients: those of sharded parameters pass no hook."""
+        for name, module in reversed(self._modules.items()):
+            self._look(name, "gradient", [parameter.grad for parameter in module.parameters(recurse=False)])
+
+    def _look(self, name: str, kind: Kind, values: Any) -> None:
+        if self.found is None and not all_finite(values):
+            self.found = Culprit(name, kind)
+
+    def _after_forward(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._look(name, "output", output)
+
+        return hook
+
+    def _after_backward(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, grad_input: Any, grad_output: Any) -> None:
+            self._look(name, "gradient", (grad_input, grad_output))
+
+        return hook
+
+    def _on_gradient(self, name: str) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            self._look(name, "gradient", gradient)
+
+        return hook
+
+
+def _first(own: Culprit | None, names: list[str], world: World) -> Culprit | None:
+    """One answer for all processes: of what they saw, the first kind, at the first module in order."""
+    order = {name: place for place, name in enumerate(names)}
+    seen = [culprit for culprit in world.gather(own) if culprit is not None]
+    return min(seen, key=lambda c: (KINDS.index(c.kind), order.get(c.module, -1)), default=None)
+
+
+def _name(path: str) -> str:
+    """A module's name in the model, from its path in the objective."""
+    return path.removeprefix("head.") if path not in ("", "head") else "loss"
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        if values.is_floating_point():
+            yield values.detach()
+    elif isinstance(values, Mapping):
+        for value in values.values():
+            yield from _tensors(value)
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor; the tensor itself where it is whole."""
+    to_local = getattr(tensor, "to_local", None)
+    return to_local() if to_local is not None else tensor

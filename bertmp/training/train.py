@@ -1,0 +1,266 @@
+"""`bertmp train`: settings in, a checkpoint out."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertmp.core.errors import InputError
+from bertmp.data.tokenizer import Tokenizer
+from bertmp.environment.downloads import downloaded
+from bertmp.model.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
+from bertmp.model.heads import Head, LossOptions
+from bertmp.training.amp import Policy, Scaling
+from bertmp.training.distributed import World, join, recompute_activations
+from bertmp.training.evaluate import Evaluation, evaluate
+from bertmp.training.loop import Trainer, Watcher
+from bertmp.training.malloc import keep_freed_memory
+from bertmp.training.objective import Objective
+from bertmp.training.resume_check import identity
+from bertmp.training.stability.activation_ranges import FILE as RANGES
+from bertmp.training.stability.activation_ranges import measured, to_json
+from bertmp.training.state import remove_leftovers
+from bertmp.training.tasks import READERS, Task
+from bertmp.training.train_options import TrainSettings
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run reached.
+
+    Attributes:
+        checkpoint: the trained checkpoint's folder, `RUN/final`.
+        steps, skipped_steps: done, and of these left out.
+        examples_per_second, tokens_per_second: over training alone, without set-up and evaluation.
+        evaluation: the last one, where there was evaluation data.
+        precision: `fp32`, `bf16` or `fp16`.
+        peak_memory_bytes: of the process on the CPU, of the allocator on CUDA.
+        truncated: examples cut to the maximum length.
+    """
+
+    checkpoint: Path
+    steps: int
+    skipped_steps: int
+    examples_per_second: float
+    tokens_per_second: float
+    evaluation: Evaluation | None
+    precision: str
+    peak_memory_bytes: int
+    truncated: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "checkpoint": str(self.checkpoint),
+            "steps": self.steps,
+            "skipped_steps": self.skipped_steps,
+            "examples_per_second": self.examples_per_second,
+            "tokens_per_second": self.tokens_per_second,
+            "eval": self.evaluation.to_json() if self.evaluation else {},
+            "precision": self.precision,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "truncated": self.truncated,
+        }
+
+
+class Silent:
+    """A watcher that shows nothing."""
+
+    def step(self, step: int, loss: float, rate: float) -> None:
+        return None
+
+    def say(self, text: str) -> None:
+        return None
+
+
+Progress = Callable[[int, int], AbstractContextManager[Watcher]]
+"""Given the steps in all and those done already, a context that shows the progress."""
+
+
+def train(
+    task: str,
+    data: Path,
+    model: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> TrainResult:
+    """Trains a model and writes `out/final`, `out/metrics.jsonl` and `out/config.toml`.
+
+    Args:
+        task, data, model, out: see `TrainSettings`, which also names every further option. `model` may
+            also be the name of a downloaded one.
+        resume: goes on from the newest state in `out/steps`; from the beginning where there is none.
+
+    Errors: InputError for bad settings, data or checkpoint; TrainingStopped where gradients stay
+    non-finite.
+    """
+    with join() as processes:
+        source = downloaded(Path(model))
+        settings = TrainSettings(task=task, data=Path(data), model=source, out=Path(out), **options)
+        world = processes.arrange(settings.data_parallel, settings.tensor_parallel, settings.shard)
+        shown = progress if progress and world.is_main else _unwatched
+        result = _train(settings, world, resume, shown)
+        world.wait()  # until the first process has written the checkpoint
+        return result
+
+
+def _unwatched(total: int, done: int) -> AbstractContextManager[Watcher]:
+    """The progress of the processes that show none."""
+    return nullcontext(Silent())
+
+
+def _train(settings: TrainSettings, world: World, resume: bool, progress: Progress) -> TrainResult:
+    keep_freed_memory()
+    policy = Policy.resolve(settings.precision, settings.loss_scale, world.device.type, _scaling(settings))
+    prepared = READERS[settings.task](settings)
+    loaded = load_checkpoint(settings.model, prepared.head or settings.task, prepared.labels, settings.seed)
+    train_data, eval_data = prepared.encode(_shortened(loaded, settings.max_length))
+    _check_folder(settings.out)
+    objective = Objective(loaded.model, _loss_options(settings, prepared))
+    if settings.activation_checkpointing:
+        recompute_activations(objective.head)
+    own = identity(settings, loaded, policy)
+    trainer = Trainer(objective, train_data, eval_data, settings, policy, world, own, Silent())
+    if settings.keep_best and world.is_main:
+        trainer.on_best = lambda head: save_checkpoint(
+            settings.out / "best", head, loaded.config, loaded.tokenizer
+        )
+    notes = _resume(trainer) if resume else _replaced(trainer)
+    world.wait()
+    if world.is_main:
+        _prepare(settings, resume)
+    world.wait()
+    with progress(trainer.total, trainer.position.step) as watcher:
+        trainer.watcher = watcher
+        for line in (*notes, *_remarks(loaded, train_data.truncated, policy, settings)):
+            watcher.say(line)
+        evaluation = trainer.train()
+    checkpoint = settings.out / "final"
+    trained = world.whole(objective.head)
+    if settings.keep_best and trainer.eval_data is not None and trainer.best.step != trainer.position.step:
+        world.wait()
+        best = load_checkpoint(settings.out / "best", trained.task, prepared.labels)
+        trained, trainer.ranges = best.model.to(world.device), None
+        evaluation = evaluate(trained, trainer.eval_data, world)
+    ranges = _ranges(trainer, trained)
+    if world.is_main:
+        save_checkpoint(checkpoint, trained, loaded.config, loaded.tokenizer, {RANGES: ranges})
+    truncated = train_data.truncated + (eval_data.truncated if eval_data else 0)
+    return _result(checkpoint, trainer, evaluation, truncated)
+
+
+def _resume(trainer: Trainer) -> list[str]:
+    """Goes back to the newest whole state; returns what there is to say about it."""
+    notes: list[str] = []
+    state = trainer.keeper.states.newest(notes.append)
+    trainer.world.agree(state.position.step if state else None, "the state they resume from")
+    if state is None:
+        return [*notes, "no state to resume from: starting from the beginning"]
+    trainer.resume(state)
+    return [*notes, f"resuming after step {trainer.position.step}"]
+
+
+def _replaced(trainer: Trainer) -> list[str]:
+    """What there is to say where a new run takes the place of one that could be resumed."""
+    newest = trainer.keeper.states.newest_step()
+    if newest is None:
+        return []
+    return [f"the states of an earlier run, up to step {newest}, are replaced; --resume goes on from them"]
+
+
+def _loss_options(settings: TrainSettings, task: Task) -> LossOptions:
+    """Label smoothing and class weights; balanced ones are examples / (classes × the class's examples)."""
+    if settings.class_weights == "none":
+        return LossOptions(settings.label_smoothing)
+    if not task.class_counts:
+        raise InputError("the task has no classes to be balanced", "--class-weights", "leave it out")
+    mean = sum(task.class_counts) / len(task.class_counts)
+    return LossOptions(settings.label_smoothing, [mean / count for count in task.class_counts])
+
+
+def _shortened(loaded: LoadedCheckpoint, max_length: int | None) -> Tokenizer:
+    positions = loaded.config.max_position_embeddings
+    if max_length is not None and max_length > positions:
+        raise InputError(
+            f"--max-length {max_length} is beyond the model's {positions} positions",
+            "--max-length",
+            "lower it",
+        )
+    loaded.tokenizer.max_length = max_length or positions
+    return loaded.tokenizer
+
+
+def _scaling(settings: TrainSettings) -> Scaling:
+    return Scaling(
+        settings.initial_scale, settings.scale_growth_interval, settings.scale_backoff, settings.min_scale
+    )
+
+
+def _check_folder(out: Path) -> None:
+    """A new run replaces an old one, but nothing that is not a run's."""
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.toml").is_file():
+        raise InputError("the folder holds something that is not a run", out, "choose another --out")
+    if out.exists() and not out.is_dir():
+        raise InputError("a file where the run's folder is to be", out, "choose another --out")
+
+
+def _prepare(settings: TrainSettings, resume: bool) -> None:
+    """Makes the run's folder ready, once nothing stands against the run any more."""
+    remove_leftovers(settings.out)
+    if not resume:
+        for folder in ("steps", "last-good", "best", "tensorboard"):
+            shutil.rmtree(settings.out / folder, ignore_errors=True)
+        (settings.out / "metrics.jsonl").unlink(missing_ok=True)
+    settings.save(settings.out / "config.toml")
+
+
+def _ranges(trainer: Trainer, trained: Head) -> dict[str, Any]:
+    """The activation ranges of the trained model: those of the last evaluation where that was of it."""
+    settings, world = trainer.settings, trainer.world
+    ranges = trainer.ranges or measured(trained, trainer.eval_data, trainer.data, world)
+    return to_json(ranges, str(Path(settings.eval_data or settings.data).resolve()), world)
+
+
+def _remarks(
+    loaded: LoadedCheckpoint, truncated: int, policy: Policy, settings: TrainSettings
+) -> Iterator[str]:
+    """What the user should know before the run begins."""
+    yield from loaded.remarks()
+    if truncated:
+        yield f"{truncated} training texts are longer than the model takes and were cut"
+    if settings.loss_scale != "dynamic" and policy.mode != "fp16":
+        yield f"--loss-scale has no part in {policy.mode}, whose range is that of FP32"
+    yield f"training in {policy.mode} on {policy.device}"
+
+
+def _result(checkpoint: Path, trainer: Trainer, evaluation: Evaluation | None, truncated: int) -> TrainResult:
+    position = trainer.position
+    seconds = position.seconds or float("inf")
+    return TrainResult(
+        checkpoint=checkpoint,
+        steps=position.step,
+        skipped_steps=position.skipped,
+        examples_per_second=position.examples / seconds,
+        tokens_per_second=position.tokens / seconds,
+        evaluation=evaluation,
+        precision=trainer.policy.mode,
+        peak_memory_bytes=_peak_memory(trainer.world.device),
+        truncated=truncated,
+    )
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

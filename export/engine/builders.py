@@ -1,0 +1,250 @@
+"""Which TensorRT builders are installed, and everything in which they differ.
+
+TensorRT 10, TensorRT 11 and TensorRT-RTX share one Python API, so the build is one path; what one of them
+lacks, or does in its own way, stands here and nowhere else. TensorRT-RTX was run, without a GPU; the
+TensorRT path is written to NVIDIA's documented API and was not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from bertmp.core.errors import InputError, MissingComponent
+
+if TYPE_CHECKING:
+    from bertmp.export.engine.device import Device
+    from bertmp.export.engine.job import Settings
+
+BUILDERS = ("tensorrt", "tensorrt-rtx")
+"""In the order in which `auto` prefers them."""
+
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_OLDEST = {"tensorrt": 10, "tensorrt-rtx": 1}
+_PORTABLE = ("8.0", "8.6", "8.9", "12.0")
+"""Where TensorRT-RTX's default engine runs, as its documentation lists it."""
+
+_LACKS: Mapping[str, Mapping[str, str]] = {
+    "tensorrt": {
+        "compute_capability": "TensorRT builds for the GPU that it runs on; build where it will serve",
+    },
+    "tensorrt-rtx": {
+        "timing_cache": "TensorRT-RTX times nothing at build time, its timing caches are without effect; "
+        "leave --timing-cache out",
+        "version_compatible": "TensorRT-RTX comes without the lean runtime that such an engine contains; "
+        "build it with the version that runs it",
+        "hardware_compatible": "TensorRT-RTX's engines are portable as they are; choose the GPUs with "
+        "--compute-capability",
+    },
+}
+"""Settings that a builder has not, and why."""
+
+_NEEDS_GPU: Mapping[str, Mapping[str, str]] = {
+    "tensorrt": {},
+    "tensorrt-rtx": {
+        "weights": "its builder fails on engines whose weights can be changed where it finds no GPU; "
+        "leave --weights out, or build on a machine with a GPU",
+    },
+}
+"""Settings that a builder has where it finds a GPU alone, and why."""
+
+_WITHOUT_EFFECT: Mapping[str, Mapping[str, str]] = {
+    "tensorrt": {},
+    "tensorrt-rtx": {
+        "optimization_level": "TensorRT-RTX takes --optimization-level, and was seen to build the same "
+        "engine at every level",
+    },
+}
+"""Settings that a builder takes and that change nothing, and how that is known."""
+
+_CUDA_DRIVERS = {"11": "450", "12": "525", "13": "580"}
+"""CUDA major → the oldest driver that runs its programs (NVIDIA: CUDA Compatibility, minor versions)."""
+
+_WEIGHT_FLAGS = {"full": (), "refittable": ("REFIT",), "stripped": ("STRIP_PLAN", "REFIT")}
+"""What becomes of the weights → builder flags."""
+
+_HARDWARE = {"same-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
+"""Further GPUs that an engine runs on → TensorRT's levels."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """One installed builder.
+
+    Attributes:
+        name: `tensorrt` or `tensorrt-rtx`.
+        version: the version that the module itself reports.
+        module: the imported Python module, `trt` in NVIDIA's examples.
+    """
+
+    name: str
+    version: str
+    module: Any = field(repr=False, compare=False)
+
+    def refuse_unsupported(self, settings: Mapping[str, object], gpu: bool = True) -> None:
+        """Checks the settings that were given (not None, not empty) against what this builder has.
+
+        Args:
+            gpu: whether this machine has a GPU.
+
+        Errors: InputError naming the option and the reason.
+        """
+        given = {name for name, value in settings.items() if value and (name, value) != ("weights", "full")}
+        reasons = {**_LACKS[self.name], **({} if gpu else _NEEDS_GPU[self.name])}
+        for name, reason in reasons.items():
+            if name in given:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(
+                    f"{self.name} has no {option}" if name in _LACKS[self.name]
+                    else f"{self.name} has no {option} without a GPU",
+                    f"builder {self.name} {self.version}", reason,
+                )  # fmt: skip
+
+    def without_effect(self, settings: Mapping[str, object]) -> list[str]:
+        """What to say of the settings that were given and change nothing."""
+        reasons = _WITHOUT_EFFECT[self.name]
+        return [reason for name, reason in reasons.items() if settings.get(name) is not None]
+
+    def require_driver(self, device: Device) -> None:
+        """Checks that this machine's driver runs the CUDA that the builder needs to time kernels on it.
+
+        Errors: InputError where it does not.
+        """
+        if self.times_kernels and self.cuda and int(device.cuda.split(".")[0]) < int(self.cuda):
+            raise InputError(
+                f"{self.name} {self.version} needs CUDA {self.cuda}, and the driver runs CUDA {device.cuda}",
+                f"driver {device.driver or 'of an unknown version'}",
+                f"install driver {self.driver} or later, or a builder of CUDA {device.cuda.split('.')[0]}",
+            )  # fmt: skip
+
+    @property
+    def network_flags(self) -> int:
+        """Flags for `create_network`: strongly typed, which later versions always are."""
+        flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        return 0 if flag is None else 1 << int(flag)
+
+    @property
+    def times_kernels(self) -> bool:
+        """Whether a build measures kernels, so that keeping their timings makes the next one shorter."""
+        return "timing_cache" not in _LACKS[self.name]
+
+    @property
+    def cuda(self) -> str:
+        """The CUDA major that this builder's libraries are of, e.g. `13`; empty where nothing tells."""
+        for major in sorted(_CUDA_DRIVERS, reverse=True):
+            for package in (f"{self.name}-cu{major}", f"{self.name}-cu{major}-libs"):
+                try:
+                    if importlib.metadata.version(package) == self.version:
+                        return major
+                except importlib.metadata.PackageNotFoundError:
+                    continue
+        return ""
+
+    @property
+    def driver(self) -> str:
+        """The oldest NVIDIA driver that runs this builder's engines, e.g. `580`; empty where unknown."""
+        return _CUDA_DRIVERS.get(self.cuda, "")
+
+    @cached_property
+    def targets(self) -> Mapping[str, Any]:
+        """Compute capabilities that can be targeted, such as `8.9` → `ComputeCapability.SM89`."""
+        kinds = getattr(self.module, "ComputeCapability", None)
+        names = [name for name in dir(kinds) if name.startswith("SM") and name[2:].isdigit()]
+        return {f"{name[2:-1]}.{name[-1]}": getattr(kinds, name) for name in names}
+
+    def set_targets(self, config: Any, wanted: Sequence[str]) -> None:
+        """Tells the builder's config which GPUs the engine is for; nothing where `wanted` is empty.
+
+        Errors: InputError for a compute capability that the builder does not know.
+        """
+        known = sorted(self.targets, key=lambda target: tuple(map(int, target.split("."))))
+        for target in wanted:
+            if target not in self.targets:
+                raise InputError(
+                    f"{self.name} {self.version} does not build for compute capability {target}",
+                    "--compute-capability", f"choose from {', '.join(known)}",
+                )  # fmt: skip
+        if wanted:
+            config.num_compute_capabilities = len(wanted)
+            for index, target in enumerate(wanted):
+                config.set_compute_capability(self.targets[target], index)
+
+    def set_flags(self, config: Any, settings: Settings) -> None:
+        """Tells the builder's config what becomes of the weights, and where else the engine should run."""
+        flags = list(_WEIGHT_FLAGS[settings.weights])
+        if settings.version_compatible:
+            flags.append("VERSION_COMPATIBLE")
+        for name in flags:
+            config.set_flag(getattr(self.module.BuilderFlag, name))
+        if settings.hardware_compatible is not None:
+            level = _HARDWARE[settings.hardware_compatible]
+            config.hardware_compatibility_level = getattr(self.module.HardwareCompatibilityLevel, level)
+
+    def built_for(self, settings: Settings, device: Device | None) -> list[str]:
+        """The compute capabilities that run an engine built so; `+` after one includes all later ones."""
+        if settings.compute_capability:
+            return list(settings.compute_capability)
+        if self.name == "tensorrt-rtx":
+            return list(_PORTABLE)
+        if settings.hardware_compatible == "ampere-plus":
+            return ["8.0+"]
+        return [device.compute_capability] if device else []
+
+
+def runs_on(built_for: Sequence[str], capability: str) -> bool:
+    """Whether an engine for these compute capabilities runs on a GPU of `capability`."""
+    here = _numbers(capability)
+    return any(
+        _numbers(target[:-1]) <= here if target.endswith("+") else _numbers(target) == here
+        for target in built_for
+    )
+
+
+def _numbers(capability: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in capability.split("."))
+
+
+def find_toolchain(builder: str = "auto") -> Toolchain:
+    """The builder to use: the one named, or for `auto` TensorRT where it imports, else TensorRT-RTX.
+
+    Errors: InputError for an unknown name; MissingComponent where none is usable, with each one's reason.
+    """
+    if builder not in ("auto", *BUILDERS):
+        raise InputError(f"unknown builder '{builder}'", "--builder", f"use auto, {' or '.join(BUILDERS)}")
+    reasons = []
+    for name in BUILDERS if builder == "auto" else (builder,):
+        found = probe(name)
+        if isinstance(found, Toolchain):
+            return found
+        reasons.append(f"{name}: {found}")
+    raise MissingComponent(
+        "no engine builder", "; ".join(reasons),
+        "on a machine with a GPU install 'bertmp[gpu]' (TensorRT), elsewhere 'bertmp[cpu]' (TensorRT-RTX)",
+    )  # fmt: skip
+
+
+def probe(name: str, load: Callable[[str], Any] = importlib.import_module) -> Toolchain | str:
+    """The builder `name`, or the reason why it cannot be used.
+
+    NVIDIA's modules load their libraries when imported, so one that is installed without them, or on a
+    machine that lacks what they need, counts as not usable.
+    """
+    module_name = _MODULES[name]
+    if importlib.util.find_spec(module_name) is None:
+        return "not installed"
+    try:
+        module = load(module_name)
+        version = str(module.__version__)
+        usable = hasattr(module, "Builder") and hasattr(module, "OnnxParser")
+    except Exception as error:  # whatever a broken native library raises
+        return f"installed, but does not import ({type(error).__name__}: {error})"
+    if not usable:
+        return "installed, but without its libraries"
+    if int(version.split(".")[0]) < _OLDEST[name]:
+        return f"version {version} is too old, {_OLDEST[name]} or later is needed"
+    return Toolchain(name, version, module)

@@ -1,0 +1,252 @@
+"""The proof that a parsed network runs every node in the precision that its plan says.
+
+TensorRT builds strongly typed networks, so what the parsed layers' tensors say is what the engine does.
+Pure data in, pure data out: nothing here needs a builder.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bertmp.export.engine.parsed_network import Layer, summarise
+from bertmp.export.precision.plan import CAST_PREFIX, NodePlan, PrecisionPlan
+
+_MUST_BE = {
+    "MatMul": "MATRIX_MULTIPLY",
+    "Gemm": "MATRIX_MULTIPLY",
+    "LayerNormalization": "NORMALIZATION",
+    "Softmax": "SOFTMAX",
+}
+"""Operators that must not vanish or be taken apart: the layer type in which each has to arrive."""
+
+_CONVERTS = ("Cast", "CastLike")
+"""Operators that change a type by their nature."""
+
+_MOVES = ("SHUFFLE", "SQUEEZE", "UNSQUEEZE", "IDENTITY", "SLICE", "CONCATENATION", "GATHER")
+"""Layer types that move values and change none."""
+
+_WANTED = {"fp16": "HALF", "bf16": "BF16", "fp32": "FLOAT"}
+
+
+@dataclass(frozen=True)
+class NodeProof:
+    """One entry of the plan, judged.
+
+    Attributes:
+        name, op, planned: as in the plan.
+        status: `proven` or `violated`.
+        layers: the TensorRT layers that it became; empty where the parser evaluated it, or it is missing.
+        violations: what breaks the plan, each naming the layer; empty where proven.
+    """
+
+    name: str
+    op: str
+    planned: str
+    status: str
+    layers: tuple[str, ...]
+    violations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Added:
+    """A layer that the parser added of itself.
+
+    Attributes:
+        layer, type: its name and TensorRT type.
+        role: `constant`, `index` (integers: shapes and positions), `move` (values unchanged), `cast`.
+        nodes: the ONNX nodes that it serves.
+    """
+
+    layer: str
+    type: str
+    role: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found.
+
+    Attributes:
+        nodes: every entry of the plan, in its order.
+        planned_casts: layers of the casts that the conversion inserted.
+        added: layers that the parser added of itself, with their role.
+        unaccounted: layers that belong to nothing of the above, each with why.
+        summary: layer type → precision → count, over all layers.
+    """
+
+    nodes: tuple[NodeProof, ...]
+    planned_casts: tuple[str, ...]
+    added: tuple[Added, ...]
+    unaccounted: tuple[str, ...]
+    summary: dict[str, dict[str, int]]
+
+    @property
+    def violated(self) -> list[NodeProof]:
+        return [node for node in self.nodes if node.status == "violated"]
+
+    @property
+    def proven(self) -> bool:
+        """Whether every node is as planned and every layer accounted for."""
+        return not self.violated and not self.unaccounted
+
+    def first_failure(self) -> str:
+        """The first reason why it is not proven, with how many follow."""
+        failures = [f"{node.name}: {text}" for node in self.violated for text in node.violations]
+        failures += self.unaccounted
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        return f"{failures[0]}{more}" if failures else ""
+
+    def counts(self) -> dict[str, int]:
+        """How many layers of each kind the account has."""
+        roles = [added.role for added in self.added]
+        return {
+            "nodes": len(self.nodes),
+            "violated": len(self.violated),
+            "planned_casts": len(self.planned_casts),
+            **{f"added_{role}": roles.count(role) for role in sorted(set(roles))},
+            "unaccounted": len(self.unaccounted),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {"proven": self.proven, "counts": self.counts(), "summary": self.summary, **{
+            key: [asdict(item) if not isinstance(item, str) else item for item in getattr(self, key)]
+            for key in ("nodes", "planned_casts", "added", "unaccounted")
+        }}  # fmt: skip
+
+
+def prove(plan: PrecisionPlan, layers: Sequence[Layer], known: Collection[str] = ()) -> Proof:
+    """Judges every node of the plan and accounts for every layer.
+
+    Args:
+        known: names of nodes that the graph has and the plan does not judge.
+    """
+    layers_of: dict[str, list[Layer]] = {}
+    for layer in layers:
+        if layer.node:
+            layers_of.setdefault(layer.node, []).append(layer)
+    added, strangers = _account_for_added(layers)
+    casts_at = {node: item.layer for item in added if item.role == "cast" for node in item.nodes}
+    planned = {node.name for node in plan.nodes}
+    casts = [
+        layer.name for layer in layers if layer.node.startswith(CAST_PREFIX) and layer.node not in planned
+    ]
+    expected = planned | set(known)
+    for layer in layers:
+        if layer.node and layer.node not in expected and not layer.node.startswith(CAST_PREFIX):
+            strangers.append(
+                f"layer '{layer.name}' ({layer.type}) is of node '{layer.node}', which the plan does not have"
+            )
+    return Proof(
+        nodes=tuple(_judge(node, layers_of.get(node.name, []), casts_at) for node in plan.nodes),
+        planned_casts=tuple(casts),
+        added=tuple(added),
+        unaccounted=tuple(strangers),
+        summary=summarise(layers),
+    )
+
+
+def plan_by_type(nodes: Iterable[tuple[str, str]]) -> tuple[PrecisionPlan, frozenset[str]]:
+    """What a graph without a plan is held to: normalisation and softmax FP32, matrix products FP16.
+
+    Args:
+        nodes: name and operator of every node of the graph.
+
+    Returns: the plan of the nodes that are judged, and the names of the others.
+    """
+    precisions = {"LayerNormalization": "fp32", "Softmax": "fp32", "MatMul": "fp16", "Gemm": "fp16"}
+    nodes = list(nodes)
+    judged = tuple(
+        NodePlan(name, op, "", "fp32" if precisions[op] == "fp32" else "fp16")
+        for name, op in nodes
+        if op in precisions
+    )
+    return PrecisionPlan("", judged), frozenset(name for name, op in nodes if op not in precisions)
+
+
+def _judge(node: NodePlan, layers: Sequence[Layer], casts_at: dict[str, str]) -> NodeProof:
+    violations = list(_violations(node, layers))
+    if node.precision == "fp32" and node.name in casts_at and node.op not in _CONVERTS:
+        violations.append(f"planned fp32, but the parser added the cast '{casts_at[node.name]}' to it")
+    status = "violated" if violations else "proven"
+    names = tuple(layer.name for layer in layers)
+    return NodeProof(node.name, node.op, node.precision, status, names, tuple(violations))
+
+
+def _violations(node: NodePlan, layers: Sequence[Layer]) -> Iterable[str]:
+    kind = _MUST_BE.get(node.op)
+    if kind and node.precision != "integer" and not any(layer.type == kind for layer in layers):
+        yield f"planned {node.precision}, but the network has no {kind} layer of it"
+    if node.op in _CONVERTS:
+        return
+    wanted = _WANTED.get(node.precision)
+    for layer in layers:
+        for place, tensor in layer.floats:
+            if tensor.dtype != wanted:
+                found = f"layer '{layer.name}' ({layer.type}) has {tensor.dtype} {place}"
+                yield f"planned {node.precision}, but {found}"
+
+
+def _account_for_added(layers: Sequence[Layer]) -> tuple[list[Added], list[str]]:
+    """Roles of the layers that carry no node's name, and those that have none."""
+    owners = _Owners(layers)
+    added, strangers = [], []
+    for layer in layers:
+        if layer.node:
+            continue
+        role = _role(layer)
+        if role:
+            added.append(Added(layer.name, layer.type, role, owners.of(layer)))
+        else:
+            strangers.append(f"layer '{layer.name}' ({layer.type}, {layer.precision}) is of no node")
+    return added, strangers
+
+
+def _role(layer: Layer) -> str:
+    kinds = {tensor.dtype for _, tensor in layer.floats}
+    if layer.type == "CONSTANT":
+        return "constant"
+    if not kinds:
+        return "index"
+    if layer.type == "CAST":
+        return "cast"
+    return "move" if layer.type in _MOVES and len(kinds) == 1 else ""
+
+
+class _Owners:
+    """Finds the node that a parser's layer serves: the one its values flow into, else out of."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.producer = {tensor.name: layer for layer in layers for tensor in layer.outputs}
+        self.consumers: dict[str, list[Layer]] = {}
+        for layer in layers:
+            for tensor in layer.inputs:
+                self.consumers.setdefault(tensor.name, []).append(layer)
+
+    def of(self, layer: Layer) -> tuple[str, ...]:
+        return tuple(sorted(self._reach(layer, self._below) or self._reach(layer, self._above)))
+
+    def _below(self, layer: Layer) -> list[Layer]:
+        return [user for tensor in layer.outputs for user in self.consumers.get(tensor.name, [])]
+
+    def _above(self, layer: Layer) -> list[Layer]:
+        return [self.producer[tensor.name] for tensor in layer.inputs if tensor.name in self.producer]
+
+    @staticmethod
+    def _reach(start: Layer, neighbours: Callable[[Layer], list[Layer]]) -> set[str]:
+        """Names of the nearest nodes in one direction, through layers of no node."""
+        found: set[str] = set()
+        seen, queue = {start.name}, deque(neighbours(start))
+        while queue:
+            layer = queue.popleft()
+            if layer.name in seen:
+                continue
+            seen.add(layer.name)
+            if layer.node:
+                found.add(layer.node)
+            else:
+                queue.extend(neighbours(layer))
+        return found

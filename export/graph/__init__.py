@@ -1,0 +1,1 @@
+"""ONNX graphs: tracing, loading, types, structure and ONNX Runtime sessions."""

@@ -1,0 +1,127 @@
+"""Casts: how many there are, and which of them do nothing that is needed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from onnx import NodeProto
+
+from bertmp.export.lint.findings import Casts, Finding
+from bertmp.export.lint.graph_view import View
+
+MOVES = frozenset((
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "Flatten", "Expand", "Tile",
+    "Gather", "Split",
+))  # fmt: skip
+"""Operators that move their first input's values and change none."""
+
+_WIDTH = {"fp16": 16, "bf16": 16, "fp32": 32, "fp64": 64}
+"""A cast to a wider type loses nothing."""
+
+
+def count_casts(view: View) -> Casts:
+    """Counts the casts between floating-point types and finds those that could go."""
+    casts = [node for node in view.nodes if view.is_cast(node)]
+    kinds = Counter(f"{view.kind(node.input[0])} to {view.kind(node.output[0])}" for node in casts)
+    in_a_row = [node.name for node in casts if _follows_a_cast(node, view)]
+    repeated = _repeated(casts, view)
+    constant = [node.name for node in casts if node.input[0] in view.stored]
+    spared = {*in_a_row, *repeated, *constant, *_around_moves(casts, view)}
+    return Casts(
+        total=len(casts),
+        kinds=dict(kinds),
+        in_a_row=tuple(in_a_row),
+        repeated=tuple(repeated),
+        constant=tuple(constant),
+        spared=tuple(node.name for node in casts if node.name in spared),
+    )
+
+
+def _follows_a_cast(node: NodeProto, view: View) -> bool:
+    before = view.writers.get(node.input[0])
+    return before is not None and view.is_cast(before)
+
+
+def _repeated(casts: list[NodeProto], view: View) -> list[str]:
+    """Casts of a tensor to a type that it has been cast to already."""
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for node in casts:
+        key = (node.input[0], view.kind(node.output[0]))
+        if key in seen:
+            found.append(node.name)
+        seen.add(key)
+    return found
+
+
+def _around_moves(casts: list[NodeProto], view: View) -> set[str]:
+    """Casts into another type and back with only moves between, which can run in the first type."""
+    outputs = {value.name for value in view.graph.graph.output}
+    found: set[str] = set()
+    for node in casts:
+        first, back, ahead = view.kind(node.input[0]), [], [node.output[0]]
+        while ahead:
+            name = ahead.pop()
+            users = view.readers.get(name, ())
+            if name in outputs or not users:
+                break
+            returns = [user for user in users if view.is_cast(user) and view.kind(user.output[0]) == first]
+            moves = [user for user in users if user.op_type in MOVES and user.input[0] == name]
+            if len(returns) + len(moves) < len(users):
+                break
+            back += returns
+            ahead += [output for user in moves for output in user.output]
+        else:
+            if any(user.input[0] != node.output[0] for user in back):
+                found |= {node.name, *(user.name for user in back)}
+    return found
+
+
+def cast_findings(casts: Casts, view: View) -> list[Finding]:
+    """What to do about the casts that could go."""
+    lossy = sum(_rounds_for_nothing(name, view) for name in casts.in_a_row)
+    rounding = f"; {lossy} of the pairs round to 16 bits and back" if lossy else ""
+    size = sum(view.constants[view.named[name].input[0]].nbytes for name in casts.constant)
+    others = set(casts.spared) - {*casts.in_a_row, *casts.repeated, *casts.constant}
+    around = tuple(name for name in casts.spared if name in others)
+    kinds = (
+        (
+            "casts-in-a-row",
+            casts.in_a_row,
+            f"read another cast's result{rounding}",
+            "connect the reader to the first cast's input",
+        ),
+        (
+            "repeated-cast",
+            casts.repeated,
+            "repeat a cast of the same tensor to the same type",
+            "let all readers share one",
+        ),
+        (
+            "cast-of-a-weight",
+            casts.constant,
+            f"convert weights or constants ({size / 1e6:.1f} MB of FP32) at every run",
+            "store them in the type that they are read in",
+        ),
+        (
+            "cast-around-moves",
+            around,
+            "stand around operators that only move values, such as Reshape",
+            "run those in the type on either side",
+        ),
+    )
+    return [
+        Finding("warning", rule, names[0], f"{len(names)} casts {what}", advice, tuple(names))
+        for rule, names, what, advice in kinds
+        if names
+    ]
+
+
+def _rounds_for_nothing(cast: str, view: View) -> bool:
+    """Whether the cast before this one rounds, and this one goes back up."""
+    node = view.named[cast]
+    before = view.writers[node.input[0]]
+    first, between, last = (
+        _WIDTH[view.kind(name)] for name in (before.input[0], node.input[0], node.output[0])
+    )
+    return between < first and between < last

@@ -1,0 +1,111 @@
+"""`bertmp explain`: any ONNX graph in, what its precision amounts to out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from bertmp.core.errors import InputError
+from bertmp.export.graph.loading import load_graph, name_nodes
+from bertmp.export.graph.types import opset_of
+from bertmp.export.lint.casts import cast_findings, count_casts
+from bertmp.export.lint.findings import SEVERITIES, Block, Explanation, Finding, Tensor
+from bertmp.export.lint.graph_view import FP16, View
+from bertmp.export.lint.mask_findings import find_masks, mask_findings
+from bertmp.export.lint.measured import Progress, measure_tensors, range_findings
+from bertmp.export.lint.structure import structure_findings
+from bertmp.export.lint.weights import block_weights, weigh, weight_findings
+from bertmp.export.precision.calibration import Calibration, read_calibration
+
+
+def explain(
+    graph: Path,
+    *,
+    calibration: Path | None = None,
+    tokenizer: Path | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Explanation:
+    """Reports what a graph's precision amounts to, whoever converted it: FP32, FP16, BF16 or a mixture.
+
+    Args:
+        graph: an ONNX file.
+        calibration: texts to run it on, on the CPU, with every 16-bit tensor rounded to its type; without
+            them only what the weights and the structure say is reported.
+        tokenizer: the tokenizer's folder; the graph's own where None.
+        progress: called with the batches done and the batches in all.
+
+    Errors: InputError where the file is no ONNX graph or incomplete, and where the calibration texts cannot
+        be read or do not fit the graph's inputs.
+    """
+    path = Path(graph)
+    model = load_graph(path)
+    name_nodes(model)
+    texts = read_calibration(calibration, tokenizer or path.parent, model) if calibration else None
+    view = View.of(model)
+    tensors, trouble = _measured(view, texts, progress) if texts else ((), [])
+    casts = count_casts(view)
+    findings = [
+        *structure_findings(view),
+        *trouble,
+        *range_findings(tensors, view),
+        *mask_findings(view),
+        *weight_findings(view),
+        *cast_findings(casts, view),
+    ]
+    return Explanation(
+        graph=path,
+        opset=opset_of(model),
+        made_by=" ".join(part for part in (model.producer_name, model.producer_version) if part),
+        nodes=dict(Counter(view.precision(node) for node in view.nodes if not view.is_cast(node))),
+        weights=weigh(view),
+        blocks=_blocks(view, tensors),
+        tensors=tensors,
+        masks=find_masks(view),
+        casts=casts,
+        findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
+        calibration=_about(texts) if texts else None,
+    )
+
+
+def _measured(view: View, texts: Calibration, progress: Progress) -> tuple[tuple[Tensor, ...], list[Finding]]:
+    """What the texts show; that ONNX Runtime does not load the graph is a finding, too."""
+    try:
+        return measure_tensors(view, texts, progress), []
+    except InputError as error:
+        if error.where == texts.file:
+            raise
+        sentence = f"ONNX Runtime does not load the graph, so nothing was measured: {error}"
+        return (), [Finding("error", "does-not-load", "", sentence, "mend what it says")]
+
+
+def _blocks(view: View, tensors: tuple[Tensor, ...]) -> tuple[Block, ...]:
+    weights = block_weights(view)
+    nodes: dict[str, Counter[str]] = {}
+    for node in view.nodes:
+        if not view.is_cast(node):
+            nodes.setdefault(view.blocks[node.name], Counter())[view.precision(node)] += 1
+    return tuple(
+        _block(name, counts, weights.get(name, 0.0), [t for t in tensors if t.block == name], view)
+        for name, counts in nodes.items()
+        if set(counts) != {"integer"}
+    )
+
+
+def _block(name: str, counts: Mapping[str, int], weights: float, tensors: list[Tensor], view: View) -> Block:
+    own = [tensor for tensor in tensors if tensor.name not in view.on_mask_ways]
+    worst = min(own, key=lambda tensor: tensor.headroom, default=None)
+    others = [tensor.subnormal for tensor in own if not view.is_from_softmax(tensor.name)]
+    return Block(
+        name=name,
+        nodes=dict(counts),
+        weights_largest=weights,
+        largest=worst.largest if worst else None,
+        headroom=worst.headroom if worst else FP16.largest / weights if weights else float("inf"),
+        subnormal=max(others, default=None),
+        tensor=worst.name if worst else "",
+    )
+
+
+def _about(texts: Calibration) -> dict[str, object]:
+    return {"file": texts.file, "sha256": texts.sha256, "texts": texts.texts}

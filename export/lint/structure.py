@@ -1,0 +1,124 @@
+"""What the graph is made of: sensitive operators in 16 bits, quantised parts, control flow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from onnx import NodeProto
+
+from bertmp.export.graph.types import LOW_TYPES, is_known, subgraphs
+from bertmp.export.lint.findings import Finding
+from bertmp.export.lint.graph_view import View
+from bertmp.export.precision.rules.operators import Normalisation, Quantised, Softmax
+
+
+def structure_findings(view: View) -> list[Finding]:
+    """Findings that need neither values nor texts."""
+    return [
+        *_invalid(view),
+        *_decomposed_in_16_bits(view),
+        *_whole_in_16_bits(view),
+        *_left_alone(view),
+    ]
+
+
+def _invalid(view: View) -> list[Finding]:
+    if not view.complaint:
+        return []
+    advice = (
+        "convert the FP32 graph again with a tool that keeps its types together, such as 'bertmp convert'"
+    )
+    return [Finding("error", "types", "", f"the graph's types are at odds: {view.complaint}", advice)]
+
+
+def _whole_in_16_bits(view: View) -> list[Finding]:
+    kinds: tuple[tuple[str, Sequence[str], str, str], ...] = (
+        (
+            "normalisation",
+            Normalisation().operators,
+            "sums of squares overflow or lose small terms",
+            "keep them in FP32, their scales and biases too",
+        ),
+        (
+            "softmax",
+            Softmax().operators,
+            "sums of exponentials lose the small ones",
+            "keep them in FP32",
+        ),
+    )
+    found = []
+    for rule, operators, why, advice in kinds:
+        nodes = _names(view, partial(_is_low_one_of, view, operators))
+        if nodes:
+            what = view.named[nodes[0]].op_type
+            found.append(
+                Finding(
+                    "warning", rule, nodes[0],
+                    f"{len(nodes)} {what} in 16 bits: {why}, unless the runtime computes inside in FP32",
+                    advice, nodes,
+                )
+            )  # fmt: skip
+    return found
+
+
+def _decomposed_in_16_bits(view: View) -> list[Finding]:
+    """A normalisation in single operators has no inside that a runtime could compute in FP32."""
+    nodes = _names(view, lambda node: node.name in view.norms and _is_low(node, view))
+    squares = [name for name in nodes if view.named[name].op_type in ("Pow", "ReduceMean")]
+    if not nodes:
+        return []
+    whole = len({view.norms[name] for name in nodes})
+    sums = f", {len(squares)} of them squares and means" if squares else ""
+    return [
+        Finding(
+            "warning", "decomposed-normalisation", (squares or nodes)[0],
+            f"{whole} normalisations are taken apart, and {len(nodes)} of their nodes run in 16 bits{sums}: "
+            "squares overflow from 256 on in FP16, and every step rounds",
+            "keep them in FP32 whole, or export at opset 17 or later, which has LayerNormalization", nodes,
+        )
+    ]  # fmt: skip
+
+
+def _left_alone(view: View) -> list[Finding]:
+    quantised = Quantised()
+    kinds: tuple[tuple[str, Callable[[NodeProto], bool], str, str], ...] = (
+        (
+            "quantised",
+            lambda node: node.op_type in (*quantised.into, *quantised.out_of),
+            "nodes quantise or dequantise",
+            "these regions keep their precision in a conversion",
+        ),
+        (
+            "control-flow",
+            lambda node: any(subgraphs(node)),
+            "nodes carry graphs of their own, which are not looked into",
+            "a conversion keeps them in FP32 whole",
+        ),
+        (
+            "unknown-operator",
+            lambda node: not is_known(node),
+            "nodes are none of ONNX's operators",
+            "only a runtime that brings them loads the graph; a conversion keeps them in FP32",
+        ),
+    )
+    found = []
+    for rule, matches, what, advice in kinds:
+        nodes = _names(view, matches)
+        if nodes:
+            operators = ", ".join(sorted({view.named[name].op_type for name in nodes}))
+            sentence = f"{len(nodes)} {what} ({operators})"
+            found.append(Finding("note", rule, nodes[0], sentence, advice, nodes))
+    return found
+
+
+def _names(view: View, matches: Callable[[NodeProto], bool]) -> tuple[str, ...]:
+    return tuple(node.name for node in view.nodes if matches(node))
+
+
+def _is_low_one_of(view: View, operators: Sequence[str], node: NodeProto) -> bool:
+    return node.op_type in operators and _is_low(node, view)
+
+
+def _is_low(node: NodeProto, view: View) -> bool:
+    return view.precision(node) in LOW_TYPES

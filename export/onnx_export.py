@@ -1,0 +1,227 @@
+"""`bertmp export`: a checkpoint in, a bundle out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnx import ModelProto
+
+from bertmp.core.errors import InputError
+from bertmp.core.io import atomic_folder, write_json
+from bertmp.export.bundle import bundle as names
+from bertmp.export.bundle.manifest import Manifest, StageRecord, record
+from bertmp.export.graph.loading import check_graph
+from bertmp.export.graph.storage import save_graph, size_of
+from bertmp.export.graph.tracing import OPSET, export_graph
+from bertmp.export.precision.pipeline import Planned, Report, plan_precision
+from bertmp.export.precision.plan import Target
+from bertmp.export.precision.precision_options import HEADROOM, PrecisionSettings
+
+if TYPE_CHECKING:
+    from bertmp.model.checkpoint import LoadedCheckpoint
+
+TRAINED_RANGES = "activation-ranges.json"
+"""What training leaves beside the weights."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export made.
+
+    Attributes:
+        bundle: the folder.
+        task: the head, e.g. `classification`.
+        planned: the precision plan, and what was measured; None with `--no-fp16`.
+        bytes_fp32, bytes_fp16: sizes of the graphs' files; the second is 0 with `--no-fp16`.
+        seconds: wall time.
+        remarks: how the checkpoint was understood, where that is worth knowing.
+    """
+
+    bundle: Path
+    task: str
+    planned: Planned | None
+    bytes_fp32: int
+    bytes_fp16: int
+    seconds: float
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def nodes(self) -> dict[str, int]:
+        """Precision → number of nodes in the FP16 graph; empty without one."""
+        return self.planned.plan.counts() if self.planned else {}
+
+    @property
+    def casts(self) -> int:
+        """Casts that the conversion inserted."""
+        return self.planned.casts if self.planned else 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "bundle": str(self.bundle),
+            "task": self.task,
+            "nodes": self.nodes,
+            "casts": self.casts,
+            **(self.planned.summary() if self.planned else {}),
+            "bytes_fp32": self.bytes_fp32,
+            "bytes_fp16": self.bytes_fp16,
+            "size_ratio": self.bytes_fp16 / self.bytes_fp32 if self.bytes_fp16 else None,
+            "seconds": self.seconds,
+            "remarks": list(self.remarks),
+        }
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    *,
+    opset: int = OPSET,
+    keep_fp32: Sequence[str] = (),
+    allow_fp16: Sequence[str] = (),
+    to: Target = "fp16",
+    headroom: float = HEADROOM,
+    calibration: Path | None = None,
+    max_error: float | None = None,
+    plan: Path | None = None,
+    fp16: bool = True,
+    task: str | None = None,
+    report: Report = lambda step: None,
+) -> ExportResult:
+    """Writes a bundle: the FP32 graph, the FP16 graph with its plan, tokenizer, labels and manifest.
+
+    Args:
+        checkpoint: a Hugging Face folder.
+        out: the bundle's folder; what stood there is replaced when all is written.
+        keep_fp32: patterns of node names, operators or modules that stay FP32.
+        allow_fp16: patterns of nodes that may run low although they normalise, reduce or are a softmax.
+        to: the low type, `fp16` or `bf16`.
+        headroom: how many times a tensor in the low type must fit into the type's range.
+        calibration: a file of texts to measure ranges and errors on; without it the ranges that training
+            recorded are used, where the checkpoint has them.
+        max_error: the largest change of an output value on these texts; nodes are raised to FP32 for it.
+        plan: a plan to apply as it is, in place of making one.
+        fp16: False leaves out the FP16 graph.
+        task: the head, where the checkpoint does not say it.
+        report: called with the name of each step as it begins.
+
+    Errors: InputError for a bad checkpoint, one without weights for the head, an unknown task or opset, a
+    full disk, and as in `plan_precision`.
+    """
+    from bertmp.model.checkpoint import load_checkpoint
+
+    started = time.monotonic()
+    settings = PrecisionSettings(keep_fp32, allow_fp16, to, headroom, calibration, max_error, plan)
+    settings.check()
+    _require_replaceable(Path(out))
+    report("reading the checkpoint")
+    loaded = load_checkpoint(Path(checkpoint), task)
+    _check_is_trained(loaded)
+    with atomic_folder(Path(out)) as folder:
+        report("tracing the model")
+        graph = export_graph(loaded.model, opset)
+        save_graph(graph, folder / names.FP32_GRAPH)
+        _write_companions(loaded, folder)
+        manifest = Manifest().with_stage(names.EXPORT, _export_record(loaded, folder, opset, started))
+        planned = None
+        if fp16:
+            planned, entry = _convert(graph, folder, settings, Path(checkpoint), report)
+            manifest = manifest.with_stage(names.CONVERT, entry)
+        manifest.save(folder)
+    return _result(Path(out), loaded, planned, started)
+
+
+def _convert(
+    graph: ModelProto, folder: Path, settings: PrecisionSettings, checkpoint: Path, report: Report
+) -> tuple[Planned, StageRecord]:
+    """Plans the precision and writes the FP16 graph and the plan."""
+    started = time.monotonic()
+    trained = checkpoint / TRAINED_RANGES
+    planned = plan_precision(
+        graph, settings, tokenizer=folder, trained=trained if trained.is_file() else None, report=report
+    )
+    check_graph(planned.graph, folder / names.FP16_GRAPH)
+    written = save_graph(planned.graph, folder / names.FP16_GRAPH)
+    planned.plan.save(folder / names.PLAN)
+    ratio = size_of(folder / names.FP16_GRAPH) / size_of(folder / names.FP32_GRAPH)
+    entry = record(
+        folder,
+        inputs=[names.FP32_GRAPH],
+        outputs=[*(file.name for file in written), names.PLAN],
+        tools=["bertmp", "onnx", "onnxruntime", "numpy"],
+        settings=settings.to_json(),
+        results={**planned.summary(), "size_ratio": ratio},
+        seconds=time.monotonic() - started,
+    )
+    return planned, entry
+
+
+def _check_is_trained(loaded: LoadedCheckpoint) -> None:
+    """Errors: InputError where nothing of the head is in the checkpoint: its answers would be random."""
+    own = [name for name in loaded.model.state_dict() if name.startswith(loaded.model.own_keys or "bert.")]
+    if set(own) <= set(loaded.new):
+        raise InputError(
+            f"the checkpoint has no weights for {loaded.model.task}: {own[0]} is missing",
+            loaded.folder,
+            "train it first, or name what it is with --task",
+        )
+
+
+def _require_replaceable(out: Path) -> None:
+    """A bundle may be replaced, and nothing else that stands at its place.
+
+    Errors: InputError where `out` is a file, or a folder that holds something else.
+    """
+    if not os.path.lexists(out):
+        return
+    if out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").is_file()):
+        return
+    what = "the folder holds something that is not a bundle" if out.is_dir() else "a file stands there"
+    raise InputError(what, out, "choose another --out")
+
+
+def _write_companions(loaded: LoadedCheckpoint, folder: Path) -> None:
+    from bertmp.model.checkpoint import copy_tokenizer
+
+    write_json(folder / names.CONFIG, loaded.config.to_dict(loaded.model.architecture, loaded.model.problem))
+    if loaded.model.classes:
+        (folder / names.LABELS).write_text("".join(f"{label}\n" for label in loaded.labels), encoding="utf-8")
+    copy_tokenizer(loaded.folder, folder)
+    if not (folder / "tokenizer.json").is_file():
+        loaded.tokenizer.save(folder)
+
+
+def _export_record(loaded: LoadedCheckpoint, folder: Path, opset: int, started: float) -> Any:
+    from bertmp.model.weights import fingerprint
+
+    written = sorted(path.name for path in folder.iterdir())
+    return record(
+        folder,
+        inputs=[],
+        outputs=written,
+        tools=["bertmp", "torch", "onnx", "onnxscript"],
+        settings={"checkpoint": str(loaded.folder.resolve()), "opset": opset, "task": loaded.model.task},
+        results={
+            "checkpoint_sha256": fingerprint(loaded.folder),
+            "outputs": list(loaded.model.outputs),
+            "newly_initialised": list(loaded.new),
+            "unused": list(loaded.unused),
+            "assumed": dict(loaded.assumed),
+        },
+        seconds=time.monotonic() - started,
+    )
+
+
+def _result(out: Path, loaded: LoadedCheckpoint, planned: Planned | None, started: float) -> ExportResult:
+    return ExportResult(
+        bundle=out,
+        task=loaded.model.task,
+        planned=planned,
+        bytes_fp32=size_of(out / names.FP32_GRAPH),
+        bytes_fp16=size_of(out / names.FP16_GRAPH) if planned else 0,
+        seconds=time.monotonic() - started,
+        remarks=tuple(loaded.remarks()),
+    )

@@ -1,0 +1,182 @@
+"""What the bundle and the machine say of themselves: read once, shown in the report."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bertmp.core.io import read_json
+from bertmp.export.bundle.bundle import BUILD_ENGINE, FP16_GRAPH, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
+from bertmp.export.bundle.manifest import tool_version
+from bertmp.export.parity.stage_metrics import finite
+from bertmp.export.precision.plan import NodePlan, PrecisionPlan, RangeRecord
+
+_TOOLS = (
+    "bertmp",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "tokenizers",
+)
+_TELLING = ("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX")
+
+
+@dataclass(frozen=True)
+class RuleFacts:
+    """The nodes that one rule keeps in FP32.
+
+    Attributes:
+        rule: the rule's name.
+        sentences: its reasons, each once, the most frequent first.
+        ops: operator type → number of nodes.
+        nodes: the nodes' names, with the module where it is known.
+        error: the largest that lowering some of them was measured to cause; None where none was measured.
+    """
+
+    rule: str
+    sentences: tuple[str, ...]
+    ops: Mapping[str, int]
+    nodes: tuple[str, ...]
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """One of the bundle's files: which stage made it, its size in bytes and its fingerprint."""
+
+    name: str
+    stage: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """What a bundle says of itself.
+
+    Attributes:
+        files: the files that its stages wrote.
+        precisions: `fp16`, `fp32`, `integer` → number of nodes; empty without a plan.
+        rules: why nodes stay FP32, rule by rule.
+        headroom: block → how many times its largest number fits into the low type; empty where no ranges
+            were known.
+        ranges: where the ranges are from, in words; empty as well.
+        engine: the results that the engine's build recorded; empty without an engine.
+        network: layer type → precision → number of layers of the engine; empty where it is not listed.
+    """
+
+    files: tuple[FileFacts, ...] = ()
+    precisions: Mapping[str, int] = field(default_factory=dict)
+    rules: tuple[RuleFacts, ...] = ()
+    headroom: Mapping[str, float] = field(default_factory=dict)
+    ranges: str = ""
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def size_of(self, name: str) -> int | None:
+        """A file's size in bytes; None where no stage wrote it."""
+        return next((file.size for file in self.files if file.name == name), None)
+
+    @property
+    def size_ratio(self) -> float | None:
+        """The FP16 graph's file against the FP32 graph's."""
+        half, whole = self.size_of(FP16_GRAPH), self.size_of(FP32_GRAPH)
+        return half / whole if half and whole else None
+
+    def to_json(self) -> dict[str, Any]:
+        plain = asdict(self)
+        plain["headroom"] = {block: finite(value) for block, value in self.headroom.items()}
+        for rule in plain["rules"]:
+            rule["error"] = finite(rule["error"]) if rule["error"] is not None else None
+        return plain
+
+
+def gather(bundle: Bundle) -> BundleFacts:
+    """Reads the manifest, the precision plan and the engine's listing.
+
+    Errors: InputError where one of them is damaged.
+    """
+    manifest = bundle.manifest
+    files = tuple(
+        FileFacts(name, stage, (bundle.folder / name).stat().st_size, sha256)
+        for stage, record in manifest.stages.items()
+        if stage != PARITY  # the report that this one replaces
+        for name, sha256 in record.outputs.items()
+        if (bundle.folder / name).is_file()
+    )
+    engine = manifest.stages.get(BUILD_ENGINE)
+    plan_file, network_file = bundle.folder / PLAN, bundle.folder / NETWORK
+    plan = PrecisionPlan.load(plan_file) if plan_file.is_file() else None
+    return BundleFacts(
+        files=files,
+        precisions=dict(Counter(node.precision for node in plan.nodes)) if plan else {},
+        rules=_by_rule(plan.kept_fp32()) if plan else (),
+        headroom=dict(plan.ranges.blocks) if plan and plan.ranges else {},
+        ranges=_source(plan.ranges) if plan and plan.ranges else "",
+        engine=dict(engine.results) if engine else {},
+        network=_layers(read_json(network_file)) if engine and network_file.is_file() else {},
+    )
+
+
+def _source(ranges: RangeRecord) -> str:
+    texts = f"{ranges.texts} texts of " if ranges.source == "calibration" else "what training recorded in "
+    return f"{texts}{ranges.file}"
+
+
+def _by_rule(nodes: list[NodePlan]) -> tuple[RuleFacts, ...]:
+    """Groups FP32 nodes by their first reason's rule: a node stands in one group, so that counts add up."""
+    groups: dict[str, list[NodePlan]] = {}
+    for node in nodes:
+        groups.setdefault(node.reasons[0].rule if node.reasons else "unexplained", []).append(node)
+    return tuple(
+        RuleFacts(
+            rule=rule,
+            sentences=tuple(
+                sentence
+                for sentence, _ in Counter(
+                    reason.sentence for node in members for reason in node.reasons[:1]
+                ).most_common()
+            ),
+            ops=dict(Counter(node.op for node in members).most_common()),
+            nodes=tuple(f"{node.name} ({node.module})" if node.module else node.name for node in members),
+            error=max((node.error for node in members if node.error is not None), default=None),
+        )
+        for rule, members in sorted(groups.items(), key=lambda item: -len(item[1]))
+    )
+
+
+def _layers(network: Any) -> dict[str, dict[str, int]]:
+    """Layer type → precision → number: first the types that the plan is about, then the most frequent."""
+    summary: dict[str, dict[str, int]] = network["proof"]["summary"]
+    return dict(sorted(summary.items(), key=lambda item: (item[0] not in _TELLING, -sum(item[1].values()))))
+
+
+def environment() -> dict[str, str]:
+    """The machine and the versions that did the work, in words."""
+    import psutil
+
+    versions = {tool: tool_version(tool) for tool in _TOOLS}
+    return {
+        "machine": f"{processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        **{tool: version for tool, version in versions.items() if version != "not installed"},
+    }
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

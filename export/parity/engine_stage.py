@@ -1,0 +1,123 @@
+"""The engine as a stage of parity: all texts in batches that its profiles take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bertmp.core.errors import InputError
+from bertmp.core.io import read_json
+from bertmp.export.bundle.bundle import BUILD_ENGINE, ENGINE, NETWORK, Bundle
+from bertmp.export.engine.builders import Toolchain, probe
+from bertmp.export.engine.compatibility import open_engine, require_runtime
+from bertmp.export.engine.profiles import Profile, Shape
+from bertmp.export.engine.runtime import Engine, load_engine, why_not
+from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
+
+OUTPUT = "logits"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+STEP = 8
+"""Batches are as long as a multiple of this many tokens: each shape is prepared once, so few are better."""
+
+
+@dataclass(frozen=True)
+class EngineStage:
+    """The bundle's engine answers the texts; without a GPU only its proof counts.
+
+    Attributes:
+        folder: the bundle's folder.
+    """
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return "engine"
+
+    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | NotRun:
+        """Answers all texts, in their order.
+
+        Errors: InputError where the engine is stale, truncated, of another builder's version or GPU, or too
+        small for the texts; BuildFailed where the runtime refuses it.
+        """
+        manifest = Bundle.open(self.folder).manifest
+        if BUILD_ENGINE not in manifest.stages:
+            return NotRun("no engine: 'bertmp build-engine' has not run")
+        manifest.stage(BUILD_ENGINE, self.folder, f"bertmp build-engine {self.folder}")
+        place = (self.folder / ENGINE).parent
+        file = open_engine(place)
+        installed = probe(file.builder)
+        if isinstance(installed, Toolchain):  # told even where no GPU would run it
+            require_runtime(file, installed.name, installed.version)
+        reason = why_not(file.builder)
+        if reason:
+            return NotRun(reason, proof=self.proof())
+        engine = load_engine(place)
+        details: dict[str, object] = {
+            "builder": f"{file.builder} {file.builder_version}",
+            "gpu": engine.device.name,
+            "profiles": list(file.profiles),
+        }
+        return StageOutput(_answer(engine, inputs, advance), details=details)
+
+    def proof(self) -> dict[str, object]:
+        """What `network.json` proves of the engine: counts of nodes and layers, and types by layer."""
+        network = read_json(self.folder / NETWORK)
+        parts = {name: network[name] for name in ("builder", "builder_version")}
+        return {**parts, **{name: network["proof"][name] for name in ("proven", "counts", "summary")}}
+
+
+def plan_batches(lengths: Sequence[int], profiles: Sequence[Profile]) -> Iterator[tuple[list[int], Shape]]:
+    """Groups rows into the batches that the profiles take, short rows with short ones.
+
+    Args:
+        lengths: tokens of each row.
+
+    Returns: row indices of each batch and the shape to fill: rows may be fewer than its batch and shorter
+    than its length where the profile starts above them.
+
+    Errors: InputError for a row that is longer than every profile.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    while order:
+        shortest = lengths[order[0]]
+        fitting = [profile for profile in profiles if profile.max.length >= shortest]
+        if not fitting:
+            known = ", ".join(map(str, profiles))
+            raise InputError(
+                f"a text of {shortest} tokens is beyond the engine", known, "build it with a longer profile"
+            )
+        profile = min(fitting, key=lambda one: one.max.length)
+        rows = [row for row in order[: profile.max.batch] if lengths[row] <= profile.max.length]
+        order = order[len(rows) :]
+        rounded = -(-lengths[rows[-1]] // STEP) * STEP
+        length = min(max(rounded, profile.min.length), profile.max.length)
+        yield rows, Shape(max(len(rows), profile.min.batch), length)
+
+
+def fill_batch(inputs: ParityInputs, rows: Sequence[int], shape: Shape) -> dict[str, np.ndarray]:
+    """The graph's inputs for `rows`, INT64 `[batch, length]`, padded to `shape`.
+
+    A row that only fills the batch is masked but for its first token, so that softmax has something to see.
+    """
+    batch = {name: np.zeros((shape.batch, shape.length), np.int64) for name in INPUTS}
+    batch["input_ids"][:] = inputs.pad_id
+    batch["attention_mask"][:, 0] = 1
+    for place, row in enumerate(rows):
+        encoded = inputs.encoded[row]
+        batch["input_ids"][place, : len(encoded)] = encoded.input_ids
+        batch["token_type_ids"][place, : len(encoded)] = encoded.token_type_ids
+        batch["attention_mask"][place, : len(encoded)] = 1
+    return batch
+
+
+def _answer(engine: Engine, inputs: ParityInputs, advance: Callable[[int], None]) -> np.ndarray:
+    logits: dict[int, np.ndarray] = {}
+    for rows, shape in plan_batches([len(encoded) for encoded in inputs.encoded], engine.profiles):
+        answers = engine(fill_batch(inputs, rows, shape))[OUTPUT]
+        logits.update(zip(rows, answers, strict=False))  # rows that only fill the batch come last
+        advance(len(rows))
+    return np.stack([logits[row] for row in range(len(inputs.encoded))])

@@ -1,0 +1,149 @@
+"""A data file as what every stage answers: token ids, class indices, and batches that waste little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bertmp.core.errors import InputError
+from bertmp.core.io import sha256_file
+from bertmp.data.readers import Columns, Examples, read_examples
+from bertmp.data.tokenizer import Encoded
+from bertmp.export.bundle.bundle import Bundle
+from bertmp.export.parity.stage import ParityInputs
+
+BATCH_SIZE = 16
+LENGTH_SPREAD = 4
+"""How many tokens of padding a text may get: few, because ONNX Runtime's CPU provider is slow on padded
+batches, but not none, so that the attention mask is part of what is compared."""
+
+
+@dataclass(frozen=True)
+class ParityData:
+    """A data file ready for the stages.
+
+    Attributes:
+        inputs: its texts, in the file's order.
+        source: the file.
+        sha256: of the file's bytes.
+        lines: the line on which each text stands.
+        classes: the bundle's labels, in the order of the logits.
+    """
+
+    inputs: ParityInputs
+    source: Path
+    sha256: str
+    lines: Sequence[int]
+    classes: Sequence[str]
+
+    @property
+    def truncated(self) -> int:
+        """How many texts were longer than the model's positions and lost their tail."""
+        return sum(encoded.truncated for encoded in self.inputs.encoded)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some of the texts, padded to the longest of them.
+
+    Attributes:
+        rows: where the texts stand in the file's order, INT64 `[batch]`.
+        input_ids, attention_mask, token_type_ids: INT64 `[batch, length]`.
+    """
+
+    rows: np.ndarray
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    token_type_ids: np.ndarray
+
+    def feed(self) -> dict[str, np.ndarray]:
+        """The tensors by the names of the graph's inputs."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "token_type_ids": self.token_type_ids,
+        }
+
+
+def read_inputs(bundle: Bundle, data: Path, columns: Columns | None = None) -> ParityData:
+    """Reads `data`, with the bundle's tokenizer and its labels' order.
+
+    Errors: InputError for a file that cannot be read (see `read_examples`), for a bundle of another task than
+    classification, and for a label that the bundle does not know.
+    """
+    if bundle.task != "classification" or not bundle.labels:
+        raise InputError(
+            f"parity compares classification models, and this one's task is {bundle.task}",
+            bundle.folder,
+            "compare a classification model",
+        )
+    examples = read_examples(data, columns)
+    inputs = ParityInputs(
+        texts=examples.texts,
+        pairs=examples.pairs,
+        labels=None if examples.labels is None else _class_indices(examples, bundle.labels),
+        encoded=bundle.tokenizer.encode(examples.texts, examples.pairs),
+        pad_id=bundle.tokenizer.pad_id,
+    )
+    return ParityData(inputs, examples.source, sha256_file(examples.source), examples.lines, bundle.labels)
+
+
+def _class_indices(examples: Examples, known: Sequence[str]) -> list[int]:
+    index_of = {label: index for index, label in enumerate(known)}
+    for line, label in zip(examples.lines, examples.labels or (), strict=True):
+        if label not in index_of:
+            raise InputError(
+                f"the model does not know the label '{label}'",
+                f"{examples.source}, line {line}",
+                f"use one of {', '.join(known)}",
+            )
+    return [index_of[label] for label in examples.labels or ()]
+
+
+def batches(inputs: ParityInputs, size: int = BATCH_SIZE, spread: int = LENGTH_SPREAD) -> Iterator[Batch]:
+    """The texts from short to long, at most `size` a batch, none padded by more than `spread` tokens."""
+    order = sorted(range(len(inputs.encoded)), key=lambda row: len(inputs.encoded[row]))
+    start = 0
+    while start < len(order):
+        longest = len(inputs.encoded[order[start]]) + spread
+        end = start + 1
+        while end < min(start + size, len(order)) and len(inputs.encoded[order[end]]) <= longest:
+            end += 1
+        yield _pad([inputs.encoded[row] for row in order[start:end]], order[start:end], inputs.pad_id)
+        start = end
+
+
+def _pad(encoded: Sequence[Encoded], rows: Sequence[int], pad_id: int) -> Batch:
+    shape = (len(encoded), max(map(len, encoded)))
+    input_ids = np.full(shape, pad_id, np.int64)
+    attention_mask, token_type_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for place, text in enumerate(encoded):
+        input_ids[place, : len(text)] = text.input_ids
+        attention_mask[place, : len(text)] = 1
+        token_type_ids[place, : len(text)] = text.token_type_ids
+    return Batch(np.asarray(rows, np.int64), input_ids, attention_mask, token_type_ids)
+
+
+def answer_all(
+    inputs: ParityInputs, answer: Callable[[Batch], np.ndarray], advance: Callable[[int], None]
+) -> np.ndarray:
+    """Runs `answer` batch by batch and puts its rows back into the file's order.
+
+    Args:
+        answer: a batch → logits, FP32 `[batch, labels]`.
+        advance: called with the number of texts after every batch.
+
+    Returns: FP32 `[texts, labels]`.
+    """
+    logits: np.ndarray | None = None
+    for batch in batches(inputs):
+        part = np.asarray(answer(batch), np.float32)
+        if logits is None:
+            logits = np.empty((len(inputs.encoded), part.shape[1]), np.float32)
+        logits[batch.rows] = part
+        advance(len(batch.rows))
+    assert logits is not None, "a data file has at least one row"
+    return logits

@@ -1,0 +1,239 @@
+"""`bertmp parity`: runs the chain, measures every stage, decides its gates, writes the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from bertmp.core.errors import InputError
+from bertmp.data.readers import Columns
+from bertmp.export.bundle import manifest as manifests
+from bertmp.export.bundle.bundle import (
+    BUILD_ENGINE,
+    ENGINE,
+    FP16_GRAPH,
+    FP32_GRAPH,
+    NETWORK,
+    PARITY,
+    PLAN,
+    Bundle,
+)
+from bertmp.export.parity.bundle_stages import ONNX_FP16, ONNX_FP32, TORCH, chain
+from bertmp.export.parity.bundle_summary import BundleFacts, environment, gather
+from bertmp.export.parity.gates import DEFAULTS, Evidence, Gate, Limits, decide, limits_of, read_gates
+from bertmp.export.parity.inputs import ParityData, read_inputs
+from bertmp.export.parity.report import FILES, write_report
+from bertmp.export.parity.result import DataFacts, FlipRow, ParityReport, StageReport
+from bertmp.export.parity.runner import Ran, run_all
+from bertmp.export.parity.stage import NotRun, Stage, StageOutput
+from bertmp.export.parity.stage_metrics import Measures, measure
+
+DEFAULT_FOLDER = "parity"
+
+
+def parity(
+    bundle: Path,
+    data: Path,
+    *,
+    gates: Mapping[str, Limits] | Path | str | None = None,
+    report: Path | None = None,
+    extra_stages: Sequence[Stage] = (),
+    columns: Columns | None = None,
+    checkpoint: Path | None = None,
+) -> ParityReport:
+    """Compares every stage of a bundle with its FP32 checkpoint on the texts of `data`.
+
+    Writes `report.html`, `report.json` and `junit.xml`, and the manifest's entry `parity`, whether the
+    gates hold or not; an error or an interruption leaves both as they were.
+
+    Args:
+        bundle: the bundle's folder.
+        data: labelled or unlabelled texts.
+        gates: limits by stage, or a TOML file of them; the defaults where None.
+        report: the report's folder; `BUNDLE/parity` where None.
+        extra_stages: served models, added at the end of the chain.
+        columns: the data file's column names.
+        checkpoint: the FP32 checkpoint, where it is not in the folder that it was exported from.
+
+    Errors: InputError for a bad or stale bundle, bad data or a server that does not answer;
+    MissingComponent where ONNX Runtime is not installed.
+    """
+    started = time.monotonic()
+    opened = Bundle.open(Path(bundle))
+    folder = _report_folder(opened, report)
+    stages = (*chain(opened, checkpoint), *extra_stages)
+    facts, texts = gather(opened), read_inputs(opened, Path(data), columns)
+    # Served stages go first: a server that is not there shows before the long part.
+    ran = run_all((*extra_stages, *stages[: len(stages) - len(extra_stages)]), texts.inputs)
+    reference = _reference(ran)
+    rows = tuple(_stage_report(ran[stage.name], ran, reference, texts, facts) for stage in stages)
+    limits = read_gates(Path(gates)) if isinstance(gates, (str, Path)) else gates or DEFAULTS
+    result = ParityReport(
+        bundle=opened.folder,
+        folder=folder,
+        reference=reference,
+        note=_note(ran, reference),
+        data=DataFacts(
+            texts.source, texts.sha256, len(texts.lines), texts.inputs.labels is not None, texts.truncated
+        ),
+        stages=rows,
+        gates=tuple(gate for row in rows for gate in _gates(row, limits)),
+        flips=tuple(flip for row in rows for flip in _flip_rows(row, texts)),
+        facts=facts,
+        environment=environment(),
+        seconds=time.monotonic() - started,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    write_report(result)
+    _record(opened, result, limits)
+    return result
+
+
+def _report_folder(bundle: Bundle, report: Path | None) -> Path:
+    folder = bundle.folder / DEFAULT_FOLDER if report is None else Path(report)
+    if folder.exists() and not folder.is_dir():
+        raise InputError("not a folder", folder, "name another folder with --report")
+    return folder
+
+
+def _reference(ran: Mapping[str, Ran]) -> str:
+    """The checkpoint, else the FP32 graph; empty where neither answered."""
+    answered = (name for name in (TORCH, ONNX_FP32) if isinstance(ran[name].answer, StageOutput))
+    return next(answered, "")
+
+
+def _note(ran: Mapping[str, Ran], reference: str) -> str:
+    if reference == TORCH:
+        return ""
+    first = ran[TORCH]
+    why = first.failure or (first.answer.reason if isinstance(first.answer, NotRun) else "")
+    stand_in = f"the reference is {reference}" if reference else "there is nothing to compare with"
+    return f"{TORCH} did not run ({why}), so {stand_in}."
+
+
+def _stage_report(
+    ran: Ran, others: Mapping[str, Ran], reference: str, texts: ParityData, facts: BundleFacts
+) -> StageReport:
+    """Measures one stage; a stage whose answers cannot be compared has failed."""
+    answer, size = ran.answer, facts.size_ratio if ran.name == ONNX_FP16 else None
+    if isinstance(answer, NotRun):
+        return StageReport(ran.name, "not run", answer.reason, size_ratio=size, proof=answer.proof)
+    if answer is None or not reference:
+        why = ran.failure or "there is no reference to compare with"
+        return StageReport(ran.name, "failed", why, ran.seconds, size_ratio=size)
+    serves = _serves(answer, others, reference)
+    try:
+        _check_labels(answer, texts)
+        measures = _against(reference, answer, others, texts)
+        served = _against(serves, answer, others, texts) if serves else None
+    except ValueError as error:
+        return StageReport(ran.name, "failed", str(error), ran.seconds, size_ratio=size)
+    return StageReport(
+        name=ran.name,
+        status="reference" if ran.name == reference else "run",
+        seconds=ran.seconds,
+        measures=measures,
+        serves=serves,
+        served=served,
+        size_ratio=size,
+        details=answer.details,
+    )
+
+
+def _check_labels(answer: StageOutput, texts: ParityData) -> None:
+    """A served model names its labels: the same in another order would be other answers.
+
+    Errors: ValueError where they are not the bundle's.
+    """
+    served = answer.details.get("labels")
+    if isinstance(served, (list, tuple)) and list(served) != list(texts.classes):
+        raise ValueError(
+            f"it serves the labels {', '.join(map(str, served))}, not {', '.join(texts.classes)}"
+        )
+
+
+def _serves(answer: StageOutput, others: Mapping[str, Ran], reference: str) -> str:
+    """The in-process stage that a served model must answer like; empty for a stage that is not served.
+
+    A served model may say which graph it runs (`serves` among its details); a CPU host serves the FP32
+    graph.
+    """
+    if answer.answers is None and answer.probabilities is None:
+        return ""
+    for name in (str(answer.details.get("serves", "")), ONNX_FP32):
+        if name in others and isinstance(others[name].answer, StageOutput):
+            return name
+    return reference
+
+
+def _against(name: str, answer: StageOutput, others: Mapping[str, Ran], texts: ParityData) -> Measures:
+    yardstick = others[name].answer
+    assert isinstance(yardstick, StageOutput)
+    return measure(yardstick, answer, texts.inputs.labels)
+
+
+def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
+    wanted = limits_of(row.name, limits)
+    if row.status == "reference":  # against itself every other gate would hold
+        wanted = Limits(non_finite=wanted.non_finite)
+    evidence = Evidence(
+        measures=row.served or row.measures,
+        failure=row.reason if row.status == "failed" else "",
+        size_ratio=row.size_ratio,
+        proven=bool(row.proof.get("proven")) if row.proof else None,
+    )
+    return decide(row.name, evidence, wanted)
+
+
+def _flip_rows(row: StageReport, texts: ParityData) -> list[FlipRow]:
+    inputs, labels = texts.inputs, texts.classes
+
+    def text_of(number: int) -> str:
+        pair = f" ⏎ {inputs.pairs[number]}" if inputs.pairs is not None else ""
+        return inputs.texts[number] + pair
+
+    return [
+        FlipRow(
+            stage=row.name,
+            line=texts.lines[flip.row],
+            text=text_of(flip.row),
+            truth=labels[inputs.labels[flip.row]] if inputs.labels is not None else "",
+            before=labels[flip.reference],
+            after=labels[flip.answer],
+            flip=flip,
+        )
+        for flip in (row.measures.flips if row.measures else ())
+    ]
+
+
+def _record(bundle: Bundle, result: ParityReport, limits: Mapping[str, Limits]) -> None:
+    """Adds the stage to the manifest, as it stands now."""
+    manifest = bundle.manifest
+    engine = [ENGINE, NETWORK] if BUILD_ENGINE in manifest.stages else []
+    inputs = [FP32_GRAPH, FP16_GRAPH, PLAN, *engine]
+    outputs = [result.folder / name for name in FILES]
+    home = bundle.folder.resolve()
+    settings: dict[str, Any] = {
+        "data": str(result.data.file),
+        "gates": {name: _plain(limit) for name, limit in limits.items()},
+        "report": str(result.folder),
+    }
+    entry = manifests.record(
+        bundle.folder,
+        inputs=[name for name in inputs if (bundle.folder / name).is_file()],
+        outputs=[
+            str(path.resolve().relative_to(home)) for path in outputs if path.resolve().is_relative_to(home)
+        ],
+        tools=["bertmp", "torch", "onnxruntime", "tokenizers"],
+        settings=settings,
+        results=result.summary(),
+        seconds=result.seconds,
+    )
+    manifest.with_stage(PARITY, entry).save(bundle.folder)
+
+
+def _plain(limits: Limits) -> dict[str, Any]:
+    return {name: value for name, value in vars(limits).items() if value is not None}

@@ -1,0 +1,201 @@
+"""The error of a plan, measured on real text.
+
+The graph that the plan makes is run in FP32 arithmetic with every low tensor rounded to its type, so that
+nothing depends on which kernels a provider has: ONNX Runtime's x86 provider leaves out the rounding between
+two FP16 nodes and so hides overflow. What overflows becomes infinite, as it does on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from bertmp.core.errors import InputError
+from bertmp.export.graph.ort_sessions import LightGraph, lighten, open_session, placeholder, run
+from bertmp.export.graph.types import BFLOAT16, FLOAT, FLOAT16, element_types
+from bertmp.export.precision.apply import apply_plan
+from bertmp.export.precision.calibration import Calibration
+from bertmp.export.precision.plan import PrecisionPlan
+
+_LOW = (FLOAT16, BFLOAT16)
+MOVES = frozenset(
+    (
+        "Concat", "Expand", "Flatten", "Gather", "Identity", "Max", "Min", "Neg", "Relu", "Reshape", "Slice",
+        "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
+    )
+)  # fmt: skip
+"""Operators whose results are among their inputs, up to the sign: rounded inputs give rounded results."""
+
+_TYPED = {"Cast": "to", "EyeLike": "dtype", "RandomNormalLike": "dtype", "RandomUniformLike": "dtype"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A plan's answers against the FP32 graph's.
+
+    Attributes:
+        max_error, mean_error: absolute difference over all output values of all texts; infinite where one
+            is not finite.
+        flips: label decisions that changed: rows of `logits`, or tokens where each token has logits.
+        finite: whether every output value is finite.
+    """
+
+    max_error: float
+    mean_error: float
+    flips: int
+    finite: bool
+
+    def within(self, max_error: float) -> bool:
+        """Whether an error budget is met: finite, no label changed, no larger error."""
+        return self.finite and self.flips == 0 and self.max_error <= max_error
+
+
+class Evaluator:
+    """Measures plans for one graph on the same texts; the FP32 answers are computed once.
+
+    Args:
+        graph: the FP32 graph.
+        calibration: the texts.
+    """
+
+    def __init__(self, graph: ModelProto, calibration: Calibration) -> None:
+        self.graph = graph
+        self.calibration = calibration
+
+    def measure(self, plan: PrecisionPlan) -> Measured:
+        """The error of the graph that the plan makes.
+
+        Errors: InputError where the plan is not the graph's, where the texts do not fit the graph's inputs,
+        and where the FP32 graph's own answers are not finite.
+        """
+        return self.compare(apply_plan(self.graph, plan))
+
+    def compare(self, mixed: ModelProto) -> Measured:
+        """The error of any graph with the same inputs and outputs, whoever converted it."""
+        reference = self._reference
+        answers = self._answers(rounded(mixed))
+        return _compare(self._outputs, reference, answers, self.calibration.masks)
+
+    @cached_property
+    def _outputs(self) -> list[str]:
+        return [
+            value.name
+            for value in self.graph.graph.output
+            if value.type.tensor_type.elem_type in (FLOAT, *_LOW)
+        ]
+
+    @cached_property
+    def _reference(self) -> list[list[np.ndarray]]:
+        answers = self._answers(lighten(self.graph))
+        if not all(np.isfinite(value).all() for batch in answers for value in batch):
+            raise InputError(
+                "the FP32 graph itself answers with infinities on the calibration texts",
+                self.calibration.file,
+                "mend the model or the texts",
+            )
+        return answers
+
+    def _answers(self, graph: LightGraph) -> list[list[np.ndarray]]:
+        """Per feed the FP32 value of each output."""
+        session = open_session(graph)
+        wanted = {value.name: value.type for value in session.get_inputs()}
+        answers = []
+        for feed in self.calibration.feeds:
+            # A float input that the low graph takes in the low type is FP32 in its emulation.
+            taken = {
+                name: array.astype(np.float32) if wanted.get(name) == "tensor(float)" else array
+                for name, array in feed.items()
+            }
+            answers.append(run(session, self._outputs, taken, self.calibration.file))
+        return answers
+
+
+def rounded(mixed: ModelProto) -> LightGraph:
+    """A mixed-precision graph as FP32 arithmetic: every low tensor is rounded to its type, and is FP32.
+
+    Inputs and outputs of a low type become FP32.
+    """
+    light = lighten(mixed)
+    types = element_types(light.model)
+    graph = light.model.graph
+    nodes = [each for node in graph.node for each in _rounded(node, types)]
+    weights = {
+        name: values if values.dtype == np.float32 else values.astype(np.float32)
+        for name, values in light.weights.items()
+    }
+    small = [_widened(tensor) for tensor in graph.initializer]
+    for part in (graph.node, graph.initializer, graph.value_info):
+        del part[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(small)
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type in _LOW:
+            value.type.tensor_type.elem_type = FLOAT
+    return LightGraph(light.model, weights)
+
+
+def _rounded(node: NodeProto, types: dict[str, int]) -> list[NodeProto]:
+    """The node on FP32, and the roundings of what it writes."""
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    for attribute in copy.attribute:
+        if attribute.name == _TYPED.get(node.op_type) and attribute.i in _LOW:
+            attribute.i = FLOAT
+        elif attribute.type == AttributeProto.TENSOR and attribute.t.data_type in _LOW:
+            attribute.t.CopyFrom(_widened(attribute.t))
+    if node.op_type in MOVES:
+        return [copy]
+    roundings: list[NodeProto] = []
+    for place, name in enumerate(node.output):
+        if name and types.get(name) in _LOW:
+            copy.output[place] = f"{name}/exact"
+            roundings += _round(copy.output[place], name, types[name])
+    return [copy, *roundings]
+
+
+def _round(source: str, target: str, low: int) -> list[NodeProto]:
+    between = f"{target}/low"
+    return [
+        helper.make_node("Cast", [source], [between], name=between, to=low),
+        helper.make_node("Cast", [between], [target], name=f"{target}/rounded", to=FLOAT),
+    ]
+
+
+def _widened(tensor: TensorProto) -> TensorProto:
+    if tensor.data_type not in _LOW:
+        return tensor
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return placeholder(tensor.name, tensor.dims, FLOAT)
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+
+
+def _compare(
+    outputs: Sequence[str],
+    reference: Sequence[Sequence[np.ndarray]],
+    answers: Sequence[Sequence[np.ndarray]],
+    masks: Sequence[np.ndarray],
+) -> Measured:
+    worst, total, count, flips, finite = 0.0, 0.0, 0, 0, True
+    for expected_batch, answer_batch, mask in zip(reference, answers, masks, strict=True):
+        for name, expected, answer in zip(outputs, expected_batch, answer_batch, strict=True):
+            expected, answer = _of_tokens(expected, mask), _of_tokens(answer, mask)
+            if not np.isfinite(answer).all():
+                finite = False
+                continue
+            errors = np.abs(answer.astype(np.float64) - expected)
+            worst, total = max(worst, float(errors.max())), total + float(errors.sum())
+            count += errors.size
+            if "logits" in name and expected.shape[-1] > 1:
+                flips += int((answer.argmax(-1) != expected.argmax(-1)).sum())
+    if not finite:
+        return Measured(float("inf"), float("inf"), flips, False)
+    return Measured(worst, total / max(1, count), flips, True)
+
+
+def _of_tokens(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Where there is a value for each token, those of padding are left out: they mean nothing."""
+    return values[mask] if values.ndim >= 3 and values.shape[:2] == mask.shape else values

@@ -1,0 +1,188 @@
+"""From the user's settings to a plan and the graph that follows: rules, ranges, search, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from bertmp.core.errors import InputError
+from bertmp.export.graph.module_groups import blocks_of
+from bertmp.export.precision.apply import apply_plan, cast_count
+from bertmp.export.precision.calibration import Calibration, read_calibration
+from bertmp.export.precision.fp16_emulation import Evaluator
+from bertmp.export.precision.plan import PrecisionPlan, Reason, SearchRecord
+from bertmp.export.precision.planner import Planner, fingerprint
+from bertmp.export.precision.precision_options import PrecisionSettings
+from bertmp.export.precision.ranges import Progress, Ranges, measure
+from bertmp.export.precision.search import measured, search
+from bertmp.export.precision.sensitivity import with_errors
+from bertmp.export.precision.trained_ranges import trained_ranges
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and what it makes of the graph.
+
+    Attributes:
+        plan: the plan.
+        graph: the mixed-precision graph.
+        casts: casts in it that the conversion inserted.
+    """
+
+    plan: PrecisionPlan
+    graph: ModelProto
+    casts: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether what was measured is finite and within the budget, where there is one."""
+        search = self.plan.search
+        return search is None or (search.bound_by is None and search.error < float("inf"))
+
+    def summary(self) -> dict[str, Any]:
+        """What came of it, as plain values: for the manifest and `--json`."""
+        plan = self.plan
+        found: dict[str, Any] = {"nodes": plan.counts(), "casts": self.casts, "rewrites": len(plan.rewrites)}
+        if plan.ranges is not None:
+            least = min(plan.ranges.blocks, key=plan.ranges.blocks.__getitem__, default=None)
+            found["ranges"] = {
+                "source": plan.ranges.source,
+                "file": plan.ranges.file,
+                "texts": plan.ranges.texts,
+                "tightest_block": least,
+                "headroom": plan.ranges.blocks[least] if least is not None else None,
+            }
+        if plan.search is not None:
+            search = plan.search
+            found["measured"] = {
+                "max_error": search.max_error,
+                "error": search.error if search.error < float("inf") else None,
+                "label_flips": search.label_flips,
+                "texts": search.texts,
+                "bound_by": search.bound_by,
+            }
+        return found
+
+
+def plan_precision(
+    graph: ModelProto,
+    settings: PrecisionSettings,
+    *,
+    tokenizer: Path,
+    trained: Path | None = None,
+    report: Report = lambda step: None,
+) -> Planned:
+    """Makes a plan as the settings want it, or takes the one they name, and applies it.
+
+    Args:
+        graph: an FP32 graph whose nodes have names of their own.
+        tokenizer: the folder of the tokenizer for calibration texts.
+        trained: the ranges that training recorded, used where there is no calibration file.
+        report: called with what is being done.
+
+    Errors: InputError for settings that contradict each other, a calibration file or tokenizer that cannot be
+    used, texts that do not fit the graph, and a plan that is another graph's.
+    """
+    settings.check()
+    calibration = read_calibration(settings.calibration, tokenizer, graph) if settings.calibration else None
+    if settings.plan is not None:
+        plan = _given(graph, settings.plan, calibration, report)
+    else:
+        plan = _made(graph, settings, calibration, trained, report)
+    report("converting")
+    mixed = apply_plan(graph, plan)
+    return Planned(plan, mixed, cast_count(mixed.graph.node))
+
+
+def _made(
+    graph: ModelProto,
+    settings: PrecisionSettings,
+    calibration: Calibration | None,
+    trained: Path | None,
+    report: Report,
+) -> PrecisionPlan:
+    ranges: Ranges | None = None
+    if calibration is not None:
+        ranges = measure(graph, calibration, _counting(report, "measuring ranges, batch"))
+    elif trained is not None:
+        ranges = trained_ranges(trained, graph)
+    report("deciding by the rules")
+    planner = Planner(
+        graph,
+        settings.keep_fp32,
+        allow=settings.allow_fp16,
+        target=settings.to,
+        ranges=ranges,
+        headroom=settings.headroom,
+    )
+    if calibration is None:
+        return planner.plan()
+    evaluator = Evaluator(graph, calibration)
+    if settings.max_error is None:
+        report("measuring the error")
+        plan = measured(planner, evaluator)
+    else:
+        progress = _counting(report, "searching, at most: plan")
+        plan = search(planner, evaluator, settings.max_error, blocks_of(graph), progress)
+    return _explained(plan, evaluator, report)
+
+
+def _given(graph: ModelProto, file: Path, calibration: Calibration | None, report: Report) -> PrecisionPlan:
+    """A plan from the disk, perhaps edited; its error is measured anew where there are texts."""
+    plan = PrecisionPlan.load(file)
+    if plan.graph_sha256 != fingerprint(graph):
+        raise InputError("the plan is for another graph", file, "make a plan for this one")
+    _check_nodes(graph, plan, file)
+    unexplained = [node.name for node in plan.kept_fp32() if not node.reasons]
+    plan = plan.with_precision(unexplained, "fp32", Reason("edited", "the plan that was given says so"))
+    plan = replace(plan, nodes=tuple(replace(node, error=None) for node in plan.nodes), search=None)
+    if calibration is None:
+        return plan
+    ranges = measure(graph, calibration, _counting(report, "measuring ranges, batch"))
+    planner = Planner(graph, target=plan.target, ranges=ranges, headroom=plan.headroom)
+    report("measuring the error")
+    evaluator = Evaluator(graph, calibration)
+    found = evaluator.measure(plan)
+    plan = replace(
+        plan,
+        ranges=planner.range_record,
+        search=SearchRecord(None, found.max_error, found.flips, calibration.texts),
+    )
+    return _explained(plan, evaluator, report)
+
+
+def _check_nodes(graph: ModelProto, plan: PrecisionPlan, file: Path) -> None:
+    """Errors: InputError where an edited plan lists other nodes than the graph has, or gives a precision to
+    a node that touches no floating-point tensor, or none to one that does."""
+    made = Planner(graph, target=plan.target).plan()
+    known = {node.name: node for node in made.nodes}
+    listed = {node.name for node in plan.nodes}
+    for name in [*(listed - known.keys()), *(known.keys() - listed)]:
+        what = "names a node that the graph has not" if name in listed else "leaves out the node"
+        raise InputError(f"the plan {what}: {name}", file, "edit precisions alone")
+    for node in plan.nodes:
+        if (node.precision == "integer") != (known[node.name].precision == "integer"):
+            kind = "touches no" if node.precision != "integer" else "touches a"
+            raise InputError(
+                f"the plan has {node.name} in {node.precision}, which {kind} floating-point tensor",
+                file,
+                f"write {known[node.name].precision}",
+            )
+
+
+def _explained(plan: PrecisionPlan, evaluator: Evaluator, report: Report) -> PrecisionPlan:
+    """The plan with the measured error behind every FP32 node."""
+    # There are dozens of reasons to be measured, and their order of size is what counts.
+    brief = Evaluator(evaluator.graph, evaluator.calibration.brief())
+    progress = _counting(report, "measuring the reasons, group")
+    return with_errors(plan, evaluator, brief, blocks_of(evaluator.graph), progress)
+
+
+def _counting(report: Report, what: str) -> Progress:
+    return lambda done, total: report(f"{what} {min(done + 1, total)} of {total}")

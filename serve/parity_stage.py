@@ -1,0 +1,89 @@
+"""The served model as a stage of parity: over the wire, tokenizer and softmax included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from bertmp.core.errors import InputError
+from bertmp.data.tokenizer import Encoded
+from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
+from bertmp.serve.client import Answers, Client
+from bertmp.serve.model_config import encoder_name
+
+
+@dataclass(frozen=True)
+class TritonStage:
+    """A model on a Triton server.
+
+    Attributes:
+        url: the server's address for `protocol`.
+        model: the text model's name; its encoder is asked for the logits.
+        protocol: `grpc` or `http`.
+    """
+
+    url: str
+    model: str
+    protocol: Literal["grpc", "http"] = "grpc"
+
+    @property
+    def name(self) -> str:
+        return "triton"
+
+    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | NotRun:
+        """Asks for every text's label and probabilities, and for the logits of the same token ids.
+
+        Errors: InputError for an unknown model or a dead server.
+        """
+        if inputs.pairs is not None:
+            return NotRun("the served model takes one text, and these are pairs")
+        with Client(self.url, self.protocol) as client:
+            labels = client.labels(self.model, inputs.texts[0])
+            step = client.max_batch(self.model)
+            logits: list[np.ndarray] = []
+            answers: list[Answers] = []
+            for start in range(0, len(inputs.texts), step):
+                rows = slice(start, start + step)
+                answers.append(client.classify(self.model, inputs.texts[rows]))
+                version = str(answers[-1].versions[0])
+                logits.append(self._logits(client, inputs.encoded[rows], version))
+                advance(len(inputs.texts[rows]))
+        return StageOutput(
+            logits=np.concatenate(logits),
+            probabilities=np.concatenate([part.probabilities for part in answers]),
+            answers=np.array(
+                [_index(labels, label) for part in answers for label in part.labels], dtype=np.int64
+            ),
+            details={
+                "model": self.model,
+                "protocol": self.protocol,
+                "versions": sorted({version for part in answers for version in part.versions}),
+                "labels": labels,
+                "truncated": int(sum(part.truncated.sum() for part in answers)),
+            },
+        )
+
+    def _logits(self, client: Client, rows: Sequence[Encoded], version: str) -> np.ndarray:
+        """Logits FP32 `[rows, labels]`, rows of one length asked together so that nothing is padded."""
+        by_length: dict[int, list[int]] = {}
+        for number, row in enumerate(rows):
+            by_length.setdefault(len(row), []).append(number)
+        parts: dict[int, np.ndarray] = {}
+        for numbers in by_length.values():
+            ids = np.array([rows[number].input_ids for number in numbers], dtype=np.int64)
+            types = np.array([rows[number].token_type_ids for number in numbers], dtype=np.int64)
+            found = client.encode(encoder_name(self.model), ids, np.ones_like(ids), types, version)
+            parts.update(zip(numbers, found, strict=True))
+        return np.stack([parts[number] for number in range(len(rows))])
+
+
+def _index(labels: Sequence[str], label: str) -> int:
+    try:
+        return labels.index(label)
+    except ValueError as error:
+        raise InputError(
+            f"the server answered '{label}', which is none of its labels", "", "deploy again"
+        ) from error

@@ -1,0 +1,150 @@
+"""Data files: every documented shape is read, every broken one is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bertmp.core.errors import InputError
+from bertmp.data.readers import Columns, read_examples
+
+
+def write(folder: Path, name: str, text: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def refusal(path: Path, **options: object) -> str:
+    with pytest.raises(InputError) as caught:
+        read_examples(path, **options)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def test_text_a_line(tmp_path: Path) -> None:
+    examples = read_examples(write(tmp_path, "a.txt", "one\r\n\n  \ntwo\tparts\n"))
+    assert list(examples.texts) == ["one", "two\tparts"]
+    assert examples.labels is None
+    assert examples.pairs is None
+    assert list(examples.lines) == [1, 4]
+
+
+def test_label_and_text_without_a_header(tmp_path: Path) -> None:
+    examples = read_examples(write(tmp_path, "a.tsv", "HUM\tWho ?\nLOC\tWhere\tis it ?\n"))
+    assert list(examples.labels or ()) == ["HUM", "LOC"]
+    assert list(examples.texts) == ["Who ?", "Where\tis it ?"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.tsv", "text\tlabel\ttext_pair\na b\t1\tc d\n"),
+        ("a.csv", 'id,label,text,text_pair\n7,1,"a b","c d"\n'),
+        ("b.csv", "label\ttext\ttext_pair\n1\ta b\tc d\n"),
+        ("a.jsonl", '{"text": "a b", "label": 1, "text_pair": "c d", "more": [1]}\n\n'),
+    ],
+)
+def test_named_columns(tmp_path: Path, name: str, text: str) -> None:
+    examples = read_examples(write(tmp_path, name, text))
+    assert (examples.texts, examples.pairs, examples.labels) == (["a b"], ["c d"], ["1"])
+
+
+def test_parquet(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"sentence": ["a", "b"], "class": [3, 4], "other": [[1], [2]]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    examples = read_examples(tmp_path / "a.parquet", Columns(text="sentence", label="class"))
+    assert (examples.texts, examples.labels) == (["a", "b"], ["3", "4"])
+    assert "no column 'text'" in refusal(tmp_path / "a.parquet")
+
+
+def test_other_column_names(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.tsv", "sentence\tclass\nhello\tgood\n")
+    examples = read_examples(path, Columns(text="sentence", label="class"))
+    assert (examples.texts, examples.labels) == (["hello"], ["good"])
+
+
+def test_a_named_text_column_must_be_there(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.tsv", "label\tquestion\nLOC\tWhere ?\n")
+    assert "no column 'sentence'" in refusal(path, columns=Columns(text="sentence"))
+
+
+def test_a_header_without_a_text_column_is_not_taken_for_a_row(tmp_path: Path) -> None:
+    assert "no column 'text'" in refusal(write(tmp_path, "a.tsv", "sentence\tlabel\nhello\tgood\n"))
+
+
+def test_byte_order_mark_and_quoted_line_breaks(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", b'\xef\xbb\xbflabel,text\nham,"two\nlines"\nspam,"a ""quote"""\n')
+    examples = read_examples(path)
+    assert list(examples.texts) == ["two\nlines", 'a "quote"']
+    assert list(examples.lines) == [3, 4]
+
+
+def test_unicode_separators_do_not_end_a_line(tmp_path: Path) -> None:
+    examples = read_examples(write(tmp_path, "a.tsv", "x\tone\u2028still one\x85and on\ny\ttwo\n"))
+    assert list(examples.texts) == ["one\u2028still one\x85and on", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.tsv", "LOC\tWhere ?\nno tab here\n", "a line without a tab"),
+        ("a.tsv", "", "no rows"),
+        ("a.tsv", "text\tlabel\n", "no rows"),
+        ("a.txt", "\n \n", "no rows"),
+        ("a.tsv", b"LOC\tfine\nLOC\tcaf\xe9\n", "line 2"),
+        ("a.tsv", "LOC\t\n", "no text"),
+        ("a.tsv", "text\tlabel\na\tb\tc\n", "3 fields where the header names 2"),
+        ("a.tsv", "text\tlabel\tlabel\na\tb\tc\n", "names 'label' twice"),
+        ("a.csv", "a,b,c\n", "3 fields and no header"),
+        ("a.csv", "review,sentiment\nfine,good\n", "no header that names 'text'"),
+        ("a.csv", "Text,Label\nfine,good\n", "name it with --text-column 'Text'"),
+        ("a.tsv", "Label\tText\ngood\tfine\n", "name it with --text-column 'Text'"),
+        ("a.csv", 'label,text\nham,"never closed\n', "broken CSV"),
+        ("a.jsonl", "{'text': 1}\n", "not JSON"),
+        ("a.jsonl", "[" * 100_000, "not JSON"),
+        ("a.jsonl", '["a"]\n', "not a JSON object"),
+        ("a.jsonl", '{"text": ["a", "b"]}\n', "text is no text"),
+        ("a.jsonl", '{"text": "\\ud83d"}\n', "half a surrogate pair"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b", "label": "x"}\n', "no label"),
+        ("a.jsonl", '{"text": null, "label": 1}\n{"text": "b", "label": 2}\n', "no text"),
+        ("a.parquet", "PAR1 not really", "not a Parquet file"),
+        ("a.docx", "x", "unknown kind of data file '.docx'"),
+    ],
+)
+def test_broken_files_are_refused(tmp_path: Path, name: str, text: str | bytes, says: str) -> None:
+    assert says in refusal(write(tmp_path, name, text))
+
+
+def test_missing_files_folders_and_labels(tmp_path: Path) -> None:
+    assert "no such data file" in refusal(tmp_path / "none.tsv")
+    assert "a folder" in refusal(tmp_path)
+    assert "no labels" in refusal(write(tmp_path, "a.txt", "hello\n"), need_labels=True)
+
+
+def test_large_numbers_in_json_are_refused_not_crashed_on(tmp_path: Path) -> None:
+    assert "not JSON" in refusal(write(tmp_path, "a.jsonl", f'{{"text": {"9" * 5000}}}\n'))
+
+
+def test_text_survives_every_format(tmp_path: Path) -> None:
+    import csv
+
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = ["plain", 'with "quotes", commas', "Grüße, 你好 🙂", " leading and trailing ", "<tag> & \\n"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "a.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    (tmp_path / "a.tsv").write_text("text\n" + "".join(f"{text}\n" for text in texts), encoding="utf-8")
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([["text"], *([text] for text in texts)])
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    for kind in ("jsonl", "txt", "tsv", "csv", "parquet"):
+        assert list(read_examples(tmp_path / f"a.{kind}").texts) == texts, kind

@@ -1,0 +1,185 @@
+"""`bertmp doctor`: what is looked up, what is decided, and that neither ever crashes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bertmp.core.gpu import Gpu
+from bertmp.core.hardware import machine
+from bertmp.environment.components import Component, components
+from bertmp.environment.requirements import NEEDS, Verdict, judge
+
+HOPPER = Gpu("NVIDIA H100", (9, 0), 80 << 30)
+ALL = tuple(
+    Component(name, "1.0", get=f"get {name}")
+    for name in sorted({part for need in NEEDS for part in (*need.every, *need.one_of)})
+)
+
+FAKE_DRIVER = """
+typedef int CUdevice; typedef int CUresult;
+static const char* names[] = {"Tesla P100", "GeForce GTX 1660", "H100"};
+CUresult cuInit(unsigned flags) { return INIT; }
+CUresult cuDriverGetVersion(int* version) { *version = 12080; return 0; }
+CUresult cuDeviceGetCount(int* count) { *count = 3; return 0; }
+CUresult cuDeviceGet(CUdevice* device, int ordinal) { *device = ordinal; return 0; }
+CUresult cuDeviceGetName(char* name, int length, CUdevice device) {
+    const char* from = names[device]; while ((*name++ = *from++)) ; return 0; }
+CUresult cuDeviceTotalMem_v2(unsigned long* bytes, CUdevice device) { *bytes = 85899345920ul; return 0; }
+CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
+    static const int major[] = {6, 7, 9}, minor[] = {0, 5, 0};
+    *value = attribute == 75 ? major[device] : minor[device]; return 0; }
+"""
+"""The seven calls of the driver that are made, with the signatures of cuda.h."""
+
+
+def without(*names: str, problem: str = "not installed") -> list[Component]:
+    return [replace(part, version="", problem=problem) if part.name in names else part for part in ALL]
+
+
+def verdict(command: str, found: list[Component], gpus: tuple[Gpu, ...] = ()) -> Verdict:
+    return next(one for one in judge(found, gpus, bf16_cpu=False) if one.command == command)
+
+
+def test_with_everything_every_command_runs() -> None:
+    assert all(one.runs for one in judge(ALL, (HOPPER,), bf16_cpu=True))
+
+
+def test_with_nothing_only_what_needs_nothing_runs() -> None:
+    found = [replace(part, version="", problem="not installed") for part in ALL]
+    assert {one.command for one in judge(found, (), bf16_cpu=False) if one.runs} == {"doctor"}
+
+
+def test_what_is_missing_is_named_with_the_way_to_it() -> None:
+    one = verdict("serve", without("triton"))
+    assert (one.runs, one.why_not, one.get) == (False, ("triton: not installed",), ("get triton",))
+
+
+def test_either_builder_will_do() -> None:
+    assert verdict("build-engine", without("tensorrt")).runs
+    assert "TensorRT-RTX" in verdict("build-engine", without("tensorrt")).note
+    assert verdict("build-engine", without("tensorrt-rtx"), (HOPPER,)).note == "with TensorRT"
+    none = verdict("build-engine", without("tensorrt", "tensorrt-rtx"))
+    assert not none.runs
+    assert len(none.why_not) == 2
+
+
+def test_tensorrt_itself_needs_a_gpu() -> None:
+    assert "TensorRT-RTX" in verdict("build-engine", without()).note
+    alone = verdict("build-engine", without("tensorrt-rtx"))
+    assert not alone.runs
+    assert "no GPU" in " ".join(alone.why_not)
+
+
+def test_a_gpu_that_torch_cannot_use_is_pointed_out() -> None:
+    found = [replace(part, detail="built for the CPU") if part.name == "torch" else part for part in ALL]
+    assert "although there is a GPU" in verdict("train", found, (HOPPER,)).note
+    assert verdict("train", list(ALL), (HOPPER,)).note == "on NVIDIA H100"
+
+
+def test_this_machine() -> None:
+    here = machine()
+    assert 1 <= here.cores <= (os.cpu_count() or 1)
+    assert here.memory_bytes > 1 << 28
+    assert here.cpu
+    assert "Linux" in here.system
+
+
+def test_the_components_of_this_environment_are_seen() -> None:
+    found = {part.name: part for part in components()}
+    for need in NEEDS:
+        assert {*need.every, *need.one_of} <= set(found)
+    assert found["torch"].usable
+    assert found["torch"].detail.startswith("built for ")
+    assert "CPUExecutionProvider" in found["onnxruntime"].detail
+
+
+def test_doctor_in_json(run_bertmp) -> None:  # type: ignore[no-untyped-def]
+    done = run_bertmp("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [one["command"] for one in found["commands"]] == [need.command for need in NEEDS]
+    assert set(found["assets"]) == {"minilm", "trec", "sms-spam", "moviedialog"}
+    assert {"machine", "gpus", "python", "components", "home"} <= set(found)
+
+
+def test_doctor_for_people(run_bertmp) -> None:  # type: ignore[no-untyped-def]
+    done = run_bertmp("doctor", env={"COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    for need in NEEDS:
+        assert need.command in done.stdout
+    assert "\x1b[" not in done.stdout
+
+
+def test_doctor_in_an_environment_with_hardly_anything(tmp_path: Path) -> None:
+    """A fresh environment that has our packages except every one that doctor looks for."""
+    looked_for = ("torch", "onnx", "tokenizers", "safetensors", "pyarrow", "triton", "tensorrt")
+    absent = (*looked_for, "numpy", "pip", "bertmp")
+    light = tmp_path / "light"
+    light.mkdir()
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if not path.name.startswith((*absent, "__editable__")):
+            (light / path.name).symlink_to(path)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "fresh"], check=True)
+    environment = {
+        "PYTHONPATH": f"{light}{os.pathsep}{Path(__file__).parents[3]}",
+        "BERTMP_HOME": str(tmp_path / "none"),
+        "PATH": "/nonexistent",
+    }
+    done = subprocess.run(
+        [tmp_path / "fresh" / "bin" / "python", "-m", "bertmp", "doctor", "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {one["command"] for one in found["commands"] if one["runs"]} == {"doctor"}
+    assert {part["name"] for part in found["components"] if part["usable"]} <= {"triton host"}
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_library_that_fails_to_load_is_told_with_its_reason(tmp_path: Path, run_bertmp) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "tensorrt.py").write_text(
+        "raise ImportError('libnvinfer.so.11: cannot open shared object file')\n"
+    )
+    (tmp_path / "tensorrt_rtx.py").write_text("import os; os.abort()\n")
+    done = run_bertmp("doctor", "--json", env={"PYTHONPATH": str(tmp_path)})
+    found = {part["name"]: part for part in json.loads(done.stdout)["components"]}
+    assert "libnvinfer.so.11: cannot open" in found["tensorrt"]["problem"]
+    assert "crashed (signal 6)" in found["tensorrt-rtx"]["problem"]
+
+
+@pytest.mark.parametrize(("status", "count"), [(0, 3), (100, 0)])
+def test_gpus_as_the_driver_tells_them(tmp_path: Path, status: int, count: int) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler: the driver's interface cannot be stood in for")
+    (tmp_path / "cuda.c").write_text(FAKE_DRIVER)
+    library = tmp_path / "libcuda.so.1"
+    build = [compiler, "-shared", "-fPIC", f"-DINIT={status}", "-o", str(library), str(tmp_path / "cuda.c")]
+    subprocess.run(build, check=True)
+    code = (
+        "from bertmp.core.gpu import driver_cuda_version, gpus; found = gpus()\n"
+        "print(len(found), [(g.name, g.compute_capability, g.memory_bytes, g.fp16_tensor_cores,"
+        " g.bf16_tensor_cores) for g in found], driver_cuda_version())"
+    )
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"{count} ")
+    if count:
+        assert "('Tesla P100', (6, 0), 85899345920, False, False)" in done.stdout
+        assert "('GeForce GTX 1660', (7, 5), 85899345920, False, False)" in done.stdout
+        assert "('H100', (9, 0), 85899345920, True, True)" in done.stdout
+        assert done.stdout.strip().endswith("12.8")

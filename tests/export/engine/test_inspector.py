@@ -1,0 +1,115 @@
+"""The inspector's account against the proof.
+
+The accounts here are written after NVIDIA's documentation of the inspector's JSON: an engine's own was not
+seen, since it takes a GPU to load one (see tests/gpu/test_engine.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bertmp.export.engine.builders import Toolchain
+from bertmp.export.engine.inspector import EngineLayer, compare, inspect_engine, read_layers
+from bertmp.export.engine.job import Job, Settings
+from bertmp.export.engine.parsed_network import Layer, Tensor
+from bertmp.export.engine.verify import Proof, prove
+from bertmp.export.precision.plan import NodePlan, PrecisionPlan
+
+PLAN = PrecisionPlan(
+    "",
+    (
+        NodePlan("product", "MatMul", "", "fp16"),
+        NodePlan("sum", "Add", "", "fp16"),
+        NodePlan("norm", "LayerNormalization", "", "fp32"),
+        NodePlan("mask", "Cast", "", "fp16"),
+        NodePlan("shape", "Shape", "", "integer"),
+    ),
+)
+
+
+def proof() -> Proof:
+    def layer(node: str, kind: str, dtype: str) -> Layer:
+        tensors = (Tensor(f"{node}.in", dtype, (-1,)), Tensor(f"{node}.out", dtype, (-1,)))
+        return Layer(node, kind, node, tensors[:1], tensors[1:])
+
+    return prove(
+        PLAN,
+        [
+            layer("product", "MATRIX_MULTIPLY", "HALF"),
+            layer("sum", "ELEMENTWISE", "HALF"),
+            layer("norm", "NORMALIZATION", "FLOAT"),
+            layer("mask", "CAST", "HALF"),
+        ],
+    )
+
+
+def told(name: str, datatype: str, *nodes: str) -> dict[str, Any]:
+    """A layer as the inspector describes it with detailed verbosity."""
+    tensor = {"Name": "t", "Location": "Device", "Dimensions": [1, 8], "Format/Datatype": datatype}
+    return {
+        "Name": name,
+        "LayerType": "kgen",
+        "Inputs": [tensor],
+        "Outputs": [tensor],
+        "TacticName": "some_kernel",
+        "StreamId": 0,
+        "Metadata": "\x1e".join(f"[ONNX Layer: {node}]" for node in nodes),
+    }
+
+
+def test_layers_are_read_with_their_nodes_and_types() -> None:
+    account = {
+        "Layers": [
+            told("fused", "Row major linear FP16 format", "product", "sum"),
+            told("alone", "Float", "norm"),
+            told("ints", "Int64", "shape"),
+            "a layer without details",
+        ],
+        "Bindings": ["input_ids", "logits"],
+    }
+    assert read_layers(account) == [
+        EngineLayer("fused", "kgen", ("product", "sum"), ("HALF",)),
+        EngineLayer("alone", "kgen", ("norm",), ("FLOAT",)),
+        EngineLayer("ints", "kgen", ("shape",), ()),
+        EngineLayer("a layer without details", "", (), ()),
+    ]
+
+
+def test_an_engine_as_planned_agrees() -> None:
+    layers = read_layers({"Layers": [told("a", "Half", "product", "sum"), told("b", "Float", "norm")]})
+    found = compare(proof(), layers)
+    assert found.violations == ()
+    assert (found.layers, found.seen, found.unseen, found.mixed) == (2, 3, ("mask",), ())
+
+
+def test_a_layer_of_another_type_than_its_nodes_is_a_violation() -> None:
+    layers = read_layers({"Layers": [told("a", "Float", "product", "sum"), told("b", "Half", "norm")]})
+    found = compare(proof(), layers)
+    assert found.violations == (
+        "product, sum: planned fp16, but layer 'a' of the engine has FLOAT",
+        "norm: planned fp32, but layer 'b' of the engine has HALF",
+    )
+
+
+def test_fusions_across_types_are_listed_and_not_judged() -> None:
+    layers = read_layers(
+        {
+            "Layers": [
+                told("both", "Half", "sum", "norm"),
+                told("with its casts", "Half", "precision_cast/x", "norm"),
+                told("masked", "Half", "mask", "sum"),
+            ]
+        }
+    )
+    found = compare(proof(), layers)
+    assert found.violations == ()
+    assert found.mixed == ("both", "with its casts", "masked")
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    tools = Toolchain("tensorrt-rtx", "1", None)
+    job = Job("g.onnx", None, ".", Settings())
+    assert inspect_engine(tools, None, job, proof(), ["8.9"], None) == {
+        "run": False,
+        "reason": "no GPU: the inspector needs the engine loaded",
+    }

@@ -1,0 +1,422 @@
+"""Parity on a small exported model: the chain, its gates, its report and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+
+from bertmp import export_checkpoint, parity
+from bertmp.core.errors import InputError
+from bertmp.export.bundle.manifest import Manifest, fingerprints
+from bertmp.export.parity.gates import DEFAULTS, override
+from bertmp.export.parity.onnx_stage import OnnxStage
+from bertmp.export.parity.report import FILES
+from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
+from bertmp.export.parity.stage_metrics import answers_of, probabilities_of
+
+LABELS = ("animal", "place", "<b>&\"'")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDS = tuple(f"w{number}" for number in range(8000))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of two layers whose random weights are large enough to have opinions."""
+    from bertmp.data.tokenizer import Tokenizer
+    from bertmp.model.checkpoint import save_checkpoint
+    from bertmp.model.config import BertConfig
+    from tests.models import classifier
+
+    source, folder = tmp_path_factory.mktemp("vocabulary"), tmp_path_factory.mktemp("model") / "checkpoint"
+    (source / "vocab.txt").write_text("\n".join((*SPECIAL, *WORDS, "<", ">", "script", "&")) + "\n")
+    tokenizer = Tokenizer.load(source, 40)
+    config = BertConfig(
+        vocab_size=tokenizer.vocabulary_size,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=40,
+        labels=LABELS,
+    )
+    save_checkpoint(folder, classifier(config), config, tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle as exported; not to be written to."""
+    folder = tmp_path_factory.mktemp("exported") / "bundle"
+    export_checkpoint(checkpoint, folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle for one test."""
+    return Path(shutil.copytree(exported, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    """60 texts of different lengths; the last is too long for the model's 40 positions."""
+    choice = np.random.default_rng(3)
+    lengths = [*choice.integers(1, 20, 58), 30, 60]
+    return [" ".join(choice.choice(WORDS, length)) for length in lengths]
+
+
+@pytest.fixture(scope="module")
+def labelled(exported: Path, texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The texts with the labels that the model gives them, but for one."""
+    folder = tmp_path_factory.mktemp("data")
+    plain = folder / "plain.txt"
+    plain.write_text("\n".join(texts))
+    from bertmp.export.bundle.bundle import Bundle
+    from bertmp.export.parity.inputs import read_inputs
+
+    inputs = read_inputs(Bundle.open(exported), plain).inputs
+    answers = answers_of(answer_of(exported / "model.onnx", inputs))
+    answers[0] = (answers[0] + 1) % len(LABELS)
+    path = folder / "labelled.tsv"
+    path.write_text("".join(f"{LABELS[a]}\t{text}\n" for a, text in zip(answers, texts, strict=True)))
+    return path
+
+
+def answer_of(graph: Path, inputs: ParityInputs) -> StageOutput:
+    answer = OnnxStage("graph", graph, half=False).run(inputs, lambda texts: None)
+    assert isinstance(answer, StageOutput)
+    return answer
+
+
+class Served:
+    """A served model that answers with the bundle's own graph, `change` applied to its answer."""
+
+    name = "triton"
+
+    def __init__(
+        self, graph: Path, change: Callable[[StageOutput], StageOutput] = lambda answer: answer
+    ) -> None:
+        self.graph, self.change = graph, change
+
+    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | NotRun:
+        answer = answer_of(self.graph, inputs)
+        advance(len(inputs.texts))
+        served = replace(
+            answer, probabilities=probabilities_of(answer).astype(np.float32), answers=answers_of(answer)
+        )
+        return self.change(served)
+
+
+def damage(bundle: Path, scale: float) -> None:
+    """Adds noise to one layer's FP16 weights and enters the file in the manifest as if it belonged there."""
+    graph = onnx.load(bundle / "model.fp16.onnx")
+    weights = next(
+        tensor
+        for tensor in graph.graph.initializer
+        if list(tensor.dims) == [128, 256] and tensor.data_type == onnx.TensorProto.FLOAT16
+    )
+    values = onnx.numpy_helper.to_array(weights)
+    noise = np.random.default_rng(0).normal(0, scale, values.shape)
+    weights.CopyFrom(onnx.numpy_helper.from_array((values + noise).astype(np.float16), weights.name))
+    onnx.save(graph, bundle / "model.fp16.onnx")
+    adopt(bundle)
+
+
+def adopt(bundle: Path) -> None:
+    """Makes the files of the stage `convert` what the manifest says."""
+    manifest = Manifest.load(bundle)
+    entry = manifest.stages["convert"]
+    entry = replace(entry, outputs=fingerprints(bundle, list(entry.outputs)))
+    manifest.with_stage("convert", entry).save(bundle)
+
+
+def test_a_sound_bundle_passes_every_gate(bundle: Path, labelled: Path) -> None:
+    result = parity(bundle, labelled)
+    assert result.passed, result.failed_gates
+    assert result.reference == "torch-fp32"
+    assert result.data.truncated == 1
+    assert [(stage.name, stage.status) for stage in result.stages] == [
+        ("torch-fp32", "reference"),
+        ("onnx-fp32", "run"),
+        ("onnx-fp16", "run"),
+        ("engine", "not run"),
+    ]
+    exact, half = result.stage("onnx-fp32").measures, result.stage("onnx-fp16").measures
+    assert exact is not None
+    assert half is not None
+    assert exact.max_error <= 5e-5 < half.max_error
+    assert exact.accuracy == 59 / 60
+    assert {path.name for path in result.folder.iterdir()} == set(FILES)
+    assert result.folder == bundle / "parity"
+
+
+def test_the_three_files_tell_the_same(bundle: Path, labelled: Path) -> None:
+    result = parity(bundle, labelled)
+    written = json.loads((result.folder / "report.json").read_text())
+    assert written == json.loads(json.dumps(result.to_json()))
+    root = ElementTree.parse(result.folder / "junit.xml").getroot()
+    cases = root.findall(".//testcase")
+    assert int(root.get("tests", "0")) == len(cases) == len(result.gates) + 1
+    assert int(root.get("failures", "-1")) == len(root.findall(".//failure")) == 0
+    assert int(root.get("skipped", "-1")) == len(root.findall(".//skipped")) == 1
+    page = (result.folder / "report.html").read_text()
+    assert f"{len(result.gates)} of {len(result.gates)} gates held" in " ".join(page.split())
+
+
+def test_the_manifest_keeps_the_verdict_and_goes_stale_with_the_bundle(bundle: Path, labelled: Path) -> None:
+    result = parity(bundle, labelled)
+    entry = Manifest.load(bundle).stage("parity", bundle, "bertmp parity")
+    assert set(entry.inputs) == {"model.onnx", "model.fp16.onnx", "precision-plan.json"}
+    assert entry.results["passed"] is True
+    assert entry.results["texts"] == 60
+    assert entry.results["data_sha256"] == result.data.sha256
+    assert entry.results["stages"]["onnx-fp16"]["flips"] == 0
+    damage(bundle, 0.1)
+    with pytest.raises(InputError, match="stale"):
+        Manifest.load(bundle).stage("parity", bundle, "bertmp parity")
+
+
+def test_a_damaged_graph_fails_and_the_report_says_where(bundle: Path, labelled: Path) -> None:
+    damage(bundle, 0.5)
+    result = parity(bundle, labelled)
+    assert not result.passed
+    assert {gate.stage for gate in result.failed_gates} == {"onnx-fp16"}
+    assert "max_error" in {gate.name for gate in result.failed_gates}
+    assert result.flips
+    assert Manifest.load(bundle).stages["parity"].results["passed"] is False
+    page = (result.folder / "report.html").read_text()
+    assert "not passed" in page
+    assert LABELS[2] not in page  # a label is text, not markup
+
+
+def test_unlabelled_texts_are_compared_without_accuracy(
+    bundle: Path, texts: list[str], tmp_path: Path
+) -> None:
+    data = tmp_path / "texts.txt"
+    data.write_text("\n".join(texts[:20]))
+    result = parity(bundle, data)
+    assert result.passed
+    assert result.stage("onnx-fp16").measures.accuracy is None  # type: ignore[union-attr]
+    assert "accuracy_points" not in {gate.name for gate in result.gates}
+    damage(bundle, 0.5)
+    assert not parity(bundle, data).passed
+
+
+def test_a_label_that_the_model_does_not_know_names_its_line(bundle: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.tsv"
+    data.write_text("animal\tw1\n\nmineral\tw2\n")
+    with pytest.raises(InputError, match=r"label 'mineral' \(.*data.tsv, line 3\)"):
+        parity(bundle, data)
+    assert not (bundle / "parity").exists()
+
+
+def test_without_the_checkpoint_the_fp32_graph_is_the_reference(
+    bundle: Path, labelled: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    manifest = Manifest.load(bundle)
+    moved = replace(manifest.stages["export"], settings={"checkpoint": str(tmp_path / "gone")})
+    manifest.with_stage("export", moved).save(bundle)
+    result = parity(bundle, labelled)
+    assert result.passed
+    assert result.reference == "onnx-fp32"
+    assert "not on this machine" in result.note
+    assert "not on this machine" in (result.folder / "report.html").read_text()
+    assert [gate.name for gate in result.gates if gate.stage == "onnx-fp32"] == ["non_finite"]
+    assert parity(bundle, labelled, checkpoint=checkpoint).reference == "torch-fp32"
+    with pytest.raises(InputError, match="not on this machine"):
+        parity(bundle, labelled, checkpoint=tmp_path / "gone")
+
+
+def test_another_checkpoint_is_not_the_reference(
+    bundle: Path, labelled: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(checkpoint, tmp_path / "other"))
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (other / "model.safetensors").write_bytes(weights)
+    with pytest.raises(InputError, match="not the one that was exported"):
+        parity(bundle, labelled, checkpoint=other)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.fp16.onnx"])
+def test_a_stale_bundle_is_refused(bundle: Path, labelled: Path, name: str) -> None:
+    with (bundle / name).open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(InputError, match=f"stale: {name} changed"):
+        parity(bundle, labelled)
+
+
+def test_a_graph_that_cannot_be_loaded_fails_its_stage_in_one_line(bundle: Path, labelled: Path) -> None:
+    (bundle / "model.fp16.onnx").write_bytes(b"no graph at all")
+    adopt(bundle)
+    result = parity(bundle, labelled)
+    stage = result.stage("onnx-fp16")
+    assert stage.status == "failed"
+    assert "\n" not in stage.reason
+    assert "runs" in {gate.name for gate in result.failed_gates}
+    assert result.stage("onnx-fp32").status == "run"
+
+
+def test_a_served_model_is_held_to_the_graph_that_it_serves(bundle: Path, labelled: Path) -> None:
+    result = parity(bundle, labelled, extra_stages=[Served(bundle / "model.onnx")])
+    assert result.passed
+    stage = result.stage("triton")
+    assert stage.serves == "onnx-fp32"
+    assert stage.served is not None
+    assert stage.served.max_probability_error <= 1e-7
+
+
+def _one_other_label(answer: StageOutput) -> StageOutput:
+    answers = np.array(answer.answers)
+    answers[5] = (answers[5] + 1) % len(LABELS)
+    return replace(answer, answers=answers)
+
+
+def _rounded(answer: StageOutput) -> StageOutput:
+    assert answer.probabilities is not None
+    return replace(answer, probabilities=np.round(answer.probabilities, 3))
+
+
+def _other_order(answer: StageOutput) -> StageOutput:
+    return replace(answer, details={"labels": list(reversed(LABELS))})
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [(_one_other_label, "flips"), (_rounded, "max_probability_error"), (_other_order, "runs")],
+)
+def test_a_served_model_that_answers_otherwise_fails(
+    bundle: Path, labelled: Path, change: Callable[[StageOutput], StageOutput], broken: str
+) -> None:
+    result = parity(bundle, labelled, extra_stages=[Served(bundle / "model.onnx", change)])
+    assert [(gate.stage, gate.name) for gate in result.failed_gates] == [("triton", broken)]
+
+
+def test_an_unreachable_server_ends_the_run_and_writes_nothing(bundle: Path, labelled: Path) -> None:
+    def refuse(answer: StageOutput) -> StageOutput:
+        raise InputError("no server answers", "localhost:1", "start it")
+
+    with pytest.raises(InputError, match="no server answers"):
+        parity(bundle, labelled, extra_stages=[Served(bundle / "model.onnx", refuse)])
+    assert not (bundle / "parity").exists()
+    assert "parity" not in Manifest.load(bundle).stages
+
+
+def test_the_reports_folder_keeps_what_else_is_in_it(bundle: Path, labelled: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("keep me")
+    result = parity(bundle, labelled, report=folder)
+    assert result.folder == folder
+    assert {path.name for path in folder.iterdir()} == {"notes.txt", *FILES}
+    with pytest.raises(InputError, match="not a folder"):
+        parity(bundle, labelled, report=folder / "notes.txt")
+
+
+def test_limits_can_be_set(bundle: Path, labelled: Path) -> None:
+    assert not parity(bundle, labelled, gates=override({"onnx-fp16": {"max_error": 1e-9}}, "")).passed
+    assert parity(bundle, labelled, gates=DEFAULTS).passed
+
+
+# ---- the command
+
+
+def test_the_command_prints_its_figures_and_the_reports_path(
+    bundle: Path, labelled: Path, run_bertmp: Callable[..., Any]
+) -> None:
+    done = run_bertmp("parity", bundle, "--data", labelled)
+    assert done.returncode == 0, done.stderr
+    assert "torch-fp32" in done.stdout
+    assert str(bundle / "parity" / "report.html") in done.stdout
+    told = run_bertmp("parity", bundle, "--data", labelled, "--json")
+    assert json.loads(told.stdout)["passed"] is True
+
+
+def test_the_command_ends_with_1_where_a_gate_fails(
+    bundle: Path, labelled: Path, run_bertmp: Callable[..., Any]
+) -> None:
+    damage(bundle, 0.5)
+    done = run_bertmp("parity", bundle, "--data", labelled)
+    assert done.returncode == 1
+    assert "onnx-fp16 max_error" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gates", "gates.toml"], "unknown gate 'max_eror'"),
+        (["--server", "localhost:1"], "no --model"),
+        (["--server", "localhost:1", "--model", "x"], "localhost:1"),
+        (["--protocol", "carrier-pigeon"], "unknown protocol"),
+        (["--text-column", "question"], "error:"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(
+    bundle: Path,
+    labelled: Path,
+    tmp_path: Path,
+    run_bertmp: Callable[..., Any],
+    options: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "gates.toml").write_text("[onnx-fp16]\nmax_eror = 1\n")
+    data = labelled
+    if "--text-column" in options:
+        data = tmp_path / "data.jsonl"
+        data.write_text('{"text": "w1"}\n')
+    done = run_bertmp("parity", bundle, "--data", data, *options, cwd=tmp_path, env=_importable())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (bundle / "parity").exists()
+
+
+def _importable() -> dict[str, str]:
+    """For a run from another folder, where the package may not be installed."""
+    return {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+
+
+def test_an_interruption_leaves_nothing_half_written(bundle: Path, texts: list[str], tmp_path: Path) -> None:
+    data = tmp_path / "many.txt"
+    data.write_text("\n".join(texts * 2000))
+    before = sorted(path.name for path in bundle.iterdir())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bertmp", "parity", str(bundle), "--data", str(data)],
+        env={**os.environ, **_importable()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        _wait_for_library(process.pid, "libtorch")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.communicate()
+    assert sorted(path.name for path in bundle.iterdir()) == before
+    assert "parity" not in Manifest.load(bundle).stages
+
+
+def _wait_for_library(process: int, name: str) -> None:
+    """Until the process has loaded a library: for parity, its first stage has begun."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if name in Path(f"/proc/{process}/maps").read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{name} was not loaded")

@@ -1,0 +1,167 @@
+"""The report's page: self-contained, escaped, and drawn for every kind of result."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bertmp.export.parity.bundle_summary import BundleFacts, FileFacts, RuleFacts
+from bertmp.export.parity.gates import Evidence, decide, limits_of
+from bertmp.export.parity.report import junit_xml, render
+from bertmp.export.parity.report.svg import LogScale, scientific
+from bertmp.export.parity.result import DataFacts, FlipRow, ParityReport, StageReport
+from bertmp.export.parity.stage import StageOutput
+from bertmp.export.parity.stage_metrics import measure
+
+HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m"
+
+
+def report_of(error: float = 1e-3) -> ParityReport:
+    """A stage that errs by `error` and flips one text of four, one proven, one failed; hostile words."""
+    logits = np.array([[1, 0], [0, 2], [0.5, 0.5004], [3, 0]], np.float32)
+    answer = logits + np.float32(error) * np.array([1, -1], np.float32)
+    reference = StageOutput(logits)
+    perfect, measures = (
+        measure(reference, other, [0, 1, 1, 0]) for other in (reference, StageOutput(answer))
+    )
+    stages = (
+        StageReport("torch-fp32", "reference", seconds=1, measures=perfect),
+        StageReport(
+            "onnx-fp16", "run", seconds=1, measures=measures, size_ratio=0.5, details={"on": HOSTILE}
+        ),
+        StageReport("engine", "not run", "no GPU", proof={"proven": True, "counts": {"nodes": 3}}),
+        StageReport("triton", "failed", HOSTILE),
+    )
+    evidence = {
+        "onnx-fp16": Evidence(measures, size_ratio=0.5),
+        "engine": Evidence(proven=True),
+        "triton": Evidence(failure=HOSTILE),
+    }
+    rows = [FlipRow("onnx-fp16", 3, HOSTILE, "a", HOSTILE, "b", one) for one in measures.flips]
+    return ParityReport(
+        bundle=Path("trec"),
+        folder=Path("trec/parity"),
+        reference="torch-fp32",
+        note="",
+        data=DataFacts(Path(f"{HOSTILE[:30]}.tsv"), "0" * 64, 4, True, 1),
+        stages=stages,
+        gates=tuple(
+            gate
+            for name, what in evidence.items()
+            for gate in decide(name, what, replace(limits_of(name), accuracy_points=None))
+        ),
+        flips=tuple(rows),
+        facts=BundleFacts(
+            files=(FileFacts("model.onnx", "export", 1000, "1" * 64),),
+            precisions={"fp16": 9, "fp32": 1},
+            rules=(RuleFacts("softmax", (HOSTILE,), {"Softmax": 1}, (HOSTILE,)),),
+            engine={"builder": "tensorrt-rtx"},
+            network={"SOFTMAX": {"FLOAT": 1}},
+        ),
+        environment={"machine": HOSTILE},
+        seconds=2,
+        created="2026-01-01T00:00:00+00:00",
+    )
+
+
+class Outside(HTMLParser):
+    """Collects whatever would load or run something, and checks that tags close in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "link", "iframe", "object", "embed", "img", "base", "form"):
+            self.found.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "srcset", "action") or name.startswith("on"):
+                self.found.append(f"{tag} {name}={value}")
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-3, 10.0, float("nan")])
+def test_the_page_needs_nothing_from_outside_and_holds_no_markup_of_the_data(error: float) -> None:
+    page = render(report_of(error))
+    seen = Outside()
+    seen.feed(page)
+    assert seen.found == []
+    assert seen.open == []
+    assert not re.search(r"https?://|url\(|@import", page)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert page.count("<svg") == 3  # chain, distribution, one scatter
+
+
+def test_the_pictures_are_well_formed() -> None:
+    for drawing in re.findall(r"<svg.*?</svg>", render(report_of()), re.DOTALL):
+        ElementTree.fromstring(drawing)
+        assert "nan" not in drawing
+        assert "inf" not in re.sub(r">[^<]*<", "><", drawing)
+
+
+def test_the_flip_stands_in_the_table_and_in_the_picture() -> None:
+    result = report_of()
+    assert len(result.flips) == 1
+    page = render(result)
+    assert page.count('class="flip explained"') == 1
+    assert "within error" in page
+    assert "None: every stage" in render(report_of(0.0))
+
+
+def test_without_a_reference_the_page_says_so() -> None:
+    stages = (StageReport("torch-fp32", "failed", "x"), StageReport("onnx-fp32", "failed", "y"))
+    result = replace(report_of(), reference="", stages=stages, gates=(), flips=(), note="nothing ran")
+    assert not result.passed
+    assert "No stage answered" in render(result)
+
+
+def test_junit_counts_match_and_control_characters_are_replaced() -> None:
+    result = report_of()
+    root = ElementTree.fromstring(junit_xml(result).encode())
+    assert int(root.get("tests", "0")) == len(root.findall(".//testcase")) == len(result.gates) + 1
+    assert int(root.get("failures", "0")) == len(root.findall(".//failure")) == len(result.failed_gates) == 1
+    assert [suite.get("name") for suite in root] == [stage.name for stage in result.stages]
+
+
+def test_the_verdict_on_each_stage() -> None:
+    result = report_of()
+    verdicts = [result.verdict(stage) for stage in result.stages]
+    assert verdicts == ["reference", "passed", "proven", "failed"]
+
+
+@given(st.lists(st.floats(1e-30, 1e30), min_size=1, max_size=20))
+def test_a_logarithmic_axis_holds_its_values_in_order(values: list[float]) -> None:
+    scale = LogScale.over(values, 10, 500)
+    places = [scale(value) for value in sorted(values)]
+    assert places == sorted(places)
+    assert all(10 <= place <= 500 for place in places)
+    assert 2 <= len(scale.decades()) <= 9
+
+
+def test_numbers_are_written_as_people_write_them() -> None:
+    assert [scientific(value) for value in (0, 0.5, 12.345, 5e-5, 2.671e-3, float("inf"))] == [
+        "0",
+        "0.5",
+        "12.3",
+        "5 × 10⁻⁵",  # noqa: RUF001
+        "2.67 × 10⁻³",  # noqa: RUF001
+        "not finite",
+    ]

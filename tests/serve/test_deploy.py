@@ -1,0 +1,215 @@
+"""Deploying into a repository that nobody serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bertmp import deploy, models, rollback
+from bertmp.core.errors import GateFailed, InputError
+from bertmp.core.io import read_json, sha256_file
+from bertmp.export.bundle import bundle as names
+from bertmp.serve import model_config as configs
+from bertmp.serve.repository import ModelFolders, numbered, servable
+from tests.conftest import RunBertmp
+from tests.serve.bundles import LABELS, altered, with_stage
+
+
+def states(repository: Path) -> dict[int, str]:
+    return {entry.version: entry.state for entry in models(repository)}
+
+
+def everything_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_a_version_stands_alone(bundle: Path, tmp_path: Path) -> None:
+    result = deploy(bundle, "trec", tmp_path)
+    assert (result.version, result.new, result.parity) == (1, True, "not checked")
+    assert everything_in(tmp_path) == {
+        *("trec", "trec/.lock", "trec/config.pbtxt", "trec/configs", "trec/configs/cpu.pbtxt"),
+        *("trec/labels.txt", "trec/versions.json", "trec/1", "trec/1/model.py", "trec/1/settings.json"),
+        *("trec/1/tokenizer.json", "trec_encoder", "trec_encoder/config.pbtxt", "trec_encoder/configs"),
+        *("trec_encoder/configs/cpu.pbtxt", "trec_encoder/1", "trec_encoder/1/model.onnx"),
+    }
+    assert sha256_file(tmp_path / "trec_encoder/1/model.onnx") == sha256_file(bundle / "model.onnx")
+    assert read_json(tmp_path / "trec/1/settings.json")["labels"] == list(LABELS)
+    for path in tmp_path.rglob("*.pbtxt"):
+        assert configs.parse(path).name == path.relative_to(tmp_path).parts[0]
+    code = (tmp_path / "trec/1/model.py").read_text()
+    assert "bertmp" not in code
+    assert servable(tmp_path) == ["trec", "trec_encoder"]
+
+
+def test_the_same_bundle_is_deployed_once(bundle: Path, tmp_path: Path) -> None:
+    deploy(bundle, "trec", tmp_path)
+    before = everything_in(tmp_path)
+    again = deploy(bundle, "trec", tmp_path)
+    assert (again.version, again.new) == (1, False)
+    assert "identical" in again.notes[0]
+    assert everything_in(tmp_path) == before
+
+
+def test_deploy_roll_back_and_deploy_again(bundle: Path, other_bundle: Path, tmp_path: Path) -> None:
+    deploy(bundle, "trec", tmp_path)
+    assert deploy(other_bundle, "trec", tmp_path).version == 2
+    assert states(tmp_path) == {1: "superseded", 2: "live"}
+    assert rollback("trec", tmp_path).version == 1
+    assert states(tmp_path) == {1: "live", 2: "retired"}
+    for model in ("trec", "trec_encoder"):
+        assert numbered(tmp_path / model) == [1]
+    with pytest.raises(InputError, match="no earlier version"):
+        rollback("trec", tmp_path)
+    assert deploy(other_bundle, "trec", tmp_path).version == 3, "a number is never used twice"
+    assert states(tmp_path) == {1: "superseded", 2: "retired", 3: "live"}
+
+
+def test_another_contract_needs_another_name(bundle: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    deploy(bundle, "trec", repository)
+    before = everything_in(repository)
+    others = altered(bundle, tmp_path / "others", labels__txt=b"A\nB\nC\nD\nE\nF\n")
+    with pytest.raises(InputError, match="another name"):
+        deploy(others, "trec", repository)
+    assert everything_in(repository) == before
+    assert deploy(others, "letters", repository).version == 1
+
+
+def test_parity_decides(bundle: Path, tmp_path: Path) -> None:
+    checked = altered(bundle, tmp_path / "checked")
+    with_stage(checked, names.PARITY, {"passed": False, "failed_gates": ["onnx-fp16.max_error"]})
+    with pytest.raises(GateFailed, match=r"onnx-fp16\.max_error"):
+        deploy(checked, "trec", tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+    with_stage(checked, names.PARITY, {"passed": True, "texts": 981, "stages": {"onnx-fp32": {}}})
+    assert deploy(checked, "trec", tmp_path / "repository").parity == "passed"
+    (found,) = models(tmp_path / "repository")
+    assert found.parity is not None
+    assert (found.parity["passed"], found.parity["texts"]) == (True, 981)
+
+
+def test_parity_that_comes_later_is_entered(bundle: Path, tmp_path: Path) -> None:
+    checked = altered(bundle, tmp_path / "checked")
+    deploy(checked, "trec", tmp_path / "repository")
+    with_stage(checked, names.PARITY, {"passed": True})
+    result = deploy(checked, "trec", tmp_path / "repository")
+    assert (result.new, result.parity) == (False, "passed")
+    assert [entry.parity_in_words for entry in models(tmp_path / "repository")] == ["passed"]
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "labels.txt", "tokenizer.json"])
+def test_a_stale_bundle_is_refused(bundle: Path, tmp_path: Path, file: str) -> None:
+    stale = altered(bundle, tmp_path / "stale")
+    (stale / file).write_bytes((stale / file).read_bytes() + b" ")
+    with pytest.raises(InputError, match=f"stale: {file} changed"):
+        deploy(stale, "trec", tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+
+
+def with_engine(bundle: Path, folder: Path, builder: str, profiles: list[str]) -> Path:
+    built = altered(bundle, folder)
+    (built / "engine").mkdir()
+    (built / names.ENGINE).write_bytes(b"an engine")
+    with_stage(built, names.BUILD_ENGINE, {"builder": builder, "profiles": profiles}, [names.ENGINE])
+    return built
+
+
+def test_only_an_engine_that_triton_loads_is_deployed(bundle: Path, tmp_path: Path) -> None:
+    profiles = ["1x1:8x16:32x16", "1x17:8x64:32x64"]
+    ours = with_engine(bundle, tmp_path / "tensorrt", "tensorrt", profiles)
+    deploy(ours, "trec", tmp_path / "one")
+    assert (tmp_path / "one/trec_encoder/1/model.plan").read_bytes() == b"an engine"
+    config = configs.parse(tmp_path / "one/trec_encoder/config.pbtxt")
+    assert list(config.instance_group[0].profile) == ["0", "1"]
+
+    rtx = with_engine(bundle, tmp_path / "rtx", "tensorrt-rtx", profiles)
+    result = deploy(rtx, "trec", tmp_path / "two")
+    assert not (tmp_path / "two/trec_encoder/1/model.plan").exists()
+    assert any("tensorrt-rtx is not deployed" in note for note in result.notes)
+
+
+def test_an_engine_too_small_for_a_request_is_refused(bundle: Path, tmp_path: Path) -> None:
+    small = with_engine(bundle, tmp_path / "small", "tensorrt", ["1x1:4x16:8x64"])
+    with pytest.raises(InputError, match="at most 8 texts"):
+        deploy(small, "trec", tmp_path / "repository")
+
+
+def test_a_stale_engine_is_refused(bundle: Path, tmp_path: Path) -> None:
+    built = with_engine(bundle, tmp_path / "built", "tensorrt", ["1x1:8x16:32x64"])
+    (built / names.ENGINE).write_bytes(b"another")
+    with pytest.raises(InputError, match="build-engine stage is stale"):
+        deploy(built, "trec", tmp_path / "repository")
+
+
+def test_an_engine_of_another_tensorrt_than_the_release_has_is_refused(bundle: Path, tmp_path: Path) -> None:
+    built = altered(bundle, tmp_path / "built")
+    (built / "engine").mkdir()
+    (built / names.ENGINE).write_bytes(b"an engine")
+    results = {"builder": "tensorrt", "builder_version": "10.13.3.9", "profiles": ["1x1:8x16:32x64"]}
+    with_stage(built, names.BUILD_ENGINE, results, [names.ENGINE])
+    with pytest.raises(
+        InputError, match=r"Triton 25\.12 has TensorRT 10\.14\.1\.48, and this is 10\.13\.3\.9"
+    ):
+        deploy(built, "trec", tmp_path / "repository", for_triton="25.12")
+    assert not (tmp_path / "repository").exists()
+    assert deploy(built, "trec", tmp_path / "repository", for_triton="25.10").version == 1
+    with_stage(built, names.BUILD_ENGINE, {**results, "for_triton": "25.08"}, [names.ENGINE])
+    with pytest.raises(InputError, match=r"Triton 25\.08 has TensorRT 10\.13\.2\.6"):
+        deploy(built, "trec", tmp_path / "repository")
+    with_stage(built, names.BUILD_ENGINE, {**results, "weights": "stripped"}, [names.ENGINE])
+    with pytest.raises(InputError, match="without its weights"):
+        deploy(built, "trec", tmp_path / "repository")
+
+
+def test_what_an_interrupted_deployment_left_goes(bundle: Path, other_bundle: Path, tmp_path: Path) -> None:
+    deploy(bundle, "trec", tmp_path)
+    (tmp_path / "trec_encoder/2").mkdir()  # its text version never appeared
+    (tmp_path / "trec_encoder/2/model.onnx").write_bytes(b"half")
+    (tmp_path / "trec/.2.abc.part").mkdir()
+    assert deploy(other_bundle, "trec", tmp_path).version == 2
+    assert numbered(tmp_path / "trec_encoder") == [1, 2]
+    assert sha256_file(tmp_path / "trec_encoder/2/model.onnx") == sha256_file(other_bundle / "model.onnx")
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_version_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    folders = ModelFolders(tmp_path, "trec")
+
+    def fill(folder: Path) -> None:
+        (folder / "half").write_bytes(b"half")
+
+    def fail(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        folders.write_version(1, fill, fail)
+    assert not numbered(folders.encoder)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "trec_encoder", "-x"])
+def test_names_that_cannot_be(bundle: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="cannot be a model's name"):
+        deploy(bundle, name, tmp_path)
+
+
+def test_the_command_line_says_it_in_one_line(bundle: Path, tmp_path: Path, run_bertmp: RunBertmp) -> None:
+    repository = ("--repository", tmp_path / "repository")
+    refused = [
+        (("deploy", tmp_path / "none", "--name", "trec", *repository), "no such bundle"),
+        (("deploy", tmp_path, "--name", "trec", *repository), "not a bundle"),
+        (("models", *repository), "no such model repository"),
+        (("rollback", "trec", *repository), "no such model repository"),
+        (
+            ("deploy", bundle, "--name", "t", *repository, "--server", "127.0.0.1:9"),
+            "no Triton server answers",
+        ),
+    ]
+    for arguments, message in refused:
+        done = run_bertmp(*arguments)
+        assert (done.returncode, done.stdout) == (2, ""), arguments
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert message in done.stderr
+    assert not (tmp_path / "repository").exists()
