@@ -5,9 +5,9 @@ from __future__ import annotations
 
 def main() -> None:
     """The console script `bertmp`."""
-    from bertmp.cli.sigint import interrupts
+    from bertmp.cli.sigint import note_interrupts
 
-    with interrupts() as state:
+    with note_interrupts() as state:
         from bertmp.cli.app import app
         from bertmp.cli.command import run_app
 

@@ -11,20 +11,21 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from bertmp.cli.options import COMMON, former_name, parameters_of, values_of
 from bertmp.cli.sigint import Interrupts
 from bertmp.core.errors import BertmpError, InputError
-from bertmp.core.io import read_toml
+from bertmp.core.options import Options
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommandResult:
     """What a command found: `value` for `--json`, `text` for people, and the exit code.
 
     `text` is a string or a function that prints to the Rich console it is given.
@@ -46,77 +47,73 @@ def _interrupted() -> SystemExit:
     return SystemExit(EXIT_INTERRUPTED)
 
 
-def _show(outcome: Outcome, as_json: bool) -> None:
+def _show(result: CommandResult, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(outcome.value, ensure_ascii=False))  # noqa: T201
-    elif callable(outcome.text):
+        print(json.dumps(result.value, ensure_ascii=False))  # noqa: T201
+    elif callable(result.text):
         from rich.console import Console
 
-        outcome.text(Console(soft_wrap=True, highlight=False))
-    elif outcome.text:
-        print(outcome.text)  # noqa: T201
+        result.text(Console(soft_wrap=True, highlight=False))
+    elif result.text:
+        print(result.text)  # noqa: T201
     sys.stdout.flush()
 
 
-def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Lets a TOML file give the defaults of this command's options; the command line wins."""
-    if path is None:
-        return None
-    tables = read_toml(path)
-    options = {parameter.name for parameter in context.command.params}
-    settings = {key.replace("-", "_"): value for key, value in tables.items()}
-    unknown = sorted(set(settings) - options)
-    if unknown:
-        raise InputError(f"unknown setting '{unknown[0]}'", path, f"see '{context.command_path} --help'")
-    context.default_map = {**(context.default_map or {}), **settings}
-    return path
-
-
-_COMMON = {
-    "as_json": Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")
-    ],
-    "config": Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            is_eager=True,
-            callback=_read_config,
-            help="Options from a TOML file; the command line wins.",
-        ),
-    ],
-    "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
-}
-_DEFAULTS: dict[str, Any] = {"as_json": False, "config": None, "debug": False}
-
-
 def command(
+    app: typer.Typer, name: str, options: type[Options], example: str
+) -> Callable[[Callable[..., CommandResult]], Callable[..., CommandResult]]:
+    """Registers a function of an Options object as the command `name`; its docstring is the help.
+
+    A function that prints while it runs takes `as_json` as well.
+
+    Args:
+        options: the class of the command's options, from which its parameters follow.
+        example: one command line, shown at the end of `--help`.
+    """
+
+    def register(function: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
+        def run(*, as_json: bool, config: Path | None, debug: bool, **given: Any) -> None:
+            with report_errors(debug):
+                keywords = {"as_json": as_json} if wants_json else {}
+                result = function(options(**values_of(options, given)), **keywords)
+                _show(result, as_json)
+                if result.exit_code:
+                    raise typer.Exit(result.exit_code)
+
+        wants_json = "as_json" in inspect.signature(function).parameters
+        parameters = parameters_of(options)
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        run.__doc__ = function.__doc__
+        app.command(name, epilog=f"Example: {example}", context_settings={"obj": options})(run)
+        return function
+
+    return register
+
+
+def function_command(
     app: typer.Typer, name: str, example: str
-) -> Callable[[Callable[..., Outcome]], Callable[..., None]]:
-    """Registers a function that returns an Outcome as the command `name`, with the options all share.
+) -> Callable[[Callable[..., CommandResult]], Callable[..., None]]:
+    """Registers a function that returns an CommandResult as the command `name`, with the options all share.
 
     Args:
         example: one command line, shown at the end of `--help`.
     """
 
-    def register(function: Callable[..., Outcome]) -> Callable[..., None]:
+    def register(function: Callable[..., CommandResult]) -> Callable[..., None]:
         @functools.wraps(function)
         def run(**options: Any) -> None:
             as_json, debug = options.pop("as_json"), options.pop("debug")
             options.pop("config")
-            with errors_in_one_line(debug):
-                outcome = function(**options)
-                _show(outcome, as_json)
-                if outcome.exit_code:
-                    raise typer.Exit(outcome.exit_code)
+            with report_errors(debug):
+                result = function(**options)
+                _show(result, as_json)
+                if result.exit_code:
+                    raise typer.Exit(result.exit_code)
 
         signature = inspect.signature(function, eval_str=True)
-        shared = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[key], annotation=kind)
-            for key, kind in _COMMON.items()
-        ]
         run.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*signature.parameters.values(), *shared], return_annotation=None
+            parameters=[*signature.parameters.values(), *COMMON], return_annotation=None
         )
         run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}  # type: ignore[attr-defined]
         app.command(name, epilog=f"Example: {example}")(run)
@@ -125,7 +122,7 @@ def command(
     return register
 
 
-class errors_in_one_line:  # noqa: N801  (reads as the sentence it is in a with statement)
+class report_errors:  # noqa: N801  (reads as the sentence it is in a with statement)
     """Turns every foreseen error into one line and its exit code; `debug` shows the traceback before it."""
 
     def __init__(self, debug: bool) -> None:
@@ -164,7 +161,7 @@ def run_app(app: typer.Typer, interrupts: Interrupts | None = None) -> None:
         interrupts: knows whether Ctrl-C was pressed.
     """
     try:
-        with errors_in_one_line(debug="--debug" in sys.argv):
+        with report_errors(debug="--debug" in sys.argv):
             code = app(standalone_mode=False)
     except Exception as error:
         if interrupts is not None and interrupts.noted:  # what a library made of the interrupt
@@ -175,6 +172,8 @@ def run_app(app: typer.Typer, interrupts: Interrupts | None = None) -> None:
             raise
         if not describe():  # no command was given, and the help has been shown
             raise SystemExit(EXIT_USAGE) from None
+        if (former := former_name(error)) is not None:
+            fail(str(former), former.exit_code)
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "bertmp"
         fail(str(InputError(describe().rstrip("."), path, f"see '{path} --help'")), EXIT_USAGE)

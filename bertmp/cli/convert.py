@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from bertmp.cli import engine, explain, parity
-from bertmp.cli.command import Outcome, command
+from bertmp.cli.command import CommandResult
+from bertmp.cli.command import function_command as command
 
 KeepFp32 = Annotated[
     list[str],
@@ -77,7 +78,7 @@ def add_commands(app: typer.Typer) -> None:
                 "next-sentence."
             ),
         ] = None,
-    ) -> Outcome:
+    ) -> CommandResult:
         """Write a checkpoint as ONNX: the FP32 graph, the FP16 graph and the plan behind it."""
         from rich.console import Console
 
@@ -117,7 +118,7 @@ def add_commands(app: typer.Typer) -> None:
         max_error: MaxError = None,
         plan: GivenPlan = None,
         explain: Explain = False,
-    ) -> Outcome:
+    ) -> CommandResult:
         """Convert any ONNX graph of a transformer encoder to FP16, with its precision plan."""
         from rich.console import Console
 
@@ -152,7 +153,7 @@ def add_commands(app: typer.Typer) -> None:
     parity.add_commands(app)
 
 
-def _outcome(result: Any, text: str, explain: bool) -> Outcome:
+def _outcome(result: Any, text: str, explain: bool) -> CommandResult:
     """The outcome of a conversion; exit code 1 where what was measured is not what was asked for."""
 
     def show(console: Any) -> None:
@@ -165,7 +166,7 @@ def _outcome(result: Any, text: str, explain: bool) -> Outcome:
         console.print(text, markup=False)
 
     kept = result.planned is None or result.planned.kept
-    return Outcome(result.to_json(), show, exit_code=0 if kept else 1)
+    return CommandResult(result.to_json(), show, exit_code=0 if kept else 1)
 
 
 def _describe_export(result: Any) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bertmp.cli.command import Outcome, command
+from bertmp.cli.command import CommandResult
+from bertmp.cli.command import function_command as command
 
 if TYPE_CHECKING:
     from bertmp.export.engine.bench import EngineBench
@@ -92,7 +93,7 @@ def build_engine(
         bool,
         typer.Option("--onnxruntime", help="Prepare an ONNX Runtime session instead; no other option goes."),
     ] = False,
-) -> Outcome:
+) -> CommandResult:
     """Build a TensorRT engine of the FP16 graph and prove its precision, layer by layer."""
     if onnxruntime:
         return _prepare_session(context, target)
@@ -119,18 +120,18 @@ def build_engine(
         )
     for remark in result.remarks:
         print(f"warning: {remark}", file=sys.stderr)  # noqa: T201
-    return Outcome(result.to_json(), text=lambda console: _show(console, result))
+    return CommandResult(result.to_json(), text=lambda console: _show(console, result))
 
 
-def bench_engine(bundle: Path, texts: Path | None, seconds: float) -> Outcome:
+def bench_engine(bundle: Path, texts: Path | None, seconds: float) -> CommandResult:
     """`bertmp bench --engine`: the bundle's engine alone, on this machine's GPU."""
     from bertmp.export.engine.bench import bench_engine as run
 
     result = run(bundle, texts, seconds)
-    return Outcome(result.to_json(), text=lambda console: _show_bench(console, result))
+    return CommandResult(result.to_json(), text=lambda console: _show_bench(console, result))
 
 
-def _prepare_session(context: typer.Context, target: Path) -> Outcome:
+def _prepare_session(context: typer.Context, target: Path) -> CommandResult:
     from bertmp.core.errors import InputError
     from bertmp.export.engine.onnxruntime_session import build_session
 
@@ -143,7 +144,7 @@ def _prepare_session(context: typer.Context, target: Path) -> Outcome:
     if given:
         raise InputError("ONNX Runtime's session has no such option", given[0], "leave it out")
     result = build_session(target)
-    return Outcome(result.to_json(), text=_describe_session(result))
+    return CommandResult(result.to_json(), text=_describe_session(result))
 
 
 def _describe_session(result: SessionResult) -> str:

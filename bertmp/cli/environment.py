@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bertmp.cli.command import Outcome, command
+from bertmp.cli.command import CommandResult, command
+from bertmp.core.options import NoOptions
+from bertmp.core.progress import ProgressCallback
+from bertmp.environment.options import DownloadOptions, SetupOptions
 
 if TYPE_CHECKING:
     from bertmp.environment.doctor import Diagnosis
@@ -17,42 +21,37 @@ if TYPE_CHECKING:
 def add_commands(app: typer.Typer) -> None:
     """Registers `doctor`, `setup` and `download`."""
 
-    @command(app, "doctor", example="bertmp doctor --json")
-    def doctor() -> Outcome:
+    @command(app, "doctor", NoOptions, example="bertmp doctor --json")
+    def run_doctor(options: NoOptions) -> CommandResult:
         """Show what this machine has, and which commands can run on it."""
         from bertmp.environment.doctor import doctor
 
         found = doctor()
-        return Outcome(found.to_json(), lambda console: _print_diagnosis(console, found))
+        return CommandResult(found.to_json(), lambda console: _print_diagnosis(console, found))
 
-    @command(app, "setup", example="bertmp setup triton")
-    def setup(
-        component: Annotated[str, typer.Argument(help="What to install; there is only triton.")] = "triton",
-    ) -> Outcome:
+    @command(app, "setup", SetupOptions, example="bertmp setup triton")
+    def run_setup(options: SetupOptions) -> CommandResult:
         """Install a Triton server in an environment of its own, once."""
         from bertmp.environment.triton_install import setup
 
         with _transfers() as progress:
-            result = setup(component, progress)
+            result = setup(replace(options, progress=progress))
         state = "installed" if result.installed else "already there"
-        return Outcome(result.to_json(), f"{result.component} {state}: {result.folder}")
+        return CommandResult(result.to_json(), f"{result.component} {state}: {result.folder}")
 
-    @command(app, "download", example="bertmp download minilm trec")
-    def download(
-        names: Annotated[
-            list[str], typer.Argument(metavar="NAME...", help="minilm, trec, sms-spam, moviedialog.")
-        ],
-    ) -> Outcome:
+    @command(app, "download", DownloadOptions, example="bertmp download minilm trec")
+    def run_download(options: DownloadOptions) -> CommandResult:
         """Fetch real weights and data, checked and kept; print their folders."""
         from bertmp.environment.downloads import download
 
         with _transfers() as progress:
-            folders = {name: str(folder) for name, folder in download(names, progress).items()}
-        return Outcome(folders, "\n".join(folders.values()))
+            found = download(replace(options, progress=progress))
+        folders = {name: str(folder) for name, folder in found.items()}
+        return CommandResult(folders, "\n".join(folders.values()))
 
 
 @contextmanager
-def _transfers() -> Iterator[Callable[[str, int, int], None]]:
+def _transfers() -> Iterator[ProgressCallback]:
     """Bars on standard error, one a transfer; where that is no terminal, a line a transfer."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -62,12 +61,12 @@ def _transfers() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
-        def show(what: str, done: int, total: int) -> None:
+        def show(what: str, done: int | None = None, total: int | None = None, /) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=None)
                 if not console.is_terminal:
                     console.print(what)
-            bars.update(tasks[what], completed=done, total=total or None)
+            bars.update(tasks[what], completed=done or 0, total=total or None)
 
         yield show
 

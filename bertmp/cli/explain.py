@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bertmp.cli.command import Outcome, command
+from bertmp.cli.command import CommandResult
+from bertmp.cli.command import function_command as command
 
 if TYPE_CHECKING:
     from bertmp.export.lint.findings import Explanation
@@ -29,7 +30,7 @@ def add_commands(app: typer.Typer) -> None:
             Path | None,
             typer.Option(metavar="DIR", help="The tokenizer's folder, where it is not the graph's."),
         ] = None,
-    ) -> Outcome:
+    ) -> CommandResult:
         """Report a graph's ranges, headroom, small weights, mask constants and casts, and what to mend."""
         from rich.console import Console
         from rich.progress import Progress
@@ -45,7 +46,7 @@ def add_commands(app: typer.Typer) -> None:
                 tokenizer=tokenizer,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-        return Outcome(result.to_json(), lambda console: show(console, result))
+        return CommandResult(result.to_json(), lambda console: show(console, result))
 
 
 def show(console: Any, result: Explanation) -> None:

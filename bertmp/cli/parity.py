@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from bertmp.cli.command import Outcome, command
+from bertmp.cli.command import CommandResult
+from bertmp.cli.command import function_command as command
 from bertmp.core.errors import InputError
 from bertmp.data.readers import Columns
 
@@ -50,7 +51,7 @@ def add_commands(app: typer.Typer) -> None:
         label_column: Annotated[
             str, typer.Option(metavar="NAME", help="The column of the labels.")
         ] = "label",
-    ) -> Outcome:
+    ) -> CommandResult:
         """Compare every stage with the FP32 checkpoint; exit 1 if a gate fails."""
         from bertmp.export.parity.parity import parity as run
 
@@ -63,7 +64,7 @@ def add_commands(app: typer.Typer) -> None:
             columns=Columns(text_column, text_pair_column, label_column),
             checkpoint=checkpoint,
         )
-        return Outcome(result.to_json(), _describe(result), 0 if result.passed else 1)
+        return CommandResult(result.to_json(), _describe(result), 0 if result.passed else 1)
 
 
 def _served(server: str | None, model: str | None, protocol: str) -> tuple[Stage, ...]:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bertmp.cli.command import Outcome, command
+from bertmp.cli.command import CommandResult
+from bertmp.cli.command import function_command as command
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -33,7 +34,7 @@ def add_commands(app: typer.Typer) -> None:
         text_pair_column: Annotated[
             str, typer.Option(help="Name of the column of the text that follows.")
         ] = "text_pair",
-    ) -> Outcome:
+    ) -> CommandResult:
         """Tokenise a corpus once; 'bertmp train pretraining --data STORE' then maps it into memory."""
         from bertmp.environment.downloads import downloaded
         from bertmp.pretraining.prepare import prepare as run
@@ -50,7 +51,7 @@ def add_commands(app: typer.Typer) -> None:
         )
         counts = result.counts
         dropped = f"; {counts.dropped} pairs had an empty text and were left out" if counts.dropped else ""
-        return Outcome(
+        return CommandResult(
             result.to_json(),
             f"{result.store}: {counts.documents} documents, {counts.sentences} sentences, "
             f"{counts.tokens} tokens in {result.seconds:.1f} s{dropped}",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bertmp.cli.command import Outcome, command
+from bertmp.cli.command import CommandResult
+from bertmp.cli.command import function_command as command
 
 if TYPE_CHECKING:
     from bertmp.serve.client import Answer
@@ -50,28 +51,30 @@ def _add_repository_commands(app: typer.Typer) -> None:
                 help="The Triton release that serves it; an engine that it cannot load is refused.",
             ),
         ] = None,
-    ) -> Outcome:
+    ) -> CommandResult:
         """Write a bundle as a model's newest version, and bring it into service or refuse it."""
         from bertmp.serve.deploy import deploy
 
         result = deploy(bundle, name, repository, server, for_triton)
-        return Outcome(result.to_json(), _deployment(result))
+        return CommandResult(result.to_json(), _deployment(result))
 
     @command(app, "rollback", example="bertmp rollback trec")
-    def rollback(name: Name, repository: Repository = REPOSITORY, server: Server = None) -> Outcome:
+    def rollback(name: Name, repository: Repository = REPOSITORY, server: Server = None) -> CommandResult:
         """Go back to the version before the live one."""
         from bertmp.serve.deploy import rollback
 
         result = rollback(name, repository, server)
-        return Outcome(result.to_json(), _deployment(result))
+        return CommandResult(result.to_json(), _deployment(result))
 
     @command(app, "models", example="bertmp models --json")
-    def models(repository: Repository = REPOSITORY) -> Outcome:
+    def models(repository: Repository = REPOSITORY) -> CommandResult:
         """List every model's versions with their parity and state."""
         from bertmp.serve.deploy import models
 
         found = models(repository)
-        return Outcome([entry.to_json() for entry in found], lambda console: _print_models(console, found))
+        return CommandResult(
+            [entry.to_json() for entry in found], lambda console: _print_models(console, found)
+        )
 
 
 def _add_serve(app: typer.Typer) -> None:
@@ -93,7 +96,7 @@ def _add_serve(app: typer.Typer) -> None:
                 help="The models' configuration: auto, default (config.pbtxt), cpu, or another.",
             ),
         ] = "auto",
-    ) -> Outcome:
+    ) -> CommandResult:
         """Run a Triton server in the foreground until Ctrl-C; print 'ready' and its addresses."""
         from bertmp.serve.server import serve_repository
 
@@ -108,7 +111,7 @@ def _add_serve(app: typer.Typer) -> None:
             chosen,
             on_ready=lambda it: _ready(it, as_json),
         )
-        return Outcome({})
+        return CommandResult({})
 
 
 def _add_client_commands(app: typer.Typer) -> None:
@@ -121,12 +124,12 @@ def _add_client_commands(app: typer.Typer) -> None:
         ] = None,
         protocol: Protocol = "grpc",
         url: Url = None,
-    ) -> Outcome:
+    ) -> CommandResult:
         """Ask a served model for the label of each text."""
         from bertmp.serve.client import infer
 
         found = infer(name, texts or [], file, protocol, url)
-        return Outcome([answer.to_json() for answer in found], _answers(found))
+        return CommandResult([answer.to_json() for answer in found], _answers(found))
 
     @command(app, "bench", example="bertmp bench trec --texts test.tsv --concurrency 1,4,16 --seconds 10")
     def bench(
@@ -146,7 +149,7 @@ def _add_client_commands(app: typer.Typer) -> None:
                 "server.",
             ),
         ] = None,
-    ) -> Outcome:
+    ) -> CommandResult:
         """Measure a served model under load, or an engine by itself; exit 1 where a request failed."""
         from bertmp.core.errors import InputError
 
@@ -169,7 +172,7 @@ def _add_client_commands(app: typer.Typer) -> None:
         clients = _numbers(concurrency)
         with Console(stderr=True).status("starting") as status:
             result = bench(name, read_examples(texts).texts, clients, seconds, protocol, url, status.update)
-        return Outcome(
+        return CommandResult(
             result.to_json(), lambda console: _print_bench(console, result), 1 if result.failures else 0
         )
 

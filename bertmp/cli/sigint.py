@@ -40,7 +40,7 @@ class Interrupts:
 
 
 @contextmanager
-def interrupts() -> Iterator[Interrupts]:
+def note_interrupts() -> Iterator[Interrupts]:
     """Notes Ctrl-C for the length of the block."""
     state = Interrupts()
     signal.signal(signal.SIGALRM, state.on_alarm)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bertmp.cli.command import Outcome, command
+from bertmp.cli.command import CommandResult
+from bertmp.cli.command import function_command as command
 
 if TYPE_CHECKING:
     from bertmp.training.train import TrainResult
@@ -149,7 +150,7 @@ def add_commands(app: typer.Typer) -> None:
         label_separator: Annotated[
             str, typer.Option(help="What stands between a text's labels, with --multi-label.")
         ] = ",",
-    ) -> Outcome:
+    ) -> CommandResult:
         """Train a BERT in mixed precision, with FP32 master weights, LayerNorm, softmax and loss."""
         options: dict[str, Any] = dict(locals())
         from bertmp.cli.progress import training_bar
@@ -159,7 +160,7 @@ def add_commands(app: typer.Typer) -> None:
         result = run(progress=training_bar, **options)
         if not is_first():
             raise SystemExit(0)
-        return Outcome(result.to_json(), lambda console: _show(console, result))
+        return CommandResult(result.to_json(), lambda console: _show(console, result))
 
 
 def _show(console: Any, result: TrainResult) -> None:

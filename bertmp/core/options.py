@@ -13,7 +13,18 @@ import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from typing_extensions import dataclass_transform
 
@@ -23,6 +34,8 @@ from bertmp.core.io import write_toml
 P = ParamSpec("P")
 O = TypeVar("O")  # noqa: E741
 R = TypeVar("R")
+O_contra = TypeVar("O_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,9 +215,10 @@ def declared_options(cls: type[Options]) -> tuple[DeclaredOption, ...]:
         if _INFO not in field.metadata:
             continue
         kind, optional, repeated = _read_type(hints[field.name])
-        found.append(
-            DeclaredOption(field.name, kind, optional, repeated, field.default, field.metadata[_INFO])
-        )
+        info: OptionInfo = field.metadata[_INFO]
+        if get_origin(kind) is Literal:
+            info, kind = dataclasses.replace(info, choices=info.choices or get_args(kind)), str
+        found.append(DeclaredOption(field.name, kind, optional, repeated, field.default, info))
     return tuple(found)
 
 
@@ -214,9 +228,7 @@ def _read_type(hint: Any) -> tuple[Any, bool, bool]:
     if optional:
         kinds = [kind for kind in get_args(hint) if kind is not type(None)]
         hint = kinds[0] if len(kinds) == 1 else Any
-    repeated = get_origin(hint) in (Sequence, tuple, list) or (
-        get_origin(hint) is not None and issubclass(get_origin(hint), Sequence)
-    )
+    repeated = get_origin(hint) in (Sequence, tuple, list)
     return (get_args(hint)[0] if repeated else hint), optional, repeated
 
 
@@ -225,15 +237,27 @@ def renamed(cls: type[Options]) -> Mapping[str, str]:
     return {one.info.formerly: one.name for one in declared_options(cls) if one.info.formerly}
 
 
-def keywords_of(options: Callable[P, O]) -> Callable[[Callable[[O], R]], Callable[P, R]]:
-    """Lets a function that takes an Options object be called with the options as arguments.
+class OptionsFunction(Protocol[P, O_contra, R_co]):
+    """A function that takes its options as arguments, or all of them as one Options object."""
+
+    @overload
+    def __call__(self, *args: P.args, **keywords: P.kwargs) -> R_co: ...
+
+    @overload
+    def __call__(self, options: O_contra, /) -> R_co: ...
+
+
+def keywords_of(options: Callable[P, O]) -> Callable[[Callable[[O], R]], OptionsFunction[P, O, R]]:
+    """Lets a function that takes an Options object be called with the options as arguments, too.
 
     The function gets the signature of the class, for type checkers too, and its docstring a section `Args`.
     """
 
-    def wrap(function: Callable[[O], R]) -> Callable[P, R]:
+    def wrap(function: Callable[[O], R]) -> OptionsFunction[P, O, R]:
         @functools.wraps(function)
-        def call(*args: P.args, **keywords: P.kwargs) -> R:
+        def call(*args: Any, **keywords: Any) -> R:
+            if len(args) == 1 and not keywords and isinstance(args[0], options):  # type: ignore[arg-type]
+                return function(args[0])
             return function(options(*args, **keywords))
 
         signature = inspect.signature(options)
@@ -244,6 +268,10 @@ def keywords_of(options: Callable[P, O]) -> Callable[[Callable[[O], R]], Callabl
         return call
 
     return wrap
+
+
+class NoOptions(Options):
+    """The options of a command that has none."""
 
 
 def _with_arguments(text: str, options: Any) -> str:

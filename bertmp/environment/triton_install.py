@@ -13,22 +13,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.io import read_json, write_json, writing_to
+from bertmp.core.options import keywords_of
+from bertmp.core.progress import ProgressCallback
 from bertmp.environment import triton_pins as pins
+from bertmp.environment.options import SetupOptions
 from bertmp.environment.paths import home
 from bertmp.environment.triton_python import HostPython, find_python
-from bertmp.environment.wheels import Progress, fetch, locked, quiet
+from bertmp.environment.wheels import fetch, locked
 
 MARKER = "bertmp-runtime.json"
 """Written last: an environment without it was interrupted, and is made anew."""
-
-COMPONENTS = ("triton",)
 
 
 @dataclass(frozen=True)
@@ -78,20 +78,15 @@ class SetupResult:
         return asdict(self)
 
 
-def setup(component: str = "triton", progress: Progress = quiet) -> SetupResult:
+@keywords_of(SetupOptions)
+def setup(options: SetupOptions) -> SetupResult:
     """Installs a Triton server under `BERTMP_HOME`; a second call finds it and does nothing.
 
-    Args:
-        component: `triton`, the only one.
-        progress: told of the transfer of the big wheel.
-
-    Errors: InputError for an unknown component or a `BERTMP_HOME` that cannot be written;
-    MissingComponent where this platform, Python or network does not allow it.
+    Raises:
+        InputError: an unknown component, or a `BERTMP_HOME` that cannot be written.
+        MissingComponent: this platform, Python or network does not allow it.
     """
-    if component not in COMPONENTS:
-        raise InputError(
-            f"nothing called '{component}' to set up", "", f"name one of {', '.join(COMPONENTS)}"
-        )
+    component = options.component
     if system := _system_runtime():
         return SetupResult(component, str(system.executable), False, {"tritonserver": system.version})
     _require_platform()
@@ -100,7 +95,7 @@ def setup(component: str = "triton", progress: Progress = quiet) -> SetupResult:
     with locked(home() / "triton"):
         if (present := _complete_folder()) is None:  # another process made it while we waited
             python = find_python()
-            present = _build(home() / "triton" / _folder_name(python), python, progress)
+            present = _build(home() / "triton" / _folder_name(python), python, options.progress)
             return SetupResult(component, str(present), True, dict(read_json(present / MARKER)["versions"]))
     return SetupResult(component, str(present), False, dict(read_json(present / MARKER)["versions"]))
 
@@ -170,22 +165,22 @@ def _site_packages(folder: Path) -> Path:
     return next(iter(folder.glob("lib/python3.*/site-packages")), folder)
 
 
-def _build(folder: Path, python: HostPython, progress: Progress) -> Path:
+def _build(folder: Path, python: HostPython, progress: ProgressCallback) -> Path:
     """Makes the environment where it will stay: virtual environments do not survive a move."""
     wheel = fetch(pins.SERVER, home() / "downloads", progress)
     with writing_to(folder):
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            _say(progress, f"Python {python.version} environment")
+            progress(f"Python {python.version} environment")
             _run([str(python.executable), "-m", "venv", "--without-pip", str(folder)], folder)
             with tempfile.TemporaryDirectory() as scratch:
                 pinned = Path(scratch) / "requirements.txt"
                 pinned.write_text(pins.requirements())
                 what = ", ".join(f"{name} {version}" for name, version in pins.VERSIONS.items())
-                _say(progress, what if python.has_numpy else f"{what} (numpy from its source: minutes)")
+                progress(what if python.has_numpy else f"{what} (numpy from its source: minutes)")
                 binaries = ",".join(name for name in pins.VERSIONS if name != "numpy")
                 _pip(folder, f"--only-binary={binaries}", "--require-hashes", "--requirement", str(pinned))
-            _say(progress, f"Triton server {pins.SERVER_VERSION}")
+            progress(f"Triton server {pins.SERVER_VERSION}")
             _pip(folder, "--no-index", str(wheel))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -199,10 +194,6 @@ def _build(folder: Path, python: HostPython, progress: Progress) -> Path:
         write_json(folder / MARKER, {**record, "versions": {**versions, "python": python.version}})
     wheel.unlink(missing_ok=True)  # 50 MB that are not read again
     return folder
-
-
-def _say(progress: Callable[[str, int, int], None], what: str) -> None:
-    progress(what, 0, 0)
 
 
 def _pip(folder: Path, *arguments: str) -> None:

@@ -13,19 +13,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bertmp.core.errors import MissingComponent
 from bertmp.core.io import sha256_file, writing_to
+from bertmp.core.progress import ProgressCallback, null_progress
 
 OLDEST_PIP = (25, 1)
 """The first pip that resumes broken transfers."""
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being fetched, the bytes that are here and the bytes of the whole."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,7 @@ class Wheel:
         return f"{self.package} {self.version}"
 
 
-def quiet(what: str, done: int, total: int) -> None:
-    """The progress that shows nothing."""
-
-
-def fetch(wheel: Wheel, downloads: Path, progress: Progress = quiet) -> Path:
+def fetch(wheel: Wheel, downloads: Path, progress: ProgressCallback = null_progress) -> Path:
     """The wheel's file in `downloads`, fetched when it is not there or is damaged.
 
     Errors: InputError where `downloads` cannot be written; MissingComponent where pip is absent or too
@@ -97,7 +91,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _run_pip(wheel: Wheel, folder: Path, progress: Progress) -> None:
+def _run_pip(wheel: Wheel, folder: Path, progress: ProgressCallback) -> None:
     require_pip()
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n")

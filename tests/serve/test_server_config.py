@@ -49,7 +49,7 @@ def test_a_second_set_up_does_nothing(triton: None) -> None:
     again = setup("triton")
     assert again.installed is False
     assert find_runtime().executable.is_file()
-    with pytest.raises(InputError, match="nothing called 'tensorrt'"):
+    with pytest.raises(InputError, match="unknown value 'tensorrt'"):
         setup("tensorrt")
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,10 @@ COMMANDS = (
 
 PROBE = """
 import sys, typer
-from bertmp.cli.command import Outcome, command, run_app
+from collections.abc import Sequence
+from typing import Literal
+from bertmp.cli.command import CommandResult, command, run_app
+from bertmp.core.options import Options, option
 from bertmp.core.errors import BertmpError, GateFailed, InputError, MissingComponent, TrainingStopped
 
 app = typer.Typer(name="probe", pretty_exceptions_enable=False)
@@ -34,27 +38,38 @@ def early(value: str) -> str:
         raise KeyboardInterrupt
     return value
 
-@command(app, "probe", example="probe --raise input")
-def probe(
-    kind: str = typer.Option("", "--raise"), times: int = 1, early: str = typer.Option("", callback=early),
-    code: int = 0,
-) -> Outcome:
+class ProbeOptions(Options):
+    kind: str = option(default="", flag="--raise", help="The error.")
+    times: int = option(default=1, minimum=1, formerly="number", help="How often.")
+    size: float | None = option(default=None, above=0, group="Sizes", help="The [size].")
+    mode: Literal["fast", "exact"] = option(default="fast", help="The mode")
+    names: Sequence[str] = option(default=(), help="The names.")
+    quick: bool = option(default=True, help="Whether to hurry.")
+    plain: bool = option(default=False, help="Whether to be plain.")
+    code: int = option(default=0, help="The exit code.")
+
+    def check(self) -> None:
+        if self.plain and not self.quick:
+            raise InputError("--plain needs --quick", "--plain", "leave one out")
+
+@command(app, "probe", ProbeOptions, example="probe --raise input")
+def probe(options: ProbeOptions) -> CommandResult:
     print("working", file=sys.stderr)
-    if kind:
-        raise ERRORS[kind]
-    return Outcome({"times": times, "text": "Grüße"}, f"times {times}", code)
+    if options.kind:
+        raise ERRORS[options.kind]
+    return CommandResult({**options.to_json(), "text": "Grüße"}, f"times {options.times}", options.code)
 
 @app.callback()
-def main() -> None: ...
+def main(early: str = typer.Option("", callback=early)) -> None: ...
 
 run_app(app)
 """
 
 
-def probe(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs a command that does what it is told, on the base of all commands."""
+def probe(*arguments: str, early: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a command that does what it is told, registered as every command is."""
     return subprocess.run(
-        [sys.executable, "-c", PROBE, "probe", *arguments],
+        [sys.executable, "-c", PROBE, "--early", early, "probe", *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -105,8 +120,73 @@ def test_results_and_logs_go_their_own_ways() -> None:
 
 def test_json_is_one_object_and_nothing_else() -> None:
     done = probe("--json")
-    assert json.loads(done.stdout) == {"times": 1, "text": "Grüße"}
+    found = json.loads(done.stdout)
+    assert (found["times"], found["text"]) == (1, "Grüße")
     assert done.stdout.count("\n") == 1
+
+
+def parsed(*arguments: str) -> dict[str, Any]:
+    """The options that the command received."""
+    done = probe("--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def test_options_not_given_have_their_declared_defaults() -> None:
+    found = parsed()
+    assert found == {
+        "kind": "",
+        "times": 1,
+        "size": None,
+        "mode": "fast",
+        "names": [],
+        "quick": True,
+        "plain": False,
+        "code": 0,
+        "text": "Grüße",
+    }
+
+
+def test_options_given_arrive_with_their_types() -> None:
+    found = parsed("--size", "2.5", "--mode", "exact", "--names", "a", "--names", "b", "--no-quick")
+    assert (found["size"], found["mode"], found["names"], found["quick"]) == (2.5, "exact", ["a", "b"], False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--times", "0"], "error: --times is 0 (--times): give a value at least 1"),
+        (["--size", "0"], "error: --size is 0.0 (--size): give a value above 0"),
+        (["--size", "nan"], "error: --size is nan (--size): give a value above 0"),
+        (["--mode", "slow"], "error: unknown value 'slow' (--mode): use one of fast, exact"),
+        (["--plain", "--no-quick"], "error: --plain needs --quick (--plain): leave one out"),
+        (["--number", "2"], "error: --number is now --times (-c probe): use the new name"),
+    ],
+)
+def test_refused_option_is_one_line(arguments: list[str], line: str) -> None:
+    done = probe(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{line}\n"
+
+
+def test_help_shows_choices_ranges_and_groups() -> None:
+    shown = " ".join(probe("--help").stdout.replace("│", " ").split())
+    assert "fast|exact" in shown
+    assert "How often (at least 1)" in shown
+    assert "The [size] (above 0)" in shown
+    assert "The names (may be repeated)" in shown
+    assert "─ Sizes ─" in shown
+    assert "--no-quick" in shown
+    assert "--no-plain" not in shown
+
+
+def test_config_with_a_former_name_is_read_and_tells_the_new_one(tmp_path: Path) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text('number = 7\nnames = "one"\n')
+    done = probe("--json", "--config", str(settings))
+    found = json.loads(done.stdout)
+    assert (found["times"], found["names"]) == (7, ["one"])
+    assert done.stderr.splitlines() == [f"{settings}: 'number' is now 'times'", "working"]
 
 
 def test_a_command_may_end_with_a_code() -> None:
@@ -146,7 +226,7 @@ def test_a_bug_is_not_dressed_up_as_an_error_of_the_user() -> None:
 
 
 def test_an_interrupt_while_the_command_line_is_read() -> None:
-    done = probe("--early", "interrupt")
+    done = probe(early="interrupt")
     assert done.returncode == 130
     assert done.stderr.strip() in ("", "interrupted")  # some versions of Typer end silently
 

@@ -1,0 +1,141 @@
+"""From an Options class to the parameters of a Typer command, and from a TOML file to their values."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bertmp.core.errors import InputError
+from bertmp.core.io import read_toml
+from bertmp.core.options import DeclaredOption, Options, declared_options, renamed
+
+_TYPES = (str, int, float, bool, Path)
+
+
+def parameters_of(options: type[Options]) -> list[inspect.Parameter]:
+    """The parameters of a command that takes these options, for Typer to read."""
+    shown = [declared for declared in declared_options(options) if declared.info.on_command_line]
+    return [*map(_parameter, shown), *COMMON]
+
+
+def values_of(options: type[Options], given: dict[str, Any]) -> dict[str, Any]:
+    """What Typer parsed, as keyword arguments of the Options class."""
+    repeated = {declared.name for declared in declared_options(options) if declared.repeated}
+    return {name: tuple(value or ()) if name in repeated else value for name, value in given.items()}
+
+
+def _parameter(declared: DeclaredOption) -> inspect.Parameter:
+    kind = declared.kind if declared.kind in _TYPES else str
+    annotation = list[kind] if declared.repeated else kind  # type: ignore[valid-type]
+    default = inspect.Parameter.empty if declared.default is MISSING else declared.default
+    if declared.repeated and not declared.default:
+        default = None
+    optional = default is None
+    return inspect.Parameter(
+        declared.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[annotation | None if optional else annotation, _typer_info(declared, kind)],
+    )
+
+
+def _typer_info(declared: DeclaredOption, kind: type) -> Any:
+    """What Typer shows of an option or argument."""
+    info = declared.info
+    help_text = describe(declared).replace("[", r"\[")  # Typer reads help as Rich's markup
+    metavar = info.metavar or "|".join(info.choices) or None
+    if info.positional:
+        suffix = "..." if declared.repeated and metavar and not metavar.endswith("...") else ""
+        return typer.Argument(metavar=f"{metavar}{suffix}" if metavar else None, help=help_text)
+    flag = declared.flag
+    if kind is bool:
+        metavar = None
+        if declared.default is True and "/" not in flag:
+            flag = f"{flag}/--no-{flag.removeprefix('--')}"
+    return typer.Option(flag, metavar=metavar, help=help_text, rich_help_panel=info.group or None)
+
+
+def describe(declared: DeclaredOption) -> str:
+    """An option's help sentence with its range, and whether it may be repeated."""
+    info = declared.info
+    sentence = info.help.rstrip(".")
+    notes = []
+    if any(bound is not None for bound in (info.minimum, info.maximum, info.above, info.below)):
+        notes.append(declared.range_text.removeprefix("a value "))
+    if declared.repeated and not info.positional:
+        notes.append("may be repeated")
+    return f"{sentence} ({', '.join(notes)})." if notes else f"{sentence}."
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Lets a TOML file give the defaults of this command's options; only the command line beats it."""
+    if path is None:
+        return None
+    options: type[Options] | None = context.obj
+    if options is None:  # TODO: goes with the last command without an Options class
+        settings = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
+        unknown = sorted(set(settings) - {parameter.name for parameter in context.command.params})
+        if unknown:
+            raise InputError(f"unknown setting '{unknown[0]}'", path, f"see '{context.command_path} --help'")
+        context.default_map = settings
+        return path
+    known = {one.name: one for one in declared_options(options) if one.info.on_command_line}
+    former = renamed(options)
+    settings = {}
+    for key, value in read_toml(path).items():
+        name = key.replace("-", "_")
+        if name in former:
+            print(f"{path}: '{key}' is now '{former[name]}'", file=sys.stderr)  # noqa: T201
+            name = former[name]
+        if name not in known:
+            raise InputError(f"unknown setting '{key}'", path, f"see '{context.command_path} --help'")
+        settings[name] = [value] if known[name].repeated and not isinstance(value, list) else value
+    context.default_map = {**(context.default_map or {}), **settings}
+    return path
+
+
+def former_name(error: Exception) -> InputError | None:
+    """The error for an option that is known under another name today; None for every other error."""
+    flag, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if flag is None or context is None or not isinstance(context.obj, type):
+        return None
+    names = renamed(context.obj)
+    today = names.get(flag.removeprefix("--").replace("-", "_"))
+    if today is None:
+        return None
+    (declared,) = (one for one in declared_options(context.obj) if one.name == today)
+    return InputError(f"{flag} is now {declared.flag}", context.command_path, "use the new name")
+
+
+def _shared(name: str, kind: Any, default: Any, info: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+    )
+
+
+COMMON = (
+    _shared(
+        "as_json",
+        bool,
+        False,
+        typer.Option("--json", help="Print one JSON object and nothing else on standard output."),
+    ),
+    _shared(
+        "config",
+        Path | None,
+        None,
+        typer.Option(
+            metavar="FILE",
+            is_eager=True,
+            callback=_read_config,
+            help="Options from a TOML file; the command line wins.",
+        ),
+    ),
+    _shared("debug", bool, False, typer.Option("--debug", help="Show the traceback of an error.")),
+)
+"""The options of every command."""
