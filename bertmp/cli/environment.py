@@ -91,17 +91,18 @@ def _machine_table(found: Diagnosis) -> Any:
     table = _table("This machine", "", "")
     table.show_header = False
     here = found.machine
-    table.add_row("processor", f"{here.cpu}, {here.cores} cores, {_gigabytes(here.memory_bytes)}")
+    table.add_row("processor", str(here))
     table.add_row("features", " ".join(here.features) or "none that matter here")
     for gpu in found.gpus:
         cores = [
             name for name, has in (("FP16", gpu.fp16_tensor_cores), ("BF16", gpu.bf16_tensor_cores)) if has
         ]
-        capability = "{}.{}".format(*gpu.compute_capability)
         tensor_cores = f"{' and '.join(cores)} tensor cores" if cores else "no tensor cores"
-        table.add_row("GPU", f"{gpu.name}, {capability}, {_gigabytes(gpu.memory_bytes)}, {tensor_cores}")
+        table.add_row(
+            "GPU", f"{gpu.name}, {gpu.compute_capability}, {_gigabytes(gpu.memory_bytes)}, {tensor_cores}"
+        )
     if not found.gpus:
-        table.add_row("GPU", "none")
+        table.add_row("GPU", f"none: {found.gpu_problem}")
     table.add_row("driver", f"CUDA {found.driver_cuda}" if found.driver_cuda else "none")
     table.add_row("system", here.system)
     table.add_row("Python", found.python)

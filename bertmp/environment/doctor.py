@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bertmp.core.gpu import Gpu, driver_cuda_version, gpus
-from bertmp.core.hardware import Machine, machine
+from bertmp.core.hardware import Gpu, Machine, machine, nvidia_driver
 from bertmp.environment.components import Component, components
 from bertmp.environment.downloads import ASSETS, folder_of, is_complete
 from bertmp.environment.paths import home
@@ -23,6 +22,7 @@ class Diagnosis:
     Attributes:
         machine: processor, memory, system.
         gpus: the NVIDIA GPUs; empty where there are none.
+        gpu_problem: why no GPU was found; empty where one was.
         driver_cuda: the newest CUDA that the driver runs; empty without a driver.
         python: the version and the path of this Python.
         components: libraries and servers, usable or not.
@@ -33,6 +33,7 @@ class Diagnosis:
 
     machine: Machine
     gpus: tuple[Gpu, ...]
+    gpu_problem: str
     driver_cuda: str
     python: str
     components: tuple[Component, ...]
@@ -47,9 +48,7 @@ class Diagnosis:
             "home": str(self.home),
             "gpus": [
                 {
-                    "name": gpu.name,
-                    "compute_capability": "{}.{}".format(*gpu.compute_capability),
-                    "memory_bytes": gpu.memory_bytes,
+                    **asdict(gpu),
                     "fp16_tensor_cores": gpu.fp16_tensor_cores,
                     "bf16_tensor_cores": gpu.bf16_tensor_cores,
                 }
@@ -61,14 +60,15 @@ class Diagnosis:
 
 def doctor() -> Diagnosis:
     """Looks at this machine; changes nothing and needs no network."""
-    here, devices, found = machine(), tuple(gpus()), components()
+    here, driver, found = machine(), nvidia_driver(), components()
     return Diagnosis(
         machine=here,
-        gpus=devices,
-        driver_cuda=driver_cuda_version(),
+        gpus=driver.gpus,
+        gpu_problem=driver.problem,
+        driver_cuda=driver.cuda,
         python=f"{platform.python_version()} ({sys.executable})",
         components=found,
         home=home(),
         assets={name: is_complete(asset, folder_of(name)) for name, asset in ASSETS.items()},
-        commands=judge(found, devices, here.bf16_cpu),
+        commands=judge(found, driver.gpus, here.bf16_cpu),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bertmp.core.gpu import Gpu
+from bertmp.core.hardware import Gpu
 from bertmp.environment.components import Component
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import InputError
+from bertmp.core.hardware import Gpu
 from bertmp.core.io import atomic_file
 from bertmp.environment.paths import home
 from bertmp.export.engine.builders import Toolchain
-from bertmp.export.engine.device import Device
 from bertmp.export.engine.engine_options import Settings
 from bertmp.export.engine.profiles import Profile, Shape, axes_of, default_profiles
 
@@ -84,7 +84,7 @@ class TimingCache:
 
 
 def open_timing_cache(
-    tools: Toolchain, config: Any, chosen: str | None, device: Device | None
+    tools: Toolchain, config: Any, chosen: str | None, device: Gpu | None
 ) -> TimingCache | None:
     """The cache that the build starts from, new where there is none; None where the builder times nothing.
 
@@ -103,7 +103,7 @@ def open_timing_cache(
     return TimingCache(path, cache)
 
 
-def timing_cache_path(tools: Toolchain, chosen: str | None, device: Device | None) -> Path | None:
+def timing_cache_path(tools: Toolchain, chosen: str | None, device: Gpu | None) -> Path | None:
     """Where the timings of this builder version on this GPU are kept; None where it times nothing.
 
     Args:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bertmp.core.errors import InputError, MissingComponent
 
 if TYPE_CHECKING:
-    from bertmp.export.engine.device import Device
+    from bertmp.core.hardware import Gpu
     from bertmp.export.engine.job import Settings
 
 BUILDERS = ("tensorrt", "tensorrt-rtx")
@@ -110,7 +110,7 @@ class Toolchain:
         reasons = _WITHOUT_EFFECT[self.name]
         return [reason for name, reason in reasons.items() if settings.get(name) is not None]
 
-    def require_driver(self, device: Device) -> None:
+    def require_driver(self, device: Gpu) -> None:
         """Checks that this machine's driver runs the CUDA that the builder needs to time kernels on it.
 
         Errors: InputError where it does not.
@@ -185,7 +185,7 @@ class Toolchain:
             level = _HARDWARE[settings.hardware_compatible]
             config.hardware_compatibility_level = getattr(self.module.HardwareCompatibilityLevel, level)
 
-    def built_for(self, settings: Settings, device: Device | None) -> list[str]:
+    def built_for(self, settings: Settings, device: Gpu | None) -> list[str]:
         """The compute capabilities that run an engine built so; `+` after one includes all later ones."""
         if settings.compute_capability:
             return list(settings.compute_capability)

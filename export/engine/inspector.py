@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bertmp.core.hardware import Gpu
 from bertmp.export.engine.builders import Toolchain, runs_on
-from bertmp.export.engine.device import Device
 from bertmp.export.engine.job import ENGINE_FILE, Job
 from bertmp.export.engine.verify import Proof
 from bertmp.export.precision.plan import CAST_PREFIX
@@ -73,7 +73,7 @@ class Inspection:
 
 
 def inspect_engine(
-    tools: Toolchain, logger: Any, job: Job, proof: Proof, built_for: Sequence[str], device: Device | None
+    tools: Toolchain, logger: Any, job: Job, proof: Proof, built_for: Sequence[str], device: Gpu | None
 ) -> dict[str, Any]:
     """Loads the engine that was just built and compares; plain JSON values.
 
@@ -91,7 +91,7 @@ def inspect_engine(
     return {"run": True, **asdict(compare(proof, read_layers(json.loads(text))))}
 
 
-def _why_not(job: Job, built_for: Sequence[str], device: Device | None) -> str:
+def _why_not(job: Job, built_for: Sequence[str], device: Gpu | None) -> str:
     if device is None:
         return "no GPU: the inspector needs the engine loaded"
     if not runs_on(built_for, device.compute_capability):

@@ -9,9 +9,9 @@ import onnx
 from onnx import ModelProto
 
 from bertmp.core.errors import InputError
+from bertmp.core.hardware import Gpu
 from bertmp.export.engine import triton_releases as releases
 from bertmp.export.engine.builders import Toolchain
-from bertmp.export.engine.device import Device
 from bertmp.export.engine.engine_options import Settings
 from bertmp.export.engine.job import Job
 from bertmp.export.engine.memory_estimate import MemoryEstimate, estimate, require_room
@@ -19,7 +19,7 @@ from bertmp.export.engine.parsed_network import Layer
 from bertmp.export.engine.profiles import Profile, gaps
 
 
-def check_builder(tools: Toolchain, settings: Settings, device: Device | None) -> None:
+def check_builder(tools: Toolchain, settings: Settings, device: Gpu | None) -> None:
     """Refuses what this builder has not, and a Triton release that would not load what it builds.
 
     Errors: InputError naming the option.
@@ -58,7 +58,7 @@ def check_targets(layers: Sequence[Layer], job: Job) -> None:
 
 
 def check_memory(
-    job: Job, profiles: Sequence[Profile], tools: Toolchain, device: Device | None
+    job: Job, profiles: Sequence[Profile], tools: Toolchain, device: Gpu | None
 ) -> MemoryEstimate:
     """Estimates what the engine may need on the GPU.
 
@@ -87,7 +87,7 @@ def load_graph(job: Job) -> ModelProto:
 def describe(
     tools: Toolchain,
     settings: Settings,
-    device: Device | None,
+    device: Gpu | None,
     profiles: Sequence[Profile],
     memory: MemoryEstimate,
 ) -> dict[str, Any]:

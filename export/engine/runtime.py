@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from bertmp.core.errors import BuildFailed, InputError, MissingComponent
+from bertmp.core.hardware import Gpu, find_gpu
 from bertmp.export.engine.builders import Toolchain, find_toolchain
 from bertmp.export.engine.compatibility import EngineFile, open_engine, require_device, require_runtime
-from bertmp.export.engine.device import Device, find_device
 from bertmp.export.engine.profiles import Profile, Shape, choose_profile, parse_profile
 
 SLOTS = 64
@@ -51,7 +51,7 @@ def load_engine(folder: Path) -> Engine:
     """
     file = open_engine(folder)
     reason = why_not(file.builder)
-    device = find_device()
+    device = find_gpu()
     if reason or device is None:
         raise MissingComponent(
             f"the engine cannot run here: {reason or 'no GPU'}", file.path,
@@ -95,7 +95,7 @@ class Engine:
     Errors: BuildFailed where the runtime refuses the file.
     """
 
-    def __init__(self, tools: Toolchain, file: EngineFile, device: Device) -> None:
+    def __init__(self, tools: Toolchain, file: EngineFile, device: Gpu) -> None:
         import torch
 
         trt = tools.module

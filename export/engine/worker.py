@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import BertmpError, BuildFailed, InputError
+from bertmp.core.hardware import Gpu, find_gpu
 from bertmp.core.io import sha256_file, write_json, writing_to
 from bertmp.export.engine.builder_config import add_profiles, choose_profiles, configure, open_timing_cache
 from bertmp.export.engine.builders import Toolchain, find_toolchain
-from bertmp.export.engine.device import Device, find_device
 from bertmp.export.engine.inspector import inspect_engine
 from bertmp.export.engine.job import ENGINE_FILE, NETWORK_FILE, Job, Messages, error_message
 from bertmp.export.engine.parsed_network import Layer, read_network
@@ -61,7 +61,7 @@ def build(job: Job, messages: Messages) -> dict[str, Any]:
 
     Returns: what the command tells of the build; plain JSON values.
     """
-    settings, device = job.settings, find_device()
+    settings, device = job.settings, find_gpu()
     tools = find_toolchain(settings.builder)
     check_builder(tools, settings, device)
     messages.send("toolchain", name=tools.name, version=tools.version)
@@ -179,7 +179,7 @@ class _Builder:
     logger: Any
     messages: Messages
 
-    def build(self, job: Job, device: Device | None) -> dict[str, Any]:
+    def build(self, job: Job, device: Gpu | None) -> dict[str, Any]:
         """Builds, and writes `model.plan`.
 
         Returns: its size and its SHA-256.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
+from bertmp.core.hardware import machine
 from bertmp.core.io import read_json
 from bertmp.export.bundle.bundle import BUILD_ENGINE, FP16_GRAPH, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
 from bertmp.export.bundle.manifest import tool_version
@@ -161,22 +160,10 @@ def _layers(network: Any) -> dict[str, dict[str, int]]:
 
 def environment() -> dict[str, str]:
     """The machine and the versions that did the work, in words."""
-    import psutil
-
     versions = {tool: tool_version(tool) for tool in _TOOLS}
     return {
-        "machine": f"{processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "machine": str(machine()),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         **{tool: version for tool, version in versions.items() if version != "not installed"},
     }
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

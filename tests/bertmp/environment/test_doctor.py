@@ -8,37 +8,44 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bertmp.core.gpu import Gpu
-from bertmp.core.hardware import machine
+from bertmp.core.hardware import Gpu, find_gpu, machine, nvidia_driver
 from bertmp.environment.components import Component, components
 from bertmp.environment.requirements import NEEDS, Verdict, judge
 
-HOPPER = Gpu("NVIDIA H100", (9, 0), 80 << 30)
+HOPPER = Gpu("NVIDIA H100", "9.0", 80 << 30)
 ALL = tuple(
     Component(name, "1.0", get=f"get {name}")
     for name in sorted({part for need in NEEDS for part in (*need.every, *need.one_of)})
 )
 
-FAKE_DRIVER = """
-typedef int CUdevice; typedef int CUresult;
+FAKE_NVML = """
+typedef long Device; typedef int Result;
+typedef struct { unsigned long long total, free, used; } Memory;
 static const char* names[] = {"Tesla P100", "GeForce GTX 1660", "H100"};
-CUresult cuInit(unsigned flags) { return INIT; }
-CUresult cuDriverGetVersion(int* version) { *version = 12080; return 0; }
-CUresult cuDeviceGetCount(int* count) { *count = 3; return 0; }
-CUresult cuDeviceGet(CUdevice* device, int ordinal) { *device = ordinal; return 0; }
-CUresult cuDeviceGetName(char* name, int length, CUdevice device) {
-    const char* from = names[device]; while ((*name++ = *from++)) ; return 0; }
-CUresult cuDeviceTotalMem_v2(unsigned long* bytes, CUdevice device) { *bytes = 85899345920ul; return 0; }
-CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
-    static const int major[] = {6, 7, 9}, minor[] = {0, 5, 0};
-    *value = attribute == 75 ? major[device] : minor[device]; return 0; }
+static void copy(char* to, const char* from) { while ((*to++ = *from++)) ; }
+Result nvmlInitWithFlags(unsigned flags) { return INIT; }
+Result nvmlInit_v2(void) { return INIT; }
+Result nvmlShutdown(void) { return 0; }
+const char* nvmlErrorString(Result result) { return "Unknown Error"; }
+Result nvmlSystemGetCudaDriverVersion_v2(int* version) { *version = 12080; return 0; }
+Result nvmlSystemGetCudaDriverVersion(int* version) { *version = 12080; return 0; }
+Result nvmlSystemGetDriverVersion(char* version, unsigned length) { copy(version, "570.86.10"); return 0; }
+Result nvmlDeviceGetCount_v2(unsigned* count) { *count = 3; return 0; }
+Result nvmlDeviceGetHandleByIndex_v2(unsigned index, Device* device) { *device = index; return 0; }
+Result nvmlDeviceGetHandleByUUID(const char* uuid, Device* device) { *device = 2; return 0; }
+Result nvmlDeviceGetName(Device device, char* name, unsigned length) { copy(name, names[device]); return 0; }
+Result nvmlDeviceGetMemoryInfo(Device device, Memory* memory) { memory->total = 85899345920ull; return 0; }
+Result nvmlDeviceGetCudaComputeCapability(Device device, int* major, int* minor) {
+    static const int majors[] = {6, 7, 9}, minors[] = {0, 5, 0};
+    *major = majors[device]; *minor = minors[device]; return 0; }
 """
-"""The seven calls of the driver that are made, with the signatures of cuda.h."""
+"""The calls of NVML that are made, with the signatures of nvml.h."""
 
 
 def without(*names: str, problem: str = "not installed") -> list[Component]:
@@ -159,27 +166,54 @@ def test_a_library_that_fails_to_load_is_told_with_its_reason(tmp_path: Path, ru
     assert "crashed (signal 6)" in found["tensorrt-rtx"]["problem"]
 
 
-@pytest.mark.parametrize(("status", "count"), [(0, 3), (100, 0)])
-def test_gpus_as_the_driver_tells_them(tmp_path: Path, status: int, count: int) -> None:
+GPUS = (
+    ("Tesla P100", "6.0", 85899345920, "12.8", "570.86.10", False, False),
+    ("GeForce GTX 1660", "7.5", 85899345920, "12.8", "570.86.10", False, False),
+    ("H100", "9.0", 85899345920, "12.8", "570.86.10", True, True),
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "visible", "found"),
+    [
+        (0, None, GPUS),
+        (0, "2, 0", (GPUS[2], GPUS[0])),
+        (0, "GPU-1234", GPUS[2:]),
+        (0, "1,-1,2", GPUS[1:2]),
+        (0, "", ()),
+        (999, None, ()),
+    ],
+)
+def test_gpus_are_those_that_the_driver_shows(
+    tmp_path: Path, status: int, visible: str | None, found: Sequence[object]
+) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler: the driver's interface cannot be stood in for")
-    (tmp_path / "cuda.c").write_text(FAKE_DRIVER)
-    library = tmp_path / "libcuda.so.1"
-    build = [compiler, "-shared", "-fPIC", f"-DINIT={status}", "-o", str(library), str(tmp_path / "cuda.c")]
+        pytest.skip("no C compiler: no driver can be simulated")
+    (tmp_path / "nvml.c").write_text(FAKE_NVML)
+    library = tmp_path / "libnvidia-ml.so.1"
+    build = [compiler, "-shared", "-fPIC", f"-DINIT={status}", "-o", str(library), str(tmp_path / "nvml.c")]
     subprocess.run(build, check=True)
     code = (
-        "from bertmp.core.gpu import driver_cuda_version, gpus; found = gpus()\n"
-        "print(len(found), [(g.name, g.compute_capability, g.memory_bytes, g.fp16_tensor_cores,"
-        " g.bf16_tensor_cores) for g in found], driver_cuda_version())"
+        "import json; from dataclasses import astuple; from bertmp.core.hardware import nvidia_driver\n"
+        "driver = nvidia_driver()\n"
+        "gpus = [(*astuple(g), g.fp16_tensor_cores, g.bf16_tensor_cores) for g in driver.gpus]\n"
+        "print(json.dumps([gpus, driver.cuda, driver.problem]))"
     )
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    if visible is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = visible
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.startswith(f"{count} ")
-    if count:
-        assert "('Tesla P100', (6, 0), 85899345920, False, False)" in done.stdout
-        assert "('GeForce GTX 1660', (7, 5), 85899345920, False, False)" in done.stdout
-        assert "('H100', (9, 0), 85899345920, True, True)" in done.stdout
-        assert done.stdout.strip().endswith("12.8")
+    gpus, cuda, problem = json.loads(done.stdout)
+    assert [tuple(gpu) for gpu in gpus] == list(found)
+    assert cuda == ("" if status else "12.8")
+    assert bool(problem) == (not found)
+
+
+def test_gpus_without_nvml_are_none_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert nvidia_driver().problem == "unknown: nvidia-ml-py is not installed"
+    assert find_gpu() is None

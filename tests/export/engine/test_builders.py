@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from bertmp.core.errors import InputError, MissingComponent
+from bertmp.core.hardware import Gpu
 from bertmp.export.engine.builder_config import timing_cache_path
 from bertmp.export.engine.builders import Toolchain, find_toolchain, probe
-from bertmp.export.engine.device import Device
 from bertmp.export.engine.engine_options import Settings
 
 needs_rtx = pytest.mark.skipif(
@@ -64,7 +64,7 @@ def test_what_a_builder_has_not_is_refused_with_a_reason() -> None:
         tensorrt.refuse_unsupported({"compute_capability": ["8.9"]})
 
 
-L4 = Device("NVIDIA L4", "8.9", 24 << 30, "12.8", "570.86.10")
+L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, "12.8", "570.86.10")
 
 
 def test_timings_are_kept_a_builder_version_and_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,12 @@ import onnx
 import pytest
 
 from bertmp.core.errors import InputError, MissingComponent
+from bertmp.core.hardware import find_gpu
 from bertmp.core.io import read_json, sha256_file, write_json
 from bertmp.export.bundle.bundle import BUILD_ENGINE, ENGINE, NETWORK, PLAN, Bundle
 from bertmp.export.bundle.manifest import fingerprints
 from bertmp.export.engine.build import EngineResult, build_engine
 from bertmp.export.engine.compatibility import open_engine, require_runtime
-from bertmp.export.engine.device import find_device
 from bertmp.export.engine.runtime import load_engine
 from bertmp.export.precision.plan import PrecisionPlan
 from bertmp.serve.deployable import inspect
@@ -65,7 +65,7 @@ def test_the_manifest_says_what_the_engine_needs(built: tuple[Path, EngineResult
     assert entry["memory"]["profiles"][0]["profile"] == PROFILE
     network = json.loads((folder / NETWORK).read_text())
     assert network["engine_sha256"] == entry["engine_sha256"]
-    if find_device() is None:
+    if find_gpu() is None:
         assert result.inspection == {"run": False, "reason": "no GPU: the inspector needs the engine loaded"}
 
 
@@ -94,7 +94,7 @@ def test_options_are_refused_before_the_build(
     assert (folder / ENGINE).read_bytes() == before
 
 
-@pytest.mark.skipif(find_device() is not None, reason="this machine has a GPU, where weights can be changed")
+@pytest.mark.skipif(find_gpu() is not None, reason="this machine has a GPU, where weights can be changed")
 @pytest.mark.parametrize("weights", ["refittable", "stripped"])
 def test_changeable_weights_need_a_gpu(built: tuple[Path, EngineResult], weights: str) -> None:
     with pytest.raises(InputError, match="no --weights without a GPU"):
@@ -242,7 +242,7 @@ def test_a_built_engine_is_known_again_and_fits_its_builder(built: tuple[Path, E
         require_runtime(found, "tensorrt", "10.13.3.9")
 
 
-@pytest.mark.skipif(find_device() is not None, reason="this machine has a GPU, which runs the engine")
+@pytest.mark.skipif(find_gpu() is not None, reason="this machine has a GPU, which runs the engine")
 def test_without_a_gpu_an_engine_is_not_run_and_the_bench_says_so(
     built: tuple[Path, EngineResult], run_bertmp: Callable[..., Any]
 ) -> None:
