@@ -6,17 +6,16 @@ last, so that no text version ever stands without its encoder. Nothing here deci
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import atomic_folder, write_text, writing_to
+from bertmp.core.io import atomic_folder, file_lock, write_text, writing_to
 from bertmp.serve import model_config as configs
 from bertmp.serve import version_log as versions
 from bertmp.serve.model_config import Contract, encoder_name
@@ -66,17 +65,9 @@ class ModelFolders:
             used += numbered(folder) + numbered(folder / RETIRED)
         return max(used, default=0) + 1
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Holds the model's lock: of two deployments at once, the second waits."""
-        with writing_to(self.text):
-            self.text.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.text / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        return file_lock(self.text / ".lock")
 
     def write_configs(self, contract: Contract, profiles: int | None) -> None:
         """Writes both models' configurations.

@@ -52,7 +52,7 @@ def add_commands(app: typer.Typer) -> None:
 
 @contextmanager
 def _transfers() -> Iterator[ProgressCallback]:
-    """Bars on standard error, one a transfer; where that is no terminal, a line a transfer."""
+    """One bar per transfer on standard error; one line where that is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -92,50 +92,40 @@ def _machine_table(found: Diagnosis) -> Any:
     table.show_header = False
     here = found.machine
     table.add_row("processor", str(here))
-    table.add_row("features", " ".join(here.features) or "none that matter here")
+    table.add_row("features", " ".join(here.features) or "none that speed BERT up")
     for gpu in found.gpus:
-        cores = [
-            name for name, has in (("FP16", gpu.fp16_tensor_cores), ("BF16", gpu.bf16_tensor_cores)) if has
-        ]
+        cores = ["FP16"] * gpu.fp16_tensor_cores + ["BF16"] * gpu.bf16_tensor_cores
         tensor_cores = f"{' and '.join(cores)} tensor cores" if cores else "no tensor cores"
-        table.add_row(
-            "GPU", f"{gpu.name}, {gpu.compute_capability}, {_gigabytes(gpu.memory_bytes)}, {tensor_cores}"
-        )
+        memory = f"{gpu.memory_bytes / 2**30:.1f} GiB"
+        table.add_row("GPU", f"{gpu.name}, {gpu.compute_capability}, {memory}, {tensor_cores}")
     if not found.gpus:
         table.add_row("GPU", f"none: {found.gpu_problem}")
     table.add_row("driver", f"CUDA {found.driver_cuda}" if found.driver_cuda else "none")
     table.add_row("system", here.system)
     table.add_row("Python", found.python)
     table.add_row("home", str(found.home))
-    there = [name for name, complete in found.assets.items() if complete]
-    table.add_row("downloaded", ", ".join(there) or "nothing yet")
+    downloaded = [name for name, complete in found.assets.items() if complete]
+    table.add_row("downloaded", ", ".join(downloaded) or "nothing")
     return table
 
 
 def _component_table(found: Diagnosis) -> Any:
+    from rich.markup import escape
+
     table = _table("Components", "name", "version", "")
     for part in found.components:
         advice = f": {part.get}" if part.get else ""
-        remark = part.detail if part.usable else f"{part.problem}{advice}"
-        table.add_row(part.name, part.version or "-", _plain(remark))
+        note = part.detail if part.usable else f"{part.problem}{advice}"
+        table.add_row(part.name, part.version or "-", escape(note))
     return table
 
 
 def _command_table(found: Diagnosis) -> Any:
-    table = _table("Commands", "command", "runs here", "", "to get it")
-    for verdict in found.commands:
-        answer = "[green]yes[/green]" if verdict.runs else "[red]no[/red]"
-        remark = verdict.note if verdict.runs else "\n".join(verdict.why_not)
-        table.add_row(verdict.command, answer, _plain(remark), _plain("\n".join(verdict.get)))
-    return table
-
-
-def _plain(text: str) -> str:
-    """Square brackets, as in `bertmp[cpu]`, are text here and not Rich's markup."""
     from rich.markup import escape
 
-    return escape(text)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
+    table = _table("Commands", "command", "runs here", "", "to install it")
+    for check in found.commands:
+        runs = "[green]yes[/green]" if check.runs else "[red]no[/red]"
+        note = check.note if check.runs else "\n".join(check.why_not)
+        table.add_row(check.command, runs, escape(note), escape("\n".join(check.get)))
+    return table

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and their fingerprints."""
+"""Files written completely or not at all, their SHA-256, and locks between processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bertmp.core.errors import InputError
+from bertmp.core.errors import InputError, MissingComponent
 
 
 def _sync(path: Path) -> None:
@@ -53,8 +53,9 @@ def _concerns(path: Path, target: Path) -> bool:
 def writing_to(target: Path) -> Iterator[None]:
     """Turns a full or read-only disk into one clear line about `target`.
 
-    Errors: InputError for a disk that is full or read-only, a folder that may not be written, and a file
-    that stands where a folder is needed; every other OSError passes.
+    Raises:
+        InputError: the disk is full or read-only, the folder may not be written, or a file stands where a
+            folder is needed. Every other OSError passes.
     """
     try:
         yield
@@ -129,54 +130,56 @@ def swap_in(folder: Path, target: Path) -> None:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Writes `text` as UTF-8, whole or not at all."""
+    """Writes `text` as UTF-8, completely or not at all."""
     with atomic_file(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, whole or not at all."""
+    """Writes `value` as indented JSON, completely or not at all."""
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_toml(target: Path, values: Mapping[str, Any]) -> None:
-    """Writes settings as a flat TOML table, whole or not at all; those that are None are left out.
+    """Writes settings as a flat TOML table, completely or not at all; those that are None are left out.
 
     Args:
         values: text, numbers, truth values, paths, and sequences of these.
+
+    Raises:
+        MissingComponent: tomli-w is not installed, as on a machine that only trains.
     """
-    lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None]
-    write_text(target, "".join(lines))
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, (str, Path)):
-        # JSON's escapes are TOML's; but TOML wants DEL escaped, which JSON leaves as it is.
-        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    return f"[{', '.join(_toml(item) for item in value)}]"
+    try:
+        import tomli_w
+    except ImportError as error:
+        raise MissingComponent("tomli-w is not installed", target, "pip install tomli-w") from error
+    plain = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in values.items()
+        if value is not None
+    }
+    write_text(target, tomli_w.dumps(plain))
 
 
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
-    Errors: InputError where it is missing, not UTF-8 or not JSON.
+    Raises:
+        InputError: it is missing, not UTF-8 or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError("no such file", path, "check the path") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError("not a JSON file", path, f"mend or replace it ({error})") from error
+        raise InputError("not a JSON file", path, f"fix or replace it ({error})") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Reads a TOML file.
 
-    Errors: InputError where it is missing, not UTF-8 or not TOML.
+    Raises:
+        InputError: it is missing, not UTF-8 or not TOML.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -187,7 +190,26 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError("no such file", path, "check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError("not a TOML file", path, f"mend it ({error})") from error
+        raise InputError("not a TOML file", path, f"fix it ({error})") from error
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`, made with its folder: of two processes, the second waits.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    from filelock import FileLock
+
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sha256_file(path: Path) -> str:

@@ -26,14 +26,14 @@ IMPORT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Component:
-    """Something that commands need and that may be missing.
+    """A library or server that commands need and that may be missing.
 
     Attributes:
         name: what it is called.
         version: its version; empty where it is not installed.
         problem: why it cannot be used; empty where it can.
         detail: more about it, such as ONNX Runtime's providers.
-        get: the command that brings it.
+        get: the command that installs it.
     """
 
     name: str
@@ -49,46 +49,34 @@ class Component:
 
 @dataclass(frozen=True)
 class _Package:
-    """A component that is a Python package: where to look, and what to try in a child process."""
+    """A component that is a Python package: its module, whose releases carry it, and what to try."""
 
     name: str
-    module: str
-    distributions: tuple[str, ...]
-    get: str
+    get: str = "pip install . in the clone"
+    distributions: tuple[str, ...] = ()
     trial: str = ""
 
+    @property
+    def module(self) -> str:
+        return self.name.replace("-", "_")
 
-_GET = "pip install '.[{extra}]' in the clone"
-_CORE = "pip install . in the clone"
+
+_CPU, _GPU = "pip install '.[cpu]' in the clone", "pip install '.[gpu]' in the clone"
 _PACKAGES = (
-    _Package("torch", "torch", ("torch",), _CORE),
-    _Package("tokenizers", "tokenizers", ("tokenizers",), _CORE),
-    _Package("safetensors", "safetensors", ("safetensors",), _CORE),
-    _Package("pyarrow", "pyarrow", ("pyarrow",), _CORE),
-    _Package("onnx", "onnx", ("onnx",), _CORE),
-    _Package("onnxscript", "onnxscript", ("onnxscript",), _CORE),
-    _Package("tritonclient", "tritonclient", ("tritonclient",), _CORE),
+    *map(_Package, ("torch", "tokenizers", "safetensors", "pyarrow", "onnx", "onnxscript", "tritonclient")),
     _Package(
         "onnxruntime",
-        "onnxruntime",
-        ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime"),
-        _GET.format(extra="cpu"),
+        _CPU,
+        ("onnxruntime-gpu", "onnxruntime-openvino"),
         "import onnxruntime; print(', '.join(onnxruntime.get_available_providers()))",
     ),
     _Package(
         "tensorrt",
-        "tensorrt",
-        ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
-        _GET.format(extra="gpu"),
+        _GPU,
+        ("tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
         "import tensorrt",
     ),
-    _Package(
-        "tensorrt-rtx",
-        "tensorrt_rtx",
-        ("tensorrt-rtx", "tensorrt_rtx"),
-        _GET.format(extra="cpu"),
-        "import tensorrt_rtx",
-    ),
+    _Package("tensorrt-rtx", _CPU, trial="import tensorrt_rtx"),
 )
 
 
@@ -109,10 +97,10 @@ def components() -> tuple[Component, ...]:
 
 
 def _look(package: _Package) -> Component:
-    """What the installed files say, without importing anything."""
+    """Reads the installed files, without importing anything."""
     if importlib.util.find_spec(package.module) is None:
         return Component(package.name, problem="not installed", get=package.get)
-    version = _version(package.distributions)
+    version = _version((*package.distributions, package.name))
     detail = _torch_build() if package.name == "torch" else ""
     return Component(package.name, version, detail=detail, get=package.get)
 

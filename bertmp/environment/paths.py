@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 
@@ -11,6 +10,8 @@ def home() -> Path:
     """`BERTMP_HOME`, or `bertmp` in the platform's user cache folder. It is not created here."""
     if chosen := os.environ.get("BERTMP_HOME"):
         return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "bertmp"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bertmp"
+    try:
+        from platformdirs import user_cache_path
+    except ImportError:  # on a machine that only trains
+        return Path.home() / ".cache" / "bertmp"
+    return user_cache_path("bertmp")

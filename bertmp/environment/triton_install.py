@@ -1,34 +1,36 @@
 """`bertmp setup triton`: a Triton server in an environment of its own, and finding it again.
 
 On the PATH of NVIDIA's container there is a `tritonserver` already, with every backend; it is used as
-it is. Elsewhere a wheel brings the server with its Python backend, and serve/backend/ brings the rest.
+it is. Elsewhere a wheel brings the server with its Python backend, and serve/backends/ the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import platform
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from packaging.version import Version
+
 from bertmp.core.errors import InputError, MissingComponent
-from bertmp.core.io import read_json, write_json, writing_to
+from bertmp.core.io import file_lock, read_json, write_json, writing_to
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
 from bertmp.environment import triton_pins as pins
 from bertmp.environment.options import SetupOptions
 from bertmp.environment.paths import home
 from bertmp.environment.triton_python import HostPython, find_python
-from bertmp.environment.wheels import fetch, locked
+from bertmp.environment.wheels import fetch, run_pip, run_tool
 
 MARKER = "bertmp-runtime.json"
-"""Written last: an environment without it was interrupted, and is made anew."""
+"""Written last: an environment without it was interrupted, and is made again."""
+
+_FAILED = "cannot install Triton"
 
 
 @dataclass(frozen=True)
@@ -86,24 +88,25 @@ def setup(options: SetupOptions) -> SetupResult:
         InputError: an unknown component, or a `BERTMP_HOME` that cannot be written.
         MissingComponent: this platform, Python or network does not allow it.
     """
-    component = options.component
     if system := _system_runtime():
-        return SetupResult(component, str(system.executable), False, {"tritonserver": system.version})
+        versions = {"tritonserver": system.version}
+        return SetupResult(options.component, str(system.executable), installed=False, versions=versions)
     _require_platform()
-    if (present := _complete_folder()) is not None:
-        return SetupResult(component, str(present), False, dict(read_json(present / MARKER)["versions"]))
-    with locked(home() / "triton"):
-        if (present := _complete_folder()) is None:  # another process made it while we waited
-            python = find_python()
-            present = _build(home() / "triton" / _folder_name(python), python, options.progress)
-            return SetupResult(component, str(present), True, dict(read_json(present / MARKER)["versions"]))
-    return SetupResult(component, str(present), False, dict(read_json(present / MARKER)["versions"]))
+    folder, installed = _complete_folder(), False
+    if folder is None:
+        with file_lock(home() / "triton" / ".lock"):
+            folder = _complete_folder()  # another process may have made it while we waited
+            if folder is None:
+                folder, installed = _build(find_python(), options.progress), True
+    versions = dict(read_json(folder / MARKER)["versions"])
+    return SetupResult(options.component, str(folder), installed, versions)
 
 
 def find_runtime() -> TritonRuntime:
     """The Triton server of this machine: one on the PATH, else the one that `bertmp setup` made.
 
-    Errors: MissingComponent where there is neither.
+    Raises:
+        MissingComponent: there is neither.
     """
     if system := _system_runtime():
         return system
@@ -122,10 +125,6 @@ def _require_platform() -> None:
 
 def _recipe() -> str:
     return hashlib.sha256(f"{pins.SERVER.sha256}\n{pins.requirements()}".encode()).hexdigest()
-
-
-def _folder_name(python: HostPython) -> str:
-    return f"{pins.SERVER_VERSION}-python{python.version}"
 
 
 def _environments() -> list[Path]:
@@ -157,31 +156,33 @@ def _fault(folder: Path) -> str | None:
 
 def _numpy_major(folder: Path) -> int:
     names = [path.name for path in _site_packages(folder).glob("numpy-*.dist-info")]
-    majors = [int(found[1]) for name in names if (found := re.match(r"numpy-(\d+)\.", name))]
-    return max(majors, default=0)
+    return max((Version(name.split("-")[1].removesuffix(".dist")).major for name in names), default=0)
 
 
 def _site_packages(folder: Path) -> Path:
     return next(iter(folder.glob("lib/python3.*/site-packages")), folder)
 
 
-def _build(folder: Path, python: HostPython, progress: ProgressCallback) -> Path:
+def _build(python: HostPython, progress: ProgressCallback) -> Path:
     """Makes the environment where it will stay: virtual environments do not survive a move."""
+    folder = home() / "triton" / f"{pins.SERVER_VERSION}-python{python.version}"
     wheel = fetch(pins.SERVER, home() / "downloads", progress)
     with writing_to(folder):
         shutil.rmtree(folder, ignore_errors=True)
         try:
             progress(f"Python {python.version} environment")
-            _run([str(python.executable), "-m", "venv", "--without-pip", str(folder)], folder)
+            run_tool([str(python.executable), "-m", "venv", "--without-pip", str(folder)], _FAILED, folder)
+            packages = ", ".join(f"{name} {version}" for name, version in pins.VERSIONS.items())
+            progress(packages if python.has_numpy else f"{packages} (numpy from its source: minutes)")
             with tempfile.TemporaryDirectory() as scratch:
                 pinned = Path(scratch) / "requirements.txt"
                 pinned.write_text(pins.requirements())
-                what = ", ".join(f"{name} {version}" for name, version in pins.VERSIONS.items())
-                progress(what if python.has_numpy else f"{what} (numpy from its source: minutes)")
                 binaries = ",".join(name for name in pins.VERSIONS if name != "numpy")
-                _pip(folder, f"--only-binary={binaries}", "--require-hashes", "--requirement", str(pinned))
+                _install(
+                    folder, f"--only-binary={binaries}", "--require-hashes", "--requirement", str(pinned)
+                )
             progress(f"Triton server {pins.SERVER_VERSION}")
-            _pip(folder, "--no-index", str(wheel))
+            _install(folder, "--no-index", str(wheel))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -189,40 +190,16 @@ def _build(folder: Path, python: HostPython, progress: ProgressCallback) -> Path
             "tritonserver": pins.SERVER_VERSION,
             pins.SERVER.package: pins.SERVER.version,
             **pins.VERSIONS,
+            "python": python.version,
         }
         record = {"recipe": _recipe(), "library": str(python.library), "python": python.version}
-        write_json(folder / MARKER, {**record, "versions": {**versions, "python": python.version}})
+        write_json(folder / MARKER, {**record, "versions": versions})
     wheel.unlink(missing_ok=True)  # 50 MB that are not read again
     return folder
 
 
-def _pip(folder: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install"]
-    _run([*command, "--no-input", "--disable-pip-version-check", "--no-deps", *arguments], folder)
-
-
-def _run(command: list[str], folder: Path) -> None:
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        try:
-            said, _ = process.communicate()
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode != 0:
-        lines = [line.removeprefix("ERROR:").strip() for line in said.splitlines() if line.strip()]
-        errors = [
-            line.removeprefix("ERROR:").strip() for line in said.splitlines() if line.startswith("ERROR:")
-        ]
-        reason = (errors or lines or ["it said nothing"])[-1].rstrip(".")
-        todo = "check the network and pip's settings ('pip config list'), then run it again"
-        raise MissingComponent(f"cannot install Triton: {reason}", folder, todo)
+def _install(folder: Path, *arguments: str) -> None:
+    run_pip("install", *arguments, what=_FAILED, where=folder, python=folder / "bin" / "python")
 
 
 def _bundled_runtime(folder: Path) -> TritonRuntime:

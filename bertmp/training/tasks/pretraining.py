@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import numpy as np
 import torch
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import sha256_file, writing_to
+from bertmp.core.io import file_lock, sha256_file
 from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.environment.paths import home
@@ -135,7 +133,7 @@ def open_store(path: Path, columns: Columns, tokenizer: Tokenizer) -> Store:
         [sha256_file(path), path.suffix, columns.text, columns.text_pair, tokenizer.fingerprint()]
     )
     folder = home() / "corpora" / f"{path.stem}-{hashlib.sha256(mark.encode()).hexdigest()[:16]}"
-    with _one_at_a_time(folder):
+    with file_lock(folder.with_name(f"{folder.name}.lock")):  # of several processes, one prepares it
         if is_store(folder):
             try:
                 return Store.open(folder, tokenizer)
@@ -145,16 +143,3 @@ def open_store(path: Path, columns: Columns, tokenizer: Tokenizer) -> Store:
             shutil.rmtree(left, ignore_errors=True)
         prepare_store(path, columns, tokenizer, folder, progress=preparation_bar)
         return Store.open(folder, tokenizer)
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Several processes of a run want the same corpus: one prepares it, the others wait."""
-    import fcntl
-
-    with writing_to(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = folder.parent / f"{folder.name}.lock"
-        with lock.open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield

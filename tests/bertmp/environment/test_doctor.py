@@ -16,12 +16,12 @@ import pytest
 
 from bertmp.core.hardware import Gpu, find_gpu, machine, nvidia_driver
 from bertmp.environment.components import Component, components
-from bertmp.environment.requirements import NEEDS, Verdict, judge
+from bertmp.environment.requirements import REQUIREMENTS, CommandCheck, check_commands
 
 HOPPER = Gpu("NVIDIA H100", "9.0", 80 << 30)
 ALL = tuple(
     Component(name, "1.0", get=f"get {name}")
-    for name in sorted({part for need in NEEDS for part in (*need.every, *need.one_of)})
+    for name in sorted({part for need in REQUIREMENTS for part in (*need.every, *need.one_of)})
 )
 
 FAKE_NVML = """
@@ -52,44 +52,44 @@ def without(*names: str, problem: str = "not installed") -> list[Component]:
     return [replace(part, version="", problem=problem) if part.name in names else part for part in ALL]
 
 
-def verdict(command: str, found: list[Component], gpus: tuple[Gpu, ...] = ()) -> Verdict:
-    return next(one for one in judge(found, gpus, bf16_cpu=False) if one.command == command)
+def checked(command: str, found: list[Component], gpus: tuple[Gpu, ...] = ()) -> CommandCheck:
+    return next(one for one in check_commands(found, gpus, bf16_cpu=False) if one.command == command)
 
 
 def test_with_everything_every_command_runs() -> None:
-    assert all(one.runs for one in judge(ALL, (HOPPER,), bf16_cpu=True))
+    assert all(one.runs for one in check_commands(ALL, (HOPPER,), bf16_cpu=True))
 
 
 def test_with_nothing_only_what_needs_nothing_runs() -> None:
     found = [replace(part, version="", problem="not installed") for part in ALL]
-    assert {one.command for one in judge(found, (), bf16_cpu=False) if one.runs} == {"doctor"}
+    assert {one.command for one in check_commands(found, (), bf16_cpu=False) if one.runs} == {"doctor"}
 
 
 def test_what_is_missing_is_named_with_the_way_to_it() -> None:
-    one = verdict("serve", without("triton"))
+    one = checked("serve", without("triton"))
     assert (one.runs, one.why_not, one.get) == (False, ("triton: not installed",), ("get triton",))
 
 
 def test_either_builder_will_do() -> None:
-    assert verdict("build-engine", without("tensorrt")).runs
-    assert "TensorRT-RTX" in verdict("build-engine", without("tensorrt")).note
-    assert verdict("build-engine", without("tensorrt-rtx"), (HOPPER,)).note == "with TensorRT"
-    none = verdict("build-engine", without("tensorrt", "tensorrt-rtx"))
+    assert checked("build-engine", without("tensorrt")).runs
+    assert "TensorRT-RTX" in checked("build-engine", without("tensorrt")).note
+    assert checked("build-engine", without("tensorrt-rtx"), (HOPPER,)).note == "with TensorRT"
+    none = checked("build-engine", without("tensorrt", "tensorrt-rtx"))
     assert not none.runs
     assert len(none.why_not) == 2
 
 
 def test_tensorrt_itself_needs_a_gpu() -> None:
-    assert "TensorRT-RTX" in verdict("build-engine", without()).note
-    alone = verdict("build-engine", without("tensorrt-rtx"))
+    assert "TensorRT-RTX" in checked("build-engine", without()).note
+    alone = checked("build-engine", without("tensorrt-rtx"))
     assert not alone.runs
     assert "no GPU" in " ".join(alone.why_not)
 
 
 def test_a_gpu_that_torch_cannot_use_is_pointed_out() -> None:
     found = [replace(part, detail="built for the CPU") if part.name == "torch" else part for part in ALL]
-    assert "although there is a GPU" in verdict("train", found, (HOPPER,)).note
-    assert verdict("train", list(ALL), (HOPPER,)).note == "on NVIDIA H100"
+    assert "although there is a GPU" in checked("train", found, (HOPPER,)).note
+    assert checked("train", list(ALL), (HOPPER,)).note == "on NVIDIA H100"
 
 
 def test_this_machine() -> None:
@@ -102,7 +102,7 @@ def test_this_machine() -> None:
 
 def test_the_components_of_this_environment_are_seen() -> None:
     found = {part.name: part for part in components()}
-    for need in NEEDS:
+    for need in REQUIREMENTS:
         assert {*need.every, *need.one_of} <= set(found)
     assert found["torch"].usable
     assert found["torch"].detail.startswith("built for ")
@@ -113,7 +113,7 @@ def test_doctor_in_json(run_bertmp) -> None:  # type: ignore[no-untyped-def]
     done = run_bertmp("doctor", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert [one["command"] for one in found["commands"]] == [need.command for need in NEEDS]
+    assert [one["command"] for one in found["commands"]] == [need.command for need in REQUIREMENTS]
     assert set(found["assets"]) == {"minilm", "trec", "sms-spam", "moviedialog"}
     assert {"machine", "gpus", "python", "components", "home"} <= set(found)
 
@@ -121,7 +121,7 @@ def test_doctor_in_json(run_bertmp) -> None:  # type: ignore[no-untyped-def]
 def test_doctor_for_people(run_bertmp) -> None:  # type: ignore[no-untyped-def]
     done = run_bertmp("doctor", env={"COLUMNS": "200"})
     assert done.returncode == 0, done.stderr
-    for need in NEEDS:
+    for need in REQUIREMENTS:
         assert need.command in done.stdout
     assert "\x1b[" not in done.stdout
 

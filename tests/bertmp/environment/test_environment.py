@@ -18,7 +18,7 @@ import pytest
 from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.io import read_json, sha256_file
 from bertmp.data.readers import read_examples
-from bertmp.environment import datasets as recipes
+from bertmp.environment import datasets
 from bertmp.environment.downloads import ASSETS, download, is_complete
 from bertmp.environment.paths import home
 from bertmp.environment.wheels import Wheel, fetch
@@ -76,7 +76,9 @@ def test_the_split_never_changes(trec: Path) -> None:
 def test_the_shuffle_does_not_depend_on_the_order_given() -> None:
     texts = [f"text {number}" for number in range(50)]
     assert (
-        recipes.shuffled(texts, "a") == recipes.shuffled(reversed(texts), "a") != recipes.shuffled(texts, "b")
+        datasets.shuffled(texts, "a")
+        == datasets.shuffled(reversed(texts), "a")
+        != datasets.shuffled(texts, "b")
     )
 
 
@@ -91,8 +93,8 @@ def test_sms_spam_has_its_swallowed_messages_back(sms_spam: Path) -> None:
 
 
 def test_unswallow() -> None:
-    assert recipes.unswallow("ham", "hello") == [("ham", "hello")]
-    assert recipes.unswallow("ham", 'a" b\nspam\tc\nham\t"d') == [
+    assert datasets.unswallow("ham", "hello") == [("ham", "hello")]
+    assert datasets.unswallow("ham", 'a" b\nspam\tc\nham\t"d') == [
         ("ham", '"a" b'),
         ("spam", "c"),
         ("ham", '"d"'),
@@ -108,7 +110,7 @@ def test_moviedialog_pairs_have_two_sides(moviedialog: Path) -> None:
 
 def test_minilm_is_a_checkpoint_and_nothing_else(minilm: Path) -> None:
     assert sorted(path.name for path in minilm.iterdir()) == sorted(
-        [*recipes.CHECKPOINT_FILES, "LICENSE", "README.md", "assets.json"]
+        [*datasets.CHECKPOINT_FILES, "LICENSE", "README.md", "assets.json"]
     )
     assert read_json(minilm / "config.json")["model_type"] == "bert"
 
