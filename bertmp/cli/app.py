@@ -1,8 +1,7 @@
-"""The commands of all rooms under one name.
+"""All commands under one name.
 
-Each parses, calls one function of a room, and renders what it returns.
-
-Nothing heavy is imported here; each command imports its room when it runs.
+A command parses, calls one public function, and renders what it returns. Nothing heavy is imported here: a
+command imports its package when it runs.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from bertmp.cli import serve as serving
 
 app = typer.Typer(
     name="bertmp",
-    help="BERT from mixed-precision training to a served model, its accuracy proven at every step.",
+    help="BERT from mixed-precision training to a served model, its accuracy verified at every step.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,7 +35,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def _common(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and leave."
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    """BERT from mixed-precision training to a served model, its accuracy proven at every step."""
+    """BERT from mixed-precision training to a served model, its accuracy verified at every step."""

@@ -52,7 +52,7 @@ Explain = Annotated[bool, typer.Option("--explain", help="Print why each FP32 no
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Registers this room's commands."""
+    """Registers the commands of this module."""
 
     @command(app, "export", "bertmp export run/final --out bundle")
     def export(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Adds the commands of the engine room."""
+    """Registers the commands of this module."""
     command(
         app,
         "build-engine",

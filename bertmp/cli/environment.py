@@ -1,9 +1,7 @@
-"""The commands that get a machine ready: doctor, setup, download."""
+"""The commands that prepare the machine: doctor, setup, download."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +9,6 @@ import typer
 
 from bertmp.cli.command import CommandResult, command
 from bertmp.core.options import NoOptions
-from bertmp.core.progress import ProgressCallback
 from bertmp.environment.options import DownloadOptions, SetupOptions
 
 if TYPE_CHECKING:
@@ -32,9 +29,10 @@ def add_commands(app: typer.Typer) -> None:
     @command(app, "setup", SetupOptions, example="bertmp setup triton")
     def run_setup(options: SetupOptions) -> CommandResult:
         """Install a Triton server in an environment of its own, once."""
+        from bertmp.cli.progress import progress_bar
         from bertmp.environment.triton_install import setup
 
-        with _transfers() as progress:
+        with progress_bar(transfers=True) as progress:
             result = setup(replace(options, progress=progress))
         state = "installed" if result.installed else "already there"
         return CommandResult(result.to_json(), f"{result.component} {state}: {result.folder}")
@@ -42,33 +40,13 @@ def add_commands(app: typer.Typer) -> None:
     @command(app, "download", DownloadOptions, example="bertmp download minilm trec")
     def run_download(options: DownloadOptions) -> CommandResult:
         """Fetch real weights and data, checked and kept; print their folders."""
+        from bertmp.cli.progress import progress_bar
         from bertmp.environment.downloads import download
 
-        with _transfers() as progress:
+        with progress_bar(transfers=True) as progress:
             found = download(replace(options, progress=progress))
         folders = {name: str(folder) for name, folder in found.items()}
         return CommandResult(folders, "\n".join(folders.values()))
-
-
-@contextmanager
-def _transfers() -> Iterator[ProgressCallback]:
-    """One bar per transfer on standard error; one line where that is not a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    console = Console(stderr=True, highlight=False)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int | None = None, total: int | None = None, /) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=None)
-                if not console.is_terminal:
-                    console.print(what)
-            bars.update(tasks[what], completed=done or 0, total=total or None)
-
-        yield show
 
 
 def _print_diagnosis(console: Any, found: Diagnosis) -> None:

@@ -18,7 +18,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Registers this room's commands."""
+    """Registers the commands of this module."""
 
     @command(app, "explain", "bertmp explain model.fp16.onnx --calibration texts.txt")
     def explain(

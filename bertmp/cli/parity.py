@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Registers this room's commands."""
+    """Registers the commands of this module."""
 
     @command(app, "parity", "bertmp parity bundle --data test.tsv --server localhost:8001 --model trec")
     def parity(

@@ -12,7 +12,7 @@ from bertmp.cli.command import function_command as command
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Registers this room's command."""
+    """Registers the commands of this module."""
 
     @command(app, "prepare", "bertmp prepare corpus.txt --model minilm --out corpus")
     def prepare(

@@ -6,7 +6,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from bertmp.core.progress import ProgressCallback
+
+
+@contextmanager
+def progress_bar(*, log: bool = True, transfers: bool = False) -> Iterator[ProgressCallback]:
+    """A callback that shows progress on standard error: lines, and one bar where that is a terminal.
+
+    Args:
+        log: whether messages without a count stay as lines; otherwise each replaces the one before.
+        transfers: whether counts are bytes; each transfer is then a line where there is no terminal.
+    """
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    counts = (
+        (DownloadColumn(), TransferSpeedColumn())
+        if transfers
+        else (MofNCompleteColumn(), TimeRemainingColumn())
+    )
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counts)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def show(message: str, completed: int | None = None, total: int | None = None, /) -> None:
+            started = transfers and not console.is_terminal and message != bar.tasks[task].description
+            if started or (log and completed is None):
+                console.print(message, markup=False)
+            if completed is not None or not log:
+                bar.update(
+                    task, description=message, completed=completed or 0, total=total or None, visible=True
+                )
+
+        yield show
 
 
 class TrainingBar:

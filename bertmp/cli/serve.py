@@ -31,7 +31,7 @@ REPOSITORY = Path("model_repository")
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Registers this room's commands."""
+    """Registers the commands of this module."""
     _add_repository_commands(app)
     _add_serve(app)
     _add_client_commands(app)

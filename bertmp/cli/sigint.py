@@ -1,4 +1,4 @@
-"""Ctrl-C that cannot get lost.
+"""Ctrl-C that no library can swallow.
 
 A KeyboardInterrupt is raised wherever the interpreter happens to be. In the middle of a library's import or
 of a callback it can be swallowed, or come out as some other error. So the interrupt is also noted: an error

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Registers this room's command."""
+    """Registers the commands of this module."""
 
     @command(
         app,

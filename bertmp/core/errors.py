@@ -1,4 +1,4 @@
-"""What can go wrong in a way that the user can mend: one line each, one exit code each.
+"""Errors that the user can fix: each prints as one line and has its exit code.
 
 Every error that reaches the command line prints as `error: WHAT (WHERE): what to do`.
 """
@@ -30,7 +30,7 @@ class BertmpError(Exception):
 
 
 class GateFailed(BertmpError):
-    """A check that the user asked for did not hold: parity, precision proof, promotion."""
+    """A check that the user asked for failed: parity, precision verification, promotion."""
 
     exit_code = 1
 
@@ -42,18 +42,18 @@ class BuildFailed(BertmpError):
 
 
 class InputError(BertmpError):
-    """Bad input or usage: a file, an option or a request that cannot be worked with."""
+    """Bad input or usage: a file, an option or a request that cannot be used."""
 
     exit_code = 2
 
 
 class TrainingStopped(BertmpError):
-    """The overflow watch ended the training."""
+    """The divergence monitor stopped the training."""
 
     exit_code = 3
 
 
 class MissingComponent(BertmpError):
-    """Something that is installed separately is not there; `bertmp doctor` says how to get it."""
+    """Something that is installed separately is missing; `bertmp doctor` says how to install it."""
 
     exit_code = 4
