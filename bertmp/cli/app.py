@@ -10,6 +10,7 @@ import typer
 
 from bertmp.cli import convert, environment, prepare, train
 from bertmp.cli import serve as serving
+from bertmp.cli.command import add_command
 
 app = typer.Typer(
     name="bertmp",
@@ -20,7 +21,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (environment, prepare, train, convert, serving):
+COMMANDS = (
+    ("doctor", environment.doctor, "bertmp doctor --json"),
+    ("setup", environment.setup, "bertmp setup triton"),
+    ("download", environment.download, "bertmp download minilm trec"),
+)
+"""Each command's name, its function, and an example."""
+
+for name, function, example in COMMANDS:
+    add_command(app, name, function, example)
+for module in (prepare, train, convert, serving):
     module.add_commands(app)
 
 

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import typer
 
@@ -59,36 +59,30 @@ def _show(result: CommandResult, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def command(
-    app: typer.Typer, name: str, options: type[Options], example: str
-) -> Callable[[Callable[..., CommandResult]], Callable[..., CommandResult]]:
-    """Registers a function of an Options object as the command `name`; its docstring is the help.
-
-    A function that prints while it runs takes `as_json` as well.
+def add_command(app: typer.Typer, name: str, function: Callable[..., CommandResult], example: str) -> None:
+    """Registers a function of an Options object as the command `name`.
 
     Args:
-        options: the class of the command's options, from which its parameters follow.
+        function: takes `options`, whose class gives the command's parameters, and `as_json` too where it
+            prints while it runs; its docstring is the help.
         example: one command line, shown at the end of `--help`.
     """
+    hints = get_type_hints(function)
+    options: type[Options] = hints["options"]
 
-    def register(function: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
-        def run(*, as_json: bool, config: Path | None, debug: bool, **given: Any) -> None:
-            with report_errors(debug):
-                keywords = {"as_json": as_json} if wants_json else {}
-                result = function(options(**values_of(options, given)), **keywords)
-                _show(result, as_json)
-                if result.exit_code:
-                    raise typer.Exit(result.exit_code)
+    def run(*, as_json: bool, config: Path | None, debug: bool, **given: Any) -> None:
+        with report_errors(debug):
+            keywords = {"as_json": as_json} if "as_json" in hints else {}
+            result = function(options(**values_of(options, given)), **keywords)
+            _show(result, as_json)
+            if result.exit_code:
+                raise typer.Exit(result.exit_code)
 
-        wants_json = "as_json" in inspect.signature(function).parameters
-        parameters = parameters_of(options)
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
-        run.__doc__ = function.__doc__
-        app.command(name, epilog=f"Example: {example}", context_settings={"obj": options})(run)
-        return function
-
-    return register
+    parameters = parameters_of(options)
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__doc__ = function.__doc__
+    app.command(name, epilog=f"Example: {example}", context_settings={"obj": options})(run)
 
 
 def function_command(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from bertmp.cli.command import CommandResult, command
+import bertmp
+from bertmp.cli.command import CommandResult
+from bertmp.cli.progress import progress_bar
 from bertmp.core.options import NoOptions
 from bertmp.environment.options import DownloadOptions, SetupOptions
 
@@ -15,38 +15,26 @@ if TYPE_CHECKING:
     from bertmp.environment.doctor import Diagnosis
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Registers `doctor`, `setup` and `download`."""
+def doctor(options: NoOptions) -> CommandResult:
+    """Show what this machine has, and which commands can run on it."""
+    found = bertmp.doctor()
+    return CommandResult(found.to_json(), lambda console: _print_diagnosis(console, found))
 
-    @command(app, "doctor", NoOptions, example="bertmp doctor --json")
-    def run_doctor(options: NoOptions) -> CommandResult:
-        """Show what this machine has, and which commands can run on it."""
-        from bertmp.environment.doctor import doctor
 
-        found = doctor()
-        return CommandResult(found.to_json(), lambda console: _print_diagnosis(console, found))
+def setup(options: SetupOptions) -> CommandResult:
+    """Install a Triton server in an environment of its own, once."""
+    with progress_bar(transfers=True) as progress:
+        result = bertmp.setup(replace(options, progress=progress))
+    state = "installed" if result.installed else "already there"
+    return CommandResult(result.to_json(), f"{result.component} {state}: {result.folder}")
 
-    @command(app, "setup", SetupOptions, example="bertmp setup triton")
-    def run_setup(options: SetupOptions) -> CommandResult:
-        """Install a Triton server in an environment of its own, once."""
-        from bertmp.cli.progress import progress_bar
-        from bertmp.environment.triton_install import setup
 
-        with progress_bar(transfers=True) as progress:
-            result = setup(replace(options, progress=progress))
-        state = "installed" if result.installed else "already there"
-        return CommandResult(result.to_json(), f"{result.component} {state}: {result.folder}")
-
-    @command(app, "download", DownloadOptions, example="bertmp download minilm trec")
-    def run_download(options: DownloadOptions) -> CommandResult:
-        """Fetch real weights and data, checked and kept; print their folders."""
-        from bertmp.cli.progress import progress_bar
-        from bertmp.environment.downloads import download
-
-        with progress_bar(transfers=True) as progress:
-            found = download(replace(options, progress=progress))
-        folders = {name: str(folder) for name, folder in found.items()}
-        return CommandResult(folders, "\n".join(folders.values()))
+def download(options: DownloadOptions) -> CommandResult:
+    """Fetch real weights and data, checked and kept; print their folders."""
+    with progress_bar(transfers=True) as progress:
+        found = bertmp.download(replace(options, progress=progress))
+    folders = {name: str(folder) for name, folder in found.items()}
+    return CommandResult(folders, "\n".join(folders.values()))
 
 
 def _print_diagnosis(console: Any, found: Diagnosis) -> None:

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from typing import Any
 
 from bertmp.core.progress import ProgressCallback
 
@@ -27,6 +17,17 @@ def progress_bar(*, log: bool = True, transfers: bool = False) -> Iterator[Progr
         log: whether messages without a count stay as lines; otherwise each replaces the one before.
         transfers: whether counts are bytes; each transfer is then a line where there is no terminal.
     """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     counts = (
         (DownloadColumn(), TransferSpeedColumn())
@@ -52,7 +53,7 @@ def progress_bar(*, log: bool = True, transfers: bool = False) -> Iterator[Progr
 class TrainingBar:
     """Shows a training run: steps, loss, examples per second, time left."""
 
-    def __init__(self, bar: Progress, total: int, done: int) -> None:
+    def __init__(self, bar: Any, total: int, done: int) -> None:
         self._bar = bar
         self._task = bar.add_task("training", total=total, completed=done, loss="-", rate="-")
 
@@ -66,6 +67,9 @@ class TrainingBar:
 @contextmanager
 def training_bar(total: int, done: int) -> Iterator[TrainingBar]:
     """A bar over `total` steps, of which `done` are done already."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -20,7 +20,7 @@ PROBE = """
 import sys, typer
 from collections.abc import Sequence
 from typing import Literal
-from bertmp.cli.command import CommandResult, command, run_app
+from bertmp.cli.command import CommandResult, add_command, run_app
 from bertmp.core.options import Options, option
 from bertmp.core.errors import BertmpError, GateFailed, InputError, MissingComponent, TrainingStopped
 
@@ -52,12 +52,13 @@ class ProbeOptions(Options):
         if self.plain and not self.quick:
             raise InputError("--plain needs --quick", "--plain", "leave one out")
 
-@command(app, "probe", ProbeOptions, example="probe --raise input")
 def probe(options: ProbeOptions) -> CommandResult:
     print("working", file=sys.stderr)
     if options.kind:
         raise ERRORS[options.kind]
     return CommandResult({**options.to_json(), "text": "Grüße"}, f"times {options.times}", options.code)
+
+add_command(app, "probe", probe, example="probe --raise input")
 
 @app.callback()
 def main(early: str = typer.Option("", callback=early)) -> None: ...
