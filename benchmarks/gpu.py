@@ -119,12 +119,12 @@ def measure(
     import torch
 
     from benchmarks.steps import measure_steps
-    from bertmp.training.distributed import World
+    from bertmp.training.distributed import DistributedContext
 
     while True:
         try:
             found = measure_steps(
-                config, precision, World(device), length, batch, plan.unmeasured, plan.measured
+                config, precision, DistributedContext(device), length, batch, plan.unmeasured, plan.measured
             )
         except torch.OutOfMemoryError:
             if precision != "fp32" or batch == 1:

@@ -20,11 +20,11 @@ from bertmp.model.bert import initialise
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import LossOptions
 from bertmp.model.heads.pretraining import PreTraining
-from bertmp.training.amp import Policy
-from bertmp.training.distributed import World
+from bertmp.training.amp import PrecisionPolicy
+from bertmp.training.distributed import DistributedContext
 from bertmp.training.loop import Trainer
 from bertmp.training.objective import Objective
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
@@ -70,7 +70,13 @@ class Clock:
 
 
 def measure_steps(
-    config: BertConfig, precision: str, world: World, length: int, batch: int, unmeasured: int, measured: int
+    config: BertConfig,
+    precision: str,
+    world: DistributedContext,
+    length: int,
+    batch: int,
+    unmeasured: int,
+    measured: int,
 ) -> Measured:
     """Pre-trains a model from random weights for a few steps, through the loop that `bertmp train` runs.
 
@@ -94,13 +100,13 @@ def measure_steps(
 def make_trainer(
     config: BertConfig,
     precision: str,
-    world: World,
+    world: DistributedContext,
     data: RandomTexts,
     clock: Clock,
     learning_rate: float = 1e-4,
 ) -> Trainer:
     """A pre-training run of `clock.last` steps, each over all of `data`, that saves nothing."""
-    settings = TrainSettings(
+    settings = TrainOptions(
         task="pretraining",
         data=Path("random"),
         model=Path("random"),
@@ -114,7 +120,7 @@ def make_trainer(
     with torch.device(world.device):
         head = PreTraining(config)
     initialise(head, config, torch.Generator(world.device).manual_seed(0))
-    policy = Policy.resolve(precision, "dynamic", world.device.type)
+    policy = PrecisionPolicy.resolve(precision, "dynamic", world.device.type)
     return Trainer(Objective(head, LossOptions()), data, None, settings, policy, world, {}, clock)
 
 

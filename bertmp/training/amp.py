@@ -25,7 +25,7 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Scaling:
+class LossScaleConfig:
     """How the loss scale of FP16 training moves.
 
     Attributes:
@@ -60,7 +60,7 @@ class Scaling:
 
 
 @dataclass(frozen=True)
-class Policy:
+class PrecisionPolicy:
     """A precision for training.
 
     Attributes:
@@ -73,10 +73,12 @@ class Policy:
     mode: Mode
     static_scale: float | None
     device: str
-    scaling: Scaling = field(default_factory=Scaling)
+    scaling: LossScaleConfig = field(default_factory=LossScaleConfig)
 
     @classmethod
-    def resolve(cls, precision: str, loss_scale: str, device: str, scaling: Scaling | None = None) -> Policy:
+    def resolve(
+        cls, precision: str, loss_scale: str, device: str, scaling: LossScaleConfig | None = None
+    ) -> PrecisionPolicy:
         """The policy that the options ask for.
 
         `auto` is FP16 on CUDA and BF16 on the CPU, which has matrix instructions for it and none for FP16.
@@ -88,7 +90,7 @@ class Policy:
                 f"unknown precision '{precision}'", "--precision", f"use one of {', '.join(MODES)}"
             )
         mode: Mode = precision if precision != "auto" else ("fp16" if device == "cuda" else "bf16")  # type: ignore[assignment]
-        return cls(mode, _static_scale(loss_scale), device, scaling or Scaling())
+        return cls(mode, _static_scale(loss_scale), device, scaling or LossScaleConfig())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,7 +112,7 @@ class LossScaler:
     Weights are FP32, so their gradients are too: they are unscaled in FP32, in place, before clipping.
     """
 
-    def __init__(self, policy: Policy, kind: Callable[..., torch.amp.GradScaler]) -> None:
+    def __init__(self, policy: PrecisionPolicy, kind: Callable[..., torch.amp.GradScaler]) -> None:
         self._static, self._scaling = policy.static_scale, policy.scaling
         self._scaler = kind(
             policy.device,

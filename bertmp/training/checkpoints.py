@@ -10,12 +10,12 @@ from typing import Any
 
 from bertmp.training.stability.overflow_trace import all_finite
 from bertmp.training.state import State, States
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 
 MOST, FEWEST_STEPS = 4, 500
 
 
-class Keeper:
+class CheckpointManager:
     """A run's states.
 
     A run that saves states goes back to those. One that does not still needs something to go back to: it
@@ -30,7 +30,7 @@ class Keeper:
         states: those that can be resumed, in `steps/`.
     """
 
-    def __init__(self, settings: TrainSettings, identity: Mapping[str, Any], total: int) -> None:
+    def __init__(self, settings: TrainOptions, identity: Mapping[str, Any], total: int) -> None:
         self.states = States(settings.out / "steps", settings.keep, identity)
         self._fallback = States(settings.out / "last-good", 1, {})
         self._every = settings.save_every

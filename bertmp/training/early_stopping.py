@@ -8,7 +8,7 @@ from bertmp.training.evaluate import Evaluation
 
 
 @dataclass(frozen=True)
-class Best:
+class BestEvaluation:
     """The state of the search; pure data, part of every resumable state.
 
     Attributes:
@@ -21,11 +21,11 @@ class Best:
     step: int = 0
     waited: int = 0
 
-    def after(self, evaluation: Evaluation, step: int) -> Best:
+    def after(self, evaluation: Evaluation, step: int) -> BestEvaluation:
         """The state after one more evaluation; only a strictly better one counts."""
         score = evaluation.score
         if self.score is None or score > self.score:
-            return Best(score, step, 0)
+            return BestEvaluation(score, step, 0)
         return replace(self, waited=self.waited + 1)
 
     def is_new(self, step: int) -> bool:

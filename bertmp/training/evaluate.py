@@ -9,7 +9,7 @@ import torch
 
 from bertmp.data.batches import by_length
 from bertmp.model.heads import Head
-from bertmp.training.distributed import World
+from bertmp.training.distributed import DistributedContext
 from bertmp.training.tasks import TrainingData
 
 BATCH = 64
@@ -50,11 +50,11 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(head: Head, data: TrainingData, world: World) -> Evaluation:
+def evaluate(head: Head, data: TrainingData, world: DistributedContext) -> Evaluation:
     """Evaluates without dropout; the head is left in its mode. Random parts are those of epoch 0.
 
     Args:
-        head: with all its weights, in every process; see `World.whole`.
+        head: with all its weights, in every process; see `DistributedContext.whole`.
         world: its processes share out the examples and all get the same result.
     """
     training = head.training

@@ -10,7 +10,7 @@ from types import FrameType
 
 
 @contextmanager
-def interrupt_between_steps() -> Iterator[Callable[[], bool]]:
+def graceful_stop() -> Iterator[Callable[[], bool]]:
     """Notes the first Ctrl-C or SIGTERM and says so when asked; a second one is not held back.
 
     In the middle of a step weights and optimizer would not fit together. SIGTERM is what batch systems send

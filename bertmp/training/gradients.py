@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from bertmp.model.batch import Batch
-from bertmp.training.amp import Policy
-from bertmp.training.distributed import World
+from bertmp.training.amp import PrecisionPolicy
+from bertmp.training.distributed import DistributedContext
 from bertmp.training.objective import Objective
-from bertmp.training.steps import Share, Steps
+from bertmp.training.steps import RankBatch, StepDataset
 
 
 @dataclass(frozen=True)
-class Tally:
+class LossNormalizer:
     """What a step consists of, over all processes; known before its forward pass.
 
     Attributes:
@@ -30,22 +30,22 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Gradients:
+class GradientAccumulator:
     """Computes them, as often as asked, the same each time.
 
     Attributes:
         objective: the head and its loss.
-        module: the same, as `World.wrap` wraps it.
+        module: the same, as `DistributedContext.wrap` wraps it.
     """
 
     objective: Objective
     module: nn.Module
-    steps: Steps
-    world: World
-    policy: Policy
+    steps: StepDataset
+    world: DistributedContext
+    policy: PrecisionPolicy
     seed: int
 
-    def tally(self, share: Share) -> Tally:
+    def tally(self, share: RankBatch) -> LossNormalizer:
         """Counts a step's terms."""
         parts = len(self.objective.head.losses)
         total = torch.zeros(parts + 1, dtype=torch.float64)
@@ -54,10 +54,14 @@ class Gradients:
                 total += torch.tensor([*self.objective.counts(batch), batch.tokens], dtype=total.dtype)
         total = self.world.sum(total)
         counts = total[:-1].clamp_min(1.0).float().to(self.world.device)
-        return Tally(counts, int(total[-1]))
+        return LossNormalizer(counts, int(total[-1]))
 
     def accumulate(
-        self, share: Share, tally: Tally, step: int, scale: Callable[[Tensor], Tensor] = lambda loss: loss
+        self,
+        share: RankBatch,
+        tally: LossNormalizer,
+        step: int,
+        scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     ) -> float:
         """Adds the gradients of the scaled loss to the parameters'; returns the loss, over all processes."""
         sums = torch.zeros_like(tally.counts)

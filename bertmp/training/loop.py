@@ -10,33 +10,33 @@ from typing import Any, Protocol
 
 from bertmp.core.errors import TrainingStopped
 from bertmp.model.heads import Head
-from bertmp.training.amp import Policy
-from bertmp.training.checkpoints import Keeper
-from bertmp.training.distributed import World
-from bertmp.training.early_stopping import Best
+from bertmp.training.amp import PrecisionPolicy
+from bertmp.training.checkpoints import CheckpointManager
+from bertmp.training.distributed import DistributedContext
+from bertmp.training.early_stopping import BestEvaluation
 from bertmp.training.evaluate import Evaluation, evaluate
-from bertmp.training.graceful_stop import interrupt_between_steps
-from bertmp.training.gradients import Gradients
-from bertmp.training.metrics_log import MetricsFile, StepLog
+from bertmp.training.graceful_stop import graceful_stop
+from bertmp.training.gradients import GradientAccumulator
+from bertmp.training.metrics_log import MetricsLog, StepLog
 from bertmp.training.objective import Objective
 from bertmp.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from bertmp.training.stability.activation_ranges import Ranges, recording
 from bertmp.training.stability.monitor import (
     Action,
-    Culprit,
-    Do,
-    Memory,
+    Decision,
+    DivergenceMonitor,
+    FaultSite,
+    MonitorSettings,
+    MonitorState,
     StepFacts,
-    Watch,
-    WatchSettings,
     event,
 )
-from bertmp.training.stability.overflow_trace import broken_weights, find_culprit, look_into
+from bertmp.training.stability.overflow_trace import broken_weights, diagnose_step, locate_nonfinite
 from bertmp.training.state import Position, State, States
-from bertmp.training.steps import Share, Steps
+from bertmp.training.steps import RankBatch, StepDataset
 from bertmp.training.tasks import TrainingData
 from bertmp.training.tensorboard import event_files
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 
 
 class Watcher(Protocol):
@@ -66,15 +66,15 @@ class Trainer:
     objective: Objective
     data: TrainingData
     eval_data: TrainingData | None
-    settings: TrainSettings
-    policy: Policy
-    world: World
+    settings: TrainOptions
+    policy: PrecisionPolicy
+    world: DistributedContext
     identity: Mapping[str, Any]
     watcher: Watcher
     position: Position = field(default_factory=Position)
     evaluation: Evaluation | None = None
     ranges: Ranges | None = None
-    best: Best = field(default_factory=Best)
+    best: BestEvaluation = field(default_factory=BestEvaluation)
     on_best: Callable[[Head], None] = lambda head: None
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class Trainer:
         module = world.wrap(self.objective, self.policy)
         self.optimizer = world.arrange(make_optimizer(self.objective.head, settings))
         self.scaler = self.policy.scaler(world.grad_scaler)
-        self.steps = Steps(
+        self.steps = StepDataset(
             self.data,
             settings.batch_size,
             settings.seed,
@@ -91,12 +91,14 @@ class Trainer:
             world.data_size,
         )
         self.total = settings.steps or self.steps.per_epoch * settings.epochs
-        self.gradients = Gradients(self.objective, module, self.steps, world, self.policy, settings.seed)
-        self.watch = Watch(WatchSettings.of(settings))
-        self.keeper = Keeper(settings, self.identity, self.total)
-        self.metrics = MetricsFile(None)
+        self.gradients = GradientAccumulator(
+            self.objective, module, self.steps, world, self.policy, settings.seed
+        )
+        self.watch = DivergenceMonitor(MonitorSettings.of(settings))
+        self.keeper = CheckpointManager(settings, self.identity, self.total)
+        self.metrics = MetricsLog(None)
         if world.is_main:
-            self.metrics = MetricsFile(settings.out / "metrics.jsonl", event_files(settings.out))
+            self.metrics = MetricsLog(settings.out / "metrics.jsonl", event_files(settings.out))
         self.log = StepLog(self.metrics, settings.log_every, self.total, self.position)
 
     def restore(self, state: State) -> None:
@@ -106,13 +108,13 @@ class Trainer:
         self.scaler.load_state_dict(state.tensors["scaler"])
         evaluation = state.progress["evaluation"]
         self.evaluation = Evaluation(**evaluation) if evaluation else None
-        self.best = Best(**state.progress["best"])
+        self.best = BestEvaluation(**state.progress["best"])
         self.log.restart(self.position, state.progress["losses"])
 
     def resume(self, state: State) -> None:
         """Goes on from a state of an earlier process: what that one wrote after it is written anew."""
         self.restore(state)
-        self.watch.memory = Memory.from_json(state.progress["watch"])
+        self.watch.memory = MonitorState.from_json(state.progress["watch"])
         self.metrics.keep(state.progress["metrics"])
 
     def train(self) -> Evaluation | None:
@@ -124,7 +126,7 @@ class Trainer:
         if self.position.step == 0:
             self.metrics.keep(0)
         self.objective.train()
-        with interrupt_between_steps() as interrupted:
+        with graceful_stop() as interrupted:
             if self.world.is_main:
                 self.keeper.drop_after(self.position.step)
             if self.position.step == 0:
@@ -148,7 +150,7 @@ class Trainer:
             if self._gives_up():
                 return
 
-    def _step(self, share: Share) -> bool:
+    def _step(self, share: RankBatch) -> bool:
         """One step; False where the run has gone back instead."""
         started = time.perf_counter()
         step = self.position.step
@@ -162,13 +164,13 @@ class Trainer:
         scale = self.scaler.value
         facts = StepFacts(loss)
         if not finite:
-            facts = look_into(self.gradients, share, tally, step, loss, self.scaler)
+            facts = diagnose_step(self.gradients, share, tally, step, loss, self.scaler)
         action = self.watch.observe(facts)
         self._report(action, facts, scale)
-        if action.do in (Do.GO_BACK, Do.STOP):
+        if action.do in (Action.GO_BACK, Action.STOP):
             self._go_back(action)
             return False
-        if action.do is Do.USE:
+        if action.do is Action.USE:
             self.scaler.step(self.optimizer)
         else:
             self.scaler.skip()
@@ -185,10 +187,10 @@ class Trainer:
         self.watcher.step(step + 1, loss, self.position.examples / self.position.seconds)
         return True
 
-    def _report(self, action: Action, facts: StepFacts, scale: float) -> None:
+    def _report(self, action: Decision, facts: StepFacts, scale: float) -> None:
         if action.cause:
             self._note(**event(action, facts, scale))
-        if action.do is Do.SKIP:
+        if action.do is Action.SKIP:
             where = f" at {facts.culprit.module}" if action.expected and facts.culprit else ""
             self.watcher.say(f"step {self.position.step + 1}: {action.cause}{where}; the step is left out")
 
@@ -196,11 +198,11 @@ class Trainer:
         """An event of the step at hand, in the metrics file."""
         self.metrics.write({"step": self.position.step + 1, **values})
 
-    def _go_back(self, action: Action) -> None:
+    def _go_back(self, action: Decision) -> None:
         """Takes over the last good state with a lower learning rate; stops the run where there is none."""
         step, say = self.position.step + 1, self.watcher.say
         found = self.keeper.last_good(say)
-        if action.do is Do.STOP or found is None:
+        if action.do is Action.STOP or found is None:
             good = f"the last good state is {found[0]}" if found else "no good state was saved before it"
             todo = f"{good}; check the data, or start anew with a lower --learning-rate or in bf16 or fp32"
             raise TrainingStopped(action.cause, f"step {step}", todo)
@@ -238,13 +240,13 @@ class Trainer:
         self._go_back(action)
         return False
 
-    def _broken_answers(self) -> Culprit | None:
+    def _broken_answers(self) -> FaultSite | None:
         """Whether finite weights answer even the first step's texts with numbers that are not.
 
         A run that ends with steps left out met bad texts there, or has exploded.
         """
         share = self.steps[0]
-        return find_culprit(self.gradients, share, self.gradients.tally(share), 0, lambda loss: loss)
+        return locate_nonfinite(self.gradients, share, self.gradients.tally(share), 0, lambda loss: loss)
 
     def _require_progress(self) -> None:
         if self.position.skipped >= self.position.step:

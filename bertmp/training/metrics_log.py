@@ -13,7 +13,7 @@ from bertmp.training.state import Position
 from bertmp.training.tensorboard import EventFiles
 
 
-class MetricsFile:
+class MetricsLog:
     """Appends lines to `metrics.jsonl`.
 
     Args:
@@ -63,7 +63,7 @@ class StepLog:
         losses: those of the steps since the last line; the mean leaves out what is not finite.
     """
 
-    def __init__(self, metrics: MetricsFile, every: int, total: int, start: Position) -> None:
+    def __init__(self, metrics: MetricsLog, every: int, total: int, start: Position) -> None:
         self._metrics, self._every, self._total, self._start = metrics, every, total, start
         self.losses: list[float] = []
 

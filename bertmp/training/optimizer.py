@@ -11,12 +11,12 @@ from torch import nn
 
 from bertmp.model.heads import Head
 from bertmp.training.lamb import Lamb
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 
 _BLOCK = re.compile(r"^bert\.encoder\.layer\.(\d+)\.")
 
 
-def make_optimizer(model: Head, settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(model: Head, settings: TrainOptions) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019) or LAMB over FP32 master weights.
 
     Biases and LayerNorms are not decayed. With `layer_decay` below 1, each block learns that much slower
@@ -28,7 +28,7 @@ def make_optimizer(model: Head, settings: TrainSettings) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
-def _groups(model: Head, settings: TrainSettings) -> Iterator[dict[str, Any]]:
+def _groups(model: Head, settings: TrainOptions) -> Iterator[dict[str, Any]]:
     """Parameters by weight decay and depth; `rate` is what a group's learning rate is multiplied with."""
     depth = model.config.num_hidden_layers
     members: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -50,7 +50,7 @@ def _below_top(name: str, depth: int) -> int:
     return depth - int(block[1]) if block else 0
 
 
-def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
+def learning_rate(step: int, total: int, settings: TrainOptions) -> float:
     """The rate of a step counted from 0: linear from 0 to the peak, then linear to 0 at `total`."""
     warm = round(settings.warmup * total)
     share = (step + 1) / warm if step < warm else (total - step) / max(1, total - warm)

@@ -9,8 +9,8 @@ from typing import Any
 
 from bertmp.core.io import sha256_file
 from bertmp.model.checkpoint import LoadedCheckpoint
-from bertmp.training.amp import Policy
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.amp import PrecisionPolicy
+from bertmp.training.train_options import TrainOptions
 
 FREE = frozenset(
     {
@@ -27,7 +27,7 @@ and written. Dividing the work otherwise changes the rounding and what dropout d
 other setting changes what is learned, so it must be the same."""
 
 
-def identity(settings: TrainSettings, loaded: LoadedCheckpoint, policy: Policy) -> dict[str, Any]:
+def identity(settings: TrainOptions, loaded: LoadedCheckpoint, policy: PrecisionPolicy) -> dict[str, Any]:
     """Name → value, all of them plain JSON; names that end in ` contents` hold fingerprints.
 
     Args:

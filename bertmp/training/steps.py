@@ -17,7 +17,7 @@ from bertmp.training.tasks import TrainingData
 
 
 @dataclass(frozen=True)
-class Share:
+class RankBatch:
     """A process's part of one step.
 
     Attributes:
@@ -29,7 +29,7 @@ class Share:
     examples: int
 
 
-class Steps(Dataset[Share]):
+class StepDataset(Dataset[RankBatch]):
     """Item `n` is this process's part of step `n`, a pure function of data, seed and `n`.
 
     Args:
@@ -67,15 +67,15 @@ class Steps(Dataset[Share]):
         self.__dict__.update(state)
         self._batches = lru_cache(maxsize=2)(self._epoch)
 
-    def __getitem__(self, step: int) -> Share:
+    def __getitem__(self, step: int) -> RankBatch:
         epoch, number = divmod(step, self.per_epoch)
         rows = self._batches(epoch)[number]
         own = shares(rows, self.size)[self.rank]
         micro = shares(own, self.accumulate)
         batches = tuple(self.data.batch(part, epoch) if len(part) else None for part in micro)
-        return Share(batches, len(rows))
+        return RankBatch(batches, len(rows))
 
-    def load(self, first: int, total: int, workers: int) -> Iterator[Share]:
+    def load(self, first: int, total: int, workers: int) -> Iterator[RankBatch]:
         """Steps `first` to `total - 1` in order, prepared by `workers` processes ahead of time."""
         return iter(
             DataLoader(

@@ -18,8 +18,8 @@ from bertmp.data.tokenizer import Tokenizer
 from bertmp.environment.downloads import downloaded
 from bertmp.model.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from bertmp.model.heads import Head, LossOptions
-from bertmp.training.amp import Policy, Scaling
-from bertmp.training.distributed import World, join, recompute_activations
+from bertmp.training.amp import LossScaleConfig, PrecisionPolicy
+from bertmp.training.distributed import DistributedContext, checkpoint_activations, join
 from bertmp.training.evaluate import Evaluation, evaluate
 from bertmp.training.loop import Trainer, Watcher
 from bertmp.training.malloc import keep_freed_memory
@@ -29,7 +29,7 @@ from bertmp.training.stability.activation_ranges import FILE as RANGES
 from bertmp.training.stability.activation_ranges import measured, to_json
 from bertmp.training.state import remove_leftovers
 from bertmp.training.tasks import READERS, Task
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def train(
     """Trains a model and writes `out/final`, `out/metrics.jsonl` and `out/config.toml`.
 
     Args:
-        task, data, model, out: see `TrainSettings`, which also names every further option. `model` may
+        task, data, model, out: see `TrainOptions`, which also names every further option. `model` may
             also be the name of a downloaded one.
         resume: goes on from the newest state in `out/steps`; from the beginning where there is none.
 
@@ -106,7 +106,7 @@ def train(
     """
     with join() as processes:
         source = downloaded(Path(model))
-        settings = TrainSettings(task=task, data=Path(data), model=source, out=Path(out), **options)
+        settings = TrainOptions(task=task, data=Path(data), model=source, out=Path(out), **options)
         world = processes.arrange(settings.data_parallel, settings.tensor_parallel, settings.shard)
         shown = progress if progress and world.is_main else _unwatched
         result = _train(settings, world, resume, shown)
@@ -119,16 +119,20 @@ def _unwatched(total: int, done: int) -> AbstractContextManager[Watcher]:
     return nullcontext(Silent())
 
 
-def _train(settings: TrainSettings, world: World, resume: bool, progress: Progress) -> TrainResult:
+def _train(
+    settings: TrainOptions, world: DistributedContext, resume: bool, progress: Progress
+) -> TrainResult:
     keep_freed_memory()
-    policy = Policy.resolve(settings.precision, settings.loss_scale, world.device.type, _scaling(settings))
+    policy = PrecisionPolicy.resolve(
+        settings.precision, settings.loss_scale, world.device.type, _scaling(settings)
+    )
     prepared = READERS[settings.task](settings)
     loaded = load_checkpoint(settings.model, prepared.head or settings.task, prepared.labels, settings.seed)
     train_data, eval_data = prepared.encode(_shortened(loaded, settings.max_length))
     _check_folder(settings.out)
     objective = Objective(loaded.model, _loss_options(settings, prepared))
     if settings.activation_checkpointing:
-        recompute_activations(objective.head)
+        checkpoint_activations(objective.head)
     own = identity(settings, loaded, policy)
     trainer = Trainer(objective, train_data, eval_data, settings, policy, world, own, Silent())
     if settings.keep_best and world.is_main:
@@ -178,7 +182,7 @@ def _replaced(trainer: Trainer) -> list[str]:
     return [f"the states of an earlier run, up to step {newest}, are replaced; --resume goes on from them"]
 
 
-def _loss_options(settings: TrainSettings, task: Task) -> LossOptions:
+def _loss_options(settings: TrainOptions, task: Task) -> LossOptions:
     """Label smoothing and class weights; balanced ones are examples / (classes × the class's examples)."""
     if settings.class_weights == "none":
         return LossOptions(settings.label_smoothing)
@@ -200,8 +204,8 @@ def _shortened(loaded: LoadedCheckpoint, max_length: int | None) -> Tokenizer:
     return loaded.tokenizer
 
 
-def _scaling(settings: TrainSettings) -> Scaling:
-    return Scaling(
+def _scaling(settings: TrainOptions) -> LossScaleConfig:
+    return LossScaleConfig(
         settings.initial_scale, settings.scale_growth_interval, settings.scale_backoff, settings.min_scale
     )
 
@@ -214,7 +218,7 @@ def _check_folder(out: Path) -> None:
         raise InputError("a file where the run's folder is to be", out, "choose another --out")
 
 
-def _prepare(settings: TrainSettings, resume: bool) -> None:
+def _prepare(settings: TrainOptions, resume: bool) -> None:
     """Makes the run's folder ready, once nothing stands against the run any more."""
     remove_leftovers(settings.out)
     if not resume:
@@ -232,7 +236,7 @@ def _ranges(trainer: Trainer, trained: Head) -> dict[str, Any]:
 
 
 def _remarks(
-    loaded: LoadedCheckpoint, truncated: int, policy: Policy, settings: TrainSettings
+    loaded: LoadedCheckpoint, truncated: int, policy: PrecisionPolicy, settings: TrainOptions
 ) -> Iterator[str]:
     """What the user should know before the run begins."""
     yield from loaded.remarks()

@@ -15,7 +15,7 @@ TASKS = ("classification", "pretraining", "token-classification", "regression")
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainOptions:
     """What a run does; the names are the command's options.
 
     Attributes:

@@ -19,7 +19,7 @@ from benchmarks.machine import synchroniser
 from benchmarks.steps import Clock, make_trainer
 from benchmarks.synthetic import RandomTexts
 from bertmp.model.config import BertConfig
-from bertmp.training.distributed.context import World, make_world
+from bertmp.training.distributed.context import DistributedContext, make_context
 
 CONFIG = BertConfig(
     vocab_size=300,
@@ -35,7 +35,7 @@ SIZES = (20, 33, 5, 64, 12, 12, 40, 7)
 STEPS = 16
 
 
-def losses(world: World, precision: str) -> tuple[list[float], bool]:
+def losses(world: DistributedContext, precision: str) -> tuple[list[float], bool]:
     """Each step's loss, and whether the weights lay in pieces."""
     clock = Clock(1, STEPS, synchroniser(world.device))
     trainer = make_trainer(CONFIG, precision, world, RandomTexts.of(CONFIG, SIZES), clock, 3e-3)
@@ -51,7 +51,7 @@ def main() -> None:
     if on_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-    found, pieces = losses(make_world(device, rank, size, 1, shard=True), precision)
+    found, pieces = losses(make_context(device, rank, size, 1, shard=True), precision)
     if rank == 0:
         backend = dist.get_backend_config().split(",") if on_gpu else ["cpu:gloo"]
         out.write_text(json.dumps({"losses": found, "pieces": pieces, "size": size, "backends": backend}))

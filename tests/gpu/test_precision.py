@@ -15,7 +15,7 @@ from bertmp.data.batches import by_length
 from bertmp.model.bert import LayerNorm, Pooler
 from bertmp.model.checkpoint import load_checkpoint
 from bertmp.model.heads import LossOptions
-from bertmp.training.amp import Policy
+from bertmp.training.amp import PrecisionPolicy
 from tests.gpu.conftest import Run, losses
 from tests.gpu.texts import labelled
 
@@ -67,7 +67,7 @@ def test_what_must_be_fp32_is_fp32_under_autocast(precision: str, device: torch.
 
     for name, module in head.named_modules():
         module.register_forward_hook(note(name))
-    policy = Policy.resolve(precision, "dynamic", device.type)
+    policy = PrecisionPolicy.resolve(precision, "dynamic", device.type)
     data = labelled(loaded)
     with policy.autocast():
         summed = head.sums(data.batch(by_length(data.lengths(0), 16)[0], 0).to(device), LossOptions())

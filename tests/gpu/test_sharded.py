@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bertmp.training.distributed import World
+from bertmp.training.distributed import DistributedContext
 from tests.gpu.sharded_worker import losses
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def test_sharded_losses_are_those_of_one_process(
     )
     assert done.returncode == 0, done.stderr[-4000:]
     sharded = json.loads(out.read_text())
-    alone, _ = losses(World(device), precision)
+    alone, _ = losses(DistributedContext(device), precision)
     assert sharded["pieces"], "the weights were not sharded"
     assert sharded["size"] == size
     if device.type == "cuda":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bertmp.model.checkpoint import LoadedCheckpoint, load_checkpoint
 from bertmp.model.heads import LossOptions
-from bertmp.training.amp import Policy
+from bertmp.training.amp import PrecisionPolicy
 from tests.gpu.conftest import CLASSES
 from tests.gpu.texts import labelled
 
@@ -45,7 +45,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
 def packed_logits(loaded: LoadedCheckpoint, device: torch.device, precision: str, rows: np.ndarray) -> Tensor:
     """Logits of packed texts, FP32 `[rows, labels]`."""
     head = loaded.model
-    with Policy.resolve(precision, "dynamic", device.type).autocast():
+    with PrecisionPolicy.resolve(precision, "dynamic", device.type).autocast():
         pooled, _ = head.read_at(labelled(loaded).batch(rows, 0).to(device))
         return head._classify(pooled)
 
@@ -59,7 +59,7 @@ def padded_logits(loaded: LoadedCheckpoint, device: torch.device, precision: str
     for row, encoded in enumerate(data.rows):
         ids[row, : len(encoded)] = torch.tensor(encoded.input_ids)
         mask[row, : len(encoded)] = 1
-    with Policy.resolve(precision, "dynamic", device.type).autocast():
+    with PrecisionPolicy.resolve(precision, "dynamic", device.type).autocast():
         return loaded.model(ids.to(device), mask.to(device), torch.zeros_like(ids).to(device))
 
 
@@ -72,7 +72,7 @@ def test_packed_is_padded_is_one_by_one(
         packed = packed_logits(loaded, device, precision, rows)
         layers = loaded.config.num_hidden_layers
         if device.type == "cuda":
-            half = Policy.resolve(precision, "dynamic", "cuda").dtype
+            half = PrecisionPolicy.resolve(precision, "dynamic", "cuda").dtype
             assert calls == ([] if precision == "fp32" else [half] * layers)
         padded = padded_logits(loaded, device, precision)
         alone = torch.cat([packed_logits(loaded, device, precision, rows[[row]]) for row in rows])
@@ -90,7 +90,7 @@ def test_gradients_are_those_of_fp32(
 
     def gradient(mode: str) -> Tensor:
         loaded.model.zero_grad(set_to_none=True)
-        with Policy.resolve(mode, "dynamic", device.type).autocast():
+        with PrecisionPolicy.resolve(mode, "dynamic", device.type).autocast():
             loss = loaded.model.sums(batch, LossOptions()).sum() / len(data)
         loss.backward()
         return torch.cat([p.grad.flatten() for p in loaded.model.parameters() if p.grad is not None])

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from bertmp.training.distributed.activation_checkpointing import recompute_activations
-from bertmp.training.distributed.context import World
+from bertmp.training.distributed.activation_checkpointing import checkpoint_activations
+from bertmp.training.distributed.context import DistributedContext
 from bertmp.training.distributed.launch import Processes, is_first, join
 
-__all__ = ["Processes", "World", "is_first", "join", "recompute_activations"]
+__all__ = ["DistributedContext", "Processes", "checkpoint_activations", "is_first", "join"]

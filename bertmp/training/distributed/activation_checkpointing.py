@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from bertmp.model.heads import Head
 
 
-def recompute_activations(head: Head) -> None:
+def checkpoint_activations(head: Head) -> None:
     """Keeps each block's input alone; the rest of the block is computed a second time when it is needed.
 
     Dropout draws the same numbers again, so losses and gradients are those of a run that keeps everything.

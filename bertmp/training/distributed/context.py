@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bertmp.core.errors import InputError
 from bertmp.model.embedding import word_embeddings
 from bertmp.model.heads import Head, head_for
-from bertmp.training.amp import Policy
+from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.clipping import clip_gradients
 from bertmp.training.distributed import dtensor_grads as pieces
 from bertmp.training.distributed import full_state_dict as wholes
@@ -29,7 +29,7 @@ from bertmp.training.objective import Objective
 T = TypeVar("T")
 
 
-def make_world(device: torch.device, rank: int, groups: int, parts: int, shard: bool) -> World:
+def make_context(device: torch.device, rank: int, groups: int, parts: int, shard: bool) -> DistributedContext:
     """The world of process `rank` of `groups` × `parts`: neighbours hold the parts of one layer."""
     # Whole tensors of two-dimensional layouts are put together one dimension at a time, as torch remarks.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
@@ -37,7 +37,7 @@ def make_world(device: torch.device, rank: int, groups: int, parts: int, shard: 
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=layouts.MESH)
     columns = [list(range(part, groups * parts, parts)) for part in range(parts)]
     data_group, _ = dist.new_subgroups_by_enumeration(columns, backend="gloo")
-    return World(
+    return DistributedContext(
         device=device,
         data_rank=rank // parts,
         data_size=groups,
@@ -51,7 +51,7 @@ def make_world(device: torch.device, rank: int, groups: int, parts: int, shard: 
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """The processes of a run, as one of them sees it.
 
     Methods that talk of all processes are called by every process at the same moment.
@@ -77,7 +77,7 @@ class World:
     data_group: dist.ProcessGroup | None = None
 
     @classmethod
-    def alone(cls) -> World:
+    def alone(cls) -> DistributedContext:
         """One process, on the GPU where there is one."""
         return cls(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -98,7 +98,7 @@ class World:
         kind = "sharded" if self.shard else "data-parallel"
         return f"{self.data_size} {kind} by {self.tensor_size} tensor-parallel processes"
 
-    def wrap(self, objective: Objective, policy: Policy) -> nn.Module:
+    def wrap(self, objective: Objective, policy: PrecisionPolicy) -> nn.Module:
         """The objective on its device, with whatever keeps the processes' weights in step.
 
         Errors: InputError where the model's layers do not divide by `tensor_size`.

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from bertmp.core.errors import BertmpError, InputError
-from bertmp.training.distributed.context import World, make_world
+from bertmp.training.distributed.context import DistributedContext, make_context
 
 TIMEOUT = timedelta(minutes=10)
 """How long an exchange waits for a process that does not come. A process that ends is noticed at once."""
@@ -43,7 +43,7 @@ class Processes:
     size: int
     device: torch.device
 
-    def arrange(self, data_parallel: int | None, tensor_parallel: int, shard: bool) -> World:
+    def arrange(self, data_parallel: int | None, tensor_parallel: int, shard: bool) -> DistributedContext:
         """Gives every process its part.
 
         Args:
@@ -64,8 +64,8 @@ class Processes:
                 f"start them with '{launch}'" if self.size == 1 else f"start {needed}, or change the options",
             )
         if self.size == 1:
-            return World(self.device)
-        return make_world(self.device, self.rank, groups, tensor_parallel, shard)
+            return DistributedContext(self.device)
+        return make_context(self.device, self.rank, groups, tensor_parallel, shard)
 
 
 def is_first() -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bertmp.data.batches import by_length
 from bertmp.model.bert import Bert
 from bertmp.model.heads import Head
-from bertmp.training.distributed import World
+from bertmp.training.distributed import DistributedContext
 from bertmp.training.evaluate import BATCH
 from bertmp.training.tasks import TrainingData
 
@@ -52,7 +52,9 @@ def recording(head: nn.Module, wanted: bool = True) -> Iterator[Ranges | None]:
             handle.remove()
 
 
-def measured(head: Head, examples: TrainingData | None, instead: TrainingData, world: World) -> Ranges:
+def measured(
+    head: Head, examples: TrainingData | None, instead: TrainingData, world: DistributedContext
+) -> Ranges:
     """Runs `head` over the examples in FP32, over the first `SAMPLE` of `instead` where there are none."""
     head.eval()
     data = instead if examples is None else examples
@@ -65,7 +67,7 @@ def measured(head: Head, examples: TrainingData | None, instead: TrainingData, w
     return ranges or {}
 
 
-def to_json(ranges: Ranges, data: str, world: World) -> dict[str, Any]:
+def to_json(ranges: Ranges, data: str, world: DistributedContext) -> dict[str, Any]:
     """What the file holds; called by all processes, each of which saw its share of data and layers.
 
     Args:

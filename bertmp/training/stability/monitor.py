@@ -12,7 +12,7 @@ from enum import Enum
 from statistics import median
 from typing import Any, Literal
 
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 
 Kind = Literal["parameter", "input", "output", "gradient"]
 Scale = Literal["can fall", "at minimum", "fixed"]
@@ -27,7 +27,7 @@ may well double."""
 
 
 @dataclass(frozen=True)
-class Culprit:
+class FaultSite:
     """Where something first was not finite.
 
     Attributes:
@@ -50,7 +50,7 @@ class Culprit:
 
 
 @dataclass(frozen=True)
-class WatchSettings:
+class MonitorSettings:
     """When which of the policies sets in.
 
     Attributes:
@@ -68,7 +68,7 @@ class WatchSettings:
     explosion_steps: int = 20
 
     @classmethod
-    def of(cls, settings: TrainSettings) -> WatchSettings:
+    def of(cls, settings: TrainOptions) -> MonitorSettings:
         """The part of a run's settings that the watch goes by."""
         return cls(
             settings.max_skipped,
@@ -93,12 +93,12 @@ class StepFacts:
 
     loss: float
     finite: bool = True
-    culprit: Culprit | None = None
+    culprit: FaultSite | None = None
     scale_too_high: bool = False
     scale: Scale = "fixed"
 
 
-class Do(Enum):
+class Action(Enum):
     """What is done about a step."""
 
     USE = "use"
@@ -108,7 +108,7 @@ class Do(Enum):
 
 
 @dataclass(frozen=True)
-class Action:
+class Decision:
     """The decision on a step.
 
     Attributes:
@@ -116,13 +116,13 @@ class Action:
         expected: whether it is the scale finding its level and no fault.
     """
 
-    do: Do
+    do: Action
     cause: str = ""
     expected: bool = False
 
 
 @dataclass(frozen=True)
-class Memory:
+class MonitorState:
     """What the watch remembers: part of a resumable state, since what it decides depends on it.
 
     Attributes:
@@ -150,37 +150,37 @@ class Memory:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Memory:
+    def from_json(cls, values: Mapping[str, Any]) -> MonitorState:
         return cls(**{**values, "losses": tuple(values["losses"])})
 
 
-class Watch:
+class DivergenceMonitor:
     """Decides step by step.
 
     Args:
         memory: what an earlier part of the run left.
     """
 
-    def __init__(self, settings: WatchSettings, memory: Memory | None = None) -> None:
-        self.settings, self.memory = settings, memory or Memory()
+    def __init__(self, settings: MonitorSettings, memory: MonitorState | None = None) -> None:
+        self.settings, self.memory = settings, memory or MonitorState()
 
-    def observe(self, facts: StepFacts) -> Action:
+    def observe(self, facts: StepFacts) -> Decision:
         """What to do about a step."""
         if facts.finite:
             return self._judge_loss(facts.loss)
         if facts.scale_too_high and facts.scale == "can fall":
             # The scale falls each time, so this ends by itself: at its minimum at the latest.
-            return Action(Do.SKIP, "the loss scale is too high", expected=True)
+            return Decision(Action.SKIP, "the loss scale is too high", expected=True)
         cause = _cause(facts)
         broken = facts.culprit is not None and facts.culprit.kind == "parameter"
         if broken or (facts.scale_too_high and facts.scale == "at minimum"):
             return self._escalate(cause)  # skipping mends neither weights nor a collapsed scale
         self.memory = replace(self.memory, skipped=self.memory.skipped + 1)
         if self.memory.skipped < self.settings.max_skipped:
-            return Action(Do.SKIP, cause)
+            return Decision(Action.SKIP, cause)
         return self._escalate(f"{self.memory.skipped} steps in a row were not finite: {cause}")
 
-    def refuse(self, facts: StepFacts) -> Action:
+    def refuse(self, facts: StepFacts) -> Decision:
         """What to do about an end of the run with weights that are of no use: skipping mends none."""
         return self._escalate(_cause(facts))
 
@@ -195,17 +195,17 @@ class Watch:
             rate_factor=memory.rate_factor * self.settings.rate_factor,
         )
 
-    def _escalate(self, cause: str) -> Action:
+    def _escalate(self, cause: str) -> Decision:
         left = self.memory.rollbacks < self.settings.max_rollbacks
-        return Action(Do.GO_BACK if left else Do.STOP, cause)
+        return Decision(Action.GO_BACK if left else Action.STOP, cause)
 
-    def _judge_loss(self, loss: float) -> Action:
+    def _judge_loss(self, loss: float) -> Decision:
         memory = replace(self.memory, skipped=0)
         limit = self._limit()
         if limit is not None and loss > limit:
             self.memory = replace(memory, exploding=memory.exploding + 1)
             if self.memory.exploding < self.settings.explosion_steps:
-                return Action(Do.USE)
+                return Decision(Action.USE)
             return self._escalate(
                 f"the loss explodes: above {limit:.4g} for {self.memory.exploding} steps in a row"
             )
@@ -214,7 +214,7 @@ class Watch:
         if first is None and len(losses) >= JUDGED_FROM:
             first = median(losses)
         self.memory = replace(memory, exploding=0, losses=losses, first_median=first)
-        return Action(Do.USE)
+        return Decision(Action.USE)
 
     def _limit(self) -> float | None:
         """The loss that counts as exploding; None where there is nothing to judge by."""
@@ -225,7 +225,7 @@ class Watch:
         return factor * usual if usual > 0 else None  # a loss that can be negative is not judged
 
 
-def event(action: Action, facts: StepFacts, scale: float) -> dict[str, Any]:
+def event(action: Decision, facts: StepFacts, scale: float) -> dict[str, Any]:
     """A decision as a line of the metrics file.
 
     Args:

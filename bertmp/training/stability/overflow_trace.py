@@ -13,34 +13,43 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bertmp.training.amp import LossScaler
-from bertmp.training.distributed import World
-from bertmp.training.gradients import Gradients, Tally
-from bertmp.training.stability.monitor import KINDS, Culprit, Kind, StepFacts
-from bertmp.training.steps import Share
+from bertmp.training.distributed import DistributedContext
+from bertmp.training.gradients import GradientAccumulator, LossNormalizer
+from bertmp.training.stability.monitor import KINDS, FaultSite, Kind, StepFacts
+from bertmp.training.steps import RankBatch
 
 
-def look_into(
-    gradients: Gradients, share: Share, tally: Tally, step: int, loss: float, scaler: LossScaler
+def diagnose_step(
+    gradients: GradientAccumulator,
+    share: RankBatch,
+    tally: LossNormalizer,
+    step: int,
+    loss: float,
+    scaler: LossScaler,
 ) -> StepFacts:
     """What was wrong with a step that was not finite.
 
     Where only a gradient of the scaled loss was not, a second replay without scaling tells a scale that is
     too high from a fault.
     """
-    culprit = find_culprit(gradients, share, tally, step, scaler.scale)
+    culprit = locate_nonfinite(gradients, share, tally, step, scaler.scale)
     scaled = scaler.scales and culprit is not None and culprit.kind == "gradient"
     return StepFacts(
         loss,
         finite=False,
         culprit=culprit,
-        scale_too_high=scaled and find_culprit(gradients, share, tally, step, lambda loss: loss) is None,
+        scale_too_high=scaled and locate_nonfinite(gradients, share, tally, step, lambda loss: loss) is None,
         scale=scaler.room,
     )
 
 
-def find_culprit(
-    gradients: Gradients, share: Share, tally: Tally, step: int, scale: Callable[[Tensor], Tensor]
-) -> Culprit | None:
+def locate_nonfinite(
+    gradients: GradientAccumulator,
+    share: RankBatch,
+    tally: LossNormalizer,
+    step: int,
+    scale: Callable[[Tensor], Tensor],
+) -> FaultSite | None:
     """Runs a step's forward and backward pass again and says where it first was not finite.
 
     Called by every process at the same moment; all get the same answer. The parameters' gradients are
@@ -62,7 +71,7 @@ def find_culprit(
     return _first(hooks.found, hooks.names, gradients.world)
 
 
-def broken_weights(objective: nn.Module, world: World) -> Culprit | None:
+def broken_weights(objective: nn.Module, world: DistributedContext) -> FaultSite | None:
     """The first module with a weight that is not finite, the same in every process."""
     hooks = Hooks(objective)
     hooks.check_weights()
@@ -83,7 +92,7 @@ class Hooks:
     """
 
     def __init__(self, objective: nn.Module) -> None:
-        self.found: Culprit | None = None
+        self.found: FaultSite | None = None
         self._modules = {_name(path): module for path, module in objective.named_modules()}
         self._handles: list[RemovableHandle] = []
 
@@ -115,7 +124,7 @@ class Hooks:
         for name, module in self._modules.items():
             self._look(name, "parameter", list(module.parameters(recurse=False)))
 
-    def check_batch(self, share: Share) -> None:
+    def check_batch(self, share: RankBatch) -> None:
         """Looks at the targets: token ids are always finite."""
         for batch in share.micro_batches:
             for target, values in (batch.targets if batch else {}).items():
@@ -128,7 +137,7 @@ class Hooks:
 
     def _look(self, name: str, kind: Kind, values: Any) -> None:
         if self.found is None and not all_finite(values):
-            self.found = Culprit(name, kind)
+            self.found = FaultSite(name, kind)
 
     def _after_forward(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -149,7 +158,7 @@ class Hooks:
         return hook
 
 
-def _first(own: Culprit | None, names: list[str], world: World) -> Culprit | None:
+def _first(own: FaultSite | None, names: list[str], world: DistributedContext) -> FaultSite | None:
     """One answer for all processes: of what they saw, the first kind, at the first module in order."""
     order = {name: place for place, name in enumerate(names)}
     seen = [culprit for culprit in world.gather(own) if culprit is not None]

@@ -10,15 +10,15 @@ from bertmp.training.tasks.pretraining import read_pretraining
 from bertmp.training.tasks.regression import read_regression
 from bertmp.training.tasks.task import Task, TrainingData
 from bertmp.training.tasks.token_classification import read_token_classification
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 
 
-def read_classification(settings: TrainSettings) -> Task:
+def read_classification(settings: TrainOptions) -> Task:
     """Reads texts of one label each or, where the settings say so, of any number."""
     return read_multi_label(settings) if settings.multi_label else read_single_label(settings)
 
 
-READERS: dict[str, Callable[[TrainSettings], Task]] = {
+READERS: dict[str, Callable[[TrainOptions], Task]] = {
     "classification": read_classification,
     "pretraining": read_pretraining,
     "token-classification": read_token_classification,

@@ -18,10 +18,10 @@ from bertmp.training.tasks.labelled import (
     sort_labels,
 )
 from bertmp.training.tasks.task import Encodings, Task
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 
 
-def read_single_label(settings: TrainSettings) -> Task:
+def read_single_label(settings: TrainOptions) -> Task:
     """Reads the data files.
 
     Errors: InputError where there is one label only, or where the evaluation data has a label that the

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from bertmp.core.errors import InputError
 from bertmp.data.readers import Columns, Examples, read_examples
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 
 MANY = 100
 """Labels that no file of so few examples has by good intent."""
 
 
-def columns_of(settings: TrainSettings) -> Columns:
+def columns_of(settings: TrainOptions) -> Columns:
     """The columns that the settings name."""
     return Columns(
         settings.text_column,
@@ -23,7 +23,7 @@ def columns_of(settings: TrainSettings) -> Columns:
     )
 
 
-def read_evaluation(settings: TrainSettings, train: Examples) -> Examples | None:
+def read_evaluation(settings: TrainOptions, train: Examples) -> Examples | None:
     """The evaluation examples, of the same shape as the training examples; None where none are given.
 
     Errors: InputError where one file has pairs of texts and the other has not.

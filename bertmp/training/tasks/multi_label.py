@@ -14,10 +14,10 @@ from bertmp.data.tokenizer import Tokenizer
 from bertmp.model.heads import MultiLabelClassifier
 from bertmp.training.tasks.labelled import check_known, columns_of, read_evaluation, sort_labels
 from bertmp.training.tasks.task import Encodings, Task
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 
 
-def read_multi_label(settings: TrainSettings) -> Task:
+def read_multi_label(settings: TrainOptions) -> Task:
     """Reads the data files; a text's labels are parted by `settings.label_separator` or given as a list.
 
     Errors: InputError where no text has a label, or where the evaluation data has one that the training

@@ -25,7 +25,7 @@ from bertmp.pretraining.prepare import prepare_store
 from bertmp.pretraining.prepare_progress import preparation_bar
 from bertmp.pretraining.token_store import Store, is_store
 from bertmp.training.tasks.task import Task
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 
 _MASKING = 100
 """The purpose of masking's random keys; those of samples are smaller."""
@@ -95,7 +95,7 @@ class PretrainingData:
         )
 
 
-def read_pretraining(settings: TrainSettings) -> Task:
+def read_pretraining(settings: TrainOptions) -> Task:
     """Looks at the corpora; they are prepared and opened once the tokenizer is known.
 
     Errors: InputError where a corpus is missing, of no known kind or without text.

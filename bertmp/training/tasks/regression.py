@@ -11,10 +11,10 @@ from bertmp.data.readers import Examples, read_examples
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.training.tasks.labelled import columns_of, read_evaluation
 from bertmp.training.tasks.task import Encodings, Task
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 
 
-def read_regression(settings: TrainSettings) -> Task:
+def read_regression(settings: TrainOptions) -> Task:
     """Reads the data files.
 
     Errors: InputError where a label is no finite number; see `read_examples` for the rest.

@@ -18,7 +18,7 @@ from bertmp.model.batch import Batch, pack
 from bertmp.model.heads.token_classification import IGNORED
 from bertmp.training.tasks.labelled import check_known, check_repeated, sort_labels
 from bertmp.training.tasks.task import Task
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TokenEncodings:
         return pack([self.rows[row] for row in rows], {"labels": torch.from_numpy(labels)})
 
 
-def read_token_classification(settings: TrainSettings) -> Task:
+def read_token_classification(settings: TrainOptions) -> Task:
     """Reads the data files.
 
     Errors: InputError where there is one label only, or where the evaluation data has a label that the
@@ -74,7 +74,7 @@ def read_token_classification(settings: TrainSettings) -> Task:
     )
 
 
-def _column_names(settings: TrainSettings) -> tuple[str, str]:
+def _column_names(settings: TrainOptions) -> tuple[str, str]:
     """The columns of words and labels: `tokens` and `labels`, where the user names no others."""
     standard = Columns()
     return (

@@ -18,7 +18,7 @@ from bertmp.core.errors import InputError
 from bertmp.model.batch import Batch
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import LossOptions
-from bertmp.training.amp import Policy, Scaling
+from bertmp.training.amp import LossScaleConfig, PrecisionPolicy
 from bertmp.training.metrics_log import read_metrics
 from bertmp.training.objective import Objective
 from tests.models import batch, head, packed
@@ -91,7 +91,7 @@ TASKS = ("classification", "multi-label-classification", "regression", "token-cl
 @pytest.mark.parametrize("task", TASKS)
 def test_only_matrix_products_leave_fp32(task: str, precision: str) -> None:
     objective, examples = example(task)
-    policy = Policy.resolve(precision, "dynamic", "cpu")
+    policy = PrecisionPolicy.resolve(precision, "dynamic", "cpu")
     with Recorder() as forward, policy.autocast():
         sums = objective(examples)
     with Recorder() as backward:
@@ -120,14 +120,14 @@ def test_only_matrix_products_leave_fp32(task: str, precision: str) -> None:
 
 def test_in_fp32_everything_is() -> None:
     objective, examples = example("classification")
-    with Recorder() as recorder, Policy.resolve("fp32", "dynamic", "cpu").autocast():
+    with Recorder() as recorder, PrecisionPolicy.resolve("fp32", "dynamic", "cpu").autocast():
         objective(examples).sum().backward()
     assert set().union(*recorder.types.values()) == {torch.float32}
 
 
 def test_fp16_gradients_are_unscaled_in_fp32_before_clipping() -> None:
     """Scaled by 2**16, unscaled and clipped, a gradient far below FP16's range keeps its FP32 digits."""
-    policy = Policy.resolve("fp16", "65536", "cpu")
+    policy = PrecisionPolicy.resolve("fp16", "65536", "cpu")
     weight = torch.nn.Parameter(torch.ones(4))
     optimizer, scaler = torch.optim.SGD([weight], lr=1.0), policy.scaler()
     tiny = 1.2345678e-9  # FP16's smallest number is 6e-8
@@ -139,8 +139,8 @@ def test_fp16_gradients_are_unscaled_in_fp32_before_clipping() -> None:
 
 
 def test_auto_goes_by_the_device() -> None:
-    assert Policy.resolve("auto", "dynamic", "cpu").mode == "bf16"
-    assert Policy.resolve("auto", "dynamic", "cuda").mode == "fp16"
+    assert PrecisionPolicy.resolve("auto", "dynamic", "cpu").mode == "bf16"
+    assert PrecisionPolicy.resolve("auto", "dynamic", "cuda").mode == "fp16"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_auto_goes_by_the_device() -> None:
 )
 def test_bad_scaling(values: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named):
-        Scaling(**values)
+        LossScaleConfig(**values)
 
 
 class TestLossScaler:
@@ -172,7 +172,7 @@ class TestLossScaler:
         else:
             scaler.skip()
 
-    def run(self, policy: Policy, *gradients: float) -> list[float]:
+    def run(self, policy: PrecisionPolicy, *gradients: float) -> list[float]:
         """The scale after each step."""
         scaler = policy.scaler()
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
@@ -183,29 +183,35 @@ class TestLossScaler:
         return scales
 
     def test_a_dynamic_scale_grows_after_its_interval_and_falls_at_once(self) -> None:
-        policy = Policy.resolve(
-            "fp16", "dynamic", "cpu", Scaling(8, growth_interval=2, backoff=0.25, minimum=2)
+        policy = PrecisionPolicy.resolve(
+            "fp16", "dynamic", "cpu", LossScaleConfig(8, growth_interval=2, backoff=0.25, minimum=2)
         )
         inf = float("inf")
         assert self.run(policy, 1, 1, 1, inf, 1, 1, inf, inf, inf) == [8, 16, 16, 4, 4, 8, 2, 2, 2]
 
     def test_a_fixed_one_stays(self) -> None:
-        policy = Policy.resolve("fp16", "1024", "cpu")
+        policy = PrecisionPolicy.resolve("fp16", "1024", "cpu")
         assert self.run(policy, 1, float("nan"), 1) == [1024, 1024, 1024]
 
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
     def test_other_precisions_have_none(self, precision: str) -> None:
-        policy = Policy.resolve(precision, "dynamic", "cpu")
+        policy = PrecisionPolicy.resolve(precision, "dynamic", "cpu")
         assert self.run(policy, 1, float("nan"), 1) == [1, 1, 1]
         assert policy.scaler().room == "fixed"
 
     def test_room(self) -> None:
-        assert Policy.resolve("fp16", "dynamic", "cpu", Scaling(4, minimum=2)).scaler().room == "can fall"
-        assert Policy.resolve("fp16", "dynamic", "cpu", Scaling(2, minimum=2)).scaler().room == "at minimum"
-        assert Policy.resolve("fp16", "8", "cpu").scaler().room == "fixed"
+        assert (
+            PrecisionPolicy.resolve("fp16", "dynamic", "cpu", LossScaleConfig(4, minimum=2)).scaler().room
+            == "can fall"
+        )
+        assert (
+            PrecisionPolicy.resolve("fp16", "dynamic", "cpu", LossScaleConfig(2, minimum=2)).scaler().room
+            == "at minimum"
+        )
+        assert PrecisionPolicy.resolve("fp16", "8", "cpu").scaler().room == "fixed"
 
     def test_a_step_left_out_for_another_reason_lowers_the_scale_too(self) -> None:
-        scaler = Policy.resolve("fp16", "dynamic", "cpu", Scaling(8)).scaler()
+        scaler = PrecisionPolicy.resolve("fp16", "dynamic", "cpu", LossScaleConfig(8)).scaler()
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
         (weight,) = optimizer.param_groups[0]["params"]
         scaler.scale(weight.sum())

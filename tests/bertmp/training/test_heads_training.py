@@ -18,7 +18,7 @@ from bertmp.core.errors import InputError
 from bertmp.data.conll import read_sentences
 from bertmp.model.heads.token_classification import IGNORED
 from bertmp.training.tasks import READERS, Task
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 from tests.conftest import RunBertmp
 from tests.models import small_tokenizer
 
@@ -108,7 +108,7 @@ def test_several_labels_a_text_are_learned(model: Path, tmp_path: Path) -> None:
 
 
 def read(task: str, data: Path, eval_data: Path | None = None, **options: Any) -> Task:
-    settings = TrainSettings(task, data, data, data, eval_data=eval_data, **options)
+    settings = TrainOptions(task, data, data, data, eval_data=eval_data, **options)
     return READERS[task](settings)
 
 

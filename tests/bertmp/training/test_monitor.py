@@ -9,82 +9,89 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertmp.training.stability.monitor import Culprit, Do, Memory, StepFacts, Watch, WatchSettings
+from bertmp.training.stability.monitor import (
+    Action,
+    DivergenceMonitor,
+    FaultSite,
+    MonitorSettings,
+    MonitorState,
+    StepFacts,
+)
 
-FAULT = StepFacts(math.nan, finite=False, culprit=Culprit("bert.pooler", "output"))
+FAULT = StepFacts(math.nan, finite=False, culprit=FaultSite("bert.pooler", "output"))
 TOO_HIGH = StepFacts(
-    1.0, finite=False, culprit=Culprit("classifier", "gradient"), scale_too_high=True, scale="can fall"
+    1.0, finite=False, culprit=FaultSite("classifier", "gradient"), scale_too_high=True, scale="can fall"
 )
 
 
-def decisions(watch: Watch, *facts: StepFacts) -> list[Do]:
+def decisions(watch: DivergenceMonitor, *facts: StepFacts) -> list[Action]:
     return [watch.observe(each).do for each in facts]
 
 
 class TestDeciding:
     def test_skips_then_goes_back_then_stops(self) -> None:
-        watch = Watch(WatchSettings(max_skipped=3, max_rollbacks=2))
+        watch = DivergenceMonitor(MonitorSettings(max_skipped=3, max_rollbacks=2))
         for _ in range(2):
-            assert decisions(watch, FAULT, FAULT, FAULT) == [Do.SKIP, Do.SKIP, Do.GO_BACK]
+            assert decisions(watch, FAULT, FAULT, FAULT) == [Action.SKIP, Action.SKIP, Action.GO_BACK]
             watch.went_back()
         assert watch.memory.rate_factor == 0.25
-        assert decisions(watch, FAULT, FAULT, FAULT) == [Do.SKIP, Do.SKIP, Do.STOP]
+        assert decisions(watch, FAULT, FAULT, FAULT) == [Action.SKIP, Action.SKIP, Action.STOP]
 
     def test_a_finite_step_ends_the_row(self) -> None:
-        watch = Watch(WatchSettings(max_skipped=2, max_rollbacks=0))
-        assert decisions(watch, *[FAULT, StepFacts(1.0)] * 50) == [Do.SKIP, Do.USE] * 50
+        watch = DivergenceMonitor(MonitorSettings(max_skipped=2, max_rollbacks=0))
+        assert decisions(watch, *[FAULT, StepFacts(1.0)] * 50) == [Action.SKIP, Action.USE] * 50
 
     def test_the_cause_names_module_and_kind(self) -> None:
-        action = Watch(WatchSettings(max_skipped=1, max_rollbacks=0)).observe(FAULT)
+        action = DivergenceMonitor(MonitorSettings(max_skipped=1, max_rollbacks=0)).observe(FAULT)
         assert action.cause == "1 steps in a row were not finite: the output of bert.pooler is not finite"
 
     def test_a_scale_that_is_too_high_is_expected_and_no_fault(self) -> None:
-        watch = Watch(WatchSettings(max_skipped=2))
+        watch = DivergenceMonitor(MonitorSettings(max_skipped=2))
         actions = [watch.observe(TOO_HIGH) for _ in range(16)]
-        assert {(action.do, action.expected) for action in actions} == {(Do.SKIP, True)}
+        assert {(action.do, action.expected) for action in actions} == {(Action.SKIP, True)}
         assert watch.memory.calm
 
     def test_a_scale_that_has_collapsed_is_a_fault_at_once(self) -> None:
         collapsed = StepFacts(
-            1.0, False, Culprit("classifier", "gradient"), scale_too_high=True, scale="at minimum"
+            1.0, False, FaultSite("classifier", "gradient"), scale_too_high=True, scale="at minimum"
         )
-        action = Watch(WatchSettings()).observe(collapsed)
-        assert action.do is Do.GO_BACK
+        action = DivergenceMonitor(MonitorSettings()).observe(collapsed)
+        assert action.do is Action.GO_BACK
         assert (
             action.cause == "the loss scale has fallen to its minimum: a gradient at classifier is not finite"
         )
 
     def test_a_fixed_scale_that_is_too_high_is_a_fault(self) -> None:
-        fixed = StepFacts(1.0, False, Culprit("classifier", "gradient"), scale_too_high=True, scale="fixed")
-        watch = Watch(WatchSettings(max_skipped=2, max_rollbacks=0))
-        assert decisions(watch, fixed, fixed) == [Do.SKIP, Do.STOP]
+        fixed = StepFacts(1.0, False, FaultSite("classifier", "gradient"), scale_too_high=True, scale="fixed")
+        watch = DivergenceMonitor(MonitorSettings(max_skipped=2, max_rollbacks=0))
+        assert decisions(watch, fixed, fixed) == [Action.SKIP, Action.STOP]
 
     def test_broken_weights_are_not_skipped(self) -> None:
-        broken = StepFacts(math.nan, False, Culprit("bert.pooler.dense", "parameter"))
-        assert Watch(WatchSettings()).observe(broken).do is Do.GO_BACK
-        assert Watch(WatchSettings(max_rollbacks=0)).observe(broken).do is Do.STOP
+        broken = StepFacts(math.nan, False, FaultSite("bert.pooler.dense", "parameter"))
+        assert DivergenceMonitor(MonitorSettings()).observe(broken).do is Action.GO_BACK
+        assert DivergenceMonitor(MonitorSettings(max_rollbacks=0)).observe(broken).do is Action.STOP
 
     @pytest.mark.parametrize("usual", [1e-3, 1.0, 1e4])
     def test_a_loss_that_explodes_while_finite(self, usual: float) -> None:
-        watch = Watch(WatchSettings(explosion_factor=4, explosion_steps=5))
+        watch = DivergenceMonitor(MonitorSettings(explosion_factor=4, explosion_steps=5))
         calm = [StepFacts(usual * (1 + 0.3 * math.sin(step))) for step in range(40)]
-        assert set(decisions(watch, *calm)) == {Do.USE}
+        assert set(decisions(watch, *calm)) == {Action.USE}
         high = [StepFacts(usual * 10)] * 4
-        assert decisions(watch, *high, StepFacts(usual), *high) == [Do.USE] * 9  # not in a row
-        assert decisions(watch, StepFacts(usual * 1e6)) == [Do.GO_BACK]
+        assert decisions(watch, *high, StepFacts(usual), *high) == [Action.USE] * 9  # not in a row
+        assert decisions(watch, StepFacts(usual * 1e6)) == [Action.GO_BACK]
 
     def test_an_early_or_vanished_loss_may_jump(self) -> None:
-        watch = Watch(WatchSettings(explosion_factor=4, explosion_steps=2))
+        watch = DivergenceMonitor(MonitorSettings(explosion_factor=4, explosion_steps=2))
         assert set(decisions(watch, *[StepFacts(50.0 if step % 2 else 1.0) for step in range(12)])) == {
-            Do.USE
+            Action.USE
         }
-        watch = Watch(WatchSettings(explosion_factor=4, explosion_steps=2))
+        watch = DivergenceMonitor(MonitorSettings(explosion_factor=4, explosion_steps=2))
         falling = [StepFacts(2.0 * 0.97**step) for step in range(400)]
-        assert set(decisions(watch, *falling, *[StepFacts(0.05)] * 9)) == {Do.USE}
+        assert set(decisions(watch, *falling, *[StepFacts(0.05)] * 9)) == {Action.USE}
 
     def test_zero_switches_it_off(self) -> None:
-        watch = Watch(WatchSettings(explosion_factor=0, explosion_steps=1))
-        assert set(decisions(watch, *[StepFacts(10.0**step) for step in range(40)])) == {Do.USE}
+        watch = DivergenceMonitor(MonitorSettings(explosion_factor=0, explosion_steps=1))
+        assert set(decisions(watch, *[StepFacts(10.0**step) for step in range(40)])) == {Action.USE}
 
     @given(
         st.lists(
@@ -94,11 +101,13 @@ class TestDeciding:
     )
     @settings(max_examples=60, deadline=None)
     def test_a_watch_restored_from_json_decides_the_same(self, facts: list[StepFacts], cut: int) -> None:
-        rules = WatchSettings(max_skipped=3, max_rollbacks=9, explosion_steps=3)
-        whole = Watch(rules)
+        rules = MonitorSettings(max_skipped=3, max_rollbacks=9, explosion_steps=3)
+        whole = DivergenceMonitor(rules)
         expected = decisions(whole, *facts)
-        first = Watch(rules)
+        first = DivergenceMonitor(rules)
         got = decisions(first, *facts[:cut])
-        second = Watch(rules, Memory.from_json(json.loads(json.dumps(first.memory.to_json()))))
+        second = DivergenceMonitor(
+            rules, MonitorState.from_json(json.loads(json.dumps(first.memory.to_json())))
+        )
         assert got + decisions(second, *facts[cut:]) == expected
         assert second.memory == whole.memory

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from bertmp.model.config import BertConfig
-from bertmp.training.early_stopping import Best
+from bertmp.training.early_stopping import BestEvaluation
 from bertmp.training.evaluate import Evaluation
 from bertmp.training.lamb import Lamb
 from bertmp.training.optimizer import learning_rate, make_optimizer, set_learning_rate
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 from tests.models import classifier
 
 CONFIG = BertConfig(
@@ -28,8 +28,8 @@ CONFIG = BertConfig(
 )
 
 
-def settings(**options: object) -> TrainSettings:
-    return TrainSettings("classification", Path("data"), Path("model"), Path("run"), **options)  # type: ignore[arg-type]
+def settings(**options: object) -> TrainOptions:
+    return TrainOptions("classification", Path("data"), Path("model"), Path("run"), **options)  # type: ignore[arg-type]
 
 
 def test_lamb_follows_the_papers_formula() -> None:
@@ -115,13 +115,13 @@ def evaluation(accuracy: float) -> Evaluation:
 
 
 def test_the_best_evaluation_is_the_first_of_the_highest() -> None:
-    best = Best()
+    best = BestEvaluation()
     for step, accuracy in ((10, 0.5), (20, 0.7), (30, 0.7), (40, 0.6)):
         best = best.after(evaluation(accuracy), step)
-    assert best == Best(0.7, 20, 2)
+    assert best == BestEvaluation(0.7, 20, 2)
     assert best.is_new(20)
     assert not best.is_new(40)
-    assert best.after(evaluation(0.8), 50) == Best(0.8, 50, 0)
+    assert best.after(evaluation(0.8), 50) == BestEvaluation(0.8, 50, 0)
 
 
 def test_without_a_score_of_its_own_the_loss_ranks() -> None:

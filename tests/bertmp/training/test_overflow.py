@@ -16,14 +16,14 @@ from bertmp.core.errors import TrainingStopped
 from bertmp.data.tokenizer import Encoded
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import LossOptions
-from bertmp.training.amp import Policy, Scaling
-from bertmp.training.checkpoints import Keeper
-from bertmp.training.distributed import World
+from bertmp.training.amp import LossScaleConfig, PrecisionPolicy
+from bertmp.training.checkpoints import CheckpointManager
+from bertmp.training.distributed import DistributedContext
 from bertmp.training.loop import Trainer
 from bertmp.training.metrics_log import read_metrics
 from bertmp.training.objective import Objective
 from bertmp.training.tasks.task import Encodings
-from bertmp.training.train_options import TrainSettings
+from bertmp.training.train_options import TrainOptions
 from tests.models import classifier
 
 
@@ -40,7 +40,9 @@ class Said:
         self.lines.append(text)
 
 
-def toy(out: Path, precision: str = "fp32", scaling: Scaling | None = None, **options: Any) -> Trainer:
+def toy(
+    out: Path, precision: str = "fp32", scaling: LossScaleConfig | None = None, **options: Any
+) -> Trainer:
     """A run of a random classifier over random tokens."""
     config = BertConfig(
         vocab_size=50,
@@ -57,10 +59,10 @@ def toy(out: Path, precision: str = "fp32", scaling: Scaling | None = None, **op
         rows.append(Encoded(rng.integers(1, 50, length).tolist(), [0] * length, False))
     data = Encodings(rows, {"labels": np.arange(64) % 3})
     options = {"steps": 20, "batch_size": 8, "learning_rate": 1e-3, "log_every": 1, **options}
-    settings = TrainSettings("classification", Path("data"), Path("model"), out, **options)
-    policy = Policy.resolve(precision, settings.loss_scale, "cpu", scaling)
+    settings = TrainOptions("classification", Path("data"), Path("model"), out, **options)
+    policy = PrecisionPolicy.resolve(precision, settings.loss_scale, "cpu", scaling)
     objective = Objective(classifier(config), LossOptions())
-    return Trainer(objective, data, None, settings, policy, World.alone(), {}, Said())
+    return Trainer(objective, data, None, settings, policy, DistributedContext.alone(), {}, Said())
 
 
 def part(trainer: Trainer, name: str) -> nn.Module:
@@ -91,7 +93,7 @@ def not_a_number(trainer: Trainer, parameter: str, when: Callable[[], bool]) -> 
     "module", ["bert.encoder.layer.1.intermediate.dense", "bert.embeddings.LayerNorm", "classifier"]
 )
 def test_an_infinite_activation_is_traced_to_its_module(precision: str, module: str, tmp_path: Path) -> None:
-    trainer = toy(tmp_path, precision, Scaling(initial=64), steps=8)
+    trainer = toy(tmp_path, precision, LossScaleConfig(initial=64), steps=8)
     infinite(trainer, module, lambda: trainer.position.step == 4)
     trainer.train()
     (event,) = events(trainer)
@@ -159,7 +161,7 @@ def test_a_run_with_a_skipped_step_goes_on_as_if_nothing_were_watched(tmp_path: 
 
 class TestFp16:
     def test_a_scale_that_is_too_high_finds_its_level(self, tmp_path: Path) -> None:
-        trainer = toy(tmp_path, "fp16", Scaling(initial=2.0**26), max_skipped=2)
+        trainer = toy(tmp_path, "fp16", LossScaleConfig(initial=2.0**26), max_skipped=2)
         trainer.train()
         found = events(trainer)
         assert 3 < len(found) < 12
@@ -169,19 +171,19 @@ class TestFp16:
         assert trainer.position.skipped == len(found)
 
     def test_a_fault_is_not_mistaken_for_it(self, tmp_path: Path) -> None:
-        trainer = toy(tmp_path, "fp16", Scaling(initial=64), max_skipped=3, max_rollbacks=0)
+        trainer = toy(tmp_path, "fp16", LossScaleConfig(initial=64), max_skipped=3, max_rollbacks=0)
         infinite(trainer, "bert.pooler", lambda: trainer.position.step >= 2)
         with pytest.raises(TrainingStopped, match=r"3 steps in a row .* the output of bert.pooler"):
             trainer.train()
 
     def test_a_collapsing_scale_stops_the_run(self, tmp_path: Path) -> None:
-        trainer = toy(tmp_path, "fp16", Scaling(initial=2.0**26, minimum=2.0**23), max_rollbacks=0)
+        trainer = toy(tmp_path, "fp16", LossScaleConfig(initial=2.0**26, minimum=2.0**23), max_rollbacks=0)
         with pytest.raises(TrainingStopped, match="the loss scale has fallen to its minimum"):
             trainer.train()
         assert [event["loss_scale"] for event in events(trainer)] == [2.0**n for n in (26, 25, 24, 23)]
 
     def test_the_scale_grows_backs_off_and_keeps_to_its_minimum(self, tmp_path: Path) -> None:
-        scaling = Scaling(initial=16, growth_interval=3, backoff=0.25, minimum=8)
+        scaling = LossScaleConfig(initial=16, growth_interval=3, backoff=0.25, minimum=8)
         trainer = toy(tmp_path, "fp16", scaling, steps=12)
         infinite(trainer, "classifier", lambda: trainer.position.step in (4, 5))
         trainer.train()
@@ -237,8 +239,8 @@ class TestGoingBack:
     def test_which_states_are_kept_for_it(
         self, steps: int, options: dict[str, Any], states: list[int], own: list[int], tmp_path: Path
     ) -> None:
-        settings = TrainSettings("classification", Path("data"), Path("model"), tmp_path, **options)
-        keeper = Keeper(settings, {}, steps)
+        settings = TrainOptions("classification", Path("data"), Path("model"), tmp_path, **options)
+        keeper = CheckpointManager(settings, {}, steps)
         due = {step: keeper.due(step) for step in range(steps + 1)}
         assert [step for step, where in due.items() if where is keeper.states] == states
         assert [step for step, where in due.items() if where not in (None, keeper.states)] == own
