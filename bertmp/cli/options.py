@@ -64,9 +64,7 @@ def describe(declared: DeclaredOption) -> str:
     """An option's help sentence with its range, and whether it may be repeated."""
     info = declared.info
     sentence = info.help.rstrip(".")
-    notes = []
-    if any(bound is not None for bound in (info.minimum, info.maximum, info.above, info.below)):
-        notes.append(declared.range_text.removeprefix("a value "))
+    notes = [declared.range_text] if declared.range_text else []
     if declared.repeated and not info.positional:
         notes.append("may be repeated")
     return f"{sentence} ({', '.join(notes)})." if notes else f"{sentence}."

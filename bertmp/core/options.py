@@ -180,7 +180,9 @@ class DeclaredOption:
                 known = ", ".join(map(str, self.info.choices))
                 raise InputError(f"unknown value '{one}'", self.flag, f"use one of {known}")
             if isinstance(one, (int, float)) and not isinstance(one, bool) and not self._in_range(one):
-                raise InputError(f"{self.flag} is {one}", self.flag, f"give {self.range_text}")
+                raise InputError(
+                    f"{self.flag} is {one}", self.flag, f"give a value {self.range_text or 'that is finite'}"
+                )
 
     def _in_range(self, value: float) -> bool:
         info = self.info
@@ -194,17 +196,12 @@ class DeclaredOption:
 
     @property
     def range_text(self) -> str:
-        """The range in words, such as `a value above 0, at most 1`."""
+        """The range in words, such as `above 0, at most 1`; empty where there is none."""
         info = self.info
-        parts = [
-            f"at least {info.minimum:g}" if info.minimum is not None else "",
-            f"above {info.above:g}" if info.above is not None else "",
-            f"at most {info.maximum:g}" if info.maximum is not None else "",
-            f"below {info.below:g}" if info.below is not None else "",
-        ]
-        return (
-            " ".join(["a value", ", ".join(filter(None, parts))]).strip() if any(parts) else "a finite value"
-        )
+        bounds = {
+            "at least": info.minimum, "above": info.above, "at most": info.maximum, "below": info.below,
+        }  # fmt: skip
+        return ", ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
 
 
 def declared_options(cls: type[Options]) -> tuple[DeclaredOption, ...]:
