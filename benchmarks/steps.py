@@ -23,6 +23,7 @@ from bertmp.model.heads.pretraining import PreTraining
 from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.distributed import DistributedContext
 from bertmp.training.loop import Trainer
+from bertmp.training.metrics_log import read_metrics
 from bertmp.training.objective import Objective
 from bertmp.training.train_options import TrainOptions
 
@@ -48,21 +49,16 @@ class Measured:
 
 
 class Clock:
-    """Watches a run; the time of its last steps, once the device has done them."""
+    """A progress callback that takes the time of a run's last steps, once the device has done them."""
 
     def __init__(self, first: int, last: int, wait: Callable[[], None]) -> None:
         self.first, self.last, self.wait = first, last, wait
-        self.losses: list[float] = []
         self.marks: dict[int, float] = {}
 
-    def step(self, step: int, loss: float, rate: float) -> None:
-        self.losses.append(loss)
-        if step in (self.first, self.last):
+    def __call__(self, message: str, completed: int | None = None, total: int | None = None, /) -> None:
+        if completed in (self.first, self.last):
             self.wait()
-            self.marks[step] = time.perf_counter()
-
-    def say(self, text: str) -> None:
-        return None
+            self.marks[completed] = time.perf_counter()
 
     @property
     def seconds(self) -> float:
@@ -90,11 +86,12 @@ def measure_steps(
     clock = Clock(unmeasured, unmeasured + measured, synchroniser(device))
     data = RandomTexts.of(config, [length] * batch)
     with _fresh_memory(device), _products_in("high" if precision == "tf32" else "highest"):
-        make_trainer(config, "fp32" if precision == "tf32" else precision, world, data, clock).train()
+        trainer = make_trainer(config, "fp32" if precision == "tf32" else precision, world, data, clock)
+        trainer.train()
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     work = Work.of([length] * batch).times(measured)
     flops = pretraining_flops(config, work, masked(length) * work.texts)
-    return Measured(clock.seconds, round(work.texts), round(work.tokens), flops, memory, tuple(clock.losses))
+    return Measured(clock.seconds, round(work.texts), round(work.tokens), flops, memory, _losses(trainer))
 
 
 def make_trainer(
@@ -115,13 +112,18 @@ def make_trainer(
         batch_size=len(data),
         learning_rate=learning_rate,
         max_rollbacks=0,
-        log_every=clock.last + 1,
+        log_every=1,
     )
     with torch.device(world.device):
         head = PreTraining(config)
     initialise(head, config, torch.Generator(world.device).manual_seed(0))
     policy = PrecisionPolicy.resolve(precision, "dynamic", world.device.type)
     return Trainer(Objective(head, LossOptions()), data, None, settings, policy, world, {}, clock)
+
+
+def _losses(trainer: Trainer) -> tuple[float, ...]:
+    lines = read_metrics(trainer.settings.out / "metrics.jsonl")
+    return tuple(line["loss"] for line in lines if "loss" in line)
 
 
 @contextmanager

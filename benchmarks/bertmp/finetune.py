@@ -28,13 +28,13 @@ def measure(
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
-            warmup=0.1,
+            warmup_ratio=0.1,
             weight_decay=0.01,
             max_grad_norm=1.0,
             max_rollbacks=0,  # no states to go back to are saved meanwhile: the peer saves none
             seed=seed,
             eval_every=10**9,  # the last step is always followed by one
-            progress=watch.progress,
+            progress=watch,
         )
     assert result.evaluation is not None
     return {

@@ -40,22 +40,22 @@ def measure(
             steps=steps,
             batch_size=batch_size,
             max_length=max_length,
-            short_rate=0.0,  # the peer shortens no pairs
+            short_seq_prob=0.0,  # the peer shortens no pairs
             learning_rate=learning_rate,
-            warmup=0.1,
+            warmup_ratio=0.1,
             weight_decay=0.01,
             max_grad_norm=1.0,
             max_rollbacks=0,  # no states to go back to are saved meanwhile: the peer saves none
             seed=seed,
             log_every=1,
-            progress=watch.progress,
+            progress=watch,
         )
         lines = read_metrics(run / "metrics.jsonl")
         (run / "final").rename(out)
     return {
         "tokens": tokens(lines, unmeasured),
         "seconds": watch.seconds(unmeasured),
-        "losses": watch.losses,
+        "losses": [line["loss"] for line in lines if "loss" in line],
     }
 
 

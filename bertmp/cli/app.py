@@ -25,12 +25,17 @@ COMMANDS = (
     ("doctor", environment.doctor, "bertmp doctor --json"),
     ("setup", environment.setup, "bertmp setup triton"),
     ("download", environment.download, "bertmp download minilm trec"),
+    (
+        "train",
+        train.train,
+        "bertmp train classification --data train.tsv --eval-data test.tsv --model minilm --out run",
+    ),
 )
 """Each command's name, its function, and an example."""
 
 for name, function, example in COMMANDS:
     add_command(app, name, function, example)
-for module in (prepare, train, convert, serving):
+for module in (prepare, convert, serving):
     module.add_commands(app)
 
 

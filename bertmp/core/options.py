@@ -53,6 +53,7 @@ class OptionInfo:
         formerly: its name in version 0.1; files that use it are read.
         resumable: whether a resumed run may change it.
         on_command_line: False for what only Python callers pass, such as a callback; it is not saved either.
+        saved: whether it is one of the effective settings that are saved.
         positional: whether it is an argument of the command rather than an option.
     """
 
@@ -68,6 +69,7 @@ class OptionInfo:
     formerly: str = ""
     resumable: bool = False
     on_command_line: bool = True
+    saved: bool = True
     positional: bool = False
 
 
@@ -124,8 +126,11 @@ class Options:
 
     def to_json(self) -> dict[str, Any]:
         """Name to value, plain JSON values; paths as text."""
-        shown = (declared for declared in declared_options(type(self)) if declared.info.on_command_line)
-        return {declared.name: _plain(getattr(self, declared.name)) for declared in shown}
+        return {
+            declared.name: _plain(getattr(self, declared.name))
+            for declared in declared_options(type(self))
+            if declared.info.on_command_line and declared.info.saved
+        }
 
     def save(self, path: Path) -> None:
         """Writes the effective settings as TOML, paths absolute; the command's `--config` takes the file."""
@@ -205,10 +210,11 @@ class DeclaredOption:
 
 
 def declared_options(cls: type[Options]) -> tuple[DeclaredOption, ...]:
-    """The options of a class, in the order of their declaration, those of its bases first."""
+    """The options of a class, in the order of their declaration, before those of its bases."""
     hints = get_type_hints(cls)
+    order = list(dict.fromkeys(name for one in cls.__mro__ for name in inspect.get_annotations(one)))
     found = []
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in sorted(dataclasses.fields(cls), key=lambda field: order.index(field.name)):  # type: ignore[arg-type]
         if _INFO not in field.metadata:
             continue
         kind, optional, repeated = _read_type(hints[field.name])

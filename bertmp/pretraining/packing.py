@@ -41,7 +41,7 @@ class Recipe:
     max_length: int
     seed: int
     pairs: bool = True
-    short_rate: float = 0.1
+    short_seq_prob: float = 0.1
 
     @property
     def room(self) -> int:
@@ -202,9 +202,9 @@ class Samples:
 
 def _targets(recipe: Recipe, first: np.ndarray) -> np.ndarray:
     """The tokens to which the sample that begins with each sentence is packed."""
-    if not recipe.short_rate:
+    if not recipe.short_seq_prob:
         return np.full(len(first), recipe.room)
-    is_short = draws.uniform(draws.key(recipe.seed, _IS_SHORT), first) < recipe.short_rate
+    is_short = draws.uniform(draws.key(recipe.seed, _IS_SHORT), first) < recipe.short_seq_prob
     short = 2 + draws.below(draws.key(recipe.seed, _SHORT_LENGTH), first, recipe.room - 1)
     return np.where(is_short, short, recipe.room)
 

@@ -7,7 +7,6 @@ under every policy: the model casts explicitly, whatever the device's autocast w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,45 +17,11 @@ from torch import Tensor
 
 from bertmp.core.errors import InputError
 from bertmp.training.stability.monitor import Scale
+from bertmp.training.train_options import LossScaleConfig, static_loss_scale
 
 Mode = Literal["fp32", "bf16", "fp16"]
 MODES = ("auto", "fp32", "bf16", "fp16")
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class LossScaleConfig:
-    """How the loss scale of FP16 training moves.
-
-    Attributes:
-        initial: the first scale.
-        growth_interval: finite steps in a row after which it doubles.
-        backoff: what it is multiplied with after a step that was not finite.
-        minimum: it never falls below this; having to is a fault, not a matter of scale.
-    """
-
-    initial: float = 2.0**16
-    growth_interval: int = 2000
-    backoff: float = 0.5
-    minimum: float = 1.0
-
-    def __post_init__(self) -> None:
-        for value, option in ((self.initial, "--initial-scale"), (self.minimum, "--min-scale")):
-            if not (math.isfinite(value) and value > 0):
-                raise InputError(f"{option} is {value}", option, "give a positive number")
-        if self.initial < self.minimum:
-            raise InputError(
-                f"--initial-scale {self.initial:g} is below --min-scale {self.minimum:g}",
-                "--initial-scale",
-                "raise it",
-            )
-        if self.growth_interval < 1:
-            option = "--scale-growth-interval"
-            raise InputError(f"{option} is {self.growth_interval}", option, "give at least 1")
-        if not 0 < self.backoff < 1:
-            raise InputError(
-                f"--scale-backoff is {self.backoff}", "--scale-backoff", "give a factor between 0 and 1"
-            )
 
 
 @dataclass(frozen=True)
@@ -90,7 +55,7 @@ class PrecisionPolicy:
                 f"unknown precision '{precision}'", "--precision", f"use one of {', '.join(MODES)}"
             )
         mode: Mode = precision if precision != "auto" else ("fp16" if device == "cuda" else "bf16")  # type: ignore[assignment]
-        return cls(mode, _static_scale(loss_scale), device, scaling or LossScaleConfig())
+        return cls(mode, static_loss_scale(loss_scale), device, scaling or LossScaleConfig())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,9 +81,9 @@ class LossScaler:
         self._static, self._scaling = policy.static_scale, policy.scaling
         self._scaler = kind(
             policy.device,
-            init_scale=float(policy.static_scale or policy.scaling.initial),
-            growth_interval=policy.scaling.growth_interval,
-            backoff_factor=policy.scaling.backoff,
+            init_scale=float(policy.static_scale or policy.scaling.init_loss_scale),
+            growth_interval=policy.scaling.loss_scale_growth_interval,
+            backoff_factor=policy.scaling.loss_scale_backoff,
             enabled=policy.mode == "fp16",
         )
 
@@ -137,7 +102,11 @@ class LossScaler:
         """Whether the next step that is not finite can lower the scale."""
         if not self.scales or self._static is not None:
             return "fixed"
-        return "can fall" if self.value * self._scaling.backoff >= self._scaling.minimum else "at minimum"
+        return (
+            "can fall"
+            if self.value * self._scaling.loss_scale_backoff >= self._scaling.min_loss_scale
+            else "at minimum"
+        )
 
     def scale(self, loss: Tensor) -> Tensor:
         """The scaled loss."""
@@ -162,9 +131,9 @@ class LossScaler:
         self._scaler.update(self._static)  # starts the growth interval anew where its own check failed, too
         if self._static is None and self.value >= before:
             # Its check passed: each gradient was finite, but not their norm or the loss.
-            self._scaler.update(before * self._scaling.backoff)
-        if self._static is None and self.value < self._scaling.minimum:
-            self._scaler.update(float(self._scaling.minimum))
+            self._scaler.update(before * self._scaling.loss_scale_backoff)
+        if self._static is None and self.value < self._scaling.min_loss_scale:
+            self._scaler.update(float(self._scaling.min_loss_scale))
 
     def state_dict(self) -> dict[str, Any]:
         return self._scaler.state_dict()
@@ -172,15 +141,3 @@ class LossScaler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
             self._scaler.load_state_dict(state)
-
-
-def _static_scale(text: str) -> float | None:
-    if text == "dynamic":
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"loss scale '{text}'", "--loss-scale", "give 'dynamic' or a positive number")
-    return value

@@ -31,7 +31,7 @@ class CheckpointManager:
     """
 
     def __init__(self, settings: TrainOptions, identity: Mapping[str, Any], total: int) -> None:
-        self.states = States(settings.out / "steps", settings.keep, identity)
+        self.states = States(settings.out / "steps", settings.save_total_limit, identity)
         self._fallback = States(settings.out / "last-good", 1, {})
         self._every = settings.save_every
         self._goes_back = settings.max_rollbacks > 0

@@ -6,9 +6,10 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from bertmp.core.errors import TrainingStopped
+from bertmp.core.progress import ProgressCallback
 from bertmp.model.heads import Head
 from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.checkpoints import CheckpointManager
@@ -26,7 +27,6 @@ from bertmp.training.stability.monitor import (
     Decision,
     DivergenceMonitor,
     FaultSite,
-    MonitorSettings,
     MonitorState,
     StepFacts,
     event,
@@ -37,16 +37,6 @@ from bertmp.training.steps import RankBatch, StepDataset
 from bertmp.training.tasks import TrainingData
 from bertmp.training.tensorboard import event_files
 from bertmp.training.train_options import TrainOptions
-
-
-class Watcher(Protocol):
-    """Whoever shows the progress."""
-
-    def step(self, step: int, loss: float, rate: float) -> None:
-        """After each step: steps done, its loss, examples per second so far."""
-
-    def say(self, text: str) -> None:
-        """A line for the log."""
 
 
 @dataclass
@@ -70,7 +60,7 @@ class Trainer:
     policy: PrecisionPolicy
     world: DistributedContext
     identity: Mapping[str, Any]
-    watcher: Watcher
+    progress: ProgressCallback
     position: Position = field(default_factory=Position)
     evaluation: Evaluation | None = None
     ranges: Ranges | None = None
@@ -86,7 +76,7 @@ class Trainer:
             self.data,
             settings.batch_size,
             settings.seed,
-            settings.accumulate,
+            settings.gradient_accumulation_steps,
             world.data_rank,
             world.data_size,
         )
@@ -94,7 +84,7 @@ class Trainer:
         self.gradients = GradientAccumulator(
             self.objective, module, self.steps, world, self.policy, settings.seed
         )
-        self.watch = DivergenceMonitor(MonitorSettings.of(settings))
+        self.watch = DivergenceMonitor(settings)
         self.keeper = CheckpointManager(settings, self.identity, self.total)
         self.metrics = MetricsLog(None)
         if world.is_main:
@@ -126,6 +116,7 @@ class Trainer:
         if self.position.step == 0:
             self.metrics.keep(0)
         self.objective.train()
+        self.progress("training", self.position.step, self.total)
         with graceful_stop() as interrupted:
             if self.world.is_main:
                 self.keeper.drop_after(self.position.step)
@@ -139,7 +130,7 @@ class Trainer:
 
     def _go_on(self, interrupted: Callable[[], bool]) -> None:
         """Trains to the end, or until the run has gone back to an earlier step."""
-        for share in self.steps.load(self.position.step, self.total, self.settings.workers):
+        for share in self.steps.load(self.position.step, self.total, self.settings.num_workers):
             if self.world.any(interrupted()):
                 self._leave()
             if not self._step(share):
@@ -184,7 +175,8 @@ class Trainer:
         )
         epoch = (step + 1) / self.steps.per_epoch
         self.log.add(self.position, loss, epoch=epoch, learning_rate=rate, loss_scale=scale, grad_norm=norm)
-        self.watcher.step(step + 1, loss, self.position.examples / self.position.seconds)
+        speed = self.position.examples / self.position.seconds
+        self.progress(f"training: loss {loss:.4f}, {speed:.1f} examples/s", step + 1, self.total)
         return True
 
     def _report(self, action: Decision, facts: StepFacts, scale: float) -> None:
@@ -192,7 +184,7 @@ class Trainer:
             self._note(**event(action, facts, scale))
         if action.do is Action.SKIP:
             where = f" at {facts.culprit.module}" if action.expected and facts.culprit else ""
-            self.watcher.say(f"step {self.position.step + 1}: {action.cause}{where}; the step is left out")
+            self.progress(f"step {self.position.step + 1}: {action.cause}{where}; the step is left out")
 
     def _note(self, **values: Any) -> None:
         """An event of the step at hand, in the metrics file."""
@@ -200,8 +192,8 @@ class Trainer:
 
     def _go_back(self, action: Decision) -> None:
         """Takes over the last good state with a lower learning rate; stops the run where there is none."""
-        step, say = self.position.step + 1, self.watcher.say
-        found = self.keeper.last_good(say)
+        step = self.position.step + 1
+        found = self.keeper.last_good(self.progress)
         if action.do is Action.STOP or found is None:
             good = f"the last good state is {found[0]}" if found else "no good state was saved before it"
             todo = f"{good}; check the data, or start anew with a lower --learning-rate or in bf16 or fp32"
@@ -216,7 +208,7 @@ class Trainer:
         self.world.wait()
         if self.world.is_main:
             self.keeper.drop_after(self.position.step)
-        say(
+        self.progress(
             f"step {step}: {action.cause}; back to step {self.position.step}, "
             f"with {factor:g} times the learning rate"
         )
@@ -266,12 +258,12 @@ class Trainer:
             self.evaluation = evaluate(head, data, self.world)
         epoch = self.position.step / self.steps.per_epoch
         self.metrics.write({"step": self.position.step, "epoch": epoch, **self.evaluation.to_json()})
-        self.watcher.say(f"epoch {epoch:.2f}: {self.evaluation.describe()}")
+        self.progress(f"epoch {epoch:.2f}: {self.evaluation.describe()}")
         self.best = self.best.after(self.evaluation, self.position.step)
         if self.best.is_new(self.position.step):
             self.on_best(head)
         if self._gives_up():
-            self.watcher.say(f"no better evaluation since step {self.best.step}: the run ends here")
+            self.progress(f"no better evaluation since step {self.best.step}: the run ends here")
 
     def _gives_up(self) -> bool:
         """Whether the last `patience` evaluations were no better than the one before them."""
@@ -295,14 +287,14 @@ class Trainer:
         }
         state = State(self.position, progress, tensors, good=self.watch.memory.calm)
         if self.world.is_main:
-            self.keeper.save(states, state, self.watcher.say)
+            self.keeper.save(states, state, self.progress)
 
     def _leave(self) -> None:
         if self.settings.save_every:
             self._save_to(self.keeper.states)
-            self.watcher.say(
+            self.progress(
                 f"step {self.position.step} is saved; the same command with --resume goes on from it"
             )
         else:
-            self.watcher.say(f"step {self.position.step} is not saved: --save-every N keeps states to resume")
+            self.progress(f"step {self.position.step} is not saved: --save-every N keeps states to resume")
         raise KeyboardInterrupt

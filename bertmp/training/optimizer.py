@@ -19,8 +19,8 @@ _BLOCK = re.compile(r"^bert\.encoder\.layer\.(\d+)\.")
 def make_optimizer(model: Head, settings: TrainOptions) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019) or LAMB over FP32 master weights.
 
-    Biases and LayerNorms are not decayed. With `layer_decay` below 1, each block learns that much slower
-    than the one above it, and the embeddings slowest.
+    Biases and LayerNorms are not decayed. With `layerwise_lr_decay` below 1, each block's learning rate is
+    that factor times the rate of the block above it; the embeddings have the lowest.
     """
     groups = list(_groups(model, settings))
     if settings.optimizer == "lamb":
@@ -36,7 +36,7 @@ def _groups(model: Head, settings: TrainOptions) -> Iterator[dict[str, Any]]:
         if parameter.requires_grad:
             plain = name.endswith(".bias") or ".LayerNorm." in name
             decay = 0.0 if plain else settings.weight_decay
-            rate = settings.layer_decay ** _below_top(name, depth)
+            rate = settings.layerwise_lr_decay ** _below_top(name, depth)
             members.setdefault((decay, rate), []).append(parameter)
     for (decay, rate), parameters in members.items():
         yield {"params": parameters, "weight_decay": decay, "rate": rate}
@@ -52,7 +52,7 @@ def _below_top(name: str, depth: int) -> int:
 
 def learning_rate(step: int, total: int, settings: TrainOptions) -> float:
     """The rate of a step counted from 0: linear from 0 to the peak, then linear to 0 at `total`."""
-    warm = round(settings.warmup * total)
+    warm = round(settings.warmup_ratio * total)
     share = (step + 1) / warm if step < warm else (total - step) / max(1, total - warm)
     return settings.learning_rate * share
 

@@ -15,6 +15,8 @@ import torch
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import atomic_folder, read_json, sha256_file, write_json
+from bertmp.core.options import renamed
+from bertmp.training.train_options import TrainOptions
 
 _PREFIX = "step-"
 _TENSORS = "tensors.pt"
@@ -202,10 +204,18 @@ def _checksum(record: Mapping[str, Any]) -> str:
 
 def _check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
     todo = "resume with the settings of the run, or start in another folder"
+    former = {
+        f"--{new}".replace("_", "-"): f"--{old}".replace("_", "-")
+        for old, new in renamed(TrainOptions).items()
+    }
     for name, value in wanted.items():
-        was = found.get(name)
+        was = found.get(name, found.get(former.get(name, "")))  # version 0.1 used the former names
         if was == value:
             continue
         if name.endswith(" contents"):  # a fingerprint, which tells a reader nothing
             raise OtherRun(f"the state was made with another {name.removesuffix(' contents')}", folder, todo)
         raise OtherRun(f"the state was made with {name} {was}, now it is {value}", folder, todo)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -5,23 +5,24 @@ from __future__ import annotations
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bertmp.core.errors import InputError
+from bertmp.core.options import keywords_of
+from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.environment.downloads import downloaded
 from bertmp.model.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from bertmp.model.heads import Head, LossOptions
-from bertmp.training.amp import LossScaleConfig, PrecisionPolicy
+from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.distributed import DistributedContext, checkpoint_activations, join
 from bertmp.training.evaluate import Evaluation, evaluate
-from bertmp.training.loop import Trainer, Watcher
+from bertmp.training.loop import Trainer
 from bertmp.training.malloc import keep_freed_memory
 from bertmp.training.objective import Objective
 from bertmp.training.resume_check import identity
@@ -70,62 +71,25 @@ class TrainResult:
         }
 
 
-class Silent:
-    """A watcher that shows nothing."""
-
-    def step(self, step: int, loss: float, rate: float) -> None:
-        return None
-
-    def say(self, text: str) -> None:
-        return None
-
-
-Progress = Callable[[int, int], AbstractContextManager[Watcher]]
-"""Given the steps in all and those done already, a context that shows the progress."""
-
-
-def train(
-    task: str,
-    data: Path,
-    model: Path,
-    out: Path,
-    *,
-    resume: bool = False,
-    progress: Progress | None = None,
-    **options: Any,
-) -> TrainResult:
+@keywords_of(TrainOptions)
+def train(options: TrainOptions) -> TrainResult:
     """Trains a model and writes `out/final`, `out/metrics.jsonl` and `out/config.toml`.
 
-    Args:
-        task, data, model, out: see `TrainOptions`, which also names every further option. `model` may
-            also be the name of a downloaded one.
-        resume: goes on from the newest state in `out/steps`; from the beginning where there is none.
-
-    Errors: InputError for bad settings, data or checkpoint; TrainingStopped where gradients stay
-    non-finite.
+    Raises:
+        InputError: bad options, data or checkpoint.
+        TrainingStopped: loss or gradients stay non-finite.
     """
     with join() as processes:
-        source = downloaded(Path(model))
-        settings = TrainOptions(task=task, data=Path(data), model=source, out=Path(out), **options)
-        world = processes.arrange(settings.data_parallel, settings.tensor_parallel, settings.shard)
-        shown = progress if progress and world.is_main else _unwatched
-        result = _train(settings, world, resume, shown)
+        options = replace(options, model=downloaded(options.model))
+        world = processes.arrange(options.data_parallel, options.tensor_parallel, options.fsdp)
+        result = _train(options, world, options.progress if world.is_main else null_progress)
         world.wait()  # until the first process has written the checkpoint
         return result
 
 
-def _unwatched(total: int, done: int) -> AbstractContextManager[Watcher]:
-    """The progress of the processes that show none."""
-    return nullcontext(Silent())
-
-
-def _train(
-    settings: TrainOptions, world: DistributedContext, resume: bool, progress: Progress
-) -> TrainResult:
+def _train(settings: TrainOptions, world: DistributedContext, progress: ProgressCallback) -> TrainResult:
     keep_freed_memory()
-    policy = PrecisionPolicy.resolve(
-        settings.precision, settings.loss_scale, world.device.type, _scaling(settings)
-    )
+    policy = PrecisionPolicy.resolve(settings.precision, settings.loss_scale, world.device.type, settings)
     prepared = READERS[settings.task](settings)
     loaded = load_checkpoint(settings.model, prepared.head or settings.task, prepared.labels, settings.seed)
     train_data, eval_data = prepared.encode(_shortened(loaded, settings.max_length))
@@ -134,21 +98,19 @@ def _train(
     if settings.activation_checkpointing:
         checkpoint_activations(objective.head)
     own = identity(settings, loaded, policy)
-    trainer = Trainer(objective, train_data, eval_data, settings, policy, world, own, Silent())
+    trainer = Trainer(objective, train_data, eval_data, settings, policy, world, own, progress)
     if settings.keep_best and world.is_main:
         trainer.on_best = lambda head: save_checkpoint(
             settings.out / "best", head, loaded.config, loaded.tokenizer
         )
-    notes = _resume(trainer) if resume else _replaced(trainer)
+    notes = _resume(trainer) if settings.resume else _replaced(trainer)
     world.wait()
     if world.is_main:
-        _prepare(settings, resume)
+        _prepare(settings)
     world.wait()
-    with progress(trainer.total, trainer.position.step) as watcher:
-        trainer.watcher = watcher
-        for line in (*notes, *_remarks(loaded, train_data.truncated, policy, settings)):
-            watcher.say(line)
-        evaluation = trainer.train()
+    for line in (*notes, *_remarks(loaded, train_data.truncated, policy, settings)):
+        progress(line)
+    evaluation = trainer.train()
     checkpoint = settings.out / "final"
     trained = world.whole(objective.head)
     if settings.keep_best and trainer.eval_data is not None and trainer.best.step != trainer.position.step:
@@ -204,12 +166,6 @@ def _shortened(loaded: LoadedCheckpoint, max_length: int | None) -> Tokenizer:
     return loaded.tokenizer
 
 
-def _scaling(settings: TrainOptions) -> LossScaleConfig:
-    return LossScaleConfig(
-        settings.initial_scale, settings.scale_growth_interval, settings.scale_backoff, settings.min_scale
-    )
-
-
 def _check_folder(out: Path) -> None:
     """A new run replaces an old one, but nothing that is not a run's."""
     if out.is_dir() and any(out.iterdir()) and not (out / "config.toml").is_file():
@@ -218,10 +174,10 @@ def _check_folder(out: Path) -> None:
         raise InputError("a file where the run's folder is to be", out, "choose another --out")
 
 
-def _prepare(settings: TrainOptions, resume: bool) -> None:
+def _prepare(settings: TrainOptions) -> None:
     """Makes the run's folder ready, once nothing stands against the run any more."""
     remove_leftovers(settings.out)
-    if not resume:
+    if not settings.resume:
         for folder in ("steps", "last-good", "best", "tensorboard"):
             shutil.rmtree(settings.out / folder, ignore_errors=True)
         (settings.out / "metrics.jsonl").unlink(missing_ok=True)

@@ -1,165 +1,386 @@
-"""The settings of a training run: checked once, saved beside the result."""
+"""The options of `bertmp train`."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import write_toml
+from bertmp.core.options import Options, argument, option
+from bertmp.core.progress import ProgressCallback, null_progress
+from bertmp.data.data_options import DATA, DataOptions
 
-OPTIMIZERS = ("adamw", "lamb")
-CLASS_WEIGHTS = ("none", "balanced")
-TASKS = ("classification", "pretraining", "token-classification", "regression")
+OPTIMISATION = "Optimisation"
+MIXED_PRECISION = "Mixed precision"
+MONITOR = "Divergence monitor"
+DISTRIBUTION = "Distribution"
+CHECKPOINTS = "Checkpoints and evaluation"
+PRETRAINING = "Pre-training"
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """What a run does; the names are the command's options.
+class LossScaleConfig(Options):
+    """How a dynamic loss scale moves (Micikevicius et al. 2018, section 3.2)."""
 
-    Attributes:
-        task: the head that is trained.
-        data, eval_data: data files; evaluation is left out where the second is None.
-        model: a checkpoint folder, or a `config.json` for a start from random weights.
-        out: the run's folder.
-        precision, loss_scale: see `amp.Policy.resolve`.
-        epochs: passes over the data; `steps`, where given, ends the run instead.
-        batch_size: examples a step, over all processes and micro-batches.
-        accumulate: micro-batches a step; less memory, the same step.
-        activation_checkpointing: computes each block a second time in the backward pass; less memory.
-        data_parallel: groups of processes that share out each batch; all processes where None.
-        tensor_parallel: processes of such a group, which share out each block.
-        shard: spreads weights, gradients and optimizer states over the data-parallel processes.
-        workers: processes that prepare batches ahead of time; 0 prepares them in between.
-        optimizer: `adamw`, or `lamb` for large batches.
-        learning_rate: the peak; it rises over the first `warmup` of all steps and falls linearly to 0.
-        weight_decay: decoupled (Loshchilov & Hutter 2019); biases and LayerNorms are exempt.
-        layer_decay: each block learns at this times the rate of the block above it; 1 for all alike.
-        max_grad_norm: gradients are clipped to this L2 norm; 0 switches clipping off.
-        max_length: the most tokens of a text; the model's positions where None.
-        label_smoothing: share of a label's weight that is spread over all classes.
-        multi_label: in classification, a text may have several labels, or none.
-        label_separator: what stands between them in the label's column.
-        class_weights: `none`, or `balanced` to weigh each class by the inverse of its frequency.
-        eval_every: steps between evaluations; every epoch where 0.
-        keep_best: `final` is the checkpoint of the best evaluation instead of the last one's.
-        patience: evaluations without a better one after which the run ends early; 0 never ends it.
-        no_nsp: pre-trains on masked words alone, without next-sentence prediction.
-        mask_rate: share of each sample's tokens that are masked in pre-training.
-        whole_word_masking: masks all pieces of a word or none.
-        short_rate: share of pre-training samples that are packed to a shorter length.
-        save_every: steps between resumable states; 0 saves none.
-        log_every: steps between lines of `metrics.jsonl`.
-        keep: how many of them are kept.
-        max_skipped: steps in a row that are not finite with which skipping ends and the run goes back.
-        max_rollbacks: how often the run goes back to its last good state before it stops; 0 stops at once.
-        rollback_rate: what the learning rate is multiplied with on going back.
-        explosion_factor: how many times the median of the last losses counts as exploding; 0 never does.
-        explosion_steps: exploding losses in a row at which the run goes back.
-        initial_scale, scale_growth_interval, scale_backoff, min_scale: see `amp.Scaling`.
-    """
+    init_loss_scale: float = option(
+        default=2.0**16,
+        above=0,
+        group=MIXED_PRECISION,
+        formerly="initial_scale",
+        help="First dynamic loss scale.",
+    )
+    loss_scale_growth_interval: int = option(
+        default=2000,
+        minimum=1,
+        group=MIXED_PRECISION,
+        formerly="scale_growth_interval",
+        help="Finite steps in a row after which a dynamic loss scale doubles.",
+    )
+    loss_scale_backoff: float = option(
+        default=0.5,
+        above=0,
+        below=1,
+        group=MIXED_PRECISION,
+        formerly="scale_backoff",
+        help="Factor on a dynamic loss scale after an overflow.",
+    )
+    min_loss_scale: float = option(
+        default=1.0,
+        above=0,
+        group=MIXED_PRECISION,
+        formerly="min_scale",
+        resumable=True,
+        help="A dynamic loss scale never falls below this value; an overflow at it is a fault.",
+    )
 
-    task: str
-    data: Path
-    model: Path
-    out: Path
-    eval_data: Path | None = None
-    precision: str = "auto"
-    loss_scale: str = "dynamic"
-    epochs: int = 3
-    steps: int | None = None
-    batch_size: int = 32
-    accumulate: int = 1
-    activation_checkpointing: bool = False
-    data_parallel: int | None = None
-    tensor_parallel: int = 1
-    shard: bool = False
-    workers: int = 0
-    optimizer: str = "adamw"
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.01
-    layer_decay: float = 1.0
-    warmup: float = 0.1
-    max_grad_norm: float = 1.0
-    max_length: int | None = None
-    label_smoothing: float = 0.0
-    class_weights: str = "none"
-    seed: int = 0
-    eval_every: int = 0
-    keep_best: bool = False
-    patience: int = 0
-    no_nsp: bool = False
-    mask_rate: float = 0.15
-    whole_word_masking: bool = False
-    short_rate: float = 0.1
-    save_every: int = 0
-    log_every: int = 10
-    keep: int = 2
-    max_skipped: int = 10
-    max_rollbacks: int = 2
-    rollback_rate: float = 0.5
-    explosion_factor: float = 4.0
-    explosion_steps: int = 20
-    initial_scale: float = 2.0**16
-    scale_growth_interval: int = 2000
-    scale_backoff: float = 0.5
-    min_scale: float = 1.0
-    text_column: str = "text"
-    text_pair_column: str = "text_pair"
-    label_column: str = "label"
-    multi_label: bool = False
-    label_separator: str = ","
+    def check(self) -> None:
+        if self.init_loss_scale < self.min_loss_scale:
+            raise InputError(
+                f"--init-loss-scale {self.init_loss_scale:g} is below --min-loss-scale "
+                f"{self.min_loss_scale:g}",
+                "--init-loss-scale",
+                "increase it",
+            )
 
-    def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise InputError(f"unknown task '{self.task}'", "TASK", f"use one of {', '.join(TASKS)}")
-        for name in ("epochs", "batch_size", "accumulate", "tensor_parallel", "log_every"):
-            self._require(getattr(self, name) >= 1, name, "give at least 1")
-        for name in ("keep", "max_skipped", "explosion_steps"):
-            self._require(getattr(self, name) >= 1, name, "give at least 1")
-        for name in ("workers", "eval_every", "save_every", "seed", "patience", "max_rollbacks"):
-            self._require(getattr(self, name) >= 0, name, "give 0 or a positive number")
-        groups = self.data_parallel
-        self._require(groups is None or groups >= 1, "data_parallel", "give at least 1")
-        self._require(self.seed < 1 << 63, "seed", "give a number below 2**63")
-        self._require(self.steps is None or self.steps >= 1, "steps", "give at least 1")
-        self._require(self.max_length is None or self.max_length >= 3, "max_length", "give at least 3")
-        rate = self.learning_rate
-        self._require(math.isfinite(rate) and rate > 0, "learning_rate", "give a positive number")
-        self._require(0 <= self.warmup < 1, "warmup", "give a share of the steps, from 0 to below 1")
-        self._require(0 < self.mask_rate < 1, "mask_rate", "give a share between 0 and 1")
-        self._require(0 <= self.short_rate <= 1, "short_rate", "give a share from 0 to 1")
-        self._require(0 <= self.label_smoothing < 1, "label_smoothing", "give a share from 0 to below 1")
-        self._require(self.accumulate <= self.batch_size, "accumulate", "give at most the batch size")
+
+class MonitorOptions(Options):
+    """When the divergence monitor rolls a run back, and when it stops it."""
+
+    max_consecutive_skips: int = option(
+        default=10,
+        minimum=1,
+        group=MONITOR,
+        formerly="max_skipped",
+        resumable=True,
+        help="Roll back to the last good state after this many non-finite steps in a row.",
+    )
+    max_rollbacks: int = option(
+        default=2,
+        minimum=0,
+        group=MONITOR,
+        resumable=True,
+        help="Stop with exit code 3 where the run would roll back more often than this.",
+    )
+    rollback_lr_factor: float = option(
+        default=0.5,
+        above=0,
+        maximum=1,
+        group=MONITOR,
+        formerly="rollback_rate",
+        resumable=True,
+        help="Factor on the learning rate after a rollback.",
+    )
+    loss_spike_factor: float = option(
+        default=4.0,
+        minimum=0,
+        group=MONITOR,
+        formerly="explosion_factor",
+        resumable=True,
+        help="A loss above this many times the recent median is a spike; 0 turns the check off.",
+    )
+    loss_spike_patience: int = option(
+        default=20,
+        minimum=1,
+        group=MONITOR,
+        formerly="explosion_steps",
+        resumable=True,
+        help="Roll back after this many loss spikes in a row.",
+    )
+
+    def check(self) -> None:
+        factor = self.loss_spike_factor
+        if factor and factor <= 1:
+            raise InputError(
+                f"--loss-spike-factor is {factor}", "--loss-spike-factor", "give a factor above 1, or 0"
+            )
+
+
+class TrainOptions(DataOptions, LossScaleConfig, MonitorOptions):
+    """The options of `bertmp train`."""
+
+    task: str = argument(
+        kw_only=False,
+        choices=("classification", "token-classification", "regression", "pretraining"),
+        metavar="TASK",
+        help="What to train: classification, token-classification, regression or pretraining.",
+    )
+    data: Path = option(
+        kw_only=False,
+        group=DATA,
+        metavar="FILE",
+        resumable=True,
+        help="Training examples: .tsv, .csv, .jsonl, .parquet; for pre-training also .txt or a prepared one.",
+    )
+    model: Path = option(
+        kw_only=False,
+        group=DATA,
+        metavar="CHECKPOINT",
+        resumable=True,
+        help="A checkpoint folder, the name of a downloaded one, or a config.json for random weights.",
+    )
+    out: Path = option(kw_only=False, group=DATA, metavar="RUN", resumable=True, help="The run's folder.")
+    eval_data: Path | None = option(
+        default=None,
+        group=DATA,
+        metavar="FILE",
+        resumable=True,
+        help="Examples to evaluate on after every epoch.",
+    )
+    max_length: int | None = option(
+        default=None,
+        minimum=3,
+        group=DATA,
+        help="Truncate inputs to this many tokens; by default to the model's positions.",
+    )
+    multi_label: bool = option(
+        default=False, group=DATA, help="In classification, an example may have several labels, or none."
+    )
+    label_separator: str = option(
+        default=",", group=DATA, help="What separates an example's labels, with --multi-label."
+    )
+    epochs: int = option(
+        default=3, minimum=1, group=OPTIMISATION, resumable=True, help="Passes over the training data."
+    )
+    steps: int | None = option(
+        default=None, minimum=1, group=OPTIMISATION, help="Optimizer steps, instead of epochs."
+    )
+    batch_size: int = option(
+        default=32,
+        minimum=1,
+        group=OPTIMISATION,
+        help="Examples per optimizer step, over all processes and micro-batches.",
+    )
+    optimizer: str = option(
+        default="adamw", choices=("adamw", "lamb"), group=OPTIMISATION, help="LAMB is for large batches."
+    )
+    learning_rate: float = option(default=5e-5, above=0, group=OPTIMISATION, help="Peak learning rate.")
+    warmup_ratio: float = option(
+        default=0.1,
+        minimum=0,
+        below=1,
+        group=OPTIMISATION,
+        formerly="warmup",
+        help="Share of the steps in which the learning rate rises; after it, the rate falls linearly to 0.",
+    )
+    weight_decay: float = option(
+        default=0.01,
+        minimum=0,
+        group=OPTIMISATION,
+        help="Decoupled weight decay; biases and LayerNorms are exempt.",
+    )
+    layerwise_lr_decay: float = option(
+        default=1.0,
+        above=0,
+        maximum=1,
+        group=OPTIMISATION,
+        formerly="layer_decay",
+        help="Each block's learning rate is this times that of the block above it.",
+    )
+    max_grad_norm: float = option(
+        default=1.0, minimum=0, group=OPTIMISATION, help="Clip gradients to this L2 norm; 0 turns it off."
+    )
+    label_smoothing: float = option(
+        default=0.0,
+        minimum=0,
+        below=1,
+        group=OPTIMISATION,
+        help="Share of a label's weight that is spread over all classes.",
+    )
+    class_weights: str = option(
+        default="none",
+        choices=("none", "balanced"),
+        group=OPTIMISATION,
+        help="Weigh classes by the inverse of their frequency with balanced.",
+    )
+    seed: int = option(
+        default=0,
+        minimum=0,
+        below=2**63,
+        group=OPTIMISATION,
+        help="Seed of the data order, dropout and new weights.",
+    )
+    precision: str = option(
+        default="auto",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        group=MIXED_PRECISION,
+        resumable=True,
+        help="Compute type of the matrix products; auto is bf16 on the CPU and fp16 on CUDA.",
+    )
+    loss_scale: str = option(
+        default="dynamic",
+        metavar="dynamic|NUMBER",
+        group=MIXED_PRECISION,
+        resumable=True,
+        help="Loss scaling of fp16: dynamic, or a fixed scale.",
+    )
+    gradient_accumulation_steps: int = option(
+        default=1,
+        minimum=1,
+        group=DISTRIBUTION,
+        formerly="accumulate",
+        resumable=True,
+        help="Micro-batches per optimizer step: less memory, the same step.",
+    )
+    activation_checkpointing: bool = option(
+        default=False,
+        group=DISTRIBUTION,
+        resumable=True,
+        help="Recompute activations in the backward pass: less memory, the same step.",
+    )
+    data_parallel: int | None = option(
+        default=None,
+        minimum=1,
+        group=DISTRIBUTION,
+        resumable=True,
+        help="Data-parallel groups, with torchrun; by default every process is one.",
+    )
+    tensor_parallel: int = option(
+        default=1,
+        minimum=1,
+        group=DISTRIBUTION,
+        resumable=True,
+        help="Processes per data-parallel group, which split each block.",
+    )
+    fsdp: bool = option(
+        default=False,
+        group=DISTRIBUTION,
+        formerly="shard",
+        resumable=True,
+        help="Shard weights, gradients and optimizer states over the data-parallel processes (FSDP2).",
+    )
+    num_workers: int = option(
+        default=0,
+        minimum=0,
+        group=DISTRIBUTION,
+        formerly="workers",
+        resumable=True,
+        help="Processes that prepare batches ahead of time; 0 prepares them in the training process.",
+    )
+    resume: bool = option(
+        default=False,
+        group=CHECKPOINTS,
+        resumable=True,
+        saved=False,
+        help="Continue from the newest saved state; from the beginning where there is none.",
+    )
+    save_every: int = option(
+        default=0,
+        minimum=0,
+        group=CHECKPOINTS,
+        resumable=True,
+        help="Save a resumable state every N steps; 0 saves none.",
+    )
+    save_total_limit: int = option(
+        default=2,
+        minimum=1,
+        group=CHECKPOINTS,
+        formerly="keep",
+        resumable=True,
+        help="How many resumable states are kept.",
+    )
+    log_every: int = option(
+        default=10, minimum=1, group=CHECKPOINTS, resumable=True, help="Write metrics every N steps."
+    )
+    eval_every: int = option(
+        default=0,
+        minimum=0,
+        group=CHECKPOINTS,
+        resumable=True,
+        help="Evaluate every N steps; 0 evaluates after every epoch.",
+    )
+    keep_best: bool = option(
+        default=False,
+        group=CHECKPOINTS,
+        resumable=True,
+        help="RUN/final is the checkpoint of the best evaluation instead of the last step's.",
+    )
+    patience: int = option(
+        default=0,
+        minimum=0,
+        group=CHECKPOINTS,
+        resumable=True,
+        help="Stop after this many evaluations without a better one; 0 never stops early.",
+    )
+    no_nsp: bool = option(
+        default=False,
+        group=PRETRAINING,
+        help="Pre-train on masked tokens alone, without next-sentence prediction.",
+    )
+    mlm_probability: float = option(
+        default=0.15,
+        above=0,
+        below=1,
+        group=PRETRAINING,
+        formerly="mask_rate",
+        help="Share of tokens that are masked.",
+    )
+    whole_word_masking: bool = option(
+        default=False, group=PRETRAINING, help="Mask all tokens of a word or none."
+    )
+    short_seq_prob: float = option(
+        default=0.1,
+        minimum=0,
+        maximum=1,
+        group=PRETRAINING,
+        formerly="short_rate",
+        help="Share of samples that are packed to a shorter length.",
+    )
+    progress: ProgressCallback = option(
+        default=null_progress, on_command_line=False, help="Called with log lines and the state of the run."
+    )
+
+    def check(self) -> None:
+        LossScaleConfig.check(self)
+        MonitorOptions.check(self)
+        if self.gradient_accumulation_steps > self.batch_size:
+            raise InputError(
+                f"--gradient-accumulation-steps is {self.gradient_accumulation_steps}",
+                "--gradient-accumulation-steps",
+                "give at most the batch size",
+            )
         if self.label_smoothing and self.task in ("regression", "pretraining"):
             raise InputError(f"{self.task} has no --label-smoothing", "--label-smoothing", "leave it out")
-        self._require(self.label_separator != "", "label_separator", "give one character or more")
+        if not self.label_separator:
+            raise InputError("--label-separator is empty", "--label-separator", "give one character or more")
         if self.multi_label and self.task != "classification":
             raise InputError(f"{self.task} has no --multi-label", "--multi-label", "leave it out")
-        self._require(0 < self.layer_decay <= 1, "layer_decay", "give a factor above 0, at most 1")
-        self._require(self.optimizer in OPTIMIZERS, "optimizer", f"use one of {', '.join(OPTIMIZERS)}")
-        self._require(
-            self.class_weights in CLASS_WEIGHTS, "class_weights", f"use one of {', '.join(CLASS_WEIGHTS)}"
-        )
         if (self.patience or self.keep_best) and self.eval_data is None:
-            option = "--patience" if self.patience else "--keep-best"
-            raise InputError(f"{option} without evaluation data", option, "give --eval-data")
-        self._require(0 < self.rollback_rate <= 1, "rollback_rate", "give a factor above 0, at most 1")
-        factor = self.explosion_factor
-        self._require(factor == 0 or 1 < factor < math.inf, "explosion_factor", "give a factor above 1, or 0")
-        for name in ("weight_decay", "max_grad_norm"):
-            value = getattr(self, name)
-            self._require(math.isfinite(value) and value >= 0, name, "give 0 or a positive number")
+            flag = "--patience" if self.patience else "--keep-best"
+            raise InputError(f"{flag} without evaluation data", flag, "give --eval-data")
+        static_loss_scale(self.loss_scale)
 
-    def _require(self, holds: bool, name: str, todo: str) -> None:
-        if not holds:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option} is {getattr(self, name)}", option, todo)
 
-    def save(self, path: Path) -> None:
-        """Writes the settings as TOML; `bertmp train --config` takes the file."""
-        values = asdict(self)
-        for name in ("data", "eval_data", "model", "out"):
-            values[name] = None if values[name] is None else str(Path(values[name]).resolve())
-        write_toml(path, values)
+def static_loss_scale(text: str) -> float | None:
+    """The fixed loss scale that `--loss-scale` gives; None where it is dynamic.
+
+    Raises:
+        InputError: the text is neither `dynamic` nor a positive number.
+    """
+    if text == "dynamic":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"loss scale '{text}'", "--loss-scale", "give 'dynamic' or a positive number")
+    return value

@@ -39,7 +39,7 @@ def events(folder: Path) -> list[dict[str, Any]]:
 def test_an_activation_beyond_fp16_is_named(trained: Path, run: Run, tmp_path: Path) -> None:
     model = changed(trained, tmp_path / "steep", f"{LAYER}.weight", lambda weight: weight.mul_(1e7))
     with pytest.raises(TrainingStopped):
-        run("run", model=model, precision="fp16", steps=10, max_skipped=2, max_rollbacks=0)
+        run("run", model=model, precision="fp16", steps=10, max_consecutive_skips=2, max_rollbacks=0)
     found = events(tmp_path / "run")
     assert len(found) == 2
     assert {event["module"] for event in found} == {LAYER}
@@ -67,7 +67,7 @@ def test_a_weight_that_is_nan_is_named(trained: Path, run: Run, tmp_path: Path) 
 
 
 def test_a_scale_that_is_too_high_is_no_fault(run: Run, tmp_path: Path) -> None:
-    result, _ = run("run", precision="fp16", steps=16, initial_scale=2.0**30)
+    result, _ = run("run", precision="fp16", steps=16, init_loss_scale=2.0**30)
     found = events(tmp_path / "run")
     assert result.skipped_steps == len(found) > 0
     assert all(event["expected"] and event["kind"] == "gradient" for event in found)

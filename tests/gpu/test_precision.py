@@ -84,7 +84,9 @@ def test_what_must_be_fp32_is_fp32_under_autocast(precision: str, device: torch.
 
 
 def test_the_scale_falls_until_gradients_are_finite_and_then_grows(run: Run) -> None:
-    result, lines = run("run", precision="fp16", steps=30, initial_scale=2.0**30, scale_growth_interval=4)
+    result, lines = run(
+        "run", precision="fp16", steps=30, init_loss_scale=2.0**30, loss_scale_growth_interval=4
+    )
     steps = [line for line in lines if "learning_rate" in line]
     scales = [line["loss_scale"] for line in steps]
     skipped = [0, *(line["skipped_steps"] for line in steps)]

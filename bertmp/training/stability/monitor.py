@@ -12,7 +12,7 @@ from enum import Enum
 from statistics import median
 from typing import Any, Literal
 
-from bertmp.training.train_options import TrainOptions
+from bertmp.training.train_options import MonitorOptions
 
 Kind = Literal["parameter", "input", "output", "gradient"]
 Scale = Literal["can fall", "at minimum", "fixed"]
@@ -47,36 +47,6 @@ class FaultSite:
             "gradient": "a gradient at {} is not finite",
         }
         return what[self.kind].format(self.module)
-
-
-@dataclass(frozen=True)
-class MonitorSettings:
-    """When which of the policies sets in.
-
-    Attributes:
-        max_skipped: faulty steps in a row with which skipping ends.
-        max_rollbacks: how often the run goes back; 0 stops at once.
-        rate_factor: what the learning rate is multiplied with on going back.
-        explosion_factor: how many times the median a loss must be to count as exploding; 0 never counts.
-        explosion_steps: exploding losses in a row at which the run goes back.
-    """
-
-    max_skipped: int = 10
-    max_rollbacks: int = 2
-    rate_factor: float = 0.5
-    explosion_factor: float = 4.0
-    explosion_steps: int = 20
-
-    @classmethod
-    def of(cls, settings: TrainOptions) -> MonitorSettings:
-        """The part of a run's settings that the watch goes by."""
-        return cls(
-            settings.max_skipped,
-            settings.max_rollbacks,
-            settings.rollback_rate,
-            settings.explosion_factor,
-            settings.explosion_steps,
-        )
 
 
 @dataclass(frozen=True)
@@ -161,7 +131,7 @@ class DivergenceMonitor:
         memory: what an earlier part of the run left.
     """
 
-    def __init__(self, settings: MonitorSettings, memory: MonitorState | None = None) -> None:
+    def __init__(self, settings: MonitorOptions, memory: MonitorState | None = None) -> None:
         self.settings, self.memory = settings, memory or MonitorState()
 
     def observe(self, facts: StepFacts) -> Decision:
@@ -176,7 +146,7 @@ class DivergenceMonitor:
         if broken or (facts.scale_too_high and facts.scale == "at minimum"):
             return self._escalate(cause)  # skipping mends neither weights nor a collapsed scale
         self.memory = replace(self.memory, skipped=self.memory.skipped + 1)
-        if self.memory.skipped < self.settings.max_skipped:
+        if self.memory.skipped < self.settings.max_consecutive_skips:
             return Decision(Action.SKIP, cause)
         return self._escalate(f"{self.memory.skipped} steps in a row were not finite: {cause}")
 
@@ -192,7 +162,7 @@ class DivergenceMonitor:
             skipped=0,
             exploding=0,
             rollbacks=memory.rollbacks + 1,
-            rate_factor=memory.rate_factor * self.settings.rate_factor,
+            rate_factor=memory.rate_factor * self.settings.rollback_lr_factor,
         )
 
     def _escalate(self, cause: str) -> Decision:
@@ -204,7 +174,7 @@ class DivergenceMonitor:
         limit = self._limit()
         if limit is not None and loss > limit:
             self.memory = replace(memory, exploding=memory.exploding + 1)
-            if self.memory.exploding < self.settings.explosion_steps:
+            if self.memory.exploding < self.settings.loss_spike_patience:
                 return Decision(Action.USE)
             return self._escalate(
                 f"the loss explodes: above {limit:.4g} for {self.memory.exploding} steps in a row"
@@ -218,7 +188,7 @@ class DivergenceMonitor:
 
     def _limit(self) -> float | None:
         """The loss that counts as exploding; None where there is nothing to judge by."""
-        memory, factor = self.memory, self.settings.explosion_factor
+        memory, factor = self.memory, self.settings.loss_spike_factor
         if memory.first_median is None or not factor:
             return None
         usual = max(median(memory.losses), FLOOR * memory.first_median)

@@ -108,9 +108,9 @@ def read_pretraining(settings: TrainOptions) -> Task:
 
     def encode(tokenizer: Tokenizer) -> tuple[PretrainingData, PretrainingData | None]:
         recipe = Recipe(
-            tokenizer.max_length, settings.seed, not settings.no_nsp, short_rate=settings.short_rate
+            tokenizer.max_length, settings.seed, not settings.no_nsp, short_seq_prob=settings.short_seq_prob
         )
-        masking = Masking(Vocabulary.of(tokenizer), settings.mask_rate, settings.whole_word_masking)
+        masking = Masking(Vocabulary.of(tokenizer), settings.mlm_probability, settings.whole_word_masking)
         train, *test = [
             PretrainingData.of(open_store(path, columns, tokenizer), recipe, masking, tokenizer, path)
             for path in paths

@@ -99,7 +99,7 @@ class TestSamples:
         np.testing.assert_array_equal((plan.first_start + plan.first_length)[true], plan.second_start[true])
 
     def test_packing_leaves_no_sentence_out_and_uses_the_length(self, books: Store) -> None:
-        samples = samples_of(books, short_rate=0.0)
+        samples = samples_of(books, short_seq_prob=0.0)
         ends = samples.first + samples.count
         np.testing.assert_array_equal(samples.first[1:], ends[:-1])
         assert (samples.first[0], ends[-1]) == (0, books.counts.sentences)
@@ -111,7 +111,7 @@ class TestSamples:
             assert end in bounds or tokens + starts[end + 1] - starts[end] > 61
 
     def test_some_samples_are_short(self, books: Store) -> None:
-        mean = [samples_of(books, short_rate=rate).lengths(0).mean() for rate in (0.0, 0.9)]
+        mean = [samples_of(books, short_seq_prob=rate).lengths(0).mean() for rate in (0.0, 0.9)]
         assert mean[1] < 0.8 * mean[0]
 
     def test_a_negative_of_a_pair_is_the_second_text_of_another(self, pairs: Store) -> None:

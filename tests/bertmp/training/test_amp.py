@@ -146,12 +146,12 @@ def test_auto_goes_by_the_device() -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"initial": 0.0}, "--initial-scale is 0.0"),
-        ({"initial": float("nan")}, "--initial-scale is nan"),
-        ({"minimum": -1.0}, "--min-scale is -1.0"),
-        ({"initial": 1.0, "minimum": 2.0}, "--initial-scale 1 is below --min-scale 2"),
-        ({"growth_interval": 0}, "--scale-growth-interval is 0"),
-        ({"backoff": 1.0}, "--scale-backoff is 1.0"),
+        ({"init_loss_scale": 0.0}, "--init-loss-scale is 0.0"),
+        ({"init_loss_scale": float("nan")}, "--init-loss-scale is nan"),
+        ({"min_loss_scale": -1.0}, "--min-loss-scale is -1.0"),
+        ({"init_loss_scale": 1.0, "min_loss_scale": 2.0}, "--init-loss-scale 1 is below --min-loss-scale 2"),
+        ({"loss_scale_growth_interval": 0}, "--loss-scale-growth-interval is 0"),
+        ({"loss_scale_backoff": 1.0}, "--loss-scale-backoff is 1.0"),
     ],
 )
 def test_bad_scaling(values: dict[str, Any], named: str) -> None:
@@ -184,7 +184,12 @@ class TestLossScaler:
 
     def test_a_dynamic_scale_grows_after_its_interval_and_falls_at_once(self) -> None:
         policy = PrecisionPolicy.resolve(
-            "fp16", "dynamic", "cpu", LossScaleConfig(8, growth_interval=2, backoff=0.25, minimum=2)
+            "fp16",
+            "dynamic",
+            "cpu",
+            LossScaleConfig(
+                init_loss_scale=8, loss_scale_growth_interval=2, loss_scale_backoff=0.25, min_loss_scale=2
+            ),
         )
         inf = float("inf")
         assert self.run(policy, 1, 1, 1, inf, 1, 1, inf, inf, inf) == [8, 16, 16, 4, 4, 8, 2, 2, 2]
@@ -201,17 +206,27 @@ class TestLossScaler:
 
     def test_room(self) -> None:
         assert (
-            PrecisionPolicy.resolve("fp16", "dynamic", "cpu", LossScaleConfig(4, minimum=2)).scaler().room
+            PrecisionPolicy.resolve(
+                "fp16", "dynamic", "cpu", LossScaleConfig(init_loss_scale=4, min_loss_scale=2)
+            )
+            .scaler()
+            .room
             == "can fall"
         )
         assert (
-            PrecisionPolicy.resolve("fp16", "dynamic", "cpu", LossScaleConfig(2, minimum=2)).scaler().room
+            PrecisionPolicy.resolve(
+                "fp16", "dynamic", "cpu", LossScaleConfig(init_loss_scale=2, min_loss_scale=2)
+            )
+            .scaler()
+            .room
             == "at minimum"
         )
         assert PrecisionPolicy.resolve("fp16", "8", "cpu").scaler().room == "fixed"
 
     def test_a_step_left_out_for_another_reason_lowers_the_scale_too(self) -> None:
-        scaler = PrecisionPolicy.resolve("fp16", "dynamic", "cpu", LossScaleConfig(8)).scaler()
+        scaler = PrecisionPolicy.resolve(
+            "fp16", "dynamic", "cpu", LossScaleConfig(init_loss_scale=8)
+        ).scaler()
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
         (weight,) = optimizer.param_groups[0]["params"]
         scaler.scale(weight.sum())

@@ -297,7 +297,7 @@ def test_an_error_of_all_is_told_by_one(data: Path, tiny: Path, tmp_path: Path) 
 def long_run(data: Path, tiny: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A run of two processes that has begun to train and would not end soon, in `tmp_path / "run"`."""
     files = ("--data", data, "--model", tiny, "--out", tmp_path / "run")
-    options = ("--batch-size", 4, "--epochs", 9999, "--log-every", 1, "--save-every", 999999, "--shard")
+    options = ("--batch-size", 4, "--epochs", 9999, "--log-every", 1, "--save-every", 999999, "--fsdp")
     process = subprocess.Popen(
         torchrun(2, "-m", "bertmp", "train", "classification", *files, *options),
         stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -13,7 +13,7 @@ from bertmp.training.stability.monitor import (
     Action,
     DivergenceMonitor,
     FaultSite,
-    MonitorSettings,
+    MonitorOptions,
     MonitorState,
     StepFacts,
 )
@@ -30,7 +30,7 @@ def decisions(watch: DivergenceMonitor, *facts: StepFacts) -> list[Action]:
 
 class TestDeciding:
     def test_skips_then_goes_back_then_stops(self) -> None:
-        watch = DivergenceMonitor(MonitorSettings(max_skipped=3, max_rollbacks=2))
+        watch = DivergenceMonitor(MonitorOptions(max_consecutive_skips=3, max_rollbacks=2))
         for _ in range(2):
             assert decisions(watch, FAULT, FAULT, FAULT) == [Action.SKIP, Action.SKIP, Action.GO_BACK]
             watch.went_back()
@@ -38,15 +38,15 @@ class TestDeciding:
         assert decisions(watch, FAULT, FAULT, FAULT) == [Action.SKIP, Action.SKIP, Action.STOP]
 
     def test_a_finite_step_ends_the_row(self) -> None:
-        watch = DivergenceMonitor(MonitorSettings(max_skipped=2, max_rollbacks=0))
+        watch = DivergenceMonitor(MonitorOptions(max_consecutive_skips=2, max_rollbacks=0))
         assert decisions(watch, *[FAULT, StepFacts(1.0)] * 50) == [Action.SKIP, Action.USE] * 50
 
     def test_the_cause_names_module_and_kind(self) -> None:
-        action = DivergenceMonitor(MonitorSettings(max_skipped=1, max_rollbacks=0)).observe(FAULT)
+        action = DivergenceMonitor(MonitorOptions(max_consecutive_skips=1, max_rollbacks=0)).observe(FAULT)
         assert action.cause == "1 steps in a row were not finite: the output of bert.pooler is not finite"
 
     def test_a_scale_that_is_too_high_is_expected_and_no_fault(self) -> None:
-        watch = DivergenceMonitor(MonitorSettings(max_skipped=2))
+        watch = DivergenceMonitor(MonitorOptions(max_consecutive_skips=2))
         actions = [watch.observe(TOO_HIGH) for _ in range(16)]
         assert {(action.do, action.expected) for action in actions} == {(Action.SKIP, True)}
         assert watch.memory.calm
@@ -55,7 +55,7 @@ class TestDeciding:
         collapsed = StepFacts(
             1.0, False, FaultSite("classifier", "gradient"), scale_too_high=True, scale="at minimum"
         )
-        action = DivergenceMonitor(MonitorSettings()).observe(collapsed)
+        action = DivergenceMonitor(MonitorOptions()).observe(collapsed)
         assert action.do is Action.GO_BACK
         assert (
             action.cause == "the loss scale has fallen to its minimum: a gradient at classifier is not finite"
@@ -63,17 +63,17 @@ class TestDeciding:
 
     def test_a_fixed_scale_that_is_too_high_is_a_fault(self) -> None:
         fixed = StepFacts(1.0, False, FaultSite("classifier", "gradient"), scale_too_high=True, scale="fixed")
-        watch = DivergenceMonitor(MonitorSettings(max_skipped=2, max_rollbacks=0))
+        watch = DivergenceMonitor(MonitorOptions(max_consecutive_skips=2, max_rollbacks=0))
         assert decisions(watch, fixed, fixed) == [Action.SKIP, Action.STOP]
 
     def test_broken_weights_are_not_skipped(self) -> None:
         broken = StepFacts(math.nan, False, FaultSite("bert.pooler.dense", "parameter"))
-        assert DivergenceMonitor(MonitorSettings()).observe(broken).do is Action.GO_BACK
-        assert DivergenceMonitor(MonitorSettings(max_rollbacks=0)).observe(broken).do is Action.STOP
+        assert DivergenceMonitor(MonitorOptions()).observe(broken).do is Action.GO_BACK
+        assert DivergenceMonitor(MonitorOptions(max_rollbacks=0)).observe(broken).do is Action.STOP
 
     @pytest.mark.parametrize("usual", [1e-3, 1.0, 1e4])
     def test_a_loss_that_explodes_while_finite(self, usual: float) -> None:
-        watch = DivergenceMonitor(MonitorSettings(explosion_factor=4, explosion_steps=5))
+        watch = DivergenceMonitor(MonitorOptions(loss_spike_factor=4, loss_spike_patience=5))
         calm = [StepFacts(usual * (1 + 0.3 * math.sin(step))) for step in range(40)]
         assert set(decisions(watch, *calm)) == {Action.USE}
         high = [StepFacts(usual * 10)] * 4
@@ -81,16 +81,16 @@ class TestDeciding:
         assert decisions(watch, StepFacts(usual * 1e6)) == [Action.GO_BACK]
 
     def test_an_early_or_vanished_loss_may_jump(self) -> None:
-        watch = DivergenceMonitor(MonitorSettings(explosion_factor=4, explosion_steps=2))
+        watch = DivergenceMonitor(MonitorOptions(loss_spike_factor=4, loss_spike_patience=2))
         assert set(decisions(watch, *[StepFacts(50.0 if step % 2 else 1.0) for step in range(12)])) == {
             Action.USE
         }
-        watch = DivergenceMonitor(MonitorSettings(explosion_factor=4, explosion_steps=2))
+        watch = DivergenceMonitor(MonitorOptions(loss_spike_factor=4, loss_spike_patience=2))
         falling = [StepFacts(2.0 * 0.97**step) for step in range(400)]
         assert set(decisions(watch, *falling, *[StepFacts(0.05)] * 9)) == {Action.USE}
 
     def test_zero_switches_it_off(self) -> None:
-        watch = DivergenceMonitor(MonitorSettings(explosion_factor=0, explosion_steps=1))
+        watch = DivergenceMonitor(MonitorOptions(loss_spike_factor=0, loss_spike_patience=1))
         assert set(decisions(watch, *[StepFacts(10.0**step) for step in range(40)])) == {Action.USE}
 
     @given(
@@ -101,7 +101,7 @@ class TestDeciding:
     )
     @settings(max_examples=60, deadline=None)
     def test_a_watch_restored_from_json_decides_the_same(self, facts: list[StepFacts], cut: int) -> None:
-        rules = MonitorSettings(max_skipped=3, max_rollbacks=9, explosion_steps=3)
+        rules = MonitorOptions(max_consecutive_skips=3, max_rollbacks=9, loss_spike_patience=3)
         whole = DivergenceMonitor(rules)
         expected = decisions(whole, *facts)
         first = DivergenceMonitor(rules)

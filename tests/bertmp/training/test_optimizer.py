@@ -86,7 +86,7 @@ def test_biases_and_layernorms_are_not_decayed() -> None:
 
 def test_lower_blocks_learn_slower() -> None:
     model = classifier(CONFIG)
-    optimizer = make_optimizer(model, settings(layer_decay=0.5, learning_rate=1.0))
+    optimizer = make_optimizer(model, settings(layerwise_lr_decay=0.5, learning_rate=1.0))
     set_learning_rate(optimizer, 0.8)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     expected = {
@@ -101,7 +101,7 @@ def test_lower_blocks_learn_slower() -> None:
 
 
 def test_the_rate_rises_to_the_peak_and_falls_to_nothing() -> None:
-    options = settings(learning_rate=1e-3, warmup=0.2)
+    options = settings(learning_rate=1e-3, warmup_ratio=0.2)
     rates = [learning_rate(step, 50, options) for step in range(50)]
     assert rates[9] == max(rates) == 1e-3
     assert rates[0] == pytest.approx(1e-4)

@@ -28,16 +28,14 @@ from tests.models import classifier
 
 
 class Said:
-    """A watcher that keeps what it is told."""
+    """A progress callback that keeps the log lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def step(self, step: int, loss: float, rate: float) -> None:
-        return None
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
+    def __call__(self, message: str, completed: int | None = None, total: int | None = None, /) -> None:
+        if completed is None:
+            self.lines.append(message)
 
 
 def toy(
@@ -93,7 +91,7 @@ def not_a_number(trainer: Trainer, parameter: str, when: Callable[[], bool]) -> 
     "module", ["bert.encoder.layer.1.intermediate.dense", "bert.embeddings.LayerNorm", "classifier"]
 )
 def test_an_infinite_activation_is_traced_to_its_module(precision: str, module: str, tmp_path: Path) -> None:
-    trainer = toy(tmp_path, precision, LossScaleConfig(initial=64), steps=8)
+    trainer = toy(tmp_path, precision, LossScaleConfig(init_loss_scale=64), steps=8)
     infinite(trainer, module, lambda: trainer.position.step == 4)
     trainer.train()
     (event,) = events(trainer)
@@ -103,7 +101,7 @@ def test_an_infinite_activation_is_traced_to_its_module(precision: str, module: 
     assert event["loss_scale"] == (64 if precision == "fp16" else 1)
     assert trainer.position.skipped == 1
     assert trainer.scaler.value == (32 if precision == "fp16" else 1)
-    assert any(f"the output of {module} is not finite" in line for line in trainer.watcher.lines)
+    assert any(f"the output of {module} is not finite" in line for line in trainer.progress.lines)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +150,7 @@ def test_a_run_with_a_skipped_step_goes_on_as_if_nothing_were_watched(tmp_path: 
     """The replay draws no random number that a later step would have drawn."""
     finals = []
     for name in ("one", "two"):
-        trainer = toy(tmp_path / name, max_skipped=5)
+        trainer = toy(tmp_path / name, max_consecutive_skips=5)
         not_a_number(trainer, "classifier.bias", lambda trainer=trainer: trainer.position.step == 2)
         trainer.train()
         finals.append([weight.clone() for weight in trainer.objective.parameters()])
@@ -161,7 +159,7 @@ def test_a_run_with_a_skipped_step_goes_on_as_if_nothing_were_watched(tmp_path: 
 
 class TestFp16:
     def test_a_scale_that_is_too_high_finds_its_level(self, tmp_path: Path) -> None:
-        trainer = toy(tmp_path, "fp16", LossScaleConfig(initial=2.0**26), max_skipped=2)
+        trainer = toy(tmp_path, "fp16", LossScaleConfig(init_loss_scale=2.0**26), max_consecutive_skips=2)
         trainer.train()
         found = events(trainer)
         assert 3 < len(found) < 12
@@ -171,19 +169,28 @@ class TestFp16:
         assert trainer.position.skipped == len(found)
 
     def test_a_fault_is_not_mistaken_for_it(self, tmp_path: Path) -> None:
-        trainer = toy(tmp_path, "fp16", LossScaleConfig(initial=64), max_skipped=3, max_rollbacks=0)
+        trainer = toy(
+            tmp_path, "fp16", LossScaleConfig(init_loss_scale=64), max_consecutive_skips=3, max_rollbacks=0
+        )
         infinite(trainer, "bert.pooler", lambda: trainer.position.step >= 2)
         with pytest.raises(TrainingStopped, match=r"3 steps in a row .* the output of bert.pooler"):
             trainer.train()
 
     def test_a_collapsing_scale_stops_the_run(self, tmp_path: Path) -> None:
-        trainer = toy(tmp_path, "fp16", LossScaleConfig(initial=2.0**26, minimum=2.0**23), max_rollbacks=0)
+        trainer = toy(
+            tmp_path,
+            "fp16",
+            LossScaleConfig(init_loss_scale=2.0**26, min_loss_scale=2.0**23),
+            max_rollbacks=0,
+        )
         with pytest.raises(TrainingStopped, match="the loss scale has fallen to its minimum"):
             trainer.train()
         assert [event["loss_scale"] for event in events(trainer)] == [2.0**n for n in (26, 25, 24, 23)]
 
     def test_the_scale_grows_backs_off_and_keeps_to_its_minimum(self, tmp_path: Path) -> None:
-        scaling = LossScaleConfig(initial=16, growth_interval=3, backoff=0.25, minimum=8)
+        scaling = LossScaleConfig(
+            init_loss_scale=16, loss_scale_growth_interval=3, loss_scale_backoff=0.25, min_loss_scale=8
+        )
         trainer = toy(tmp_path, "fp16", scaling, steps=12)
         infinite(trainer, "classifier", lambda: trainer.position.step in (4, 5))
         trainer.train()
@@ -194,7 +201,7 @@ class TestFp16:
 
 class TestGoingBack:
     def test_a_fault_that_a_lower_rate_heals(self, tmp_path: Path) -> None:
-        trainer = toy(tmp_path, save_every=4, max_skipped=3)
+        trainer = toy(tmp_path, save_every=4, max_consecutive_skips=3)
         infinite(
             trainer,
             "bert.encoder.layer.0.output",
@@ -216,7 +223,7 @@ class TestGoingBack:
         ]
 
     def test_without_saved_states_it_goes_back_to_the_start(self, tmp_path: Path) -> None:
-        trainer = toy(tmp_path, max_skipped=1)
+        trainer = toy(tmp_path, max_consecutive_skips=1)
         not_a_number(
             trainer,
             "classifier.bias",
@@ -246,7 +253,7 @@ class TestGoingBack:
         assert [step for step, where in due.items() if where not in (None, keeper.states)] == own
 
     def test_a_state_saved_amid_faults_is_not_gone_back_to(self, tmp_path: Path) -> None:
-        trainer = toy(tmp_path, save_every=3, keep=9, max_skipped=4, max_rollbacks=1)
+        trainer = toy(tmp_path, save_every=3, keep=9, max_consecutive_skips=4, max_rollbacks=1)
         not_a_number(
             trainer,
             "classifier.bias",
@@ -256,7 +263,7 @@ class TestGoingBack:
         assert events(trainer)[-1]["to_step"] == 6
 
     def test_it_stops_in_the_end_and_names_cause_and_state(self, tmp_path: Path) -> None:
-        trainer = toy(tmp_path, save_every=4, max_skipped=2, max_rollbacks=1)
+        trainer = toy(tmp_path, save_every=4, max_consecutive_skips=2, max_rollbacks=1)
         not_a_number(trainer, "bert.pooler.dense.weight", lambda: trainer.position.step in (9, 10))
         with pytest.raises(TrainingStopped) as stopped:
             trainer.train()
@@ -279,11 +286,11 @@ class TestGoingBack:
         poison_after(trainer, 20)
         trainer.train()
         assert events(trainer)[-1]["to_step"] == 16
-        assert any("no state is saved" in line for line in trainer.watcher.lines)
+        assert any("no state is saved" in line for line in trainer.progress.lines)
         assert all(bool(weight.isfinite().all()) for weight in trainer.objective.parameters())
 
     def test_a_loss_that_explodes(self, tmp_path: Path) -> None:
-        trainer = toy(tmp_path, steps=60, save_every=10, explosion_steps=5, learning_rate=1e-4)
+        trainer = toy(tmp_path, steps=60, save_every=10, loss_spike_patience=5, learning_rate=1e-4)
         weight = trainer.objective.head.classifier.weight
 
         def blow_up(*_: Any) -> None:

@@ -219,7 +219,14 @@ class TestAPoisonedBatch:
         said = []
         for resume in (False, True, True):
             with pytest.raises(TrainingStopped) as stopped:
-                run(*poisoned, tmp_path / "run", steps=20, save_every=2, max_skipped=1, resume=resume)
+                run(
+                    *poisoned,
+                    tmp_path / "run",
+                    steps=20,
+                    save_every=2,
+                    max_consecutive_skips=1,
+                    resume=resume,
+                )
             said.append(str(stopped.value))
         assert said[0] == said[1] == said[2]
         assert "the output of bert.embeddings.LayerNorm is not finite" in said[0]

@@ -103,7 +103,7 @@ def test_the_best_evaluation_is_kept_and_waiting_for_a_better_one_ends(
     """A learning rate that soon ruins the model: the evaluations get worse, and the run gives up."""
     result = run(
         data, tiny, tmp_path / "run", steps=60, eval_data=data, eval_every=2, keep_best=True, patience=4,
-        learning_rate=0.05, warmup=0.9, explosion_factor=0,
+        learning_rate=0.05, warmup_ratio=0.9, loss_spike_factor=0,
     )  # fmt: skip
     evaluations = [
         (line["eval_accuracy"], -line["step"])
@@ -148,7 +148,7 @@ def test_balanced_class_weights_weigh_each_class_alike(data: Path, tiny: Path, t
 def test_the_saved_settings_reproduce_the_run(
     data: Path, tiny: Path, tmp_path: Path, run_bertmp: RunBertmp
 ) -> None:
-    run(data, tiny, tmp_path / "first", steps=6, warmup=0.5, seed=3)
+    run(data, tiny, tmp_path / "first", steps=6, warmup_ratio=0.5, seed=3)
     config = tmp_path / "first" / "config.toml"
     again = run_bertmp("train", "classification", "--config", config, "--out", tmp_path / "again", "--json")
     assert again.returncode == 0, again.stderr
@@ -236,7 +236,7 @@ def test_a_run_that_ends_in_ruins_is_stopped_with_code_3(
 ) -> None:
     done = run_bertmp(
         *("train", "classification", "--data", data, "--model", tiny, "--out", tmp_path / "run"),
-        *("--learning-rate", "1e30", "--warmup", "0", "--steps", "2"),
+        *("--learning-rate", "1e30", "--warmup-ratio", "0", "--steps", "2"),
     )
     assert done.returncode == 3, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: the output of bert.")
@@ -333,8 +333,8 @@ def test_a_label_that_training_never_saw(
     ("option", "value"),
     [
         ("--learning-rate", "0"), ("--learning-rate", "nan"), ("--batch-size", "0"), ("--epochs", "0"),
-        ("--precision", "fp8"), ("--loss-scale", "-1"), ("--loss-scale", "much"), ("--warmup", "1"),
-        ("--max-length", "1000"), ("--steps", "many"), ("--accumulate", "33"),
+        ("--precision", "fp8"), ("--loss-scale", "-1"), ("--loss-scale", "much"), ("--warmup-ratio", "1"),
+        ("--max-length", "1000"), ("--steps", "many"), ("--gradient-accumulation-steps", "33"),
     ],
 )  # fmt: skip
 def test_bad_settings(
