@@ -36,7 +36,7 @@ COMMON: dict[str, Any] = {
     "eval_every": 6,
     "log_every": 1,
     "learning_rate": 1e-3,
-    "keep": 2,
+    "save_total_limit": 2,
 }
 
 LAMB = {"optimizer": "lamb", "steps": 3}
@@ -46,11 +46,11 @@ MASKED_WORDS = {**PRETRAINING, "no_nsp": True}
 
 TWO: dict[str, dict[str, Any]] = {
     "ddp": {},
-    "ddp-less-memory": {"accumulate": 2, "activation_checkpointing": True},
+    "ddp-less-memory": {"gradient_accumulation_steps": 2, "activation_checkpointing": True},
     "ddp-bf16": {"precision": "bf16"},
-    "fsdp": {"shard": True},
-    "fsdp-less-memory": {"shard": True, "accumulate": 2, "activation_checkpointing": True},
-    "fsdp-bf16": {"shard": True, "precision": "bf16"},
+    "fsdp": {"fsdp": True},
+    "fsdp-less-memory": {"fsdp": True, "gradient_accumulation_steps": 2, "activation_checkpointing": True},
+    "fsdp-bf16": {"fsdp": True, "precision": "bf16"},
     "tp": {"tensor_parallel": 2},
     "tp-lamb": {"tensor_parallel": 2, **LAMB},
     "ddp-masked-words": MASKED_WORDS,
@@ -60,14 +60,14 @@ TWO: dict[str, dict[str, Any]] = {
 FOUR: dict[str, dict[str, Any]] = {
     "ddp-4": {},
     "ddp-tp": {"data_parallel": 2, "tensor_parallel": 2},
-    "fsdp-tp": {"data_parallel": 2, "tensor_parallel": 2, "shard": True},
-    "fsdp-tp-lamb": {"tensor_parallel": 2, "shard": True, **LAMB},
+    "fsdp-tp": {"data_parallel": 2, "tensor_parallel": 2, "fsdp": True},
+    "fsdp-tp-lamb": {"tensor_parallel": 2, "fsdp": True, **LAMB},
     "fsdp-tp-less-memory": {
-        "tensor_parallel": 2, "shard": True, "accumulate": 2, "activation_checkpointing": True,
+        "tensor_parallel": 2, "fsdp": True, "gradient_accumulation_steps": 2, "activation_checkpointing": True,
         "precision": "bf16",
     },
-    "fsdp-tp-pretraining": {"tensor_parallel": 2, "shard": True, **PRETRAINING},
-    "fsdp-tp-fp16": {"tensor_parallel": 2, "shard": True, **FP16},
+    "fsdp-tp-pretraining": {"tensor_parallel": 2, "fsdp": True, **PRETRAINING},
+    "fsdp-tp-fp16": {"tensor_parallel": 2, "fsdp": True, **FP16},
 }  # fmt: skip
 """Layouts of four processes."""
 
@@ -78,7 +78,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "lamb": LAMB,
     "pretraining": PRETRAINING,
     "masked-words": MASKED_WORDS,
-    "accumulated": {"accumulate": 3},
+    "accumulated": {"gradient_accumulation_steps": 3},
     "recomputed": {"activation_checkpointing": True},
 }
 """One process."""
@@ -127,8 +127,8 @@ def runs(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         settings = arguments(name, options)
         train(eval_data=Path(settings["data"]), **settings)
     half_of(folder / "fp32", folder / "from-alone")
-    overflows = {"overflows": {"tensor_parallel": 2, "shard": True, **FP16, "initial_scale": 2.0**18}}
-    moved = overflows | {"from-alone": {"tensor_parallel": 2, "shard": True, "resume": True}}
+    overflows = {"overflows": {"tensor_parallel": 2, "fsdp": True, **FP16, "init_loss_scale": 2.0**18}}
+    moved = overflows | {"from-alone": {"tensor_parallel": 2, "fsdp": True, "resume": True}}
     for processes, wanted in ((2, TWO), (4, FOUR | moved)):
         plan = folder / f"plan-{processes}.json"
         plan.write_text(json.dumps([arguments(name, options) for name, options in wanted.items()]))

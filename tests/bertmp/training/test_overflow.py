@@ -109,7 +109,7 @@ def test_an_infinite_activation_is_traced_to_its_module(precision: str, module: 
     ["bert.encoder.layer.0.attention.self.query.weight", "bert.embeddings.word_embeddings.weight"],
 )
 def test_a_nan_gradient_is_traced_to_its_module(parameter: str, tmp_path: Path) -> None:
-    trainer = toy(tmp_path, accumulate=2)
+    trainer = toy(tmp_path, gradient_accumulation_steps=2)
     not_a_number(trainer, parameter, lambda: trainer.position.step in (3, 9))
     trainer.train()
     assert [(event["step"], event["module"], event["kind"]) for event in events(trainer)] == [
@@ -253,7 +253,7 @@ class TestGoingBack:
         assert [step for step, where in due.items() if where not in (None, keeper.states)] == own
 
     def test_a_state_saved_amid_faults_is_not_gone_back_to(self, tmp_path: Path) -> None:
-        trainer = toy(tmp_path, save_every=3, keep=9, max_consecutive_skips=4, max_rollbacks=1)
+        trainer = toy(tmp_path, save_every=3, save_total_limit=9, max_consecutive_skips=4, max_rollbacks=1)
         not_a_number(
             trainer,
             "classifier.bias",

@@ -260,7 +260,7 @@ class TestRuns:
         self, precision: str, store: Path, tiny: Path, tmp_path: Path
     ) -> None:
         options = {
-            "steps": 14, "save_every": 6, "workers": 1, "accumulate": 2, "precision": precision,
+            "steps": 14, "save_every": 6, "num_workers": 1, "gradient_accumulation_steps": 2, "precision": precision,
             "whole_word_masking": True,
         }  # fmt: skip
         run(store, tiny, tmp_path / "whole", **options)

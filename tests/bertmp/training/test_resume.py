@@ -141,8 +141,8 @@ def test_a_killed_run_ends_like_one_that_was_not(
 ) -> None:
     options: dict[str, Any] = {
         "steps": 40, "batch_size": 16, "learning_rate": 1e-3, "precision": precision, "log_every": 3,
-        "save_every": 4, "accumulate": 2, "workers": 1, "eval_data": str(data), "eval_every": 15,
-        "scale_growth_interval": 7, "initial_scale": 2.0**18,
+        "save_every": 4, "gradient_accumulation_steps": 2, "num_workers": 1, "eval_data": str(data),
+        "eval_every": 15, "loss_scale_growth_interval": 7, "init_loss_scale": 2.0**18,
     }  # fmt: skip
     run(data, tiny, tmp_path / "whole", **options)
     broken = tmp_path / "broken"
@@ -156,7 +156,13 @@ def test_a_killed_run_ends_like_one_that_was_not(
 
 
 def test_a_run_resumed_from_each_of_its_states_ends_the_same(data: Path, tiny: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"steps": 12, "save_every": 5, "log_every": 4, "keep": 9, "eval_data": data}
+    options: dict[str, Any] = {
+        "steps": 12,
+        "save_every": 5,
+        "log_every": 4,
+        "save_total_limit": 9,
+        "eval_data": data,
+    }
     whole = tmp_path / "whole"
     expected = run(data, tiny, whole, **options)
     states = sorted(path.name for path in (whole / "steps").iterdir())
@@ -201,7 +207,7 @@ class TestAPoisonedBatch:
 
     def test_is_skipped_each_time_it_comes(self, poisoned: tuple[Path, Path], tmp_path: Path) -> None:
         out = tmp_path / "run"
-        result = run(*poisoned, out, steps=20, save_every=2, keep=20)
+        result = run(*poisoned, out, steps=20, save_every=2, save_total_limit=20)
         faults = [line for line in read_metrics(out / "metrics.jsonl") if "event" in line]
         assert result.skipped_steps == len(faults) >= 2  # once an epoch of 8 steps
         assert {(line["module"], line["kind"], line["action"]) for line in faults} == {
@@ -211,7 +217,9 @@ class TestAPoisonedBatch:
         for later in (out / "steps").iterdir():
             if int(later.name.removeprefix("step-")) >= first:
                 shutil.rmtree(later)
-        assert run(*poisoned, out, steps=20, save_every=2, keep=20, resume=True).skipped_steps == len(faults)
+        assert run(
+            *poisoned, out, steps=20, save_every=2, save_total_limit=20, resume=True
+        ).skipped_steps == len(faults)
 
     def test_stops_the_run_again_where_it_may_not_be_skipped(
         self, poisoned: tuple[Path, Path], tmp_path: Path
@@ -339,8 +347,8 @@ class TestRefusals:
             done,
             steps=4,
             save_every=1,
-            keep=3,
-            workers=1,
+            save_total_limit=3,
+            num_workers=1,
             log_every=1,
             eval_data=data,
             resume=True,
