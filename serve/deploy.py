@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import BertmpError, InputError
+from bertmp.core.options import keywords_of
 from bertmp.export.bundle.bundle import Bundle
 from bertmp.export.engine.triton_releases import release_of_server
-from bertmp.serve import repository as repositories
 from bertmp.serve import rollout
-from bertmp.serve import version_log as versions
-from bertmp.serve.deployable import Candidate, Engine, inspect
-from bertmp.serve.model_config import read_contract
-from bertmp.serve.repository import ModelFolders, numbered
-from bertmp.serve.triton_client import Transport, connect
-from bertmp.serve.version_log import VersionRecord
-
-REPOSITORY = Path("model_repository")
+from bertmp.serve.deployable import Deployable, DeployableEngine, inspect_bundle
+from bertmp.serve.model_config import read_signature
+from bertmp.serve.repository import ModelFolders, all_models, numbered
+from bertmp.serve.serving_options import DeployOptions, ModelsOptions, RollbackOptions
+from bertmp.serve.triton_client import TritonClient, connect
+from bertmp.serve.version_log import VersionLog, VersionRecord
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What a deployment or a rollback led to.
+    """The result of a deployment or a rollback.
 
     Attributes:
         name: the model.
         version: the version that answers now.
-        repository: where it lies.
+        repository: the repository that holds it.
         new: False where an identical version was live already, and after a rollback.
         parity: `passed`, or `not checked`.
         server: the server that took it; None where none was named.
-        notes: what else is worth knowing.
+        notes: what else the user should know.
     """
 
     name: str
@@ -48,187 +45,162 @@ class Deployment:
         return {**asdict(self), "notes": list(self.notes)}
 
 
-def deploy(
-    bundle: Path,
-    name: str,
-    repository: Path = REPOSITORY,
-    server: str | None = None,
-    for_triton: str | None = None,
-) -> Deployment:
+@keywords_of(DeployOptions)
+def deploy(options: DeployOptions) -> Deployment:
     """Writes a bundle as the newest version of a model, and brings it into service.
 
     An identical version that is live already stays as it is. Where the server cannot answer with the new
-    version, it is taken back, and the one before it goes on answering.
+    version, that is taken back and the one before it goes on answering. Without a server, the version answers
+    when the repository is served next. Without a Triton release, an engine is checked against the release
+    that it was built for, and against the server's own where that runs engines.
 
-    Args:
-        bundle: the bundle's folder.
-        name: the text model's name; its encoder is called `NAME_encoder`.
-        repository: the model repository; made where there is none.
-        server: the HTTP or gRPC address of a Triton that serves this repository; without it, the version
-            answers when the repository is served next.
-        for_triton: the release that serves the repository, e.g. `25.10`; without it the one that the engine
-            was built for, and the server's own where it runs engines.
-
-    Errors: InputError for a bundle that is stale or no classifier, for an engine of another TensorRT than
-    the release has, for labels or inputs other than the live version's, and for a dead server; GateFailed
-    where parity did not pass or the server refuses it.
+    Raises:
+        InputError: a bundle that is stale or not a classifier, an engine of another TensorRT than the
+            release has, labels or inputs other than the live version's, or a dead server.
+        GateFailed: parity did not pass, or the server refuses the version.
     """
-    candidate = inspect(Bundle.open(Path(bundle)))
-    if for_triton is not None and candidate.engine is not None:
-        candidate.engine.require_release(for_triton)
-    folders = ModelFolders(Path(repository), name)
-    with _connected(server) as transport, folders.locked():
-        if transport is not None and candidate.engine is not None:
-            _require_servers_release(candidate.engine, folders, transport)
-        folders.sweep()
-        live = folders.live()
+    deployable = inspect_bundle(Bundle.open(options.bundle))
+    if options.triton_release is not None and deployable.engine is not None:
+        deployable.engine.require_release(options.triton_release)
+    folders = ModelFolders(options.repository, options.name)
+    with _connection(options.server) as server, folders.locked():
+        if server is not None and deployable.engine is not None:
+            _require_servers_release(deployable.engine, folders, server)
+        folders.cleanup()
+        log, live = VersionLog.load(folders.text), folders.live()
         if live is not None:
-            _require_same_contract(folders, candidate)
-        records = versions.load(folders.text)
-        current = next((entry for entry in records if entry.version == live), None)
-        if current is not None and current.fingerprint == candidate.fingerprint:
-            return _keep(folders, candidate, current, transport)
-        return _promote(folders, candidate, transport)
+            _require_same_signature(folders, deployable)
+        current = log.find(live)
+        if current is None or current.fingerprint != deployable.fingerprint:
+            return _deploy_new(folders, log, deployable, server)
+        current = replace(current, parity=deployable.parity)
+        log.put(current).save()
+        if server is not None:
+            rollout.promote(server, folders, current.version)
+        notes = ("an identical version is live", *deployable.notes)
+        return _deployment(folders, current, server, new=False, notes=notes)
 
 
-def _connected(server: str | None) -> Any:
-    """The connection, or nothing, for a `with` statement.
+def _connection(server: str | None) -> AbstractContextManager[TritonClient | None]:
+    """The connection to the named server, checked before anything is written.
 
-    Errors: InputError where the server is dead: before anything is written.
+    Raises:
+        InputError: the server is dead.
     """
     return nullcontext() if server is None else connect(server)
 
 
-def _require_servers_release(engine: Engine, folders: ModelFolders, transport: Transport) -> None:
+def _require_servers_release(engine: DeployableEngine, folders: ModelFolders, server: TritonClient) -> None:
     """Checks the engine against the server's own TensorRT, where the live version runs on it.
 
-    Errors: InputError where they differ. A server that is on its processor loads no engine, and one that has
-    not loaded the model yet says for itself whether it takes the engine.
+    A server that runs on its CPU loads no engine, and one that has not loaded the model yet reports itself
+    whether it takes the engine.
+
+    Raises:
+        InputError: they differ.
     """
-    serving = {entry["name"] for entry in transport.index() if entry.get("state") == "READY"}
-    if folders.encoder.name not in serving:
+    encoder = folders.encoder.name
+    ready = {entry["name"] for entry in server.index() if entry.get("state") == "READY"}
+    if encoder not in ready or server.config(encoder).get("platform") != "tensorrt_plan":
         return
-    if transport.config(folders.encoder.name).get("platform") != "tensorrt_plan":
-        return
-    release = release_of_server(transport.server_version())
-    if release is not None:
+    if (release := release_of_server(server.server_version())) is not None:
         engine.require_release(release.name)
 
 
-def _require_same_contract(folders: ModelFolders, candidate: Candidate) -> None:
-    served = read_contract(folders.repository, folders.name)
-    if (difference := served.difference(candidate.contract)) is not None:
-        raise InputError(
-            f"the bundle differs from the live version in its {difference}",
-            folders.text,
-            "deploy it under another name",
-        )
+def _require_same_signature(folders: ModelFolders, deployable: Deployable) -> None:
+    served = read_signature(folders.repository, folders.name)
+    if (difference := served.difference(deployable.signature)) is not None:
+        what = f"the bundle differs from the live version in its {difference}"
+        raise InputError(what, folders.text, "deploy it under another name")
 
 
-def _keep(
-    folders: ModelFolders, candidate: Candidate, current: VersionRecord, transport: Transport | None
+def _deploy_new(
+    folders: ModelFolders, log: VersionLog, deployable: Deployable, server: TritonClient | None
 ) -> Deployment:
-    current = replace(current, parity=candidate.parity)
-    versions.save(folders.text, versions.replaced(versions.load(folders.text), current))
-    if transport is not None:
-        rollout.promote(transport, folders, current.version)
-    return _deployment(folders, current, transport, False, ("an identical version is live", *candidate.notes))
-
-
-def _promote(folders: ModelFolders, candidate: Candidate, transport: Transport | None) -> Deployment:
     version = folders.next_version()
-    entry = VersionRecord(folders.name, version, "live", candidate.fingerprint, candidate.parity)
-    folders.write_configs(candidate.contract, candidate.engine.profiles if candidate.engine else None)
+    record = VersionRecord(folders.name, version, "live", deployable.fingerprint, deployable.parity)
+    engine = deployable.engine
+    folders.write_configs(deployable.signature, None if engine is None else engine.profiles)
     folders.write_version(
-        version, candidate.fill_encoder, lambda folder: candidate.fill_text(folders.name, folder)
+        version, deployable.fill_encoder, lambda folder: deployable.fill_text(folders.name, folder)
     )
-    # From here on Triton takes this version at its next start: the record says so before a server is asked.
-    versions.save(folders.text, [*versions.with_live(versions.load(folders.text), version), entry])
+    # Triton takes this version at its next start: the log records that before a server is asked.
+    log = log.put(record).with_live(version)
+    log.save()
     try:
-        if transport is not None:
-            rollout.promote(transport, folders, version)
+        if server is not None:
+            rollout.promote(server, folders, version)
     except BaseException as error:
-        _take_back(folders, entry, transport, error)
+        folders.remove(version)
+        if server is not None:
+            rollout.abort(server, folders, version)
+        reason = str(error) if isinstance(error, BertmpError) else "interrupted"
+        log.put(replace(record, state="refused", note=reason)).with_live(folders.live()).save()
         raise
-    return _deployment(folders, entry, transport, True, candidate.notes)
+    return _deployment(folders, record, server, new=True, notes=deployable.notes)
 
 
-def _take_back(
-    folders: ModelFolders, entry: VersionRecord, transport: Transport | None, error: BaseException
-) -> None:
-    folders.remove(entry.version)
-    if transport is not None:
-        rollout.withdraw(transport, folders, entry.version)
-    reason = str(error) if isinstance(error, BertmpError) else "interrupted"
-    refused = replace(entry, state="refused", note=reason)
-    records = versions.replaced(versions.load(folders.text), refused)
-    versions.save(folders.text, versions.with_live(records, folders.live()))
-
-
-def rollback(name: str, repository: Path = REPOSITORY, server: str | None = None) -> Deployment:
+@keywords_of(RollbackOptions)
+def rollback(options: RollbackOptions) -> Deployment:
     """Retires a model's live version; the one before it answers.
 
-    Args:
-        name: the text model's name.
-        repository: the model repository.
-        server: the HTTP or gRPC address of a Triton that serves this repository.
-
-    Errors: InputError for an unknown model, one without an earlier version, or a dead server; GateFailed
-    where the earlier version does not come up, in which case the live one stays.
+    Raises:
+        InputError: an unknown model, one without an earlier version, or a dead server.
+        GateFailed: the earlier version does not start; the live one stays.
     """
-    folders = _deployed(Path(repository), name)
-    with _connected(server) as transport, folders.locked():
-        standing = numbered(folders.text)
-        if len(standing) < 2:
-            raise InputError(f"'{name}' has no earlier version", folders.text, "deploy one")
-        version, gone = standing[-2], standing[-1]
-        folders.retire(folders.text, gone)
+    known = all_models(options.repository)
+    if options.name not in known:
+        todo = f"it has {', '.join(known)}" if known else "nothing is deployed there"
+        raise InputError(f"no model '{options.name}' in the repository", options.repository, todo)
+    folders = ModelFolders(options.repository, options.name)
+    with _connection(options.server) as server, folders.locked():
+        versions = numbered(folders.text)
+        if len(versions) < 2:
+            raise InputError(f"'{options.name}' has no earlier version", folders.text, "deploy one")
+        *_, previous, live = versions
+        folders.retire(folders.text, live)
         try:
-            if transport is not None:
-                rollout.settle(transport, folders, gone)
+            if server is not None:
+                rollout.switch_to_previous(server, folders, live)
         except BaseException:
-            folders.restore(folders.text, gone)
-            if transport is not None:
-                transport.load(folders.text.name)
+            folders.restore(folders.text, live)
+            if server is not None:
+                server.load(folders.text.name)
             raise
-        folders.retire(folders.encoder, gone)
-        if transport is not None:
-            transport.load(folders.encoder.name)
-        records = [
-            replace(entry, state="retired") if entry.version == gone else entry
-            for entry in versions.load(folders.text)
-        ]
-        records = versions.with_live(records, version)
-        versions.save(folders.text, records)
-        entry = next(entry for entry in records if entry.version == version)
-        return _deployment(folders, entry, transport, False, (f"version {gone} is retired",))
+        folders.retire(folders.encoder, live)
+        if server is not None:
+            server.load(folders.encoder.name)
+        log = VersionLog.load(folders.text)
+        if (retired := log.find(live)) is not None:
+            log = log.put(replace(retired, state="retired"))
+        log = log.with_live(previous)
+        log.save()
+        record = log.find(previous)
+        assert record is not None
+        return _deployment(folders, record, server, new=False, notes=(f"version {live} is retired",))
 
 
-def models(repository: Path = REPOSITORY) -> list[VersionRecord]:
-    """Every version of every model in the repository, by name and version.
+@keywords_of(ModelsOptions)
+def models(options: ModelsOptions) -> list[VersionRecord]:
+    """Lists every version of every model in the repository, by name and version.
 
-    Errors: InputError where there is no such folder or a record is damaged.
+    Raises:
+        InputError: there is no such folder, or a log of versions is damaged.
     """
-    folder = Path(repository)
-    return [entry for name in repositories.all_models(folder) for entry in versions.load(folder / name)]
-
-
-def _deployed(repository: Path, name: str) -> ModelFolders:
-    known = repositories.all_models(repository)
-    if name not in known:
-        there = f"it has {', '.join(known)}" if known else "nothing is deployed there"
-        raise InputError(f"no model '{name}' in the repository", repository, there)
-    return ModelFolders(repository, name)
+    repository = options.repository
+    return [
+        record for name in all_models(repository) for record in VersionLog.load(repository / name).records
+    ]
 
 
 def _deployment(
     folders: ModelFolders,
-    entry: VersionRecord,
-    transport: Transport | None,
+    record: VersionRecord,
+    server: TritonClient | None,
+    *,
     new: bool,
     notes: tuple[str, ...],
 ) -> Deployment:
-    address = None if transport is None else f"{transport.protocol}://{transport.address}"
-    return Deployment(
-        folders.name, entry.version, str(folders.repository), new, entry.parity_in_words, address, notes
-    )
+    address = None if server is None else f"{server.protocol}://{server.address}"
+    repository = str(folders.repository)
+    return Deployment(folders.name, record.version, repository, new, record.parity_verdict, address, notes)

@@ -1,4 +1,4 @@
-"""What Triton is told about a served classifier: two models, each with settings for two kinds of host.
+"""The Triton configurations of a served classifier: two models, each configured for two kinds of host.
 
 `config.pbtxt` is for a host with a GPU, `configs/cpu.pbtxt` for one without (Triton picks it with
 `--model-config-name=cpu`). Both are built as protobuf messages and rendered by one function.
@@ -18,18 +18,18 @@ from bertmp.core.errors import InputError
 from bertmp.export.engine.profiles import default_profiles
 
 MAX_BATCH = 32
-"""The most texts a request may have, and the most rows of one encoder call; engines are built for it."""
+"""The largest batch of a request and of an encoder call; engines are built for it."""
 
 MAX_TEXT_BYTES = 1_000_000
 INSTANCES = 2
-"""Processes of a model on a processor: while one waits for the other model, the other works."""
+"""Instances of a model on a CPU: while one waits for the other model, the other works."""
 
 GPU_LENGTH_STEP = 16
-"""On a GPU a call costs more than a little padding, so lengths are rounded up; on a processor not."""
+"""On a GPU a call costs more than a little padding, so lengths are rounded up to a multiple; on a CPU not."""
 
 TEXT_VERSIONS = 1
 ENCODER_VERSIONS = 2
-"""Versions loaded at once. While a text model is swapped, the old one still calls its own encoder."""
+"""Versions loaded at once. While a text model is switched, the old version still calls its own encoder."""
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -37,51 +37,76 @@ Host = Literal["gpu", "cpu"]
 
 
 @dataclass(frozen=True)
-class Contract:
+class ModelSignature:
     """What a client can rely on through all versions of a model.
 
     Attributes:
         labels: the classes in the order of the logits.
-        max_length: the most tokens, `[CLS]` and `[SEP]` included; longer texts are cut.
-        vocabulary: the number of token ids.
-        segments: the number of segment ids.
+        max_length: the most tokens, `[CLS]` and `[SEP]` included; longer texts are truncated.
+        vocab_size: the number of token ids.
+        type_vocab_size: the number of token type ids.
     """
 
     labels: tuple[str, ...]
     max_length: int
-    vocabulary: int
-    segments: int
+    vocab_size: int
+    type_vocab_size: int
 
     def __post_init__(self) -> None:
         if len(self.labels) < 2:
-            raise InputError(
-                f"{len(self.labels)} labels where at least 2 are needed", "", "deploy a classifier"
-            )
+            what = f"{len(self.labels)} labels where at least 2 are needed"
+            raise InputError(what, "", "deploy a classifier")
         for label in self.labels:
             if not label.strip() or "\n" in label or "\r" in label:
                 raise InputError(f"{label!r} cannot be a label", "", "name it in one line of text")
         if len(set(self.labels)) != len(self.labels):
             raise InputError("two labels are the same", "", "give every class its own name")
-        if self.max_length < 3 or self.vocabulary < 1 or self.segments < 1:
+        if self.max_length < 3 or self.vocab_size < 1 or self.type_vocab_size < 1:
             raise InputError("the model takes no text", "", "check the checkpoint's config.json")
 
-    def difference(self, other: Contract) -> str | None:
-        """The first thing in which `other` differs, in words; None where they agree."""
+    def difference(self, other: ModelSignature) -> str | None:
+        """The first difference from `other`, in words; None where they agree."""
         if self.labels != other.labels:
             return f"labels {', '.join(self.labels)} against {', '.join(other.labels)}"
-        for name in ("max_length", "vocabulary", "segments"):
+        for name in ("max_length", "vocab_size", "type_vocab_size"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 return f"{name} {mine} against {theirs}"
         return None
 
 
-@dataclass(frozen=True)
-class ModelFile:
-    """One file of a model's folder, relative to the repository."""
+def signature_of(config: dict[str, Any], labels: list[str]) -> ModelSignature:
+    """The signature of a bundle, from its `config.json` (Hugging Face's keys) and labels.
 
-    path: str
-    content: str
+    Raises:
+        InputError: a key is missing.
+    """
+    try:
+        return ModelSignature(
+            tuple(labels),
+            int(config["max_position_embeddings"]),
+            int(config["vocab_size"]),
+            int(config.get("type_vocab_size", 2)),
+        )
+    except KeyError as error:
+        raise InputError(f"config.json does not name {error}", "", "export the checkpoint again") from error
+
+
+def read_signature(repository: Path, name: str) -> ModelSignature:
+    """The signature of a model in the repository, from its configuration and labels.
+
+    Raises:
+        InputError: its files are missing or not as `deploy` writes them.
+    """
+    path = repository / encoder_name(name) / "configs" / "cpu.pbtxt"
+    config = read_model_config(path)
+    try:
+        limits = json.loads(config.parameters["limits"].string_value)
+        labels = (repository / name / "labels.txt").read_text(encoding="utf-8").splitlines()
+        ids, types = limits["input_ids"], limits["token_type_ids"]
+        return ModelSignature(tuple(labels), ids["length"], ids["below"], types["below"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError("the model was not written by 'bertmp deploy'", path, "use another name") from error
 
 
 def encoder_name(name: str) -> str:
@@ -89,22 +114,22 @@ def encoder_name(name: str) -> str:
     return f"{name}_encoder"
 
 
-def model_files(name: str, contract: Contract, profiles: int | None = None) -> tuple[ModelFile, ...]:
-    """Everything of the two models that does not belong to a version.
+def model_files(name: str, signature: ModelSignature, profiles: int | None = None) -> dict[str, str]:
+    """Every file of the two models that does not belong to a version: path in the repository → content.
 
     Args:
         profiles: the engine's number of optimisation profiles; that of a default engine where left out.
     """
     encoder = encoder_name(name)
     if profiles is None:
-        profiles = len(default_profiles(contract.max_length, MAX_BATCH))
-    return (
-        ModelFile(f"{name}/config.pbtxt", render(text_model(name, contract, "gpu"))),
-        ModelFile(f"{name}/configs/cpu.pbtxt", render(text_model(name, contract, "cpu"))),
-        ModelFile(f"{name}/labels.txt", "".join(f"{label}\n" for label in contract.labels)),
-        ModelFile(f"{encoder}/config.pbtxt", render(gpu_encoder(name, contract, profiles))),
-        ModelFile(f"{encoder}/configs/cpu.pbtxt", render(cpu_encoder(name, contract))),
-    )
+        profiles = len(default_profiles(signature.max_length, MAX_BATCH))
+    return {
+        f"{name}/config.pbtxt": render(text_model(name, signature, "gpu")),
+        f"{name}/configs/cpu.pbtxt": render(text_model(name, signature, "cpu")),
+        f"{name}/labels.txt": "".join(f"{label}\n" for label in signature.labels),
+        f"{encoder}/config.pbtxt": render(gpu_encoder(name, signature, profiles)),
+        f"{encoder}/configs/cpu.pbtxt": render(cpu_encoder(name, signature)),
+    }
 
 
 def render(config: Any) -> str:
@@ -112,44 +137,28 @@ def render(config: Any) -> str:
     return str(text_format.MessageToString(config, as_utf8=True))
 
 
-def parse(path: Path) -> Any:
+def read_model_config(path: Path) -> Any:
     """The ModelConfig message in a file.
 
-    Errors: InputError where the file is missing or is no such message.
+    Raises:
+        InputError: the file is missing or is not such a message.
     """
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
     except FileNotFoundError as error:
         raise InputError("no such model configuration", path, "deploy the model again") from error
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise InputError("not a Triton model configuration", path, f"mend it ({error})") from error
+        raise InputError("not a Triton model configuration", path, f"fix it ({error})") from error
 
 
-def read_contract(repository: Path, name: str) -> Contract:
-    """The contract of a model in the repository, from its configuration and labels.
-
-    Errors: InputError where its files are missing or not as `deploy` writes them.
-    """
-    path = repository / encoder_name(name) / "configs" / "cpu.pbtxt"
-    config = parse(path)
-    try:
-        limits = json.loads(config.parameters["limits"].string_value)
-        labels = (repository / name / "labels.txt").read_text(encoding="utf-8").splitlines()
-        ids, segments = limits["input_ids"], limits["token_type_ids"]
-        return Contract(tuple(labels), ids["length"], ids["below"], segments["below"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError("the model was not written by 'bertmp deploy'", path, "use another name") from error
-
-
-def text_model(name: str, contract: Contract, host: Host) -> Any:
+def text_model(name: str, signature: ModelSignature, host: Host) -> Any:
     """NAME: text to label, in Triton's Python backend."""
     config = _model(name, TEXT_VERSIONS)
     config.backend = "python"
     config.input.add(name="TEXT", data_type=pb.TYPE_STRING, dims=[1])
     config.output.add(name="LABEL", data_type=pb.TYPE_STRING, dims=[1])
-    config.output.add(
-        name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[len(contract.labels)], label_filename="labels.txt"
-    )
+    dims = [len(signature.labels)]
+    config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=dims, label_filename="labels.txt")
     config.output.add(name="TRUNCATED", data_type=pb.TYPE_BOOL, dims=[1])
     config.output.add(name="TOKENS", data_type=pb.TYPE_INT32, dims=[1])
     config.instance_group.add(count=INSTANCES, kind=pb.ModelInstanceGroup.KIND_CPU)
@@ -157,42 +166,52 @@ def text_model(name: str, contract: Contract, host: Host) -> Any:
     return config
 
 
-def gpu_encoder(name: str, contract: Contract, profiles: int) -> Any:
-    """NAME_encoder on a GPU: token ids to logits by a TensorRT plan."""
-    config = _encoder(name, contract)
+def gpu_encoder(name: str, signature: ModelSignature, profiles: int) -> Any:
+    """NAME_encoder on a GPU: token ids to logits by a TensorRT engine."""
+    config = _encoder(name, signature)
     config.platform = "tensorrt_plan"
-    # Triton takes the first profile alone unless it is told of the others: each holds other lengths.
-    config.instance_group.add(
-        count=1, kind=pb.ModelInstanceGroup.KIND_GPU, profile=[str(number) for number in range(profiles)]
-    )
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
+    set_profiles(config, profiles)
     return config
 
 
-def cpu_encoder(name: str, contract: Contract) -> Any:
-    """NAME_encoder on a processor: the FP32 graph."""
-    config = _encoder(name, contract)
+def set_profiles(config: Any, profiles: int) -> bool:
+    """Makes Triton use all of an engine's profiles, each for other lengths: by itself it takes the first.
+
+    Returns:
+        False where the configuration names this number of profiles already.
+    """
+    if profiles == max((len(group.profile) for group in config.instance_group), default=0):
+        return False
+    for group in config.instance_group:
+        group.profile[:] = [str(number) for number in range(profiles)]
+    return True
+
+
+def cpu_encoder(name: str, signature: ModelSignature) -> Any:
+    """NAME_encoder on a CPU: the FP32 graph."""
+    config = _encoder(name, signature)
     config.platform = "onnxruntime_onnx"
     config.instance_group.add(count=INSTANCES, kind=pb.ModelInstanceGroup.KIND_CPU)
-    config.parameters["limits"].string_value = json.dumps(_limits(contract))
+    below = (signature.vocab_size, 2, signature.type_vocab_size)
+    limits = {
+        tensor: {"length": signature.max_length, "below": bound}
+        for tensor, bound in zip(INPUTS, below, strict=True)
+    }
+    config.parameters["limits"].string_value = json.dumps(limits)
     return config
 
 
-def engine_profiles(config: Any) -> int:
-    """How many profiles a GPU encoder's configuration tells Triton of."""
-    return max((len(group.profile) for group in config.instance_group), default=0)
-
-
-def _encoder(name: str, contract: Contract) -> Any:
+def _encoder(name: str, signature: ModelSignature) -> Any:
     config = _model(encoder_name(name), ENCODER_VERSIONS)
+    config.output.add(name="logits", data_type=pb.TYPE_FP32, dims=[len(signature.labels)])
+    # Triton runs the warm-up before it takes requests: a version that cannot run does not become ready.
+    warmup = config.model_warmup.add(name="one short row", batch_size=1)
+    dims = [min(16, signature.max_length)]
     for tensor in INPUTS:
         config.input.add(name=tensor, data_type=pb.TYPE_INT64, dims=[-1])
-    config.output.add(name="logits", data_type=pb.TYPE_FP32, dims=[len(contract.labels)])
-    # A version that cannot run does not become ready: Triton runs this before it takes requests.
-    warmup = config.model_warmup.add(name="one short row", batch_size=1)
-    for tensor in INPUTS:
-        warmup.inputs[tensor].CopyFrom(
-            pb.ModelWarmup.Input(data_type=pb.TYPE_INT64, dims=[min(16, contract.max_length)], zero_data=True)
-        )
+        row = pb.ModelWarmup.Input(data_type=pb.TYPE_INT64, dims=dims, zero_data=True)
+        warmup.inputs[tensor].CopyFrom(row)
     return config
 
 
@@ -203,34 +222,13 @@ def _model(name: str, versions: int) -> Any:
     return config
 
 
-def _limits(contract: Contract) -> dict[str, dict[str, int]]:
-    below = {"input_ids": contract.vocabulary, "attention_mask": 2, "token_type_ids": contract.segments}
-    return {tensor: {"length": contract.max_length, "below": below[tensor]} for tensor in INPUTS}
-
-
-def text_settings(name: str, contract: Contract, pad_id: int) -> dict[str, Any]:
-    """`settings.json` of a text version: what its model.py needs to know."""
+def text_settings(name: str, signature: ModelSignature, pad_id: int) -> dict[str, Any]:
+    """`settings.json` of a text model's version, read by its model.py."""
     return {
         "encoder": encoder_name(name),
-        "labels": list(contract.labels),
+        "labels": list(signature.labels),
         "max_batch": MAX_BATCH,
-        "max_length": contract.max_length,
+        "max_length": signature.max_length,
         "max_text_bytes": MAX_TEXT_BYTES,
         "pad_id": pad_id,
     }
-
-
-def contract_of(config: dict[str, Any], labels: list[str]) -> Contract:
-    """The contract of a bundle, from its `config.json` (Hugging Face's keys) and labels.
-
-    Errors: InputError where a key is missing.
-    """
-    try:
-        return Contract(
-            tuple(labels),
-            int(config["max_position_embeddings"]),
-            int(config["vocab_size"]),
-            int(config.get("type_vocab_size", 2)),
-        )
-    except KeyError as error:
-        raise InputError(f"config.json does not name {error}", "", "export the checkpoint again") from error

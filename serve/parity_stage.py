@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from bertmp.data.tokenizer import Encoded
 from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
 from bertmp.serve.client import Answers, Client
 from bertmp.serve.model_config import encoder_name
+from bertmp.serve.serving_options import Protocol
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TritonStage:
 
     url: str
     model: str
-    protocol: Literal["grpc", "http"] = "grpc"
+    protocol: Protocol = "grpc"
 
     @property
     def name(self) -> str:
@@ -36,7 +36,8 @@ class TritonStage:
     def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | NotRun:
         """Asks for every text's label and probabilities, and for the logits of the same token ids.
 
-        Errors: InputError for an unknown model or a dead server.
+        Raises:
+            InputError: an unknown model or a dead server.
         """
         if inputs.pairs is not None:
             return NotRun("the served model takes one text, and these are pairs")
@@ -67,7 +68,7 @@ class TritonStage:
         )
 
     def _logits(self, client: Client, rows: Sequence[Encoded], version: str) -> np.ndarray:
-        """Logits FP32 `[rows, labels]`, rows of one length asked together so that nothing is padded."""
+        """Logits FP32 `[rows, labels]`; rows of equal length share a request, so that nothing is padded."""
         by_length: dict[int, list[int]] = {}
         for number, row in enumerate(rows):
             by_length.setdefault(len(row), []).append(number)
@@ -84,6 +85,5 @@ def _index(labels: Sequence[str], label: str) -> int:
     try:
         return labels.index(label)
     except ValueError as error:
-        raise InputError(
-            f"the server answered '{label}', which is none of its labels", "", "deploy again"
-        ) from error
+        what = f"the server answered '{label}', which is not one of its labels"
+        raise InputError(what, "", "deploy again") from error

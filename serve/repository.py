@@ -1,7 +1,7 @@
 """A Triton model repository on the disk: writing, retiring and removing versions.
 
-A version of a text model is two folders, NAME_encoder/N and NAME/N. The encoder's appears first and goes
-last, so that no text version ever stands without its encoder. Nothing here decides or asks a server.
+A version of a text model is two folders, NAME_encoder/N and NAME/N. The encoder's is written first and
+removed last, so that no text version is ever without its encoder. Nothing here decides or asks a server.
 """
 
 from __future__ import annotations
@@ -16,12 +16,19 @@ from pathlib import Path
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import atomic_folder, file_lock, write_text, writing_to
-from bertmp.serve import model_config as configs
-from bertmp.serve import version_log as versions
-from bertmp.serve.model_config import Contract, encoder_name
+from bertmp.serve.model_config import (
+    ModelSignature,
+    encoder_name,
+    model_files,
+    read_model_config,
+    read_signature,
+    render,
+    set_profiles,
+)
+from bertmp.serve.version_log import FILE, VersionLog
 
 RETIRED = ".retired"
-"""Where rolled-back versions lie: Triton takes only folders with a number for a name as versions."""
+"""Where rolled-back versions are kept: Triton takes only folders named by a number as versions."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -40,11 +47,8 @@ class ModelFolders:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name.endswith("_encoder"):
-            raise InputError(
-                f"'{self.name}' cannot be a model's name",
-                "",
-                "use letters, digits, - _ . and no ending in _encoder",
-            )
+            todo = "use letters, digits, - _ . and no ending in _encoder"
+            raise InputError(f"'{self.name}' cannot be a model's name", "", todo)
 
     @property
     def text(self) -> Path:
@@ -60,7 +64,7 @@ class ModelFolders:
 
     def next_version(self) -> int:
         """A number above every one that was ever used, since Triton takes the highest."""
-        used = [entry.version for entry in versions.load(self.text)]
+        used = [entry.version for entry in VersionLog.load(self.text).records]
         for folder in (self.text, self.encoder):
             used += numbered(folder) + numbered(folder / RETIRED)
         return max(used, default=0) + 1
@@ -69,36 +73,32 @@ class ModelFolders:
         """Holds the model's lock: of two deployments at once, the second waits."""
         return file_lock(self.text / ".lock")
 
-    def write_configs(self, contract: Contract, profiles: int | None) -> None:
+    def write_configs(self, signature: ModelSignature, profiles: int | None) -> None:
         """Writes both models' configurations.
 
-        Files that say the same contract already stay as they are, whatever else a person tuned in them;
-        only the number of the engine's profiles follows the engine.
+        Files that have the same signature already stay as they are, so that a person's tuning survives;
+        only the number of optimisation profiles follows the engine.
 
         Args:
             profiles: the engine's optimisation profiles; None where the version has no engine.
         """
-        if not self._has_contract(contract):
-            for file in configs.model_files(self.name, contract, profiles):
-                write_text(self.repository / file.path, file.content)
+        if not self._has_signature(signature):
+            for path, content in model_files(self.name, signature, profiles).items():
+                write_text(self.repository / path, content)
         elif profiles is not None:
-            path = self.encoder / "config.pbtxt"
-            config = configs.parse(path)
-            if configs.engine_profiles(config) != profiles:
-                for group in config.instance_group:
-                    group.profile[:] = [str(number) for number in range(profiles)]
-                write_text(path, configs.render(config))
+            file = self.encoder / "config.pbtxt"
+            config = read_model_config(file)
+            if set_profiles(config, profiles):
+                write_text(file, render(config))
 
-    def _has_contract(self, contract: Contract) -> bool:
-        paths = [self.repository / file.path for file in configs.model_files(self.name, contract)]
-        if not all(path.is_file() for path in paths):
-            return False
-        return configs.read_contract(self.repository, self.name).difference(contract) is None
+    def _has_signature(self, signature: ModelSignature) -> bool:
+        paths = (self.repository / path for path in model_files(self.name, signature))
+        return all(map(Path.is_file, paths)) and read_signature(self.repository, self.name) == signature
 
     def write_version(
         self, version: int, fill_encoder: Callable[[Path], None], fill_text: Callable[[Path], None]
     ) -> None:
-        """Writes both folders of a version, each whole or not at all.
+        """Writes both folders of a version, each completely or not at all.
 
         Args:
             fill_encoder, fill_text: fill the empty folder they are given.
@@ -114,27 +114,20 @@ class ModelFolders:
 
     def retire(self, folder: Path, version: int) -> None:
         """Moves one version's folder, of either model, to where Triton does not look."""
-        self._move(folder / str(version), folder / RETIRED / str(version))
+        _move(folder / str(version), folder / RETIRED / str(version))
 
     def restore(self, folder: Path, version: int) -> None:
         """Undoes `retire`."""
-        self._move(folder / RETIRED / str(version), folder / str(version))
-
-    @staticmethod
-    def _move(source: Path, target: Path) -> None:
-        if source.is_dir():
-            with writing_to(target):
-                target.parent.mkdir(exist_ok=True)
-                os.replace(source, target)
+        _move(folder / RETIRED / str(version), folder / str(version))
 
     def remove(self, version: int) -> None:
-        """Removes both folders of a version; first out of Triton's sight, then from the disk."""
+        """Removes both folders of a version: first out of Triton's sight, then from the disk."""
         for folder in (self.text, self.encoder):
             self.retire(folder, version)
             shutil.rmtree(folder / RETIRED / str(version), ignore_errors=True)
 
-    def sweep(self) -> None:
-        """Removes what an interrupted deployment left: hidden folders, encoders without a text model."""
+    def cleanup(self) -> None:
+        """Removes what an interrupted deployment left: temporary folders, encoders without a text model."""
         for folder in (self.text, self.encoder):
             for path in [*folder.glob(".*.part"), *folder.glob(".*.old")]:
                 shutil.rmtree(path, ignore_errors=True)
@@ -145,6 +138,13 @@ class ModelFolders:
                 self.remove(version)
 
 
+def _move(source: Path, target: Path) -> None:
+    if source.is_dir():
+        with writing_to(target):
+            target.parent.mkdir(exist_ok=True)
+            os.replace(source, target)
+
+
 def numbered(folder: Path) -> list[int]:
     """The versions in a model's folder, lowest first."""
     if not folder.is_dir():
@@ -153,30 +153,30 @@ def numbered(folder: Path) -> list[int]:
 
 
 def servable(repository: Path) -> list[str]:
-    """The models that have a version to serve, ours or anyone's.
+    """The models that have a version to serve, whoever made them.
 
-    Errors: InputError where there is no such folder or nothing in it can be served, or where a model of
-    the Python backend lacks its code (Triton would wait for it for minutes).
+    Raises:
+        InputError: there is no such folder, nothing in it can be served, or a model of the Python backend
+            lacks its code (Triton would wait for it for minutes).
     """
-    if not repository.is_dir():
-        raise InputError("no such model repository", repository, "make one with 'bertmp deploy'")
+    _require_folder(repository)
     names = [path.parent.name for path in sorted(repository.glob("*/config.pbtxt")) if numbered(path.parent)]
     if not names:
         raise InputError("the repository has no version to serve", repository, "run 'bertmp deploy' first")
-    for name in names:
-        _require_code(repository / name)
+    for model in (repository / name for name in names):
+        config = read_model_config(model / "config.pbtxt")
+        code = model / str(numbered(model)[-1]) / (config.default_model_filename or "model.py")
+        if config.backend == "python" and not code.is_file():
+            raise InputError("the version has no code", code, "deploy the model again")
     return names
-
-
-def _require_code(model: Path) -> None:
-    config = configs.parse(model / "config.pbtxt")
-    code = model / str(numbered(model)[-1]) / (config.default_model_filename or "model.py")
-    if config.backend == "python" and not code.is_file():
-        raise InputError("the version has no code", code, "deploy the model again")
 
 
 def all_models(repository: Path) -> list[str]:
     """The text models that were deployed at least once, in order."""
+    _require_folder(repository)
+    return sorted(path.parent.name for path in repository.glob(f"*/{FILE}"))
+
+
+def _require_folder(repository: Path) -> None:
     if not repository.is_dir():
         raise InputError("no such model repository", repository, "make one with 'bertmp deploy'")
-    return sorted(path.parent.name for path in repository.glob(f"*/{versions.FILE}"))

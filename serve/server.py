@@ -9,85 +9,57 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO
 
 from bertmp.core.errors import BertmpError, InputError
+from bertmp.core.options import keywords_of
+from bertmp.core.progress import ProgressCallback
 from bertmp.environment.triton_install import find_runtime
-from bertmp.serve import server_config as launch
+from bertmp.serve import server_config
 from bertmp.serve.repository import servable
-from bertmp.serve.server_config import ServerSettings
+from bertmp.serve.serving_options import RunningServer, ServeOptions
 
-START_SECONDS = 300.0
-"""How long the models may take to load."""
-_TICK = 0.05
+START_TIMEOUT = 300.0
+"""Seconds that the models may take to load."""
+_POLL_SECONDS = 0.05
 _KEPT_LINES = 200
 _HARMLESS = (
     "CudaDriverHelper has not been initialized",  # no GPU
     "no pinned memory pool",
     "ignore version directory",  # configs/ and .retired/ lie beside the versions
-    "Signal (",  # it was told to end
+    "Signal (",  # it was stopped
 )
 """What Triton prints in ordinary use and nobody can act on."""
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@dataclass(frozen=True)
-class Running:
-    """Where a ready server answers.
-
-    Attributes:
-        http, grpc, metrics: `host:port`.
-        models: what it serves.
-        config_name: which of the models' configurations it took; empty for `config.pbtxt`.
-        config_reason: why that one.
-        version: Triton's version.
-        pid: its process.
-    """
-
-    http: str
-    grpc: str
-    metrics: str
-    models: tuple[str, ...]
-    config_name: str
-    config_reason: str
-    version: str
-    pid: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {"ready": True, **asdict(self), "models": list(self.models)}
 
 
 class TritonServer:
     """A Triton process that is ready inside the `with` block and gone after it.
 
     Args:
-        settings: how it is run.
-        echo: told every line that Triton prints; the last ones are kept for error messages anyway.
+        options: how it is run; `progress` gets every line that Triton prints, without the harmless ones.
 
-    Errors on entering: InputError for an empty repository, a taken port, or a model that does not load;
-    MissingComponent where Triton is not set up.
+    Raises:
+        InputError: on entering, an empty repository, a taken port, or a model that does not load.
+        MissingComponent: on entering, Triton is not set up.
     """
 
-    def __init__(self, settings: ServerSettings, echo: Callable[[str], None] | None = None) -> None:
-        self._settings = settings
-        self._echo = echo
+    def __init__(self, options: ServeOptions) -> None:
+        self._options = options
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._process: subprocess.Popen[str] | None = None
         self._folder: Path | None = None
         self._reader: threading.Thread | None = None
         self._shm_prefix = f"bertmp-{os.getpid()}-{secrets.token_hex(4)}-"
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> RunningServer:
         try:
             return self._start()
         except BaseException:
@@ -97,60 +69,60 @@ class TritonServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _start(self) -> Running:
-        models = servable(self._settings.repository)
+    def _start(self) -> RunningServer:
+        models = servable(self._options.repository)
         runtime = find_runtime()
-        settings = launch.with_free_ports(self._settings)
-        choice = launch.ConfigChoice(settings.config_name or "", "asked for")
-        if settings.config_name:
-            launch.require_config(settings.repository, models, settings.config_name)
-        if settings.config_name is None:
-            choice = launch.choose_config_here(settings.repository, models, runtime)
-        settings = replace(settings, config_name=choice.name)
+        options = server_config.with_free_ports(self._options)
+        config = server_config.find_config(options, models, runtime)
         self._folder = Path(tempfile.mkdtemp(prefix="bertmp-triton-"))
-        launch.lay_runtime(self._folder, runtime)
+        server_config.copy_backends(self._folder, runtime)
         self._process = subprocess.Popen(
-            launch.command_line(settings, runtime, self._folder, models, self._shm_prefix),
-            env=launch.environment(runtime),
+            server_config.command_line(options, config.name, runtime, self._folder, models, self._shm_prefix),
+            env=server_config.server_environment(runtime),
             cwd=self._folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            # A group of its own: Ctrl-C reaches us alone, and we end it and its children in order.
+            # A process group of its own: Ctrl-C reaches us alone, and we stop it and its children in order.
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        self._reader = threading.Thread(
+            target=self._read, args=(self._process.stdout, options.progress), daemon=True
+        )
         self._reader.start()
-        self._wait_ready(settings)
-        http, grpc, metrics = (settings.address(port) for port in settings.ports.values())
-        return Running(
-            http, grpc, metrics, tuple(models), choice.name, choice.reason, runtime.version, self._process.pid
+        http_address, grpc_address, metrics = (options.address(port) for port in options.ports.values())
+        self._wait_ready(http_address)
+        return RunningServer(
+            http_address,
+            grpc_address,
+            metrics,
+            tuple(models),
+            config.name,
+            config.reason,
+            runtime.version,
+            self._process.pid,
         )
 
-    def _read(self, stream: IO[str]) -> None:
+    def _read(self, stream: IO[str], progress: ProgressCallback) -> None:
         for line in stream:
             self._lines.append(line.rstrip())
-            if self._echo is not None:
-                self._echo(line.rstrip())
+            if line.strip() and not any(text in line for text in _HARMLESS):
+                progress(line.rstrip())
 
-    def _wait_ready(self, settings: ServerSettings) -> None:
-        address = settings.address(settings.http_port)
-        deadline = time.monotonic() + START_SECONDS
+    def _wait_ready(self, address: str) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
-            if self.ended_within(_TICK) is not None:
-                raise self.death()
-            status, _ = _ask(address, "GET", "/v2/health/ready")
+            if self.ended_within(_POLL_SECONDS) is not None:
+                raise self.exit_error()
+            status, _ = _request(address, "GET", "/v2/health/ready")
             if status == 200:
                 return
             if status is not None:
-                _require_no_failed_model(address, settings.repository)
-        raise InputError(
-            f"the models were not ready after {START_SECONDS:.0f} seconds",
-            settings.repository,
-            "look at Triton's log",
-        )
+                _require_no_failed_model(address, self._options.repository)
+        what = f"the models were not ready after {START_TIMEOUT:.0f} seconds"
+        raise InputError(what, self._options.repository, "look at Triton's log")
 
     def ended_within(self, seconds: float | None) -> int | None:
         """Waits for the process to end: its exit code, or None where it still runs."""
@@ -160,21 +132,19 @@ class TritonServer:
         except subprocess.TimeoutExpired:
             return None
 
-    def death(self) -> BertmpError:
-        """The error that says that Triton ended by itself, with what it said last."""
+    def exit_error(self) -> BertmpError:
+        """The error for a Triton that ended by itself, with its last error message."""
         assert self._process is not None
         assert self._reader is not None
         self._reader.join(2.0)
         lines = [line for line in self._lines if line.strip()]
-        told = [line for line in lines if line.startswith(("E", "error:"))] or lines or ["it said nothing"]
-        return BertmpError(
-            f"Triton ended by itself with code {self._process.returncode}",
-            self._settings.repository,
-            told[-1][:300],
-        )
+        errors = [line for line in lines if line.startswith(("E", "error:"))]
+        last = (errors or lines or ["it printed nothing"])[-1][:300]
+        what = f"Triton ended by itself with code {self._process.returncode}"
+        return BertmpError(what, self._options.repository, last)
 
     def stop(self) -> None:
-        """Ends Triton and its children and removes what the launch left; does nothing the second time."""
+        """Ends Triton and its children and removes their temporary files; a second call does nothing."""
         process, self._process = self._process, None
         try:
             if process is not None:
@@ -187,10 +157,10 @@ class TritonServer:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Lets the server finish its requests; whatever of its group is left after that is killed."""
+    """Lets the server finish its requests; what is left of its process group after that is killed."""
     try:
         process.terminate()
-        process.wait(launch.EXIT_SECONDS + 5)
+        process.wait(server_config.EXIT_SECONDS + 5)
     except subprocess.TimeoutExpired:
         pass
     finally:
@@ -202,7 +172,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _kill_group(leader: int) -> bool:
-    """Kills a process group; False where there is none any more."""
+    """Kills a process group; False where it is gone."""
     try:
         os.killpg(leader, signal.SIGKILL)
         return True
@@ -210,8 +180,11 @@ def _kill_group(leader: int) -> bool:
         return False
 
 
-def _ask(address: str, method: str, path: str) -> tuple[int | None, bytes]:
-    """Status and body of a request; no status where nobody answers."""
+def _request(address: str, method: str, path: str) -> tuple[int | None, bytes]:
+    """Status and body of an HTTP request; no status where nothing answers.
+
+    By the standard library: inside gevent, which tritonclient uses, Ctrl-C would print a traceback.
+    """
     connection = http.client.HTTPConnection(address, timeout=10)
     try:
         connection.request(method, path)
@@ -224,55 +197,32 @@ def _ask(address: str, method: str, path: str) -> tuple[int | None, bytes]:
 
 
 def _require_no_failed_model(address: str, repository: Path) -> None:
-    """Errors: InputError with Triton's reason for the first model that did not load."""
-    status, body = _ask(address, "POST", "/v2/repository/index")
-    if status != 200:
-        return
-    for entry in json.loads(body):
+    """Raises an InputError with Triton's reason for the first model that did not load."""
+    status, body = _request(address, "POST", "/v2/repository/index")
+    for entry in json.loads(body) if status == 200 else ():
         reason = entry.get("reason", "")
         if entry.get("state") == "UNAVAILABLE" and reason and reason != "unloaded":
             version = f" version {entry['version']}" if entry.get("version") else ""
-            raise InputError(
-                f"model '{entry['name']}'{version} does not load: {reason.strip()[:500]}",
-                repository / entry["name"],
-                "mend or deploy it again",
-            )
+            what = f"model '{entry['name']}'{version} does not load: {reason.strip()[:500]}"
+            raise InputError(what, repository / entry["name"], "fix it or deploy it again")
 
 
-def serve_repository(
-    repository: Path = Path("model_repository"),
-    host: str = "127.0.0.1",
-    http_port: int = 8000,
-    grpc_port: int = 8001,
-    metrics_port: int = 8002,
-    config_name: str | None = None,
-    on_ready: Callable[[Running], None] = lambda running: None,
-) -> None:
-    """Runs a Triton server until Ctrl-C or SIGTERM.
+@keywords_of(ServeOptions)
+def serve_repository(options: ServeOptions) -> None:
+    """Runs a Triton server in the foreground until Ctrl-C or SIGTERM.
 
-    Args:
-        repository: the model repository.
-        host: the address it listens on.
-        http_port, grpc_port, metrics_port: 0 takes a free one.
-        config_name: which of the models' configurations: `cpu`, or empty for `config.pbtxt`; chosen by
-            what this machine has where left out.
-        on_ready: told once, when every model is ready.
-
-    Errors: KeyboardInterrupt when it was told to end; InputError and MissingComponent as TritonServer;
-    BertmpError where Triton ends by itself.
+    Raises:
+        KeyboardInterrupt: it was stopped.
+        InputError: an empty repository, a taken port, or a model that does not load.
+        MissingComponent: Triton is not set up.
+        BertmpError: Triton ended by itself.
     """
-    settings = ServerSettings(Path(repository), host, http_port, grpc_port, metrics_port, config_name)
     with _signals_interrupt():
-        server = TritonServer(settings, echo=_to_stderr)
+        server = TritonServer(options)
         with server as running:
-            on_ready(running)
+            options.on_ready(running)
             server.ended_within(None)
-            raise server.death()
-
-
-def _to_stderr(line: str) -> None:
-    if line and not any(told in line for told in _HARMLESS):
-        print(line, file=sys.stderr, flush=True)  # noqa: T201
+            raise server.exit_error()
 
 
 @contextmanager
@@ -282,7 +232,9 @@ def _signals_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in _ENDING}
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     finally:

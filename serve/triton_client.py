@@ -1,85 +1,70 @@
-"""One inference protocol, two transports: tritonclient's gRPC and HTTP clients behind one face.
-
-Everything that can go wrong on the way comes out as an InputError of one line that names the address.
-"""
+"""tritonclient's gRPC and HTTP clients behind one interface; errors are one line that names the address."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
-from typing import Any, Literal, TypeVar
+from importlib import import_module
+from typing import Any, TypeVar
 
 import numpy as np
 
 from bertmp.core.errors import InputError
+from bertmp.serve.serving_options import Protocol
 
-Protocol = Literal["grpc", "http"]
-PROTOCOLS: tuple[Protocol, ...] = ("grpc", "http")
 PORTS: Mapping[Protocol, int] = {"grpc": 8001, "http": 8000}
+_SCHEMES = {"grpc": ("", "grpc", "grpcs"), "http": ("", "http", "https")}
 
-TIMEOUT = 120.0
-"""Seconds until a request without an answer is given up."""
+REQUEST_TIMEOUT = 120.0
+"""Seconds that the server may take to answer an inference request."""
 LOAD_TIMEOUT = 600.0
 """Seconds that loading a model may take; a TensorRT engine of gigabytes takes a while."""
 
-_T = TypeVar("_T")
+T = TypeVar("T")
 
 
-def protocol_named(name: str) -> Protocol:
-    """Checks a protocol's name.
+def parse_address(url: str | None, protocol: Protocol) -> tuple[str, bool]:
+    """`host:port` and whether it is encrypted, of an address with or without a scheme and a port.
 
-    Errors: InputError for one that is neither `grpc` nor `http`.
+    Raises:
+        InputError: an unknown protocol, a scheme of another protocol, or not an address at all.
     """
-    for known in PROTOCOLS:
-        if name == known:
-            return known
-    raise InputError(f"unknown protocol '{name}'", "", f"use one of {', '.join(PROTOCOLS)}")
-
-
-def address_of(url: str | None, protocol: Protocol) -> tuple[str, bool]:
-    """`host:port` and whether it is encrypted; with or without a scheme, the default port where none is said.
-
-    Errors: InputError for a scheme that belongs to another protocol.
-    """
-    rest = (url or "127.0.0.1").strip().rstrip("/")
-    scheme, _, address = rest.rpartition("://")
-    allowed = {"grpc": ("", "grpc", "grpcs"), "http": ("", "http", "https")}[protocol]
-    if scheme not in allowed:
+    if protocol not in PORTS:
+        raise InputError(f"unknown protocol '{protocol}'", "", f"use one of {', '.join(PORTS)}")
+    address = (url or "127.0.0.1").strip().rstrip("/")
+    scheme, _, host = address.rpartition("://")
+    if scheme not in _SCHEMES[protocol]:
         raise InputError(
-            f"not an address for {protocol}", rest, f"begin it with {allowed[1]}:// or with nothing"
+            f"not an address for {protocol}", address, f"begin it with {protocol}:// or without a scheme"
         )
-    if not address or "/" in address:
-        raise InputError("not a server's address", rest, "write HOST:PORT")
-    if ":" not in address.rpartition("]")[2]:
-        address = f"{address}:{PORTS[protocol]}"
-    return address, scheme.endswith("s")
+    if not host or "/" in host:
+        raise InputError("not a server's address", address, "write HOST:PORT")
+    has_port = ":" in host.rpartition("]")[2]  # an IPv6 host stands in brackets
+    return host if has_port else f"{host}:{PORTS[protocol]}", scheme.endswith("s")
 
 
-class Transport:
+class TritonClient:
     """A connection to one server; usable from one thread. Close it, or use it in a `with` statement.
 
     Args:
-        url: the server's address.
+        url: `HOST:PORT`, with or without a scheme; the loopback interface and the protocol's usual port
+            where left out.
         protocol: `grpc` or `http`.
+
+    Raises:
+        InputError: not an address of this protocol.
     """
 
     def __init__(self, url: str | None, protocol: Protocol = "grpc") -> None:
         self.protocol = protocol
-        self.address, encrypted = address_of(url, protocol)
+        self.address, encrypted = parse_address(url, protocol)
+        self._library = import_module(f"tritonclient.{protocol}")
         self._grpc = protocol == "grpc"
-        if self._grpc:
-            import tritonclient.grpc as library
+        timeouts = {} if self._grpc else {"connection_timeout": 10.0, "network_timeout": LOAD_TIMEOUT}
+        self._client = self._library.InferenceServerClient(self.address, ssl=encrypted, **timeouts)
+        self._as_json = {"as_json": True} if self._grpc else {}
 
-            self._client = library.InferenceServerClient(self.address, ssl=encrypted)
-        else:
-            import tritonclient.http as library
-
-            self._client = library.InferenceServerClient(
-                self.address, ssl=encrypted, connection_timeout=10.0, network_timeout=LOAD_TIMEOUT
-            )
-        self._library = library
-
-    def __enter__(self) -> Transport:
+    def __enter__(self) -> TritonClient:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,48 +77,46 @@ class Transport:
         """Whether a server answers at the address."""
         try:
             return bool(self._client.is_server_live())
-        except Exception:  # each library has its own way to say that nobody is there
+        except Exception:  # each library has its own exceptions for a server that does not answer
             return False
 
     def require_live(self) -> None:
-        """Errors: InputError where no server answers."""
+        """Raises an InputError where no server answers."""
         if not self.is_live():
-            raise InputError(
-                f"no Triton server answers over {self.protocol}",
-                self.address,
-                "start one with 'bertmp serve'",
-            )
+            what = f"no Triton server answers over {self.protocol}"
+            raise InputError(what, self.address, "start one with 'bertmp serve'")
 
     def config(self, model: str) -> dict[str, Any]:
         """The model's configuration in Triton's JSON form.
 
-        Errors: InputError for an unknown model or a dead server.
+        Raises:
+            InputError: an unknown model or a dead server.
         """
-        options = {"as_json": True} if self._grpc else {}
-        found = self._ask(model, lambda: self._client.get_model_config(model, **options))
+        found = self._ask(model, lambda: self._client.get_model_config(model, **self._as_json))
         return dict(found["config"] if self._grpc else found)
 
     def server_version(self) -> str:
         """The server's own version, e.g. `2.62.0`."""
-        options = {"as_json": True} if self._grpc else {}
-        return str(self._ask("", lambda: self._client.get_server_metadata(**options)).get("version", ""))
+        return str(
+            self._ask("", lambda: self._client.get_server_metadata(**self._as_json)).get("version", "")
+        )
 
     def index(self) -> list[dict[str, str]]:
         """Every model and version that the server knows: `name`, `version`, `state`, `reason`."""
-        options = {"as_json": True} if self._grpc else {}
-        found = self._ask("", lambda: self._client.get_model_repository_index(**options))
+        found = self._ask("", lambda: self._client.get_model_repository_index(**self._as_json))
         return list(found.get("models", []) if self._grpc else found)
 
     def load(self, model: str) -> None:
-        """Makes the server read the model's folder anew.
+        """Makes the server read the model's folder again.
 
-        Errors: InputError with Triton's reason where the model does not load.
+        Raises:
+            InputError: the model does not load, with Triton's reason.
         """
-        options = {"client_timeout": LOAD_TIMEOUT} if self._grpc else {}
-        self._ask(model, lambda: self._client.load_model(model, **options))
+        timeout = {"client_timeout": LOAD_TIMEOUT} if self._grpc else {}
+        self._ask(model, lambda: self._client.load_model(model, **timeout))
 
     def unload(self, model: str) -> None:
-        """Makes the server forget the model."""
+        """Makes the server unload the model."""
         self._ask(model, lambda: self._client.unload_model(model))
 
     def infer(
@@ -144,75 +127,72 @@ class Transport:
         version: str = "",
         classes: int = 0,
     ) -> tuple[dict[str, np.ndarray], int]:
-        """One request.
+        """Sends one request.
 
         Args:
-            inputs: name → (array `[batch, …]`, Triton's name of its type, e.g. `INT64`).
+            inputs: name → (array `[batch, …]`, Triton's name of its data type, e.g. `INT64`).
             outputs: the outputs wanted.
-            version: the model's version; empty for the one Triton takes.
+            version: the model's version; empty for the newest.
             classes: above 0, outputs come as Triton's `value:index:label` strings, this many.
 
         Returns:
             The outputs by name, and the version that answered.
 
-        Errors: InputError for an unknown model, a refused request or a dead server.
+        Raises:
+            InputError: an unknown model, a refused request or a dead server.
         """
-        sent = [self._input(name, array, kind) for name, (array, kind) in inputs.items()]
+        sent = []
+        for name, (array, data_type) in inputs.items():
+            sent.append(self._library.InferInput(name, list(array.shape), data_type))
+            sent[-1].set_data_from_numpy(array)
         wanted = [self._library.InferRequestedOutput(name, class_count=classes) for name in outputs]
-        options = {"client_timeout": TIMEOUT} if self._grpc else {}
+        timeout = {"client_timeout": REQUEST_TIMEOUT} if self._grpc else {}
         result = self._ask(
-            model,
-            lambda: self._client.infer(model, sent, model_version=version, outputs=wanted, **options),
+            model, lambda: self._client.infer(model, sent, model_version=version, outputs=wanted, **timeout)
         )
         response = result.get_response()
         answered = response.model_version if self._grpc else response["model_version"]
         return {name: result.as_numpy(name) for name in outputs}, int(answered)
 
-    def _input(self, name: str, array: np.ndarray, kind: str) -> Any:
-        value = self._library.InferInput(name, list(array.shape), kind)
-        value.set_data_from_numpy(array)
-        return value
-
-    def _ask(self, model: str, call: Callable[[], _T]) -> _T:
+    def _ask(self, model: str, call: Callable[[], T]) -> T:
         from tritonclient.utils import InferenceServerException
 
         try:
             return call()
         except InferenceServerException as error:
-            raise self._refusal(model, str(error.message()), str(error.status() or "")) from error
+            raise self._error(model, str(error.message()), str(error.status() or "")) from error
         except (OSError, ValueError, EOFError, HTTPException) as error:  # the HTTP client's own
             self.require_live()
-            raise InputError(
-                f"the server broke off: {error}", self.address, "look at the server's log"
-            ) from error
+            what = f"the server closed the connection: {error}"
+            raise InputError(what, self.address, "look at the server's log") from error
 
-    def _refusal(self, model: str, message: str, status: str) -> InputError:
-        """What the server said, or that nobody said anything."""
+    def _error(self, model: str, message: str, status: str) -> InputError:
+        """The server's error; raises another where the server is dead."""
         self.require_live()
         if "unknown model" in message or "is not found" in message:
-            return InputError(
-                f"the server has no model '{model}'", self.address, "see 'bertmp models', or deploy it"
-            )
+            what, todo = f"the server has no model '{model}'", "see 'bertmp models', or deploy it"
+            return InputError(what, self.address, todo)
         if "DEADLINE_EXCEEDED" in status or "Deadline Exceeded" in message:
             return InputError("the server does not answer in time", self.address, "look at the server's log")
-        return InputError(
-            message, f"{model} at {self.address}" if model else self.address, "mend the request"
-        )
+        where = f"{model} at {self.address}" if model else self.address
+        return InputError(message, where, "fix the request")
 
 
-def connect(url: str) -> Transport:
-    """A connection over whichever of the two protocols the address speaks; its scheme says which, if any.
+def connect(url: str) -> TritonClient:
+    """A connection over the protocol that the address speaks; without a scheme, both are tried.
 
-    Errors: InputError where no server answers.
+    Raises:
+        InputError: no server answers.
     """
-    scheme = url.partition("://")[0] if "://" in url else ""
-    tries: tuple[Protocol, ...] = ("grpc",) if scheme in ("grpc", "grpcs") else ("http",)
-    if not scheme:
-        # A bare host means HTTP's port; a port is tried as HTTP first, then as gRPC.
-        tries = ("http", "grpc") if ":" in url else ("http",)
+    scheme, separator, _ = url.partition("://")
+    tries: tuple[Protocol, ...] = ("http",)
+    if separator:
+        tries = ("grpc",) if scheme in _SCHEMES["grpc"] else ("http",)
+    elif ":" in url:  # a bare host means HTTP's port
+        tries = ("http", "grpc")
     for protocol in tries:
-        transport = Transport(url, protocol)
-        if transport.is_live():
-            return transport
-        transport.close()
+        client = TritonClient(url, protocol)
+        if client.is_live():
+            return client
+        client.close()
     raise InputError("no Triton server answers", url, "start one with 'bertmp serve'")

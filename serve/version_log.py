@@ -1,4 +1,4 @@
-"""`versions.json`: what is known of each version of a model, the retired and the refused ones too."""
+"""`versions.json`: every version of a model that was ever deployed, the retired and the refused ones too."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class VersionRecord:
 
     Attributes:
         name: the model's name.
-        version: Triton's number of it.
+        version: its number in Triton.
         state: see State.
         fingerprint: SHA-256 over everything that decides its answers.
-        parity: what the bundle's parity found, `passed` among it; None where it was not checked.
+        parity: the scalars of the bundle's parity, `passed` among them; None where it was not checked.
         created: ISO 8601, UTC.
         note: why it was refused; empty otherwise.
     """
@@ -42,7 +42,8 @@ class VersionRecord:
     note: str = ""
 
     @property
-    def parity_in_words(self) -> str:
+    def parity_verdict(self) -> str:
+        """`passed`, `failed` or `not checked`."""
         if self.parity is None:
             return "not checked"
         return "passed" if self.parity.get("passed") else "failed"
@@ -51,42 +52,59 @@ class VersionRecord:
         return asdict(self)
 
 
-def load(model: Path) -> list[VersionRecord]:
-    """The records in a model's folder, oldest first; none where it was never deployed.
+@dataclass(frozen=True)
+class VersionLog:
+    """The versions of one model, oldest first.
 
-    Errors: InputError where the file is damaged or of another format.
+    Attributes:
+        path: the file.
+        records: one per version.
     """
-    path = model / FILE
-    if not path.is_file():
-        return []
-    data = read_json(path)
-    try:
-        if data["format"] != FORMAT:
-            raise KeyError("format")
-        return [VersionRecord(name=model.name, **entry) for entry in data["versions"]]
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            "not a record of versions", path, "restore it, or deploy under another name"
-        ) from error
 
+    path: Path
+    records: tuple[VersionRecord, ...]
 
-def save(model: Path, records: list[VersionRecord]) -> None:
-    """Writes the records, whole or not at all."""
-    entries = [{key: value for key, value in asdict(entry).items() if key != "name"} for entry in records]
-    write_json(model / FILE, {"format": FORMAT, "versions": entries})
+    @classmethod
+    def load(cls, model: Path) -> VersionLog:
+        """Reads the file in a model's folder; without one, nothing was deployed.
 
+        Raises:
+            InputError: the file is damaged or of another format.
+        """
+        path = model / FILE
+        if not path.is_file():
+            return cls(path, ())
+        data = read_json(path)
+        try:
+            if data["format"] != FORMAT:
+                raise KeyError("format")
+            return cls(path, tuple(VersionRecord(name=model.name, **entry) for entry in data["versions"]))
+        except (KeyError, TypeError) as error:
+            todo = "restore it, or deploy under another name"
+            raise InputError("not a log of versions", path, todo) from error
 
-def with_live(records: list[VersionRecord], live: int | None) -> list[VersionRecord]:
-    """The records after `live` became the one that answers: the one before it is superseded."""
-    return [_restate(entry, live) for entry in records]
+    def save(self) -> None:
+        """Writes the file, completely or not at all."""
+        entries = [
+            {key: value for key, value in asdict(entry).items() if key != "name"} for entry in self.records
+        ]
+        write_json(self.path, {"format": FORMAT, "versions": entries})
 
+    def find(self, version: int | None) -> VersionRecord | None:
+        """The record of a version; None where it has none."""
+        return next((entry for entry in self.records if entry.version == version), None)
 
-def _restate(entry: VersionRecord, live: int | None) -> VersionRecord:
-    if entry.version == live:
-        return replace(entry, state="live")
-    return replace(entry, state="superseded") if entry.state == "live" else entry
+    def put(self, record: VersionRecord) -> VersionLog:
+        """The log with `record` in place of its version's, or at the end where that has none."""
+        if self.find(record.version) is None:
+            return replace(self, records=(*self.records, record))
+        changed = (record if entry.version == record.version else entry for entry in self.records)
+        return replace(self, records=tuple(changed))
 
-
-def replaced(records: list[VersionRecord], changed: VersionRecord) -> list[VersionRecord]:
-    """The records with `changed` in the place of its version's entry."""
-    return [changed if entry.version == changed.version else entry for entry in records]
+    def with_live(self, live: int | None) -> VersionLog:
+        """The log after `live` became the version that answers; the one that was live is superseded."""
+        changed = []
+        for record in self.records:
+            state: State = "superseded" if record.state == "live" else record.state
+            changed.append(replace(record, state="live" if record.version == live else state))
+        return replace(self, records=tuple(changed))

@@ -30,12 +30,18 @@ COMMANDS = (
         train.train,
         "bertmp train classification --data train.tsv --eval-data test.tsv --model minilm --out run",
     ),
+    ("deploy", serving.deploy, "bertmp deploy bundle --name trec --server 127.0.0.1:8001"),
+    ("rollback", serving.rollback, "bertmp rollback trec"),
+    ("models", serving.models, "bertmp models --json"),
+    ("serve", serving.serve, "bertmp serve --http-port 0 --grpc-port 0 --metrics-port 0"),
+    ("infer", serving.infer, "bertmp infer trec 'What is the capital of France ?' --protocol http"),
+    ("bench", serving.bench, "bertmp bench trec --data test.tsv --concurrency 1,4,16 --seconds 10"),
 )
 """Each command's name, its function, and an example."""
 
 for name, function, example in COMMANDS:
     add_command(app, name, function, example)
-for module in (prepare, convert, serving):
+for module in (prepare, convert):
     module.add_commands(app)
 
 

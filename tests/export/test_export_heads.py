@@ -23,7 +23,7 @@ from bertmp.export.bundle.bundle import Bundle
 from bertmp.model.checkpoint import copy_tokenizer, load_checkpoint, save_checkpoint
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import HEADS
-from bertmp.serve.deployable import inspect
+from bertmp.serve.deployable import inspect_bundle
 from tests.models import batch, head, small_tokenizer
 
 CONFIG = BertConfig(
@@ -157,7 +157,7 @@ def test_parity_and_deployment_refuse_other_heads_in_one_line(
         parity(bundle(task), texts)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=f"its task is {task}"):
-        inspect(Bundle.open(bundle(task)))
+        inspect_bundle(Bundle.open(bundle(task)))
 
 
 def test_a_head_that_the_checkpoint_lacks_is_not_exported(checkpoint: Make, tmp_path: Path) -> None:

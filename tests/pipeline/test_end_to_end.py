@@ -20,7 +20,8 @@ from bertmp import build_engine, deploy, export_checkpoint, infer, parity, train
 from bertmp.data.readers import read_examples
 from bertmp.export.bundle.bundle import Bundle
 from bertmp.serve.parity_stage import TritonStage
-from bertmp.serve.server import Running, ServerSettings, TritonServer
+from bertmp.serve.server import TritonServer
+from bertmp.serve.serving_options import RunningServer, ServeOptions
 
 NAME = "questions"
 TEXTS = 160
@@ -33,7 +34,7 @@ class Pipeline:
     bundle: Path
     repository: Path
     test: Path
-    server: Running
+    server: RunningServer
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def pipeline(minilm: Path, trec: Path, tmp_path_factory: pytest.TempPathFactory)
     bundle = export_checkpoint(trained.checkpoint, folder / "bundle").bundle
     build_engine(bundle, profiles=["1x1:8x32:32x64"])
     deploy(bundle, NAME, folder / "repository")
-    settings = ServerSettings(folder / "repository", http_port=0, grpc_port=0, metrics_port=0)
+    settings = ServeOptions(folder / "repository", http_port=0, grpc_port=0, metrics_port=0)
     with TritonServer(settings) as server:
         yield Pipeline(bundle, folder / "repository", test, server)
     assert not psutil.pid_exists(server.pid)

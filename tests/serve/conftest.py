@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bertmp.core.errors import MissingComponent
-from bertmp.serve.server import Running, ServerSettings, TritonServer
+from bertmp.serve.server import TritonServer
+from bertmp.serve.serving_options import RunningServer, ServeOptions
 from tests.serve.bundles import make_bundle
 
 
@@ -26,7 +27,7 @@ class Served:
 
     repository: Path
     bundle: Path
-    running: Running
+    running: RunningServer
 
     def url(self, protocol: str) -> str:
         return self.running.grpc if protocol == "grpc" else self.running.http
@@ -71,6 +72,6 @@ def served(
 ) -> Iterator[Served]:
     """The server. Tests may deploy models of their own on it, and leave `trec` alone."""
     folder = Path(shutil.copytree(repository, tmp_path_factory.mktemp("served") / "repository"))
-    settings = ServerSettings(folder, http_port=0, grpc_port=0, metrics_port=0)
+    settings = ServeOptions(folder, http_port=0, grpc_port=0, metrics_port=0)
     with TritonServer(settings) as running:
         yield Served(folder, bundle, running)

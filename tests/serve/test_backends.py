@@ -63,7 +63,7 @@ def test_probabilities_do_not_overflow(text_classifier: Any) -> None:
 
 def test_a_text_is_named_by_its_row(text_classifier: Any) -> None:
     assert text_classifier.read_text("né".encode(), 0, 1, 10) == "né"
-    with pytest.raises(text_classifier.Refusal, match="text 3 of 4 is not UTF-8: byte 0xc3 at position 1"):
+    with pytest.raises(text_classifier.BadRequest, match="text 3 of 4 is not UTF-8: byte 0xc3 at position 1"):
         text_classifier.read_text(b"n\xc3", 2, 4, 10)
-    with pytest.raises(text_classifier.Refusal, match="too large: 11 bytes"):
+    with pytest.raises(text_classifier.BadRequest, match="too large: 11 bytes"):
         text_classifier.read_text(b"a" * 11, 0, 1, 10)

@@ -10,7 +10,7 @@ from bertmp import deploy, models, rollback
 from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import read_json, sha256_file
 from bertmp.export.bundle import bundle as names
-from bertmp.serve import model_config as configs
+from bertmp.serve import model_config
 from bertmp.serve.repository import ModelFolders, numbered, servable
 from tests.conftest import RunBertmp
 from tests.serve.bundles import LABELS, altered, with_stage
@@ -36,7 +36,7 @@ def test_a_version_stands_alone(bundle: Path, tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "trec_encoder/1/model.onnx") == sha256_file(bundle / "model.onnx")
     assert read_json(tmp_path / "trec/1/settings.json")["labels"] == list(LABELS)
     for path in tmp_path.rglob("*.pbtxt"):
-        assert configs.parse(path).name == path.relative_to(tmp_path).parts[0]
+        assert model_config.read_model_config(path).name == path.relative_to(tmp_path).parts[0]
     code = (tmp_path / "trec/1/model.py").read_text()
     assert "bertmp" not in code
     assert servable(tmp_path) == ["trec", "trec_encoder"]
@@ -95,7 +95,7 @@ def test_parity_that_comes_later_is_entered(bundle: Path, tmp_path: Path) -> Non
     with_stage(checked, names.PARITY, {"passed": True})
     result = deploy(checked, "trec", tmp_path / "repository")
     assert (result.new, result.parity) == (False, "passed")
-    assert [entry.parity_in_words for entry in models(tmp_path / "repository")] == ["passed"]
+    assert [entry.parity_verdict for entry in models(tmp_path / "repository")] == ["passed"]
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "labels.txt", "tokenizer.json"])
@@ -120,7 +120,7 @@ def test_only_an_engine_that_triton_loads_is_deployed(bundle: Path, tmp_path: Pa
     ours = with_engine(bundle, tmp_path / "tensorrt", "tensorrt", profiles)
     deploy(ours, "trec", tmp_path / "one")
     assert (tmp_path / "one/trec_encoder/1/model.plan").read_bytes() == b"an engine"
-    config = configs.parse(tmp_path / "one/trec_encoder/config.pbtxt")
+    config = model_config.read_model_config(tmp_path / "one/trec_encoder/config.pbtxt")
     assert list(config.instance_group[0].profile) == ["0", "1"]
 
     rtx = with_engine(bundle, tmp_path / "rtx", "tensorrt-rtx", profiles)
@@ -151,9 +151,9 @@ def test_an_engine_of_another_tensorrt_than_the_release_has_is_refused(bundle: P
     with pytest.raises(
         InputError, match=r"Triton 25\.12 has TensorRT 10\.14\.1\.48, and this is 10\.13\.3\.9"
     ):
-        deploy(built, "trec", tmp_path / "repository", for_triton="25.12")
+        deploy(built, "trec", tmp_path / "repository", triton_release="25.12")
     assert not (tmp_path / "repository").exists()
-    assert deploy(built, "trec", tmp_path / "repository", for_triton="25.10").version == 1
+    assert deploy(built, "trec", tmp_path / "repository", triton_release="25.10").version == 1
     with_stage(built, names.BUILD_ENGINE, {**results, "for_triton": "25.08"}, [names.ENGINE])
     with pytest.raises(InputError, match=r"Triton 25\.08 has TensorRT 10\.13\.2\.6"):
         deploy(built, "trec", tmp_path / "repository")

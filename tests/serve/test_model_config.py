@@ -10,18 +10,18 @@ import pytest
 from bertmp.core.errors import InputError
 from bertmp.data.readers import read_examples
 from bertmp.export.engine.profiles import default_profiles
-from bertmp.serve import model_config as configs
-from bertmp.serve.model_config import MAX_BATCH, Contract
+from bertmp.serve import model_config
+from bertmp.serve.model_config import MAX_BATCH, ModelSignature
 from bertmp.serve.repository import ModelFolders
 
 COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
-TREC = Contract(("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"), 512, 30522, 2)
+TREC = ModelSignature(("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"), 512, 30522, 2)
 
 
 def test_the_committed_files_are_the_rendered_ones() -> None:
-    for file in configs.model_files("trec", TREC):
-        assert (COMMITTED / file.path).read_text(encoding="utf-8") == file.content, file.path
-    assert configs.read_contract(COMMITTED, "trec") == TREC
+    for path, content in model_config.model_files("trec", TREC).items():
+        assert (COMMITTED / path).read_text(encoding="utf-8") == content, path
+    assert model_config.read_signature(COMMITTED, "trec") == TREC
 
 
 def test_the_committed_labels_are_those_of_the_data(trec: Path) -> None:
@@ -45,26 +45,26 @@ def test_triton_is_told_of_every_profile_of_the_engine(tmp_path: Path) -> None:
     folders = ModelFolders(tmp_path, "trec")
     folders.write_configs(TREC, 3)
     folders.write_configs(TREC, 5)
-    config = configs.parse(tmp_path / "trec_encoder" / "config.pbtxt")
+    config = model_config.read_model_config(tmp_path / "trec_encoder" / "config.pbtxt")
     assert list(config.instance_group[0].profile) == ["0", "1", "2", "3", "4"]
 
 
 def test_the_two_hosts_differ_only_in_how_the_work_is_done() -> None:
-    gpu, cpu = configs.gpu_encoder("m", TREC, 1), configs.cpu_encoder("m", TREC)
+    gpu, cpu = model_config.gpu_encoder("m", TREC, 1), model_config.cpu_encoder("m", TREC)
     assert (gpu.platform, cpu.platform) == ("tensorrt_plan", "onnxruntime_onnx")
     assert (gpu.input, gpu.output, gpu.max_batch_size) == (cpu.input, cpu.output, cpu.max_batch_size)
     assert gpu.version_policy.latest.num_versions == 2, "the old text version still calls its own encoder"
-    assert configs.text_model("m", TREC, "gpu").version_policy.latest.num_versions == 1
+    assert model_config.text_model("m", TREC, "gpu").version_policy.latest.num_versions == 1
 
 
 @pytest.mark.parametrize("labels", [("one",), ("a", "a"), ("a", " "), ("a", "b\nc")])
 def test_labels_that_cannot_be_served(labels: tuple[str, ...]) -> None:
     with pytest.raises(InputError):
-        Contract(labels, 512, 30522, 2)
+        ModelSignature(labels, 512, 30522, 2)
 
 
 def test_a_broken_configuration_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config.pbtxt"
     path.write_text("max_batch_size: many")
     with pytest.raises(InputError, match="not a Triton model configuration"):
-        configs.parse(path)
+        model_config.read_model_config(path)

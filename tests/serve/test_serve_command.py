@@ -131,7 +131,10 @@ def test_what_cannot_be_served_is_said_in_one_line(
             (("--repository", tmp_path / "empty"), "no version to serve"),
             (("--repository", codeless), "the version has no code"),
             (("--repository", repository, "--http-port", port), f"port {port} is taken"),
-            (("--repository", repository, "--http-port", "70000"), "70000 is no port"),
+            (
+                ("--repository", repository, "--http-port", "70000"),
+                "--http-port is 70000 (--http-port): give a value at least 0, at most 65535",
+            ),
             (("--repository", repository, "--http-port", "80", "--grpc-port", "80"), "the same port twice"),
             (("--repository", repository, "--host", "192.0.2.1"), "cannot listen"),
         ]

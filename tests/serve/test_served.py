@@ -196,7 +196,7 @@ def test_errors_name_the_address(served: Served, protocol: str) -> None:
 def test_infer_on_the_command_line(served: Served, tmp_path: Path, run_bertmp: RunBertmp) -> None:
     file = tmp_path / "texts.txt"
     file.write_text("Where is Rome ?\n" + "long " * 200 + "\n")
-    options = ("--file", file, "--url", f"http://{served.running.http}", "--protocol", "http")
+    options = ("--data", file, "--url", f"http://{served.running.http}", "--protocol", "http")
     done = run_bertmp("infer", "trec", "Who wrote Hamlet ?", *options, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -230,7 +230,7 @@ def test_bench_fails_where_requests_fail(served: Served, tmp_path: Path, run_ber
     file = tmp_path / "texts.txt"
     file.write_text("fine\n" + "a" * 1_000_001 + "\n")
     options = ("--seconds", "0.5", "--concurrency", "1", "--url", served.running.grpc, "--json")
-    done = run_bertmp("bench", "trec", "--texts", file, *options)
+    done = run_bertmp("bench", "trec", "--data", file, *options)
     assert done.returncode == 1, done.stderr
     (level,) = json.loads(done.stdout)["levels"]
     assert level["failures"] > 0

@@ -15,8 +15,9 @@ from bertmp.environment import triton_install as runtimes
 from bertmp.environment.triton_install import MARKER, find_runtime
 from bertmp.environment.triton_pins import HASHES, VERSIONS, requirements
 from bertmp.environment.triton_python import find_python, probe
-from bertmp.serve import server_config as launch
-from bertmp.serve.server_config import ServerSettings, choose_config
+from bertmp.serve import server_config
+from bertmp.serve.server_config import choose_config
+from bertmp.serve.serving_options import ServeOptions
 
 
 @pytest.mark.parametrize(
@@ -35,14 +36,14 @@ def test_the_engine_is_used_where_all_of_it_is_there(
 
 
 def test_free_ports_differ() -> None:
-    found = launch.with_free_ports(ServerSettings(Path("r"), http_port=0, grpc_port=0, metrics_port=0))
+    found = server_config.with_free_ports(ServeOptions(Path("r"), http_port=0, grpc_port=0, metrics_port=0))
     assert len({port for port in found.ports.values() if port > 0}) == 3
 
 
 def test_addresses_that_a_client_can_use() -> None:
-    assert ServerSettings(Path("r"), host="0.0.0.0").address(8000) == "127.0.0.1:8000"
-    assert ServerSettings(Path("r"), host="::").address(8000) == "[::1]:8000"
-    assert ServerSettings(Path("r"), host="10.0.0.1").address(8000) == "10.0.0.1:8000"
+    assert ServeOptions(Path("r"), host="0.0.0.0").address(8000) == "127.0.0.1:8000"
+    assert ServeOptions(Path("r"), host="::").address(8000) == "[::1]:8000"
+    assert ServeOptions(Path("r"), host="10.0.0.1").address(8000) == "10.0.0.1:8000"
 
 
 def test_a_second_set_up_does_nothing(triton: None) -> None:
@@ -102,10 +103,10 @@ def test_the_servers_own_triton_is_taken_as_it_is(
     found = find_runtime()
     assert (found.kind, found.version, found.has_backend("tensorrt")) == ("system", "2.60.0", True)
     assert setup("triton").installed is False
-    settings = ServerSettings(tmp_path)
-    launch.lay_runtime(tmp_path / "laid", found)
-    assert not (tmp_path / "laid").exists()
-    command = launch.command_line(settings, found, tmp_path / "laid", ["trec"], "shm-")
+    server_config.copy_backends(tmp_path / "launch", found)
+    assert not (tmp_path / "launch").exists()
+    options = ServeOptions(tmp_path)
+    command = server_config.command_line(options, "", found, tmp_path / "launch", ["trec"], "shm-")
     assert not [flag for flag in command if flag.startswith("--backend-directory")]
     assert "--load-model=trec" in command
     assert "--http-address=127.0.0.1" in command

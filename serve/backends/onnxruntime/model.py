@@ -24,7 +24,7 @@ Feed = dict[str, np.ndarray]
 """A request's inputs by name."""
 
 
-class Refusal(Exception):
+class BadRequest(Exception):
     """What is wrong with a request, in words for its sender."""
 
 
@@ -57,8 +57,8 @@ class TritonPythonModel:
         for number, request in enumerate(requests):
             try:
                 feed = self._feed(request)
-            except Refusal as refusal:
-                responses[number] = refuse(refusal)
+            except BadRequest as error:
+                responses[number] = error_response(error)
                 continue
             key = tuple(array.shape[1:] for array in feed.values()) if self.batched else number
             groups.setdefault(key, []).append((number, feed))
@@ -70,14 +70,14 @@ class TritonPythonModel:
     def _feed(self, request: Any) -> Feed:
         """The request's inputs by name, checked.
 
-        Errors: Refusal.
+        Errors: BadRequest.
         """
         feed = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
         for name, limit in self.limits.items():
             check(name, feed[name], limit)
         shapes = {feed[name].shape for name in self.limits}
         if len(shapes) > 1:
-            raise Refusal(f"{', '.join(self.limits)} differ in shape")
+            raise BadRequest(f"{', '.join(self.limits)} differ in shape")
         return feed
 
     def _run(self, members: Sequence[tuple[int, Feed]], requests: Sequence[Any]) -> list[tuple[int, Any]]:
@@ -91,7 +91,7 @@ class TritonPythonModel:
         except Exception as error:
             if len(members) > 1:
                 return [pair for member in members for pair in self._run([member], requests)]
-            return [(members[0][0], refuse(error))]
+            return [(members[0][0], error_response(error))]
         sizes = [len(feed[self.inputs[0]]) for feed in feeds]
         parts = split(arrays, sizes) if len(feeds) > 1 else [arrays]
         return [
@@ -127,16 +127,16 @@ def thread_count(config: Mapping[str, Any], parameters: Mapping[str, str]) -> in
 def check(name: str, values: np.ndarray, limit: Mapping[str, int]) -> None:
     """Holds `values` `[batch, length]` against what the model can take.
 
-    Errors: Refusal, which names the input, the bound and the first value beyond it.
+    Errors: BadRequest, which names the input, the bound and the first value beyond it.
     """
     if values.size == 0:
-        raise Refusal(f"{name} is empty: its shape is {list(values.shape)}")
+        raise BadRequest(f"{name} is empty: its shape is {list(values.shape)}")
     if values.shape[-1] > limit["length"]:
-        raise Refusal(f"{name} is too long: {values.shape[-1]} tokens, the most is {limit['length']}")
+        raise BadRequest(f"{name} is too long: {values.shape[-1]} tokens, the most is {limit['length']}")
     beyond = (values < 0) | (values >= limit["below"])
     if beyond.any():
         first = values[beyond].flat[0]
-        raise Refusal(f"{name} has the value {first}, outside 0 to {limit['below'] - 1}")
+        raise BadRequest(f"{name} has the value {first}, outside 0 to {limit['below'] - 1}")
 
 
 def split(arrays: Sequence[np.ndarray], sizes: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
@@ -145,8 +145,8 @@ def split(arrays: Sequence[np.ndarray], sizes: Sequence[int]) -> list[tuple[np.n
     return list(zip(*(np.split(array, ends) for array in arrays)))  # noqa: B905 (equal by construction)
 
 
-def refuse(error: Exception) -> Any:
+def error_response(error: Exception) -> Any:
     """The response to a request that cannot be answered: the sender's fault where it is."""
-    theirs = isinstance(error, (Refusal, ort_errors.InvalidArgument))
+    theirs = isinstance(error, (BadRequest, ort_errors.InvalidArgument))
     code = pb_utils.TritonError.INVALID_ARG if theirs else pb_utils.TritonError.INTERNAL
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))

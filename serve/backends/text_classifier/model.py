@@ -18,7 +18,7 @@ import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
 
-class Refusal(Exception):
+class BadRequest(Exception):
     """What is wrong with a request, in words for its sender."""
 
 
@@ -45,26 +45,24 @@ class TritonPythonModel:
     async def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answers each request by itself: one that is refused or fails does not touch the others."""
         texts: list[str] = []
-        spans: list[tuple[int, int]] = []
-        refusals: dict[int, Any] = {}
+        spans: list[range] = []
+        errors: dict[int, Any] = {}
         for number, request in enumerate(requests):
             start = len(texts)
             try:
                 texts.extend(self._read(request))
-            except Refusal as refusal:
-                refusals[number] = pb_utils.TritonError(str(refusal), pb_utils.TritonError.INVALID_ARG)
-            spans.append((start, len(texts)))
+            except BadRequest as error:
+                errors[number] = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+            spans.append(range(start, len(texts)))
         encodings = self.tokenizer.encode_batch_fast(texts) if texts else []
-        logits, faults = await self._logits(encodings)
+        logits, row_errors = await self._logits(encodings)
         responses = []
-        for number, (start, end) in enumerate(spans):
-            error = refusals.get(number) or next(
-                (faults[row] for row in range(start, end) if row in faults), None
-            )
-            if error is not None:
-                responses.append(pb_utils.InferenceResponse(error=error))
+        for number, rows in enumerate(spans):
+            failed = errors.get(number) or next((row_errors[row] for row in rows if row in row_errors), None)
+            if failed is not None:
+                responses.append(pb_utils.InferenceResponse(error=failed))
             else:
-                responses.append(self._answer(encodings[start:end], logits[start:end]))
+                responses.append(self._answer(encodings[rows.start : rows.stop], logits[rows]))
         return responses
 
     def _read(self, request: Any) -> list[str]:
@@ -75,7 +73,7 @@ class TritonPythonModel:
     async def _logits(self, encodings: Sequence[Any]) -> tuple[np.ndarray, dict[int, Any]]:
         """Logits FP32 `[rows, labels]`, and the error of every row that has none."""
         logits = np.zeros((len(encodings), len(self.labels)), dtype=np.float32)
-        faults: dict[int, Any] = {}
+        row_errors: dict[int, Any] = {}
         groups = group_by_length([len(encoding) for encoding in encodings], self.length_step, self.max_batch)
         width = self.max_length
         calls = [
@@ -84,10 +82,10 @@ class TritonPythonModel:
         ]
         for (_, rows), response in zip(groups, await asyncio.gather(*calls)):  # noqa: B905 (equal by construction)
             if response.has_error():
-                faults.update(dict.fromkeys(rows, response.error()))
+                row_errors.update(dict.fromkeys(rows, response.error()))
             else:
                 logits[rows] = pb_utils.get_output_tensor_by_name(response, "logits").as_numpy()
-        return logits, faults
+        return logits, row_errors
 
     def _call(self, encodings: Sequence[Any], length: int) -> Any:
         """The request to this version's encoder, rows filled up to `length`."""
@@ -125,18 +123,18 @@ class TritonPythonModel:
 def read_text(value: bytes, row: int, rows: int, max_bytes: int) -> str:
     """One text of a request, checked.
 
-    Errors: Refusal where it is empty, longer than `max_bytes`, or not UTF-8.
+    Errors: BadRequest where it is empty, longer than `max_bytes`, or not UTF-8.
     """
     where = f"text {row + 1} of {rows}" if rows > 1 else "the text"
     if len(value) > max_bytes:
-        raise Refusal(f"{where} is too large: {len(value)} bytes, the most is {max_bytes}")
+        raise BadRequest(f"{where} is too large: {len(value)} bytes, the most is {max_bytes}")
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = value[error.start]
-        raise Refusal(f"{where} is not UTF-8: byte 0x{byte:02x} at position {error.start}") from error
+        raise BadRequest(f"{where} is not UTF-8: byte 0x{byte:02x} at position {error.start}") from error
     if not text.strip():
-        raise Refusal(f"{where} is empty")
+        raise BadRequest(f"{where} is empty")
     return text
 
 

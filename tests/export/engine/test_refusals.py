@@ -20,7 +20,7 @@ from bertmp.export.engine.build import EngineResult, build_engine
 from bertmp.export.engine.compatibility import open_engine, require_runtime
 from bertmp.export.engine.runtime import load_engine
 from bertmp.export.precision.plan import PrecisionPlan
-from bertmp.serve.deployable import inspect
+from bertmp.serve.deployable import inspect_bundle
 from tests.export.engine_graphs import Faults, save_bundle, save_graph, small_bert
 
 pytestmark = pytest.mark.skipif(
@@ -204,7 +204,7 @@ def test_a_plan_edited_after_the_build_makes_the_engine_stale(bundle: Path) -> N
         chain(Bundle.open(bundle), bundle)
     complete_for_deployment(bundle)
     with pytest.raises(InputError, match=stale):
-        inspect(Bundle.open(bundle))
+        inspect_bundle(Bundle.open(bundle))
     build(bundle)  # and a new build mends it
     assert EngineStage(bundle).name == "engine"
     Bundle.open(bundle).manifest.stage(BUILD_ENGINE, bundle, "bertmp build-engine")
