@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -71,7 +72,7 @@ class BenchResult:
         return sum(level.failures for level in self.levels)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "levels": [asdict(level) for level in self.levels], "failures": self.failures}
+        return {**asdict(self), "failures": self.failures}
 
 
 @dataclass
@@ -106,24 +107,19 @@ def _measure(options: BenchOptions, texts: Sequence[str], clients: int) -> LoadP
     next_text = itertools.count()  # shared by the threads: taking the next number is atomic
     begin = time.perf_counter() + min(WARM_UP_SECONDS, options.seconds * WARM_UP_SHARE)
     end = begin + options.seconds
-    logs = [_ClientLog() for _ in range(clients)]
     stop = threading.Event()
 
-    def work(log: _ClientLog) -> None:
+    def run_client(log: _ClientLog) -> _ClientLog:
         with Client(options.url, options.protocol) as client:
             while not stop.is_set() and time.perf_counter() < end:
                 _ask(client, options.name, texts[next(next_text) % len(texts)], log, begin, end)
+        return log
 
-    threads = [threading.Thread(target=work, args=(log,)) for log in logs]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:  # after Ctrl-C each client finishes its current request
-        stop.set()
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor(clients) as pool:
+        try:
+            logs = list(pool.map(run_client, [_ClientLog() for _ in range(clients)]))
+        finally:  # after Ctrl-C each client finishes its current request
+            stop.set()
     return _load_point(logs, options.seconds)
 
 

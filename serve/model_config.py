@@ -66,12 +66,11 @@ class ModelSignature:
 
     def difference(self, other: ModelSignature) -> str | None:
         """The first difference from `other`, in words; None where they agree."""
-        if self.labels != other.labels:
-            return f"labels {', '.join(self.labels)} against {', '.join(other.labels)}"
-        for name in ("max_length", "vocab_size", "type_vocab_size"):
-            mine, theirs = getattr(self, name), getattr(other, name)
+        for name, mine in vars(self).items():
+            theirs = getattr(other, name)
             if mine != theirs:
-                return f"{name} {mine} against {theirs}"
+                first, second = (", ".join(v) if isinstance(v, tuple) else v for v in (mine, theirs))
+                return f"{name} {first} against {second}"
         return None
 
 

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -14,14 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 from bertmp.core.errors import BertmpError, InputError
 from bertmp.core.options import keywords_of
-from bertmp.core.progress import ProgressCallback
 from bertmp.environment.triton_install import find_runtime
 from bertmp.serve import server_config
 from bertmp.serve.repository import servable
@@ -54,32 +52,32 @@ class TritonServer:
     def __init__(self, options: ServeOptions) -> None:
         self._options = options
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._process: subprocess.Popen[str] | None = None
-        self._folder: Path | None = None
-        self._reader: threading.Thread | None = None
-        self._shm_prefix = f"bertmp-{os.getpid()}-{secrets.token_hex(4)}-"
+        self._cleanup = ExitStack()
 
     def __enter__(self) -> RunningServer:
-        try:
-            return self._start()
-        except BaseException:
-            self.stop()
-            raise
+        with ExitStack() as cleanup:
+            running = self._start(cleanup)
+            self._cleanup = cleanup.pop_all()
+        return running
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self._cleanup.close()
 
-    def _start(self) -> RunningServer:
+    def _start(self, cleanup: ExitStack) -> RunningServer:
+        """Starts the server; whatever happens, `cleanup` removes it and its temporary files."""
         models = servable(self._options.repository)
         runtime = find_runtime()
         options = server_config.with_free_ports(self._options)
         config = server_config.find_config(options, models, runtime)
-        self._folder = Path(tempfile.mkdtemp(prefix="bertmp-triton-"))
-        server_config.copy_backends(self._folder, runtime)
+        shm_prefix = f"bertmp-{os.getpid()}-{secrets.token_hex(4)}-"
+        cleanup.callback(_remove_shared_memory, shm_prefix)
+        temporary = tempfile.TemporaryDirectory(prefix="bertmp-triton-", ignore_cleanup_errors=True)
+        folder = Path(cleanup.enter_context(temporary))
+        server_config.copy_backends(folder, runtime)
         self._process = subprocess.Popen(
-            server_config.command_line(options, config.name, runtime, self._folder, models, self._shm_prefix),
+            server_config.command_line(options, config.name, runtime, folder, models, shm_prefix),
             env=server_config.server_environment(runtime),
-            cwd=self._folder,
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -88,28 +86,25 @@ class TritonServer:
             # A process group of its own: Ctrl-C reaches us alone, and we stop it and its children in order.
             start_new_session=True,
         )
-        self._reader = threading.Thread(
-            target=self._read, args=(self._process.stdout, options.progress), daemon=True
-        )
+        cleanup.callback(_stop, self._process)
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         self._reader.start()
-        http_address, grpc_address, metrics = (options.address(port) for port in options.ports.values())
-        self._wait_ready(http_address)
+        addresses = {name: options.address(port) for name, port in options.ports.items()}
+        self._wait_ready(addresses["http"])
         return RunningServer(
-            http_address,
-            grpc_address,
-            metrics,
-            tuple(models),
-            config.name,
-            config.reason,
-            runtime.version,
-            self._process.pid,
+            **addresses,
+            models=tuple(models),
+            config_name=config.name,
+            config_reason=config.reason,
+            version=runtime.version,
+            pid=self._process.pid,
         )
 
-    def _read(self, stream: IO[str], progress: ProgressCallback) -> None:
-        for line in stream:
-            self._lines.append(line.rstrip())
-            if line.strip() and not any(text in line for text in _HARMLESS):
-                progress(line.rstrip())
+    def _read(self, stream: IO[str]) -> None:
+        for line in map(str.rstrip, stream):
+            self._lines.append(line)
+            if line and not any(text in line for text in _HARMLESS):
+                self._options.progress(line)
 
     def _wait_ready(self, address: str) -> None:
         deadline = time.monotonic() + START_TIMEOUT
@@ -126,7 +121,6 @@ class TritonServer:
 
     def ended_within(self, seconds: float | None) -> int | None:
         """Waits for the process to end: its exit code, or None where it still runs."""
-        assert self._process is not None
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -134,29 +128,15 @@ class TritonServer:
 
     def exit_error(self) -> BertmpError:
         """The error for a Triton that ended by itself, with its last error message."""
-        assert self._process is not None
-        assert self._reader is not None
         self._reader.join(2.0)
-        lines = [line for line in self._lines if line.strip()]
+        lines = [line for line in self._lines if line]
         errors = [line for line in lines if line.startswith(("E", "error:"))]
         last = (errors or lines or ["it printed nothing"])[-1][:300]
         what = f"Triton ended by itself with code {self._process.returncode}"
         return BertmpError(what, self._options.repository, last)
 
-    def stop(self) -> None:
-        """Ends Triton and its children and removes their temporary files; a second call does nothing."""
-        process, self._process = self._process, None
-        try:
-            if process is not None:
-                _end(process)
-        finally:
-            if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
-            for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
-                region.unlink(missing_ok=True)
 
-
-def _end(process: subprocess.Popen[str]) -> None:
+def _stop(process: subprocess.Popen[str]) -> None:
     """Lets the server finish its requests; what is left of its process group after that is killed."""
     try:
         process.terminate()
@@ -165,19 +145,17 @@ def _end(process: subprocess.Popen[str]) -> None:
         pass
     finally:
         deadline = time.monotonic() + 5
-        while _kill_group(process.pid) and time.monotonic() < deadline:
-            process.poll()
-            time.sleep(0.01)
+        with suppress(ProcessLookupError, PermissionError):  # the group is gone
+            while time.monotonic() < deadline:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.poll()
+                time.sleep(0.01)
         process.wait()
 
 
-def _kill_group(leader: int) -> bool:
-    """Kills a process group; False where it is gone."""
-    try:
-        os.killpg(leader, signal.SIGKILL)
-        return True
-    except (ProcessLookupError, PermissionError):
-        return False
+def _remove_shared_memory(prefix: str) -> None:
+    for region in Path("/dev/shm").glob(f"{prefix}*"):
+        region.unlink(missing_ok=True)
 
 
 def _request(address: str, method: str, path: str) -> tuple[int | None, bytes]:
@@ -232,11 +210,7 @@ def _signals_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
+    with ExitStack() as restored:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            restored.callback(signal.signal, number, signal.signal(number, interrupt))
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
