@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +12,14 @@ from onnx import ModelProto
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import atomic_folder, write_json
+from bertmp.core.options import keywords_of
 from bertmp.export.bundle import bundle as names
 from bertmp.export.bundle.manifest import Manifest, StageRecord, record
+from bertmp.export.export_options import ExportOptions
 from bertmp.export.graph.loading import check_graph
 from bertmp.export.graph.storage import save_graph, size_of
-from bertmp.export.graph.tracing import OPSET, export_graph
-from bertmp.export.precision.pipeline import Planned, Report, plan_precision
-from bertmp.export.precision.plan import Target
-from bertmp.export.precision.precision_options import HEADROOM, PrecisionSettings
+from bertmp.export.graph.tracing import export_graph
+from bertmp.export.precision.pipeline import Planned, plan_precision
 
 if TYPE_CHECKING:
     from bertmp.model.checkpoint import LoadedCheckpoint
@@ -75,74 +74,42 @@ class ExportResult:
         }
 
 
-def export_checkpoint(
-    checkpoint: Path,
-    out: Path,
-    *,
-    opset: int = OPSET,
-    keep_fp32: Sequence[str] = (),
-    allow_fp16: Sequence[str] = (),
-    to: Target = "fp16",
-    headroom: float = HEADROOM,
-    calibration: Path | None = None,
-    max_error: float | None = None,
-    plan: Path | None = None,
-    fp16: bool = True,
-    task: str | None = None,
-    report: Report = lambda step: None,
-) -> ExportResult:
+@keywords_of(ExportOptions)
+def export_checkpoint(options: ExportOptions) -> ExportResult:
     """Writes a bundle: the FP32 graph, the FP16 graph with its plan, tokenizer, labels and manifest.
 
-    Args:
-        checkpoint: a Hugging Face folder.
-        out: the bundle's folder; what stood there is replaced when all is written.
-        keep_fp32: patterns of node names, operators or modules that stay FP32.
-        allow_fp16: patterns of nodes that may run low although they normalise, reduce or are a softmax.
-        to: the low type, `fp16` or `bf16`.
-        headroom: how many times a tensor in the low type must fit into the type's range.
-        calibration: a file of texts to measure ranges and errors on; without it the ranges that training
-            recorded are used, where the checkpoint has them.
-        max_error: the largest change of an output value on these texts; nodes are raised to FP32 for it.
-        plan: a plan to apply as it is, in place of making one.
-        fp16: False leaves out the FP16 graph.
-        task: the head, where the checkpoint does not say it.
-        report: called with the name of each step as it begins.
+    Without calibration examples, the ranges that training recorded are used, where the checkpoint has them.
 
-    Errors: InputError for a bad checkpoint, one without weights for the head, an unknown task or opset, a
-    full disk, and as in `plan_precision`.
+    Raises:
+        InputError: a bad checkpoint, one without weights for the head, an unknown task or opset, a full disk;
+            and as in `plan_precision`.
     """
     from bertmp.model.checkpoint import load_checkpoint
 
     started = time.monotonic()
-    settings = PrecisionSettings(keep_fp32, allow_fp16, to, headroom, calibration, max_error, plan)
-    settings.check()
-    _require_replaceable(Path(out))
-    report("reading the checkpoint")
-    loaded = load_checkpoint(Path(checkpoint), task)
+    _require_replaceable(options.out)
+    options.progress("reading the checkpoint")
+    loaded = load_checkpoint(options.checkpoint, options.task)
     _check_is_trained(loaded)
-    with atomic_folder(Path(out)) as folder:
-        report("tracing the model")
-        graph = export_graph(loaded.model, opset)
+    with atomic_folder(options.out) as folder:
+        options.progress("tracing the model")
+        graph = export_graph(loaded.model, options.opset)
         save_graph(graph, folder / names.FP32_GRAPH)
         _write_companions(loaded, folder)
-        manifest = Manifest().with_stage(names.EXPORT, _export_record(loaded, folder, opset, started))
+        manifest = Manifest().with_stage(names.EXPORT, _export_record(loaded, folder, options.opset, started))
         planned = None
-        if fp16:
-            planned, entry = _convert(graph, folder, settings, Path(checkpoint), report)
+        if options.fp16:
+            planned, entry = _convert(graph, folder, options)
             manifest = manifest.with_stage(names.CONVERT, entry)
         manifest.save(folder)
-    return _result(Path(out), loaded, planned, started)
+    return _result(options.out, loaded, planned, started)
 
 
-def _convert(
-    graph: ModelProto, folder: Path, settings: PrecisionSettings, checkpoint: Path, report: Report
-) -> tuple[Planned, StageRecord]:
+def _convert(graph: ModelProto, folder: Path, options: ExportOptions) -> tuple[Planned, StageRecord]:
     """Plans the precision and writes the FP16 graph and the plan."""
     started = time.monotonic()
-    trained = checkpoint / TRAINED_RANGES
-    planned = plan_precision(
-        graph, settings, tokenizer=folder, trained=trained if trained.is_file() else None, report=report
-    )
+    trained = options.checkpoint / TRAINED_RANGES
+    planned = plan_precision(graph, options, tokenizer=folder, trained=trained if trained.is_file() else None)
     check_graph(planned.graph, folder / names.FP16_GRAPH)
     written = save_graph(planned.graph, folder / names.FP16_GRAPH)
     planned.plan.save(folder / names.PLAN)
@@ -152,7 +119,7 @@ def _convert(
         inputs=[names.FP32_GRAPH],
         outputs=[*(file.name for file in written), names.PLAN],
         tools=["bertmp", "onnx", "onnxruntime", "numpy"],
-        settings=settings.to_json(),
+        settings=options.precision_settings(),
         results={**planned.summary(), "size_ratio": ratio},
         seconds=time.monotonic() - started,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from bertmp.cli import convert, environment, prepare, train
+from bertmp.cli import engine, environment, explain, export, parity, prepare, train
 from bertmp.cli import serve as serving
 from bertmp.cli.command import add_command
 
@@ -30,6 +30,13 @@ COMMANDS = (
         train.train,
         "bertmp train classification --data train.tsv --eval-data test.tsv --model minilm --out run",
     ),
+    ("export", export.export, "bertmp export run/final --out bundle"),
+    (
+        "convert",
+        export.convert,
+        "bertmp convert model.onnx model.fp16.onnx --calibration data.tsv --explain",
+    ),
+    ("explain", explain.explain, "bertmp explain model.fp16.onnx --calibration data.tsv"),
     ("deploy", serving.deploy, "bertmp deploy bundle --name trec --server 127.0.0.1:8001"),
     ("rollback", serving.rollback, "bertmp rollback trec"),
     ("models", serving.models, "bertmp models --json"),
@@ -41,7 +48,7 @@ COMMANDS = (
 
 for name, function, example in COMMANDS:
     add_command(app, name, function, example)
-for module in (prepare, convert):
+for module in (prepare, engine, parity):
     module.add_commands(app)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+import bertmp
 from bertmp.cli.command import CommandResult
-from bertmp.cli.command import function_command as command
+from bertmp.cli.progress import progress_bar
+from bertmp.export.lint.explain_options import ExplainOptions
 
 if TYPE_CHECKING:
     from bertmp.export.lint.findings import Explanation
@@ -17,39 +17,14 @@ _LOW = ("fp16", "bf16")
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Registers the commands of this module."""
-
-    @command(app, "explain", "bertmp explain model.fp16.onnx --calibration texts.txt")
-    def explain(
-        graph: Annotated[Path, typer.Argument(metavar="GRAPH", help="An ONNX graph of any precision.")],
-        calibration: Annotated[
-            Path | None, typer.Option(metavar="FILE", help="Texts to run it on, for ranges and headroom.")
-        ] = None,
-        tokenizer: Annotated[
-            Path | None,
-            typer.Option(metavar="DIR", help="The tokenizer's folder, where it is not the graph's."),
-        ] = None,
-    ) -> CommandResult:
-        """Report a graph's ranges, headroom, small weights, mask constants and casts, and what to mend."""
-        from rich.console import Console
-        from rich.progress import Progress
-
-        from bertmp.export.lint.explain import explain as run
-
-        errors = Console(stderr=True)
-        with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
-            task = bar.add_task("running the texts", visible=calibration is not None)
-            result = run(
-                graph,
-                calibration=calibration,
-                tokenizer=tokenizer,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-        return CommandResult(result.to_json(), lambda console: show(console, result))
+def explain(options: ExplainOptions) -> CommandResult:
+    """Report a graph's ranges, headroom, small weights, mask constants and casts, and what to fix."""
+    with progress_bar(log=False) as progress:
+        result = bertmp.explain(replace(options, progress=progress))
+    return CommandResult(result.to_json(), lambda console: _show(console, result))
 
 
-def show(console: Any, result: Explanation) -> None:
+def _show(console: Any, result: Explanation) -> None:
     """Prints the report for people."""
     nodes = ", ".join(f"{number} {kind}" for kind, number in sorted(result.nodes.items()))
     made_by = f", made by {result.made_by}" if result.made_by else ""
@@ -77,7 +52,7 @@ def show(console: Any, result: Explanation) -> None:
         console.print(f"[{colour}]{finding.severity}[/{colour}] {finding.rule}{where}")
         console.print(f"  {finding.sentence}\n  → {finding.advice}", markup=False)
     if not result.findings:
-        console.print("nothing to mend")
+        console.print("nothing to fix")
 
 
 def _casts(result: Explanation) -> str:

@@ -4,46 +4,42 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 
 from bertmp.core.errors import InputError
+from bertmp.core.options import keywords_of
+from bertmp.core.progress import ProgressCallback
 from bertmp.export.graph.loading import load_graph, name_nodes
 from bertmp.export.graph.types import opset_of
 from bertmp.export.lint.casts import cast_findings, count_casts
+from bertmp.export.lint.explain_options import ExplainOptions
 from bertmp.export.lint.findings import SEVERITIES, Block, Explanation, Finding, Tensor
 from bertmp.export.lint.graph_view import FP16, View
 from bertmp.export.lint.mask_findings import find_masks, mask_findings
-from bertmp.export.lint.measured import Progress, measure_tensors, range_findings
+from bertmp.export.lint.measured import measure_tensors, range_findings
 from bertmp.export.lint.structure import structure_findings
 from bertmp.export.lint.weights import block_weights, weigh, weight_findings
 from bertmp.export.precision.calibration import Calibration, read_calibration
 
 
-def explain(
-    graph: Path,
-    *,
-    calibration: Path | None = None,
-    tokenizer: Path | None = None,
-    progress: Progress = lambda done, total: None,
-) -> Explanation:
+@keywords_of(ExplainOptions)
+def explain(options: ExplainOptions) -> Explanation:
     """Reports what a graph's precision amounts to, whoever converted it: FP32, FP16, BF16 or a mixture.
 
-    Args:
-        graph: an ONNX file.
-        calibration: texts to run it on, on the CPU, with every 16-bit tensor rounded to its type; without
-            them only what the weights and the structure say is reported.
-        tokenizer: the tokenizer's folder; the graph's own where None.
-        progress: called with the batches done and the batches in all.
+    With calibration examples the graph is run on the CPU, every 16-bit tensor rounded to its type; without
+    them only the weights and the structure are looked at.
 
-    Errors: InputError where the file is no ONNX graph or incomplete, and where the calibration texts cannot
-        be read or do not fit the graph's inputs.
+    Raises:
+        InputError: the file is not an ONNX graph or incomplete; the examples cannot be read or do not fit the
+            graph's inputs.
     """
-    path = Path(graph)
+    path = options.graph
     model = load_graph(path)
     name_nodes(model)
-    texts = read_calibration(calibration, tokenizer or path.parent, model) if calibration else None
+    tokenizer = options.tokenizer or path.parent
+    texts = read_calibration(options.calibration, tokenizer, model) if options.calibration else None
     view = View.of(model)
-    tensors, trouble = _measured(view, texts, progress) if texts else ((), [])
+    tensors, trouble = _measured(view, texts, options.progress) if texts else ((), [])
     casts = count_casts(view)
     findings = [
         *structure_findings(view),
@@ -68,15 +64,17 @@ def explain(
     )
 
 
-def _measured(view: View, texts: Calibration, progress: Progress) -> tuple[tuple[Tensor, ...], list[Finding]]:
+def _measured(
+    view: View, texts: Calibration, progress: ProgressCallback
+) -> tuple[tuple[Tensor, ...], list[Finding]]:
     """What the texts show; that ONNX Runtime does not load the graph is a finding, too."""
     try:
-        return measure_tensors(view, texts, progress), []
+        return measure_tensors(view, texts, partial(progress, "running the examples")), []
     except InputError as error:
         if error.where == texts.file:
             raise
         sentence = f"ONNX Runtime does not load the graph, so nothing was measured: {error}"
-        return (), [Finding("error", "does-not-load", "", sentence, "mend what it says")]
+        return (), [Finding("error", "does-not-load", "", sentence, "fix what it says")]
 
 
 def _blocks(view: View, tensors: tuple[Tensor, ...]) -> tuple[Block, ...]:

@@ -11,13 +11,14 @@ from typing import Any
 from onnx import ModelProto
 
 from bertmp.core.errors import InputError
+from bertmp.core.options import keywords_of
 from bertmp.export.graph.loading import check_graph, read_graph
 from bertmp.export.graph.storage import stored_size, write_graph
 from bertmp.export.precision.apply import apply_plan
-from bertmp.export.precision.pipeline import Planned, Report, plan_precision
-from bertmp.export.precision.plan import PrecisionPlan, Target
+from bertmp.export.precision.pipeline import Planned, plan_precision
+from bertmp.export.precision.plan import PrecisionPlan
 from bertmp.export.precision.planner import make_plan
-from bertmp.export.precision.precision_options import HEADROOM, PrecisionSettings
+from bertmp.export.precision.precision_options import ConvertOptions
 
 
 @dataclass(frozen=True)
@@ -68,52 +69,24 @@ class Conversion:
         }
 
 
-def convert(
-    source: Path,
-    target: Path,
-    *,
-    keep_fp32: Sequence[str] = (),
-    allow_fp16: Sequence[str] = (),
-    to: Target = "fp16",
-    headroom: float = HEADROOM,
-    calibration: Path | None = None,
-    tokenizer: Path | None = None,
-    max_error: float | None = None,
-    plan: Path | None = None,
-    plan_file: Path | None = None,
-    report: Report = lambda step: None,
-) -> Conversion:
-    """Converts an ONNX graph of a transformer encoder to FP16 with the nodes that need it in FP32.
+@keywords_of(ConvertOptions)
+def convert(options: ConvertOptions) -> Conversion:
+    """Converts an ONNX graph of a transformer encoder to low precision, with the nodes that need it in FP32.
 
-    Args:
-        source: the FP32 graph.
-        target: the file to write; its plan is written beside it as `TARGET.precision-plan.json`, or to
-            `plan_file`.
-        keep_fp32: patterns of node names, operators or modules that stay FP32.
-        allow_fp16: patterns of nodes that may run low although they normalise, reduce or are a softmax.
-        to: `fp16` or `bf16`.
-        headroom: how many times a tensor in the low type must fit into the type's range.
-        calibration: a file of texts to measure ranges and errors on.
-        tokenizer: the folder of these texts' tokenizer; the graph's own where it is not given.
-        max_error: the largest change of an output value on these texts; nodes are raised to FP32 for it.
-        plan: a plan to apply as it is, in place of making one.
-        report: called with what is being done.
-
-    Errors: InputError where `source` is missing, no ONNX graph, invalid or already in FP16, and as in
-    `plan_precision`.
+    Raises:
+        InputError: `source` is missing, not an ONNX graph, invalid or already in FP16; and as in
+            `plan_precision`.
     """
     started = time.monotonic()
-    source, target = Path(source), Path(target)
-    settings = PrecisionSettings(keep_fp32, allow_fp16, to, headroom, calibration, max_error, plan)
-    settings.check()
+    source, target = options.source, options.target
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError("the graph would be written over", source, "give the FP16 graph another name")
     if target.is_dir():
         raise InputError("a folder stands where the graph is to be", target, "name a file")
-    plan_file = plan_file or target.with_name(f"{target.stem}.precision-plan.json")
-    remarks: list[str] = []
-    graph = read_graph(source, remarks.append)
-    planned = plan_precision(graph, settings, tokenizer=tokenizer or source.parent, report=report)
+    plan_file = options.plan_file or target.with_name(f"{target.stem}.precision-plan.json")
+    notes: list[str] = []
+    graph = read_graph(source, notes.append)
+    planned = plan_precision(graph, options, tokenizer=options.tokenizer or source.parent)
     check_graph(planned.graph, target)
     written = write_graph(planned.graph, target)
     planned.plan.save(plan_file)
@@ -124,7 +97,7 @@ def convert(
         sum(file.stat().st_size for file in written),
         max(source.stat().st_size, stored_size(graph)),
         time.monotonic() - started,
-        tuple(remarks),
+        tuple(notes),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,18 @@ from typing import Any
 from onnx import ModelProto
 
 from bertmp.core.errors import InputError
+from bertmp.core.progress import ProgressCallback
 from bertmp.export.graph.module_groups import blocks_of
 from bertmp.export.precision.apply import apply_plan, cast_count
 from bertmp.export.precision.calibration import Calibration, read_calibration
 from bertmp.export.precision.fp16_emulation import Evaluator
 from bertmp.export.precision.plan import PrecisionPlan, Reason, SearchRecord
 from bertmp.export.precision.planner import Planner, fingerprint
-from bertmp.export.precision.precision_options import PrecisionSettings
+from bertmp.export.precision.precision_options import PrecisionOptions
 from bertmp.export.precision.ranges import Progress, Ranges, measure
 from bertmp.export.precision.search import measured, search
 from bertmp.export.precision.sensitivity import with_errors
 from bertmp.export.precision.trained_ranges import trained_ranges
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -72,69 +70,69 @@ class Planned:
 
 def plan_precision(
     graph: ModelProto,
-    settings: PrecisionSettings,
+    options: PrecisionOptions,
     *,
     tokenizer: Path,
     trained: Path | None = None,
-    report: Report = lambda step: None,
 ) -> Planned:
-    """Makes a plan as the settings want it, or takes the one they name, and applies it.
+    """Makes a plan by the options, or reads the one they name, and applies it.
 
     Args:
         graph: an FP32 graph whose nodes have names of their own.
         tokenizer: the folder of the tokenizer for calibration texts.
         trained: the ranges that training recorded, used where there is no calibration file.
-        report: called with what is being done.
 
-    Errors: InputError for settings that contradict each other, a calibration file or tokenizer that cannot be
-    used, texts that do not fit the graph, and a plan that is another graph's.
+    Raises:
+        InputError: the calibration file or the tokenizer cannot be used, the examples do not fit the graph,
+            or the plan is another graph's.
     """
-    settings.check()
-    calibration = read_calibration(settings.calibration, tokenizer, graph) if settings.calibration else None
-    if settings.plan is not None:
-        plan = _given(graph, settings.plan, calibration, report)
+    calibration = read_calibration(options.calibration, tokenizer, graph) if options.calibration else None
+    if options.plan is not None:
+        plan = _given(graph, options.plan, calibration, options.progress)
     else:
-        plan = _made(graph, settings, calibration, trained, report)
-    report("converting")
+        plan = _made(graph, options, calibration, trained)
+    options.progress("converting")
     mixed = apply_plan(graph, plan)
     return Planned(plan, mixed, cast_count(mixed.graph.node))
 
 
 def _made(
     graph: ModelProto,
-    settings: PrecisionSettings,
+    options: PrecisionOptions,
     calibration: Calibration | None,
     trained: Path | None,
-    report: Report,
 ) -> PrecisionPlan:
+    progress = options.progress
     ranges: Ranges | None = None
     if calibration is not None:
-        ranges = measure(graph, calibration, _counting(report, "measuring ranges, batch"))
+        ranges = measure(graph, calibration, _counting(progress, "measuring ranges, batch"))
     elif trained is not None:
         ranges = trained_ranges(trained, graph)
-    report("deciding by the rules")
+    progress("deciding by the rules")
     planner = Planner(
         graph,
-        settings.keep_fp32,
-        allow=settings.allow_fp16,
-        target=settings.to,
+        options.keep_fp32,
+        allow=options.allow_fp16,
+        target=options.precision,
         ranges=ranges,
-        headroom=settings.headroom,
+        headroom=options.headroom,
     )
     if calibration is None:
         return planner.plan()
     evaluator = Evaluator(graph, calibration)
-    if settings.max_error is None:
-        report("measuring the error")
+    if options.max_error is None:
+        progress("measuring the error")
         plan = measured(planner, evaluator)
     else:
-        progress = _counting(report, "searching, at most: plan")
-        plan = search(planner, evaluator, settings.max_error, blocks_of(graph), progress)
-    return _explained(plan, evaluator, report)
+        counting = _counting(progress, "searching, plan at most")
+        plan = search(planner, evaluator, options.max_error, blocks_of(graph), counting)
+    return _explained(plan, evaluator, progress)
 
 
-def _given(graph: ModelProto, file: Path, calibration: Calibration | None, report: Report) -> PrecisionPlan:
-    """A plan from the disk, perhaps edited; its error is measured anew where there are texts."""
+def _given(
+    graph: ModelProto, file: Path, calibration: Calibration | None, progress: ProgressCallback
+) -> PrecisionPlan:
+    """A plan from the disk, perhaps edited; its error is measured again where there are examples."""
     plan = PrecisionPlan.load(file)
     if plan.graph_sha256 != fingerprint(graph):
         raise InputError("the plan is for another graph", file, "make a plan for this one")
@@ -144,9 +142,9 @@ def _given(graph: ModelProto, file: Path, calibration: Calibration | None, repor
     plan = replace(plan, nodes=tuple(replace(node, error=None) for node in plan.nodes), search=None)
     if calibration is None:
         return plan
-    ranges = measure(graph, calibration, _counting(report, "measuring ranges, batch"))
+    ranges = measure(graph, calibration, _counting(progress, "measuring ranges, batch"))
     planner = Planner(graph, target=plan.target, ranges=ranges, headroom=plan.headroom)
-    report("measuring the error")
+    progress("measuring the error")
     evaluator = Evaluator(graph, calibration)
     found = evaluator.measure(plan)
     plan = replace(
@@ -154,7 +152,7 @@ def _given(graph: ModelProto, file: Path, calibration: Calibration | None, repor
         ranges=planner.range_record,
         search=SearchRecord(None, found.max_error, found.flips, calibration.texts),
     )
-    return _explained(plan, evaluator, report)
+    return _explained(plan, evaluator, progress)
 
 
 def _check_nodes(graph: ModelProto, plan: PrecisionPlan, file: Path) -> None:
@@ -176,13 +174,13 @@ def _check_nodes(graph: ModelProto, plan: PrecisionPlan, file: Path) -> None:
             )
 
 
-def _explained(plan: PrecisionPlan, evaluator: Evaluator, report: Report) -> PrecisionPlan:
+def _explained(plan: PrecisionPlan, evaluator: Evaluator, progress: ProgressCallback) -> PrecisionPlan:
     """The plan with the measured error behind every FP32 node."""
     # There are dozens of reasons to be measured, and their order of size is what counts.
     brief = Evaluator(evaluator.graph, evaluator.calibration.brief())
-    progress = _counting(report, "measuring the reasons, group")
-    return with_errors(plan, evaluator, brief, blocks_of(evaluator.graph), progress)
+    counting = _counting(progress, "measuring the reasons, group")
+    return with_errors(plan, evaluator, brief, blocks_of(evaluator.graph), counting)
 
 
-def _counting(report: Report, what: str) -> Progress:
-    return lambda done, total: report(f"{what} {min(done + 1, total)} of {total}")
+def _counting(progress: ProgressCallback, what: str) -> Progress:
+    return lambda done, total: progress(what, min(done + 1, total), total)

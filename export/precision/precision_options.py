@@ -1,61 +1,95 @@
-"""What a user may say about precision: the options that `export` and `convert` share."""
+"""The options of `convert`, and those that it shares with `export`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import InputError
+from bertmp.core.options import Options, argument, declared_options, option
+from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.export.precision.plan import Target
 
 HEADROOM = 4.0
+PRECISION = "Precision"
 
 
-@dataclass(frozen=True)
-class PrecisionSettings:
-    """The options that `export` and `convert` share.
+class PrecisionOptions(Options):
+    """How the precision of a graph's nodes is chosen."""
 
-    Attributes:
-        keep_fp32: patterns of nodes that stay FP32.
-        allow_fp16: patterns of nodes that may run low although they normalise or are a softmax.
-        to: the low type.
-        headroom: how many times a tensor in the low type must fit into the type's range.
-        calibration: a file of texts to measure ranges and errors on.
-        max_error: the largest change of an output value on these texts.
-        plan: a plan to apply as it is, in place of making one.
-    """
-
-    keep_fp32: Sequence[str] = ()
-    allow_fp16: Sequence[str] = ()
-    to: Target = "fp16"
-    headroom: float = HEADROOM
-    calibration: Path | None = None
-    max_error: float | None = None
-    plan: Path | None = None
+    # fmt: off
+    precision: Target = option(
+        default="fp16", group=PRECISION, formerly="to", help="The low precision.",
+    )
+    keep_fp32: Sequence[str] = option(
+        default=(), group=PRECISION, metavar="PATTERN",
+        help="Keep in FP32 the nodes of this name, operator or module; * is allowed.",
+    )
+    allow_fp16: Sequence[str] = option(
+        default=(), group=PRECISION, metavar="PATTERN",
+        help="Let these nodes run in FP16 although they normalise, reduce, are a softmax or read small "
+        "weights.",
+    )
+    headroom: float = option(
+        default=HEADROOM, group=PRECISION,
+        help="How many times the largest value of a tensor must fit into the range of the low precision.",
+    )
+    calibration: Path | None = option(
+        default=None, group=PRECISION, metavar="FILE",
+        help="Examples to measure ranges and errors on; a few are drawn from it.",
+    )
+    max_error: float | None = option(
+        default=None, minimum=0, group=PRECISION,
+        help="The largest change of an output value on the calibration examples; nodes are promoted to FP32 "
+        "to meet it; exit code 1 where it cannot be met.",
+    )
+    plan: Path | None = option(
+        default=None, group=PRECISION, metavar="FILE",
+        help="Apply this plan, perhaps edited, instead of making one.",
+    )
+    # fmt: on
+    progress: ProgressCallback = option(
+        default=null_progress, on_command_line=False, help="Called with each step of the work."
+    )
 
     def check(self) -> None:
-        """Errors: InputError for options that contradict each other or make no sense."""
-        if self.max_error is not None and not (self.max_error >= 0 and math.isfinite(self.max_error)):
-            raise InputError(f"an error of {self.max_error:g} is no budget", "--max-error", "use 0 or more")
         if self.max_error is not None and self.calibration is None:
             raise InputError(
-                "an error is measured on texts, and there are none", "--max-error", "add --calibration FILE"
+                "an error is measured on examples, and there are none",
+                "--max-error",
+                "add --calibration FILE",
             )
-        if self.plan is None:
-            return
-        others = replace(self, plan=None, calibration=None)
-        for name, value in vars(others).items():
-            if value != getattr(PrecisionSettings, name):
+        for declared in _declared() if self.plan else ():
+            if (
+                declared.name not in ("plan", "calibration")
+                and getattr(self, declared.name) != declared.default
+            ):
                 raise InputError(
-                    "the plan has decided that already",
-                    f"--{name.replace('_', '-')}",
-                    "leave it out, or leave out --plan",
+                    "the plan has decided that already", declared.flag, "leave it out, or leave out --plan"
                 )
 
-    def to_json(self) -> dict[str, Any]:
-        """The settings as plain values."""
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
-        return {**plain, "keep_fp32": list(self.keep_fp32), "allow_fp16": list(self.allow_fp16)}
+    def precision_settings(self) -> dict[str, Any]:
+        """Of the effective options, those that concern the precision, as plain values."""
+        values = self.to_json()
+        return {declared.name: values[declared.name] for declared in _declared()}
+
+
+class ConvertOptions(PrecisionOptions):
+    """What `convert` reads and writes."""
+
+    # fmt: off
+    source: Path = argument(kw_only=False, metavar="IN.onnx", help="An FP32 graph.")
+    target: Path = argument(kw_only=False, metavar="OUT.onnx", help="The mixed-precision graph to write.")
+    tokenizer: Path | None = option(
+        default=None, metavar="DIR", help="Folder of the tokenizer; default: the graph's folder.",
+    )
+    plan_file: Path | None = option(
+        default=None, on_command_line=False,
+        help="Where the plan is written; default: TARGET.precision-plan.json.",
+    )
+    # fmt: on
+
+
+def _declared() -> list[Any]:
+    return [one for one in declared_options(PrecisionOptions) if one.info.on_command_line]

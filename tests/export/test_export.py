@@ -212,7 +212,7 @@ def test_an_encoder_without_a_head_exports_its_states(minilm: Path, tiny: Path, 
     ("options", "message"),
     [
         (["--keep-fp32", "no.such.module"], "'no.such.module' names no node (--keep-fp32)"),
-        (["--opset", "11"], "opset 11 is not offered (--opset)"),
+        (["--opset", "11"], "--opset is 11 (--opset)"),
         (["--task", "poetry"], "unknown task 'poetry' (--task)"),
     ],
 )

@@ -27,7 +27,7 @@ from bertmp.core.errors import BertmpError, GateFailed, InputError, MissingCompo
 app = typer.Typer(name="probe", pretty_exceptions_enable=False)
 ERRORS = {
     "gate": GateFailed("too far\\nfrom it", "stage onnx", "look"),
-    "input": InputError("bad", "file", "mend it"),
+    "input": InputError("bad", "file", "fix it"),
     "stopped": TrainingStopped("overflow", "step 3", "lower the rate"), "missing": MissingComponent("no x"),
     "os": FileNotFoundError(2, "No such file or directory", "/nowhere"), "memory": MemoryError(),
     "interrupt": KeyboardInterrupt(), "pipe": BrokenPipeError(), "bug": ZeroDivisionError("a bug"),
@@ -199,7 +199,7 @@ def test_a_command_may_end_with_a_code() -> None:
     ("kind", "code", "line"),
     [
         ("gate", 1, "error: too far from it (stage onnx): look"),
-        ("input", 2, "error: bad (file): mend it"),
+        ("input", 2, "error: bad (file): fix it"),
         ("stopped", 3, "error: overflow (step 3): lower the rate"),
         ("missing", 4, "error: no x"),
         ("os", 2, "error: No such file or directory (/nowhere): check the path and the disk"),
@@ -217,7 +217,7 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code() -> None:
     done = probe("--raise", "input", "--debug")
     assert done.returncode == 2
     assert "Traceback" in done.stderr
-    assert done.stderr.splitlines()[-1] == "error: bad (file): mend it"
+    assert done.stderr.splitlines()[-1] == "error: bad (file): fix it"
 
 
 def test_a_bug_is_not_dressed_up_as_an_error_of_the_user() -> None:

@@ -82,10 +82,10 @@ def test_the_fp32_graph_says_what_would_overflow(overflowing: Path, questions: Q
 
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
-def test_our_own_conversion_has_nothing_to_mend(
+def test_our_own_conversion_has_nothing_to_fix(
     to: Literal["fp16", "bf16"], questions: Questions, tmp_path: Path
 ) -> None:
-    made = convert(questions.bundle / "model.onnx", tmp_path / "low.onnx", to=to)
+    made = convert(questions.bundle / "model.onnx", tmp_path / "low.onnx", precision=to)
     result = explain(made.graph, calibration=questions.texts, tokenizer=questions.bundle)
     assert result.findings == ()
     assert result.casts.total == made.casts
@@ -233,7 +233,7 @@ def test_the_command(questions: Questions, run_bertmp: RunBertmp, tmp_path: Path
     assert {block["name"] for block in value["blocks"]} >= {"bert.embeddings", "bert.encoder.layer.5"}
     done = run_bertmp("explain", graph)
     assert "bert.encoder.layer.5" in done.stdout
-    assert "nothing to mend" in done.stdout
+    assert "nothing to fix" in done.stdout
     (tmp_path / "cut.onnx").write_bytes(graph.read_bytes()[:1000])
     done = run_bertmp("explain", tmp_path / "cut.onnx")
     assert done.returncode == 2

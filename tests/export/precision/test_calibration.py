@@ -124,9 +124,9 @@ def test_what_is_no_text_encoder_is_refused(folder: Path) -> None:
         (None, {}, "no such data file"),
         ("the cat\n", {"tokenizer": "nowhere"}, "no tokenizer for the calibration texts"),
         ("the cat\n", {"rows": 6}, "the texts do not fit the graph's inputs"),
-        ("the cat\n", {"max_error": -1.0}, "an error of -1 is no budget"),
+        ("the cat\n", {"max_error": -1.0}, "--max-error is -1.0"),
         ("the cat\n", {"headroom": 0.5}, "a headroom of 0.5 lets tensors overflow"),
-        ("the cat\n", {"to": "fp8"}, "unknown type 'fp8'"),
+        ("the cat\n", {"precision": "fp8"}, "unknown value 'fp8'"),
     ],
 )
 def test_bad_input_writes_nothing(content: str | None, options: dict, message: str, folder: Path) -> None:
@@ -151,7 +151,7 @@ def test_bad_options_are_one_line(folder: Path, run_bertmp: RunBertmp) -> None:
     plan = convert(folder / "other.onnx", folder / "other.fp16.onnx").plan
     before = sorted(folder.iterdir())
     for options, message in (
-        (["--max-error", "0.1"], "an error is measured on texts, and there are none (--max-error)"),
+        (["--max-error", "0.1"], "an error is measured on examples, and there are none (--max-error)"),
         (["--plan", plan], f"the plan is for another graph ({plan})"),
         (["--plan", plan, "--keep-fp32", "Add"], "the plan has decided that already (--keep-fp32)"),
     ):
