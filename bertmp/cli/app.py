@@ -25,6 +25,7 @@ COMMANDS = (
     ("doctor", environment.doctor, "bertmp doctor --json"),
     ("setup", environment.setup, "bertmp setup triton"),
     ("download", environment.download, "bertmp download minilm trec"),
+    ("prepare", prepare.prepare, "bertmp prepare corpus.txt --model minilm --out corpus"),
     (
         "train",
         train.train,
@@ -48,7 +49,7 @@ COMMANDS = (
 
 for name, function, example in COMMANDS:
     add_command(app, name, function, example)
-for module in (prepare, engine, parity):
+for module in (engine, parity):
     module.add_commands(app)
 
 

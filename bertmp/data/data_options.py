@@ -7,11 +7,16 @@ from bertmp.core.options import Options, option
 DATA = "Data"
 
 
-class DataOptions(Options):
-    """The columns of a data file; formats without column names ignore them."""
+class TextColumnOptions(Options):
+    """The columns of a data file without labels; formats without column names ignore them."""
 
     text_column: str = option(default="text", group=DATA, help="Name of the text's column.")
     text_pair_column: str = option(
         default="text_pair", group=DATA, help="Name of the second text's column, for pairs."
     )
+
+
+class DataOptions(TextColumnOptions):
+    """The columns of a data file; formats without column names ignore them."""
+
     label_column: str = option(default="label", group=DATA, help="Name of the label's column.")

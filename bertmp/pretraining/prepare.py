@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -22,9 +22,13 @@ import numpy as np
 
 from bertmp.core.errors import BertmpError, InputError
 from bertmp.core.io import atomic_folder, sha256_file
+from bertmp.core.options import keywords_of
+from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
+from bertmp.environment.downloads import downloaded
 from bertmp.pretraining.corpus import Corpus, Piece, open_corpus
+from bertmp.pretraining.prepare_options import PrepareOptions
 from bertmp.pretraining.token_store import Counts, Source, StoreWriter, is_store
 
 CHARACTERS = 1 << 18
@@ -50,37 +54,18 @@ class Prepared:
         return {"store": str(self.store), **asdict(self.counts), "seconds": self.seconds}
 
 
-Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-"""Given the corpus' size, a context of a function that is told how much of it is done."""
+@keywords_of(PrepareOptions)
+def prepare(options: PrepareOptions) -> Prepared:
+    """Tokenizes a corpus into a folder that pre-training maps into memory.
 
-
-def silent(size: int) -> AbstractContextManager[Callable[[int], None]]:
-    """A progress that shows nothing."""
-    return nullcontext(lambda done: None)
-
-
-def prepare(
-    data: Path,
-    model: Path,
-    out: Path,
-    *,
-    workers: int | None = None,
-    text_column: str = Columns.text,
-    text_pair_column: str = Columns.text_pair,
-    progress: Progress = silent,
-) -> Prepared:
-    """Tokenises the corpus `data` with the tokenizer of checkpoint `model` into the folder `out`.
-
-    Args:
-        workers: processes; one a processor that this process may use where None.
-        text_column, text_pair_column: the names of the columns, where the corpus has columns.
-
-    Errors: InputError for a corpus that is missing, of no known kind, not UTF-8, without text or of one
-    sentence, and for an `out` that holds something else.
+    Raises:
+        InputError: the corpus is missing, of an unknown kind, not UTF-8, without text or a single sentence;
+            or `out` holds something else.
     """
-    tokenizer = Tokenizer.load(model if Path(model).is_dir() else Path(model).parent)
-    columns = Columns(text_column, text_pair_column)
-    return prepare_store(Path(data), columns, tokenizer, Path(out), workers, progress)
+    model = downloaded(options.model)
+    tokenizer = Tokenizer.load(model if model.is_dir() else model.parent)
+    columns = Columns(options.text_column, options.text_pair_column)
+    return prepare_store(options.data, columns, tokenizer, options.out, options.num_workers, options.progress)
 
 
 def prepare_store(
@@ -89,22 +74,20 @@ def prepare_store(
     tokenizer: Tokenizer,
     out: Path,
     workers: int | None = None,
-    progress: Progress = silent,
+    progress: ProgressCallback = null_progress,
 ) -> Prepared:
     """`prepare`, with a tokenizer at hand."""
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers is {workers}", "--workers", "give at least 1")
     if out.exists() and not is_store(out) and (not out.is_dir() or any(out.iterdir())):
         raise InputError("something that is no prepared corpus stands there", out, "choose another --out")
     started = time.perf_counter()
     corpus = open_corpus(data, columns)
     source = Source(data.name, sha256_file(data), columns.text, columns.text_pair)
     parcels = tokenised(corpus, tokenizer, workers or available_processors())
-    with atomic_folder(out) as folder, progress(corpus.size) as done, closing(parcels):
+    with atomic_folder(out) as folder, closing(parcels):
         writer = StoreWriter(folder, tokenizer, corpus.pairs)
         for parcel, position in parcels:
             writer.append(*parcel)
-            done(position)
+            progress("preparing", position, corpus.size)
         counts = writer.close(source)
         _check(counts, data)
     return Prepared(out, counts, time.perf_counter() - started)
@@ -165,7 +148,7 @@ def _in_order(
             yield future.result(), position
     except BrokenProcessPool as error:
         raise BertmpError(
-            "a process that tokenises was killed", "", "check the memory, or use fewer --workers"
+            "a process that tokenises was killed", "", "check the memory, or use fewer --num-workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -13,6 +13,7 @@ import torch
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import file_lock, sha256_file
+from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.environment.paths import home
@@ -22,7 +23,6 @@ from bertmp.pretraining.corpus import open_corpus
 from bertmp.pretraining.masking import Masking, Vocabulary
 from bertmp.pretraining.packing import Recipe, Samples
 from bertmp.pretraining.prepare import prepare_store
-from bertmp.pretraining.prepare_progress import preparation_bar
 from bertmp.pretraining.token_store import Store, is_store
 from bertmp.training.tasks.task import Task
 from bertmp.training.train_options import TrainOptions
@@ -112,15 +112,18 @@ def read_pretraining(settings: TrainOptions) -> Task:
         )
         masking = Masking(Vocabulary.of(tokenizer), settings.mlm_probability, settings.whole_word_masking)
         train, *test = [
-            PretrainingData.of(open_store(path, columns, tokenizer), recipe, masking, tokenizer, path)
+            PretrainingData.of(store, recipe, masking, tokenizer, path)
             for path in paths
+            for store in [open_store(path, columns, tokenizer, settings.progress)]
         ]
         return train, test[0] if test else None
 
     return Task(None, encode)
 
 
-def open_store(path: Path, columns: Columns, tokenizer: Tokenizer) -> Store:
+def open_store(
+    path: Path, columns: Columns, tokenizer: Tokenizer, progress: ProgressCallback = null_progress
+) -> Store:
     """A prepared corpus; one that is not yet is prepared under `BERTMP_HOME`, and found there again.
 
     A corpus is known by its content: where the file, its columns or the tokenizer changed, it is another.
@@ -141,5 +144,5 @@ def open_store(path: Path, columns: Columns, tokenizer: Tokenizer) -> Store:
                 shutil.rmtree(folder)
         for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a preparation that was killed
             shutil.rmtree(left, ignore_errors=True)
-        prepare_store(path, columns, tokenizer, folder, progress=preparation_bar)
+        prepare_store(path, columns, tokenizer, folder, progress=progress)
         return Store.open(folder, tokenizer)

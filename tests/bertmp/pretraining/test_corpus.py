@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,7 @@ import pytest
 
 from bertmp import prepare
 from bertmp.core.errors import InputError
+from bertmp.core.progress import ProgressCallback
 from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.pretraining.arrow_column import CHUNK, Column, ColumnWriter
@@ -58,7 +59,7 @@ def contents(store: Store, tokenizer: Tokenizer) -> list[list[str]]:
 
 
 def prepared(path: Path, folder: Path, minilm: Path, tokenizer: Tokenizer, **options: Any) -> list[list[str]]:
-    result = prepare(path, minilm, folder, workers=1, **options)
+    result = prepare(path, minilm, folder, num_workers=1, **options)
     store = Store.open(folder, tokenizer)
     assert store.counts == result.counts
     return contents(store, tokenizer)
@@ -174,9 +175,9 @@ class TestPreparation:
         self, moviedialog: Path, minilm: Path, tmp_path: Path
     ) -> None:
         path = head(moviedialog / "pairs.tsv", tmp_path / "pairs.tsv", 6000)
-        prepare(path, minilm, tmp_path / "one", workers=1)
+        prepare(path, minilm, tmp_path / "one", num_workers=1)
         seen: list[int] = []
-        prepare(path, minilm, tmp_path / "two", workers=2, progress=watcher(seen))
+        prepare(path, minilm, tmp_path / "two", num_workers=2, progress=collecting(seen))
         for name in ("tokens.arrow", "sentences.arrow", "documents.arrow", "manifest.json"):
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
         assert seen == sorted(seen)
@@ -206,7 +207,7 @@ class TestPreparation:
         lines = (moviedialog / "pairs.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
         path = tmp_path / "pairs.tsv"
         path.write_text("".join(lines[:1] + lines[1:] * 10), encoding="utf-8")
-        command = ["prepare", path, "--model", minilm, "--out", tmp_path / "store", "--workers", "2"]
+        command = ["prepare", path, "--model", minilm, "--out", tmp_path / "store", "--num-workers", "2"]
         process = subprocess.Popen(
             [sys.executable, "-m", "bertmp", *map(str, command)],
             stderr=subprocess.PIPE,
@@ -265,7 +266,7 @@ def peak_of_preparing(path: Path, minilm: Path, out: Path) -> int:
     """Peak resident bytes of a process that prepares a corpus by itself."""
     code = (
         "import resource, sys; from pathlib import Path; from bertmp import prepare;"
-        "prepare(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), workers=1);"
+        "prepare(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), num_workers=1);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run(
@@ -285,8 +286,12 @@ def head(source: Path, target: Path, lines: int) -> Path:
     return target
 
 
-def watcher(seen: list[int]) -> Callable[[int], Any]:
-    return lambda size: nullcontext(seen.append)
+def collecting(seen: list[int]) -> ProgressCallback:
+    def progress(message: str, completed: int | None = None, total: int | None = None, /) -> None:
+        assert completed is not None
+        seen.append(completed)
+
+    return progress
 
 
 def until(holds: Callable[[], bool], seconds: float = 60) -> None:
@@ -333,7 +338,7 @@ def test_a_bad_corpus_is_refused_and_nothing_is_left(message: str, minilm: Path,
 def test_bytes_that_are_not_utf8_are_named_with_their_line(minilm: Path, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"fine \xc3\xa9\n" * 30_000 + b"caf\xe9\n")
     with pytest.raises(InputError, match=r"byte 0xe9 \(.*x.txt, line 30001\)"):
-        prepare(tmp_path / "x.txt", minilm, tmp_path / "store", workers=2)
+        prepare(tmp_path / "x.txt", minilm, tmp_path / "store", num_workers=2)
 
 
 class TestDamage:

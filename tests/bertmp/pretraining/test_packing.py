@@ -40,7 +40,7 @@ def pairs(
     folder = tmp_path_factory.mktemp("pairs")
     lines = (moviedialog / "pairs.tsv").read_text(encoding="utf-8").splitlines(keepends=True)[:4001]
     (folder / "pairs.tsv").write_text("".join(lines), encoding="utf-8")
-    return Store.open(prepare(folder / "pairs.tsv", minilm, folder / "store", workers=1).store, tokenizer)
+    return Store.open(prepare(folder / "pairs.tsv", minilm, folder / "store", num_workers=1).store, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def books(
         text += "".join(f"{sentence}\n" for sentence in sentences[place : place + size]) + "\n"
         place += size
     (folder / "books.txt").write_text(text, encoding="utf-8")
-    return Store.open(prepare(folder / "books.txt", minilm, folder / "store", workers=1).store, tokenizer)
+    return Store.open(prepare(folder / "books.txt", minilm, folder / "store", num_workers=1).store, tokenizer)
 
 
 def samples_of(store: Store, **options: object) -> Samples:

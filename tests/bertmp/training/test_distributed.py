@@ -63,8 +63,8 @@ FOUR: dict[str, dict[str, Any]] = {
     "fsdp-tp": {"data_parallel": 2, "tensor_parallel": 2, "fsdp": True},
     "fsdp-tp-lamb": {"tensor_parallel": 2, "fsdp": True, **LAMB},
     "fsdp-tp-less-memory": {
-        "tensor_parallel": 2, "fsdp": True, "gradient_accumulation_steps": 2, "activation_checkpointing": True,
-        "precision": "bf16",
+        "tensor_parallel": 2, "fsdp": True, "gradient_accumulation_steps": 2,
+        "activation_checkpointing": True, "precision": "bf16",
     },
     "fsdp-tp-pretraining": {"tensor_parallel": 2, "fsdp": True, **PRETRAINING},
     "fsdp-tp-fp16": {"tensor_parallel": 2, "fsdp": True, **FP16},

@@ -260,8 +260,8 @@ class TestRuns:
         self, precision: str, store: Path, tiny: Path, tmp_path: Path
     ) -> None:
         options = {
-            "steps": 14, "save_every": 6, "num_workers": 1, "gradient_accumulation_steps": 2, "precision": precision,
-            "whole_word_masking": True,
+            "steps": 14, "save_every": 6, "num_workers": 1, "gradient_accumulation_steps": 2,
+            "precision": precision, "whole_word_masking": True,
         }  # fmt: skip
         run(store, tiny, tmp_path / "whole", **options)
         run(store, tiny, tmp_path / "broken", **options)
@@ -383,7 +383,9 @@ def test_a_folder_that_is_no_store(tiny: Path, tmp_path: Path) -> None:
         run(tmp_path, tiny, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("option", "value"), [("mask_rate", 0.0), ("mask_rate", 1.5), ("short_rate", -0.1)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("mlm_probability", 0.0), ("mlm_probability", 1.5), ("short_seq_prob", -0.1)]
+)
 def test_bad_settings(option: str, value: float, store: Path, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"--{option.replace('_', '-')}"):
         run(store, tiny, tmp_path / "run", **{option: value})
