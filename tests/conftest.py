@@ -1,4 +1,4 @@
-"""Fixtures that every room's tests share: real weights, real data, the command line."""
+"""Fixtures that all tests share: real weights, real data, a Triton server, the command line."""
 
 from __future__ import annotations
 
@@ -43,6 +43,18 @@ def sms_spam() -> Path:
 def moviedialog() -> Path:
     """The folder of the film dialogues: `pairs.tsv`; not to be written to."""
     return _asset("moviedialog")
+
+
+@pytest.fixture(scope="session")
+def triton() -> None:
+    """Skips where this machine cannot run a Triton server; sets one up where there is none."""
+    from bertmp import setup
+    from bertmp.core.errors import MissingComponent
+
+    try:
+        setup("triton")
+    except MissingComponent as error:
+        pytest.skip(f"no Triton server here: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Small bundles with real graphs and the real tokenizer, and what ONNX Runtime itself says of a text."""
+"""Small bundles with real graphs and the real tokenizer, and ONNX Runtime's own answers to texts."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def make_bundle(folder: Path, minilm: Path, seed: int) -> Path:
     )
     checkpoint = folder / "checkpoint"
     tokenizer = Tokenizer.load(minilm, POSITIONS)
-    save_checkpoint(checkpoint, _opinionated(config, tokenizer, seed), config, tokenizer)
+    save_checkpoint(checkpoint, _varied_classifier(config, tokenizer, seed), config, tokenizer)
     export_checkpoint(checkpoint, folder / "bundle", fp16=False)
     return folder / "bundle"
 
 
-def _opinionated(config: Any, tokenizer: Any, seed: int) -> Any:
-    """A classifier that tells texts apart: the random head is turned about what they have in common."""
+def _varied_classifier(config: Any, tokenizer: Any, seed: int) -> Any:
+    """A classifier with various answers: the random head is centred on the mean of its inputs."""
     import torch
 
     from tests.models import classifier
@@ -62,19 +62,19 @@ def _opinionated(config: Any, tokenizer: Any, seed: int) -> Any:
 
 
 def altered(bundle: Path, folder: Path, **files: bytes) -> Path:
-    """A copy of a bundle with other bytes in some files (`.` written `__`), its manifest made to agree."""
+    """A copy of a bundle with other bytes in some files (`.` written `__`), with a manifest that matches."""
     copy = Path(shutil.copytree(bundle, folder))
     for name, content in files.items():
         (copy / name.replace("__", ".")).write_bytes(content)
     manifest = Bundle.open(copy).manifest
     exported = manifest.stages[names.EXPORT]
-    agreed = replace(exported, outputs=fingerprints(copy, list(exported.outputs)))
-    manifest.with_stage(names.EXPORT, agreed).save(copy)
+    updated = replace(exported, outputs=fingerprints(copy, list(exported.outputs)))
+    manifest.with_stage(names.EXPORT, updated).save(copy)
     return copy
 
 
 def with_stage(bundle: Path, stage: str, results: dict[str, Any], outputs: Sequence[str] = ()) -> None:
-    """Enters a stage into a bundle's manifest, as the command of that name would."""
+    """Adds a stage to a bundle's manifest, as the command of that name would."""
     entry = record(
         bundle,
         inputs=[names.FP32_GRAPH],

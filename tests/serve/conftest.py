@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from bertmp.core.errors import MissingComponent
 from bertmp.serve.server import TritonServer
 from bertmp.serve.serving_options import RunningServer, ServeOptions
 from tests.serve.bundles import make_bundle
@@ -46,17 +45,6 @@ def other_bundle(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def triton() -> None:
-    """Skips where this machine cannot run a Triton server; sets one up where it is not."""
-    from bertmp import setup
-
-    try:
-        setup("triton")
-    except MissingComponent as error:
-        pytest.skip(f"no Triton server here: {error}")
-
-
-@pytest.fixture(scope="session")
 def repository(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the first bundle deployed as `trec`; not to be written to."""
     from bertmp import deploy
@@ -72,6 +60,6 @@ def served(
 ) -> Iterator[Served]:
     """The server. Tests may deploy models of their own on it, and leave `trec` alone."""
     folder = Path(shutil.copytree(repository, tmp_path_factory.mktemp("served") / "repository"))
-    settings = ServeOptions(folder, http_port=0, grpc_port=0, metrics_port=0)
-    with TritonServer(settings) as running:
+    options = ServeOptions(folder, http_port=0, grpc_port=0, metrics_port=0)
+    with TritonServer(options) as running:
         yield Served(folder, bundle, running)

@@ -40,7 +40,7 @@ def _module(path: Path) -> Any:
     step=st.sampled_from([1, 8, 16]),
     most=st.integers(1, 33),
 )
-def test_every_row_is_in_one_batch_that_holds_it(
+def test_group_by_length_puts_every_row_in_one_batch(
     text_classifier: Any, lengths: list[int], step: int, most: int
 ) -> None:
     groups = text_classifier.group_by_length(lengths, step, most)
@@ -52,7 +52,7 @@ def test_every_row_is_in_one_batch_that_holds_it(
             assert lengths[row] <= length < lengths[row] + step
 
 
-def test_probabilities_do_not_overflow(text_classifier: Any) -> None:
+def test_softmax_of_extreme_logits_does_not_overflow(text_classifier: Any) -> None:
     logits = np.array([[3e38, 0, -3e38], [0, 0, 0], [-1e4, -1e4, -1e4 + 1]], dtype=np.float32)
     found = text_classifier.softmax(logits)
     assert found.dtype == np.float32
@@ -61,7 +61,7 @@ def test_probabilities_do_not_overflow(text_classifier: Any) -> None:
     np.testing.assert_allclose(found[1], 1 / 3)
 
 
-def test_a_text_is_named_by_its_row(text_classifier: Any) -> None:
+def test_read_text_of_a_bad_row_names_the_row(text_classifier: Any) -> None:
     assert text_classifier.read_text("né".encode(), 0, 1, 10) == "né"
     with pytest.raises(text_classifier.BadRequest, match="text 3 of 4 is not UTF-8: byte 0xc3 at position 1"):
         text_classifier.read_text(b"n\xc3", 2, 4, 10)

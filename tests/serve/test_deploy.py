@@ -8,7 +8,7 @@ import pytest
 
 from bertmp import deploy, models, rollback
 from bertmp.core.errors import GateFailed, InputError
-from bertmp.core.io import read_json, sha256_file
+from bertmp.core.io import read_json, sha256_file, write_json
 from bertmp.export.bundle import bundle as names
 from bertmp.serve import model_config
 from bertmp.serve.repository import ModelFolders, numbered, servable
@@ -24,7 +24,7 @@ def everything_in(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def test_a_version_stands_alone(bundle: Path, tmp_path: Path) -> None:
+def test_deployed_version_needs_nothing_of_bertmp(bundle: Path, tmp_path: Path) -> None:
     result = deploy(bundle, "trec", tmp_path)
     assert (result.version, result.new, result.parity) == (1, True, "not checked")
     assert everything_in(tmp_path) == {
@@ -42,7 +42,7 @@ def test_a_version_stands_alone(bundle: Path, tmp_path: Path) -> None:
     assert servable(tmp_path) == ["trec", "trec_encoder"]
 
 
-def test_the_same_bundle_is_deployed_once(bundle: Path, tmp_path: Path) -> None:
+def test_deploy_of_the_live_bundle_changes_nothing(bundle: Path, tmp_path: Path) -> None:
     deploy(bundle, "trec", tmp_path)
     before = everything_in(tmp_path)
     again = deploy(bundle, "trec", tmp_path)
@@ -51,7 +51,7 @@ def test_the_same_bundle_is_deployed_once(bundle: Path, tmp_path: Path) -> None:
     assert everything_in(tmp_path) == before
 
 
-def test_deploy_roll_back_and_deploy_again(bundle: Path, other_bundle: Path, tmp_path: Path) -> None:
+def test_deploy_after_rollback_takes_a_new_number(bundle: Path, other_bundle: Path, tmp_path: Path) -> None:
     deploy(bundle, "trec", tmp_path)
     assert deploy(other_bundle, "trec", tmp_path).version == 2
     assert states(tmp_path) == {1: "superseded", 2: "live"}
@@ -65,18 +65,18 @@ def test_deploy_roll_back_and_deploy_again(bundle: Path, other_bundle: Path, tmp
     assert states(tmp_path) == {1: "superseded", 2: "retired", 3: "live"}
 
 
-def test_another_contract_needs_another_name(bundle: Path, tmp_path: Path) -> None:
+def test_deploy_with_another_signature_is_refused(bundle: Path, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     deploy(bundle, "trec", repository)
     before = everything_in(repository)
     others = altered(bundle, tmp_path / "others", labels__txt=b"A\nB\nC\nD\nE\nF\n")
-    with pytest.raises(InputError, match="another name"):
+    with pytest.raises(InputError, match="deploy it under another name"):
         deploy(others, "trec", repository)
     assert everything_in(repository) == before
     assert deploy(others, "letters", repository).version == 1
 
 
-def test_parity_decides(bundle: Path, tmp_path: Path) -> None:
+def test_deploy_with_failed_parity_is_refused(bundle: Path, tmp_path: Path) -> None:
     checked = altered(bundle, tmp_path / "checked")
     with_stage(checked, names.PARITY, {"passed": False, "failed_gates": ["onnx-fp16.max_error"]})
     with pytest.raises(GateFailed, match=r"onnx-fp16\.max_error"):
@@ -89,7 +89,7 @@ def test_parity_decides(bundle: Path, tmp_path: Path) -> None:
     assert (found.parity["passed"], found.parity["texts"]) == (True, 981)
 
 
-def test_parity_that_comes_later_is_entered(bundle: Path, tmp_path: Path) -> None:
+def test_deploy_after_parity_records_the_parity(bundle: Path, tmp_path: Path) -> None:
     checked = altered(bundle, tmp_path / "checked")
     deploy(checked, "trec", tmp_path / "repository")
     with_stage(checked, names.PARITY, {"passed": True})
@@ -98,8 +98,27 @@ def test_parity_that_comes_later_is_entered(bundle: Path, tmp_path: Path) -> Non
     assert [entry.parity_verdict for entry in models(tmp_path / "repository")] == ["passed"]
 
 
+def test_versions_json_of_0_1_is_read(bundle: Path, tmp_path: Path) -> None:
+    deploy(bundle, "trec", tmp_path)
+    entry = {
+        "version": 1,
+        "state": "live",
+        "fingerprint": "57ce4f80a2bbac388f07280efcf97964c2cba785d9b06b8f4c3b02f0839a3f96",
+        "parity": {"passed": True, "reference": "torch-fp32", "texts": 981, "truncated": 0},
+        "created": "2026-11-26T06:17:40+00:00",
+        "note": "",
+    }
+    write_json(tmp_path / "trec/versions.json", {"format": 1, "versions": [entry]})
+    (found,) = models(tmp_path)
+    assert found.to_json() == {"name": "trec", **entry}
+    assert deploy(bundle, "trec", tmp_path).version == 2, "another fingerprint"
+    kept, new = read_json(tmp_path / "trec/versions.json")["versions"]
+    assert kept == {**entry, "state": "superseded"}
+    assert list(new) == list(entry)
+
+
 @pytest.mark.parametrize("file", ["model.onnx", "labels.txt", "tokenizer.json"])
-def test_a_stale_bundle_is_refused(bundle: Path, tmp_path: Path, file: str) -> None:
+def test_deploy_of_a_stale_bundle_is_refused(bundle: Path, tmp_path: Path, file: str) -> None:
     stale = altered(bundle, tmp_path / "stale")
     (stale / file).write_bytes((stale / file).read_bytes() + b" ")
     with pytest.raises(InputError, match=f"stale: {file} changed"):
@@ -115,7 +134,7 @@ def with_engine(bundle: Path, folder: Path, builder: str, profiles: list[str]) -
     return built
 
 
-def test_only_an_engine_that_triton_loads_is_deployed(bundle: Path, tmp_path: Path) -> None:
+def test_deploy_takes_only_engines_that_triton_loads(bundle: Path, tmp_path: Path) -> None:
     profiles = ["1x1:8x16:32x16", "1x17:8x64:32x64"]
     ours = with_engine(bundle, tmp_path / "tensorrt", "tensorrt", profiles)
     deploy(ours, "trec", tmp_path / "one")
@@ -129,20 +148,20 @@ def test_only_an_engine_that_triton_loads_is_deployed(bundle: Path, tmp_path: Pa
     assert any("tensorrt-rtx is not deployed" in note for note in result.notes)
 
 
-def test_an_engine_too_small_for_a_request_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_deploy_of_an_engine_with_small_batches_is_refused(bundle: Path, tmp_path: Path) -> None:
     small = with_engine(bundle, tmp_path / "small", "tensorrt", ["1x1:4x16:8x64"])
     with pytest.raises(InputError, match="at most 8 texts"):
         deploy(small, "trec", tmp_path / "repository")
 
 
-def test_a_stale_engine_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_deploy_of_a_stale_engine_is_refused(bundle: Path, tmp_path: Path) -> None:
     built = with_engine(bundle, tmp_path / "built", "tensorrt", ["1x1:8x16:32x64"])
     (built / names.ENGINE).write_bytes(b"another")
     with pytest.raises(InputError, match="build-engine stage is stale"):
         deploy(built, "trec", tmp_path / "repository")
 
 
-def test_an_engine_of_another_tensorrt_than_the_release_has_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_deploy_of_an_engine_of_another_tensorrt_is_refused(bundle: Path, tmp_path: Path) -> None:
     built = altered(bundle, tmp_path / "built")
     (built / "engine").mkdir()
     (built / names.ENGINE).write_bytes(b"an engine")
@@ -162,7 +181,7 @@ def test_an_engine_of_another_tensorrt_than_the_release_has_is_refused(bundle: P
         deploy(built, "trec", tmp_path / "repository")
 
 
-def test_what_an_interrupted_deployment_left_goes(bundle: Path, other_bundle: Path, tmp_path: Path) -> None:
+def test_deploy_after_an_interrupted_one_cleans_up(bundle: Path, other_bundle: Path, tmp_path: Path) -> None:
     deploy(bundle, "trec", tmp_path)
     (tmp_path / "trec_encoder/2").mkdir()  # its text version never appeared
     (tmp_path / "trec_encoder/2/model.onnx").write_bytes(b"half")
@@ -173,7 +192,7 @@ def test_what_an_interrupted_deployment_left_goes(bundle: Path, other_bundle: Pa
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_a_version_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_write_version_interrupted_leaves_nothing(tmp_path: Path) -> None:
     folders = ModelFolders(tmp_path, "trec")
 
     def fill(folder: Path) -> None:
@@ -189,12 +208,12 @@ def test_a_version_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "trec_encoder", "-x"])
-def test_names_that_cannot_be(bundle: Path, tmp_path: Path, name: str) -> None:
+def test_deploy_under_an_invalid_name_is_refused(bundle: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="cannot be a model's name"):
         deploy(bundle, name, tmp_path)
 
 
-def test_the_command_line_says_it_in_one_line(bundle: Path, tmp_path: Path, run_bertmp: RunBertmp) -> None:
+def test_commands_with_bad_input_print_one_line(bundle: Path, tmp_path: Path, run_bertmp: RunBertmp) -> None:
     repository = ("--repository", tmp_path / "repository")
     refused = [
         (("deploy", tmp_path / "none", "--name", "trec", *repository), "no such bundle"),

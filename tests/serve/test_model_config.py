@@ -1,4 +1,4 @@
-"""Model configurations: what is committed, and what they promise."""
+"""Model configurations: those that are committed, and the signature that they give clients."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
 TREC = ModelSignature(("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"), 512, 30522, 2)
 
 
-def test_the_committed_files_are_the_rendered_ones() -> None:
+def test_committed_files_equal_the_rendered_ones() -> None:
     for path, content in model_config.model_files("trec", TREC).items():
         assert (COMMITTED / path).read_text(encoding="utf-8") == content, path
     assert model_config.read_signature(COMMITTED, "trec") == TREC
 
 
-def test_the_committed_labels_are_those_of_the_data(trec: Path) -> None:
+def test_committed_labels_equal_those_of_the_data(trec: Path) -> None:
     labels = read_examples(trec / "train.tsv", need_labels=True).labels or ()
     assert tuple(sorted(set(labels))) == TREC.labels
 
 
-def test_deploying_the_same_contract_leaves_the_files_alone(tmp_path: Path) -> None:
+def test_write_configs_of_the_same_signature_keeps_tuned_files(tmp_path: Path) -> None:
     """What a person tuned stays, and a deployment into a fresh clone changes no committed file."""
     shutil.copytree(COMMITTED, tmp_path, dirs_exist_ok=True)
     tuned = tmp_path / "trec_encoder" / "configs" / "cpu.pbtxt"
@@ -41,7 +41,7 @@ def test_deploying_the_same_contract_leaves_the_files_alone(tmp_path: Path) -> N
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
 
 
-def test_triton_is_told_of_every_profile_of_the_engine(tmp_path: Path) -> None:
+def test_write_configs_names_every_profile_of_the_engine(tmp_path: Path) -> None:
     folders = ModelFolders(tmp_path, "trec")
     folders.write_configs(TREC, 3)
     folders.write_configs(TREC, 5)
@@ -49,7 +49,7 @@ def test_triton_is_told_of_every_profile_of_the_engine(tmp_path: Path) -> None:
     assert list(config.instance_group[0].profile) == ["0", "1", "2", "3", "4"]
 
 
-def test_the_two_hosts_differ_only_in_how_the_work_is_done() -> None:
+def test_gpu_and_cpu_encoder_have_the_same_inputs_and_outputs() -> None:
     gpu, cpu = model_config.gpu_encoder("m", TREC, 1), model_config.cpu_encoder("m", TREC)
     assert (gpu.platform, cpu.platform) == ("tensorrt_plan", "onnxruntime_onnx")
     assert (gpu.input, gpu.output, gpu.max_batch_size) == (cpu.input, cpu.output, cpu.max_batch_size)
@@ -58,12 +58,12 @@ def test_the_two_hosts_differ_only_in_how_the_work_is_done() -> None:
 
 
 @pytest.mark.parametrize("labels", [("one",), ("a", "a"), ("a", " "), ("a", "b\nc")])
-def test_labels_that_cannot_be_served(labels: tuple[str, ...]) -> None:
+def test_signature_with_invalid_labels_is_refused(labels: tuple[str, ...]) -> None:
     with pytest.raises(InputError):
         ModelSignature(labels, 512, 30522, 2)
 
 
-def test_a_broken_configuration_is_named(tmp_path: Path) -> None:
+def test_read_model_config_of_a_broken_file_names_it(tmp_path: Path) -> None:
     path = tmp_path / "config.pbtxt"
     path.write_text("max_batch_size: many")
     with pytest.raises(InputError, match="not a Triton model configuration"):

@@ -1,4 +1,4 @@
-"""`bertmp serve` as a process: ready, ended, and what it refuses."""
+"""`bertmp serve` as a process: ready, stopped, and what it refuses."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ def serving(repository: Path, scratch: Path) -> Iterator[subprocess.Popen[str]]:
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition never became true"
         time.sleep(0.02)
 
 
 def ended_clean(process: subprocess.Popen[str], children: list[psutil.Process], scratch: Path) -> str:
     """Asserts that nothing of a server is left; what it printed to standard error."""
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
     assert list(scratch.iterdir()) == []
     assert not list(Path("/dev/shm").glob(f"bertmp-{process.pid}-*"))
-    return said
+    return stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_end_it_ends_whole(
+def test_serve_on_signal_stops_and_leaves_nothing(
     triton: None, repository: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     with serving(repository, tmp_path / "scratch") as process:
@@ -81,7 +81,7 @@ def test_told_to_end_it_ends_whole(
         assert ended_clean(process, children, tmp_path / "scratch") == "interrupted\n"
 
 
-def test_ctrl_c_before_it_is_ready(triton: None, repository: Path, tmp_path: Path) -> None:
+def test_serve_on_ctrl_c_before_ready_leaves_nothing(triton: None, repository: Path, tmp_path: Path) -> None:
     with serving(repository, tmp_path / "scratch") as process:
         us = psutil.Process(process.pid)
         until(us.children)
@@ -90,21 +90,21 @@ def test_ctrl_c_before_it_is_ready(triton: None, repository: Path, tmp_path: Pat
         ended_clean(process, children, tmp_path / "scratch")
 
 
-def test_a_server_that_dies_is_an_error(triton: None, repository: Path, tmp_path: Path) -> None:
+def test_serve_with_killed_triton_is_an_error(triton: None, repository: Path, tmp_path: Path) -> None:
     with serving(repository, tmp_path / "scratch") as process:
         assert process.stdout is not None
         json.loads(process.stdout.readline())
         children = psutil.Process(process.pid).children(recursive=True)
         server = next(child for child in children if child.name() == "tritonserver")
         server.kill()
-        _, said = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
         assert process.returncode == 1
-        assert said.splitlines()[-1].startswith("error: Triton ended by itself with code -9")
+        assert stderr.splitlines()[-1].startswith("error: Triton ended by itself with code -9")
         assert not psutil.wait_procs(children, timeout=5)[1]
         assert list((tmp_path / "scratch").iterdir()) == []
 
 
-def test_a_model_that_does_not_load_is_named(
+def test_serve_with_a_broken_model_names_it(
     triton: None, repository: Path, tmp_path: Path, run_bertmp: RunBertmp
 ) -> None:
     broken = Path(shutil.copytree(repository, tmp_path / "broken"))
@@ -118,7 +118,7 @@ def test_a_model_that_does_not_load_is_named(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-def test_what_cannot_be_served_is_said_in_one_line(
+def test_serve_with_bad_input_prints_one_line(
     triton: None, repository: Path, tmp_path: Path, run_bertmp: RunBertmp
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -146,7 +146,7 @@ def test_what_cannot_be_served_is_said_in_one_line(
             assert done.stderr.count("\n") == 1
 
 
-def test_without_triton_it_says_how_to_get_it(
+def test_serve_without_triton_names_the_setup_command(
     repository: Path, tmp_path: Path, run_bertmp: RunBertmp
 ) -> None:
     if shutil.which("tritonserver"):

@@ -1,4 +1,4 @@
-"""A served model over the wire: the answers, the refusals, the errors."""
+"""A served model over the wire: answers, bad requests, errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def texts(trec: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_answers_are_those_of_the_graph(served: Served, texts: list[str], protocol: str) -> None:
+def test_classify_equals_the_graph(served: Served, texts: list[str], protocol: str) -> None:
     labels, probabilities, _ = answer_in_process(served.bundle, texts)
     with Client(served.url(protocol), protocol) as client:
         found = client.classify("trec", texts)
@@ -51,7 +51,7 @@ def test_the_answers_are_those_of_the_graph(served: Served, texts: list[str], pr
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_stage_of_parity(served: Served, texts: list[str], protocol: Any) -> None:
+def test_parity_stage_equals_the_graph(served: Served, texts: list[str], protocol: Any) -> None:
     labels, probabilities, logits = answer_in_process(served.bundle, texts)
     inputs = ParityInputs(texts, None, None, Bundle.open(served.bundle).tokenizer.encode(texts))
     done: list[int] = []
@@ -66,12 +66,12 @@ def test_the_stage_of_parity(served: Served, texts: list[str], protocol: Any) ->
     assert output.details["versions"] == [1]
 
 
-def test_pairs_are_not_for_a_text_model(served: Served) -> None:
+def test_parity_stage_with_pairs_is_skipped(served: Served) -> None:
     inputs = ParityInputs(["a"], ["b"], None, [])
     assert isinstance(TritonStage(served.running.grpc, "trec").run(inputs, lambda n: None), NotRun)
 
 
-def test_texts_of_one_length_share_a_call_and_keep_their_rows(served: Served) -> None:
+def test_concurrent_requests_batched_together_get_their_own_rows(served: Served) -> None:
     """Many clients at once: what is batched together must come apart right."""
     words = ["red", "blue", "green", "one", "two", "three", "who", "what", "where", "why"]
     texts = [f"{first} {second}" for first in words for second in words]
@@ -91,7 +91,7 @@ def test_texts_of_one_length_share_a_call_and_keep_their_rows(served: Served) ->
     np.testing.assert_allclose(np.stack([found[row] for row in range(len(texts))]), expected, atol=1e-5)
 
 
-REFUSED_TEXTS = [
+INVALID_TEXTS = [
     ([b"fine", b""], "text 2 of 2 is empty"),
     ([b" \t\n"], "the text is empty"),
     ([b"ab\xff"], "the text is not UTF-8: byte 0xff at position 2"),
@@ -99,21 +99,21 @@ REFUSED_TEXTS = [
 ]
 
 
-@pytest.mark.parametrize(("rows", "message"), REFUSED_TEXTS)
+@pytest.mark.parametrize(("rows", "message"), INVALID_TEXTS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_text_that_cannot_be_read_is_refused(
+def test_invalid_text_is_a_bad_request(
     served: Served, protocol: str, rows: list[bytes], message: str
 ) -> None:
     tensor = np.array([[row] for row in rows], dtype=object)
-    status, said = refusal(served, protocol, "trec", {"TEXT": (tensor, "BYTES")}, "LABEL")
-    assert (status in ("StatusCode.INVALID_ARGUMENT", "400"), message in said) == (True, True), (status, said)
+    status, text = failed_request(served, protocol, "trec", {"TEXT": (tensor, "BYTES")}, "LABEL")
+    assert (status in ("StatusCode.INVALID_ARGUMENT", "400"), message in text) == (True, True), (status, text)
 
 
 def ids(value: int = 1, length: int = 4) -> np.ndarray:
     return np.full((1, length), value, dtype=np.int64)
 
 
-REFUSED_IDS = [
+INVALID_IDS = [
     ((ids(30522), ids(), ids(0)), "input_ids has the value 30522, outside 0 to 30521"),
     ((ids(-1), ids(), ids(0)), "input_ids has the value -1"),
     ((ids(), ids(2), ids(0)), "attention_mask has the value 2, outside 0 to 1"),
@@ -125,18 +125,18 @@ REFUSED_IDS = [
 ]
 
 
-@pytest.mark.parametrize(("arrays", "message"), REFUSED_IDS)
+@pytest.mark.parametrize(("arrays", "message"), INVALID_IDS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_ids_that_the_model_cannot_take_are_refused(
+def test_invalid_ids_are_a_bad_request(
     served: Served, protocol: str, arrays: tuple[np.ndarray, ...], message: str
 ) -> None:
     named = dict(zip(("input_ids", "attention_mask", "token_type_ids"), arrays, strict=True))
     inputs = {name: (array, "INT64") for name, array in named.items()}
-    status, said = refusal(served, protocol, "trec_encoder", inputs, "logits")
-    assert (status in ("StatusCode.INVALID_ARGUMENT", "400"), message in said) == (True, True), (status, said)
+    status, text = failed_request(served, protocol, "trec_encoder", inputs, "logits")
+    assert (status in ("StatusCode.INVALID_ARGUMENT", "400"), message in text) == (True, True), (status, text)
 
 
-def refusal(
+def failed_request(
     served: Served, protocol: str, model: str, inputs: dict[str, tuple[np.ndarray, str]], output: str
 ) -> tuple[str, str]:
     """Status and message that a plain Triton client gets."""
@@ -159,7 +159,7 @@ def refusal(
     return str(refused.value.status()), str(refused.value.message())
 
 
-def test_any_http_client_is_answered(served: Served) -> None:
+def test_plain_http_client_is_answered(served: Served) -> None:
     """The Open Inference Protocol in plain JSON, as curl would send it."""
     connection = http.client.HTTPConnection(served.running.http, timeout=60)
     body = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["Who ?"]}]}
@@ -175,13 +175,13 @@ def test_any_http_client_is_answered(served: Served) -> None:
     connection.close()
 
 
-def test_the_server_names_the_labels_in_order(served: Served) -> None:
+def test_client_labels_are_in_the_order_of_the_logits(served: Served) -> None:
     with Client(served.running.http, "http") as client:
         assert client.labels("trec", "Who ?") == list(LABELS)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_errors_name_the_address(served: Served, protocol: str) -> None:
+def test_client_errors_name_the_address(served: Served, protocol: str) -> None:
     with pytest.raises(InputError, match=f"no model 'nope' .*{served.url(protocol)}"):
         infer("nope", ["a"], protocol=protocol, url=served.url(protocol))
     with pytest.raises(InputError, match=r"no Triton server answers .*127\.0\.0\.1:9"):
@@ -193,7 +193,9 @@ def test_errors_name_the_address(served: Served, protocol: str) -> None:
         infer("trec", ["a"], protocol=protocol, url=served.url(wrong))
 
 
-def test_infer_on_the_command_line(served: Served, tmp_path: Path, run_bertmp: RunBertmp) -> None:
+def test_infer_command_prints_labels_and_warns_of_truncation(
+    served: Served, tmp_path: Path, run_bertmp: RunBertmp
+) -> None:
     file = tmp_path / "texts.txt"
     file.write_text("Where is Rome ?\n" + "long " * 200 + "\n")
     options = ("--data", file, "--url", f"http://{served.running.http}", "--protocol", "http")
@@ -214,8 +216,10 @@ def test_infer_on_the_command_line(served: Served, tmp_path: Path, run_bertmp: R
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_bench_measures(served: Served, texts: list[str], protocol: str) -> None:
-    found = bench("trec", texts, (1, 3), 0.5, protocol, served.url(protocol))
+def test_bench_measures_rates_and_latencies(served: Served, texts: list[str], protocol: str) -> None:
+    lines: list[str] = []
+    found = bench("trec", texts, (1, 3), 0.5, protocol, served.url(protocol), progress=lines.append)
+    assert lines == ["1 clients", "3 clients"]
     assert [level.concurrency for level in found.levels] == [1, 3]
     assert found.failures == 0
     for level in found.levels:
@@ -226,7 +230,9 @@ def test_bench_measures(served: Served, texts: list[str], protocol: str) -> None
         assert 0 < level.p50_ms <= (level.p90_ms or 0) <= (level.p99_ms or 0)
 
 
-def test_bench_fails_where_requests_fail(served: Served, tmp_path: Path, run_bertmp: RunBertmp) -> None:
+def test_bench_command_with_failed_requests_exits_1(
+    served: Served, tmp_path: Path, run_bertmp: RunBertmp
+) -> None:
     file = tmp_path / "texts.txt"
     file.write_text("fine\n" + "a" * 1_000_001 + "\n")
     options = ("--seconds", "0.5", "--concurrency", "1", "--url", served.running.grpc, "--json")

@@ -1,21 +1,15 @@
-"""What is decided before a server starts, and which server it is."""
+"""What is decided before a server starts."""
 
 from __future__ import annotations
 
-import os
-import sys
+import io
 from pathlib import Path
 
 import pytest
 
-from bertmp import setup
-from bertmp.core.errors import InputError, MissingComponent
-from bertmp.core.io import write_json
-from bertmp.environment import triton_install as runtimes
-from bertmp.environment.triton_install import MARKER, find_runtime
-from bertmp.environment.triton_pins import HASHES, VERSIONS, requirements
-from bertmp.environment.triton_python import find_python, probe
+from bertmp.environment.triton_install import TritonRuntime
 from bertmp.serve import server_config
+from bertmp.serve.server import TritonServer
 from bertmp.serve.server_config import choose_config
 from bertmp.serve.serving_options import ServeOptions
 
@@ -29,115 +23,40 @@ from bertmp.serve.serving_options import ServeOptions
         (True, True, False, "cpu"),
     ],
 )
-def test_the_engine_is_used_where_all_of_it_is_there(
+def test_choose_config_needs_gpu_backend_and_engines(
     gpu: bool, tensorrt: bool, engines: bool, name: str
 ) -> None:
     assert choose_config(gpu, tensorrt, engines).name == name
 
 
-def test_free_ports_differ() -> None:
+def test_with_free_ports_finds_different_ports() -> None:
     found = server_config.with_free_ports(ServeOptions(Path("r"), http_port=0, grpc_port=0, metrics_port=0))
     assert len({port for port in found.ports.values() if port > 0}) == 3
 
 
-def test_addresses_that_a_client_can_use() -> None:
+def test_address_is_reachable_for_clients() -> None:
     assert ServeOptions(Path("r"), host="0.0.0.0").address(8000) == "127.0.0.1:8000"
     assert ServeOptions(Path("r"), host="::").address(8000) == "[::1]:8000"
     assert ServeOptions(Path("r"), host="10.0.0.1").address(8000) == "10.0.0.1:8000"
 
 
-def test_a_second_set_up_does_nothing(triton: None) -> None:
-    again = setup("triton")
-    assert again.installed is False
-    assert find_runtime().executable.is_file()
-    with pytest.raises(InputError, match="unknown value 'tensorrt'"):
-        setup("tensorrt")
-
-
-@pytest.fixture
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty BERTMP_HOME and a PATH without a Triton of the system's."""
-    monkeypatch.setenv("BERTMP_HOME", str(tmp_path / "home"))
-    folders = os.environ["PATH"].split(os.pathsep)
-    kept = [folder for folder in folders if not (Path(folder) / "tritonserver").exists()]
-    monkeypatch.setenv("PATH", os.pathsep.join(kept))
-    return tmp_path / "home"
-
-
-def environment(home: Path, numpy: str) -> Path:
-    """An environment as `setup` leaves it, as far as `find_runtime` looks."""
-    folder = home / "triton" / "2.51.0-python3.11"
-    (folder / "bin").mkdir(parents=True)
-    (folder / "bin" / "python").symlink_to(sys.executable)
-    (folder / "lib/python3.11/site-packages" / f"numpy-{numpy}.dist-info").mkdir(parents=True)
-    record = {"recipe": runtimes._recipe(), "library": str(folder), "python": "3.11"}
-    write_json(folder / MARKER, {**record, "versions": {"tritonserver": "2.51.0"}})
-    return folder
-
-
-def test_an_environment_is_found_only_when_it_is_whole(own_home: Path) -> None:
-    folder = environment(own_home, "1.26.4")
-    assert find_runtime().version == "2.51.0"
-    (folder / MARKER).unlink()
-    with pytest.raises(MissingComponent, match=r"set-up was interrupted.*bertmp setup triton"):
-        find_runtime()
-
-
-def test_numpy_2_is_not_launched(own_home: Path) -> None:
-    environment(own_home, "2.0.1")
-    with pytest.raises(MissingComponent, match=r"numpy is not 1\.x"):
-        find_runtime()
-
-
-def test_the_servers_own_triton_is_taken_as_it_is(
-    own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The layout of NVIDIA's container: its backends are used, and none of ours."""
+def test_system_triton_is_launched_with_its_own_backends(tmp_path: Path) -> None:
+    """NVIDIA's container has every backend: ours are neither copied nor named."""
     opt = tmp_path / "opt" / "tritonserver"
-    for backend in ("python", "onnxruntime", "tensorrt"):
-        (opt / "backends" / backend).mkdir(parents=True)
-    (opt / "bin").mkdir()
-    (opt / "bin" / "tritonserver").touch(mode=0o755)
-    (opt / "TRITON_VERSION").write_text("2.60.0\n")
-    monkeypatch.setenv("PATH", str(opt / "bin"), prepend=os.pathsep)
-    found = find_runtime()
-    assert (found.kind, found.version, found.has_backend("tensorrt")) == ("system", "2.60.0", True)
-    assert setup("triton").installed is False
-    server_config.copy_backends(tmp_path / "launch", found)
+    runtime = TritonRuntime(
+        "system", "2.60.0", opt / "bin" / "tritonserver", Path("python3"), opt / "backends"
+    )
+    server_config.copy_backends(tmp_path / "launch", runtime)
     assert not (tmp_path / "launch").exists()
     options = ServeOptions(tmp_path)
-    command = server_config.command_line(options, "", found, tmp_path / "launch", ["trec"], "shm-")
+    command = server_config.command_line(options, "", runtime, tmp_path / "launch", ["trec"], "shm-")
     assert not [flag for flag in command if flag.startswith("--backend-directory")]
     assert "--load-model=trec" in command
     assert "--http-address=127.0.0.1" in command
 
 
-def test_a_set_up_without_a_network_leaves_nothing(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
-        "PIP_EXTRA_INDEX_URL": "",
-        "PIP_FIND_LINKS": "",
-        "PIP_RETRIES": "0",
-        "PIP_CONFIG_FILE": os.devnull,
-        "PIP_NO_CACHE_DIR": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(MissingComponent, match="cannot download nvidia-pytriton"):
-        setup("triton")
-    assert not list(own_home.glob("triton/*-python*"))
-
-
-def test_a_python_without_its_library_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert probe(tmp_path / "python") is None
-    assert probe(Path("/bin/true")) is None
-    monkeypatch.setenv("BERTMP_TRITON_PYTHON", str(tmp_path / "python"))
-    with pytest.raises(MissingComponent, match="no Python that Triton can load"):
-        find_python()
-
-
-def test_every_package_is_pinned_to_the_byte() -> None:
-    lines = requirements().splitlines()
-    assert len(lines) == len(VERSIONS)
-    assert all("--hash=sha256:" in line for line in lines)
-    assert all(len(digest) == 64 for digests in HASHES.values() for digest in digests)
-    assert VERSIONS["numpy"].startswith("1."), "numpy 2 corrupts the server's tensors"
+def test_server_log_goes_to_progress_without_harmless_lines(tmp_path: Path) -> None:
+    lines: list[str] = []
+    server = TritonServer(ServeOptions(tmp_path, progress=lines.append))
+    server._read(io.StringIO("E0101 cannot load model 'trec'\n\nSignal (15) received.\n"))
+    assert lines == ["E0101 cannot load model 'trec'"]

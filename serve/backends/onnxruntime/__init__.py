@@ -1,1 +1,1 @@
-"""ONNX graphs on the processor, for a Triton that lacks its own ONNX Runtime backend."""
+"""ONNX graphs on the CPU, for a Triton without an ONNX Runtime backend of its own."""

@@ -1,9 +1,9 @@
 """Serves unmodified `platform: "onnxruntime_onnx"` models where Triton has no backend of that name.
 
-Triton's Python backend runs this file once a model instance. What the model's configuration may say in
-`parameters`, all of it optional:
+Triton's Python backend runs this file once per model instance. The model's configuration may set these
+`parameters`:
 
-    intra_op_thread_count   threads of one session; the cores divided among the instances otherwise
+    intra_op_thread_count   threads of one session; by default the cores are divided among the instances
     limits                  JSON: input name → {"length": most columns, "below": every value is at least 0
                             and less than this}; a request beyond them is refused before it is run
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,11 @@ Feed = dict[str, np.ndarray]
 
 
 class BadRequest(Exception):
-    """What is wrong with a request, in words for its sender."""
+    """A request that its sender has to correct; the message says what is wrong with it."""
 
 
 class TritonPythonModel:
-    """One instance with a session of its own."""
+    """One model instance, with its own session."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -44,14 +44,14 @@ class TritonPythonModel:
         self._check_names()
 
     def _check_names(self) -> None:
-        """Finds a configuration that does not fit the graph at load, not at the first request."""
-        has = {entry.name for entry in (*self.session.get_inputs(), *self.session.get_outputs())}
+        """Refuses a configuration that does not match the graph at load, not at the first request."""
+        present = {entry.name for entry in (*self.session.get_inputs(), *self.session.get_outputs())}
         for name in (*self.inputs, *self.outputs):
-            if name not in has:
+            if name not in present:
                 raise pb_utils.TritonModelException(f"the graph has no input or output '{name}'")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Runs the requests that fit together in one call; each answers or is refused by itself."""
+        """Runs requests of one shape as one batch; each is answered or refused by itself."""
         responses: list[Any] = [None] * len(requests)
         groups: dict[Any, list[tuple[int, Feed]]] = {}
         for number, request in enumerate(requests):
@@ -63,14 +63,15 @@ class TritonPythonModel:
             key = tuple(array.shape[1:] for array in feed.values()) if self.batched else number
             groups.setdefault(key, []).append((number, feed))
         for members in groups.values():
-            for number, outcome in self._run(members, requests):
-                responses[number] = outcome
+            for number, response in self._run(members, requests):
+                responses[number] = response
         return responses
 
     def _feed(self, request: Any) -> Feed:
         """The request's inputs by name, checked.
 
-        Errors: BadRequest.
+        Raises:
+            BadRequest: an input exceeds its limits, or the inputs differ in shape.
         """
         feed = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
         for name, limit in self.limits.items():
@@ -80,24 +81,23 @@ class TritonPythonModel:
             raise BadRequest(f"{', '.join(self.limits)} differ in shape")
         return feed
 
-    def _run(self, members: Sequence[tuple[int, Feed]], requests: Sequence[Any]) -> list[tuple[int, Any]]:
-        """(request number, response) of each member; a batch that fails is tried one by one."""
+    def _run(self, members: Sequence[tuple[int, Feed]], requests: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """(request number, response) of each member; of a failed batch one by one."""
         feeds = [feed for _, feed in members]
-        joined = (
-            feeds[0] if len(feeds) == 1 else {n: np.concatenate([f[n] for f in feeds]) for n in self.inputs}
-        )
+        single = len(feeds) == 1
+        batch = feeds[0] if single else {n: np.concatenate([f[n] for f in feeds]) for n in self.inputs}
         try:
-            arrays = self.session.run(self.outputs, joined)
+            arrays = self.session.run(self.outputs, batch)
         except Exception as error:
-            if len(members) > 1:
-                return [pair for member in members for pair in self._run([member], requests)]
-            return [(members[0][0], error_response(error))]
-        sizes = [len(feed[self.inputs[0]]) for feed in feeds]
-        parts = split(arrays, sizes) if len(feeds) > 1 else [arrays]
-        return [
-            (number, self._answer(requests[number], part))
-            for (number, _), part in zip(members, parts)  # noqa: B905 (equal by construction)
-        ]
+            if single:
+                yield members[0][0], error_response(error)
+            else:
+                for member in members:
+                    yield from self._run([member], requests)
+            return
+        parts = [arrays] if single else split(arrays, [len(feed[self.inputs[0]]) for feed in feeds])
+        for (number, _), part in zip(members, parts):  # noqa: B905 (equal by construction)
+            yield number, self._answer(requests[number], part)
 
     def _answer(self, request: Any, arrays: Sequence[np.ndarray]) -> Any:
         wanted = set(request.requested_output_names())
@@ -106,7 +106,7 @@ class TritonPythonModel:
 
 
 def open_session(graph: str, threads: int) -> Any:
-    """An ONNX Runtime session on the processor.
+    """An ONNX Runtime session on the CPU.
 
     Idle threads sleep: with several instances on few cores, spinning ones take time from the others.
     """
@@ -125,9 +125,10 @@ def thread_count(config: Mapping[str, Any], parameters: Mapping[str, str]) -> in
 
 
 def check(name: str, values: np.ndarray, limit: Mapping[str, int]) -> None:
-    """Holds `values` `[batch, length]` against what the model can take.
+    """Checks `values` `[batch, length]` against what the model can take.
 
-    Errors: BadRequest, which names the input, the bound and the first value beyond it.
+    Raises:
+        BadRequest: names the input, the limit and the first value beyond it.
     """
     if values.size == 0:
         raise BadRequest(f"{name} is empty: its shape is {list(values.shape)}")
@@ -140,13 +141,13 @@ def check(name: str, values: np.ndarray, limit: Mapping[str, int]) -> None:
 
 
 def split(arrays: Sequence[np.ndarray], sizes: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
-    """The joined outputs cut into one list of arrays a request."""
+    """The outputs of a batch, split into one tuple of arrays per request."""
     ends = np.cumsum(sizes)[:-1]
     return list(zip(*(np.split(array, ends) for array in arrays)))  # noqa: B905 (equal by construction)
 
 
 def error_response(error: Exception) -> Any:
-    """The response to a request that cannot be answered: the sender's fault where it is."""
-    theirs = isinstance(error, (BadRequest, ort_errors.InvalidArgument))
-    code = pb_utils.TritonError.INVALID_ARG if theirs else pb_utils.TritonError.INTERNAL
+    """The response to a request that cannot be answered, with a status that says whose fault it is."""
+    senders_fault = isinstance(error, (BadRequest, ort_errors.InvalidArgument))
+    code = pb_utils.TritonError.INVALID_ARG if senders_fault else pb_utils.TritonError.INTERNAL
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))

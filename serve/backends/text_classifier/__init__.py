@@ -1,1 +1,1 @@
-"""Text in, label out: the model.py of every deployed text model."""
+"""The model.py of every deployed text model: text in, label out."""

@@ -1,8 +1,8 @@
 """A text classifier for Triton's Python backend: TEXT → LABEL, PROBABILITIES, TRUNCATED, TOKENS.
 
 The tokenizer lies beside this file; the numbers come from the encoder model of the same version, called
-inside the server. The texts of all requests of one call are tokenised together and sorted by length:
-batches without padding are the fast ones on a processor.
+inside the server. The texts of all requests of one call are tokenized together and grouped by length:
+on a CPU, batches without padding are the fast ones.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tokenizers import Tokenizer
 
 
 class BadRequest(Exception):
-    """What is wrong with a request, in words for its sender."""
+    """A request that its sender has to correct; the message says what is wrong with it."""
 
 
 class TritonPythonModel:
-    """One instance; `settings.json` and `tokenizer.json` stand in the version's folder."""
+    """One model instance; `settings.json` and `tokenizer.json` are in the version's folder."""
 
     def initialize(self, args: dict[str, str]) -> None:
         folder = os.path.join(args["model_repository"], args["model_version"])
@@ -43,7 +43,7 @@ class TritonPythonModel:
         self.tokenizer.enable_truncation(self.max_length)
 
     async def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answers each request by itself: one that is refused or fails does not touch the others."""
+        """Answers each request by itself: one that is refused or fails does not affect the others."""
         texts: list[str] = []
         spans: list[range] = []
         errors: dict[int, Any] = {}
@@ -75,21 +75,19 @@ class TritonPythonModel:
         logits = np.zeros((len(encodings), len(self.labels)), dtype=np.float32)
         row_errors: dict[int, Any] = {}
         groups = group_by_length([len(encoding) for encoding in encodings], self.length_step, self.max_batch)
-        width = self.max_length
-        calls = [
-            self._call([encodings[row] for row in rows], min(length, width)).async_exec()
-            for length, rows in groups
-        ]
-        for (_, rows), response in zip(groups, await asyncio.gather(*calls)):  # noqa: B905 (equal by construction)
+        calls = [self._encoder_request([encodings[row] for row in rows], length) for length, rows in groups]
+        replies = await asyncio.gather(*(call.async_exec() for call in calls))
+        for (_, rows), response in zip(groups, replies):  # noqa: B905 (equal by construction)
             if response.has_error():
                 row_errors.update(dict.fromkeys(rows, response.error()))
             else:
                 logits[rows] = pb_utils.get_output_tensor_by_name(response, "logits").as_numpy()
         return logits, row_errors
 
-    def _call(self, encodings: Sequence[Any], length: int) -> Any:
-        """The request to this version's encoder, rows filled up to `length`."""
-        ids = np.full((len(encodings), length), self.pad_id, dtype=np.int64)
+    def _encoder_request(self, encodings: Sequence[Any], length: int) -> Any:
+        """The request to this version's encoder, rows padded to `length` or the model's maximum."""
+        shape = (len(encodings), min(length, self.max_length))
+        ids = np.full(shape, self.pad_id, dtype=np.int64)
         mask, types = np.zeros_like(ids), np.zeros_like(ids)
         for row, encoding in enumerate(encodings):
             count = len(encoding)
@@ -106,15 +104,14 @@ class TritonPythonModel:
         )
 
     def _answer(self, encodings: Sequence[Any], logits: np.ndarray) -> Any:
-        """Labels, probabilities, whether a text was cut, and the tokens that were read of it."""
-        probabilities = softmax(logits)
-        cut = [bool(encoding.overflowing) for encoding in encodings]
+        """The response with each text's label, its probabilities, and how much of it was read."""
+        truncated = [bool(encoding.overflowing) for encoding in encodings]
         counts = [len(encoding) for encoding in encodings]
         return pb_utils.InferenceResponse(
             output_tensors=[
                 pb_utils.Tensor("LABEL", self.labels[logits.argmax(axis=1)].reshape(-1, 1)),
-                pb_utils.Tensor("PROBABILITIES", probabilities),
-                pb_utils.Tensor("TRUNCATED", np.array(cut, dtype=bool).reshape(-1, 1)),
+                pb_utils.Tensor("PROBABILITIES", softmax(logits)),
+                pb_utils.Tensor("TRUNCATED", np.array(truncated, dtype=bool).reshape(-1, 1)),
                 pb_utils.Tensor("TOKENS", np.array(counts, dtype=np.int32).reshape(-1, 1)),
             ]
         )
@@ -123,7 +120,8 @@ class TritonPythonModel:
 def read_text(value: bytes, row: int, rows: int, max_bytes: int) -> str:
     """One text of a request, checked.
 
-    Errors: BadRequest where it is empty, longer than `max_bytes`, or not UTF-8.
+    Raises:
+        BadRequest: it is empty, longer than `max_bytes`, or not UTF-8.
     """
     where = f"text {row + 1} of {rows}" if rows > 1 else "the text"
     if len(value) > max_bytes:
@@ -139,7 +137,7 @@ def read_text(value: bytes, row: int, rows: int, max_bytes: int) -> str:
 
 
 def group_by_length(lengths: Sequence[int], step: int, max_rows: int) -> list[tuple[int, list[int]]]:
-    """Batches of rows that are as good as equally long.
+    """Batches of rows of equal length, up to `step`.
 
     Args:
         lengths: each row's length in tokens.

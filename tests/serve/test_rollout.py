@@ -1,4 +1,4 @@
-"""Deploying into a running server and rolling back on it, while clients keep asking."""
+"""Deploying into a running server and rolling back on it, while clients keep clients."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tests.serve.conftest import Served
 TEXTS = ["Who wrote Hamlet ?", "Where is the highest mountain of the world ?"]
 
 
-class Asking:
+class ContinuousClients:
     """Clients that ask a model without a pause, each answer checked against its own version."""
 
     def __init__(self, served: Served, model: str, expected: dict[int, np.ndarray]) -> None:
         self.seen: list[int] = []
-        self.faults: list[str] = []
+        self.errors: list[str] = []
         self._served, self._model, self._expected = served, model, expected
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._ask, args=(p,)) for p in ("grpc", "http", "grpc")]
 
-    def __enter__(self) -> Asking:
+    def __enter__(self) -> ContinuousClients:
         for thread in self._threads:
             thread.start()
         return self
@@ -51,11 +51,11 @@ class Asking:
         try:
             found = client.classify(self._model, TEXTS)
         except BertmpError as error:
-            self.faults.append(str(error))
+            self.errors.append(str(error))
             return
         version = found.versions[0]
         if not np.allclose(found.probabilities, self._expected[version], atol=1e-5):
-            self.faults.append(f"version {version} gave another's answer")
+            self.errors.append(f"version {version} gave another's answer")
         with self._changed:
             self.seen.append(version)
             self._changed.notify_all()
@@ -67,19 +67,21 @@ class Asking:
             assert self._changed.wait_for(lambda: version in self.seen[start:], 60)
 
 
-def test_a_swap_loses_no_request(served: Served, bundle: Path, other_bundle: Path) -> None:
+def test_deploy_and_rollback_under_load_lose_no_request(
+    served: Served, bundle: Path, other_bundle: Path
+) -> None:
     url = served.running.grpc
     assert deploy(bundle, "swapped", served.repository, url).server == f"grpc://{url}"
     expected = {
         number: answer_in_process(source, TEXTS)[1] for number, source in ((1, bundle), (2, other_bundle))
     }
-    with Asking(served, "swapped", expected) as asking:
-        asking.wait_for(1)
+    with ContinuousClients(served, "swapped", expected) as clients:
+        clients.wait_for(1)
         assert deploy(other_bundle, "swapped", served.repository, served.running.http).version == 2
-        asking.wait_for(2)
+        clients.wait_for(2)
         assert rollback("swapped", served.repository, url).version == 1
-        asking.wait_for(1)
-    assert asking.faults == []
+        clients.wait_for(1)
+    assert clients.errors == []
     assert [
         (entry.version, entry.state) for entry in models(served.repository) if entry.name == "swapped"
     ] == [
@@ -88,22 +90,22 @@ def test_a_swap_loses_no_request(served: Served, bundle: Path, other_bundle: Pat
     ]
 
 
-def test_a_version_that_does_not_run_is_taken_back(served: Served, bundle: Path, tmp_path: Path) -> None:
+def test_deploy_of_a_broken_version_keeps_the_live_one(served: Served, bundle: Path, tmp_path: Path) -> None:
     url = served.running.grpc
     broken = altered(bundle, tmp_path / "broken", model__onnx=b"no graph")
     deploy(bundle, "kept", served.repository, url)
-    with Asking(served, "kept", {1: answer_in_process(bundle, TEXTS)[1]}) as asking:
+    with ContinuousClients(served, "kept", {1: answer_in_process(bundle, TEXTS)[1]}) as clients:
         with pytest.raises(GateFailed, match="version 2 of 'kept' is refused"):
             deploy(broken, "kept", served.repository, url)
-        asking.wait_for(1)
-    assert asking.faults == []
+        clients.wait_for(1)
+    assert clients.errors == []
     assert numbered(served.repository / "kept") == numbered(served.repository / "kept_encoder") == [1]
     found = {entry.version: entry for entry in models(served.repository) if entry.name == "kept"}
     assert (found[1].state, found[2].state) == ("live", "refused")
     assert found[2].note
 
 
-def test_a_first_version_that_does_not_run_leaves_no_model(
+def test_deploy_of_a_broken_first_version_leaves_no_model(
     served: Served, bundle: Path, tmp_path: Path
 ) -> None:
     broken = altered(bundle, tmp_path / "broken", model__onnx=b"no graph")
@@ -114,17 +116,19 @@ def test_a_first_version_that_does_not_run_leaves_no_model(
     assert numbered(served.repository / "never") == []
 
 
-def test_a_server_of_another_repository_is_found_out(served: Served, bundle: Path, tmp_path: Path) -> None:
+def test_deploy_to_a_server_of_another_repository_is_refused(
+    served: Served, bundle: Path, tmp_path: Path
+) -> None:
     with pytest.raises(GateFailed, match="is refused"):
         deploy(bundle, "elsewhere", tmp_path, served.running.grpc)
     assert numbered(tmp_path / "elsewhere") == []
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_a_server_on_its_processor_minds_no_engine(
+def test_deploy_to_a_cpu_server_accepts_any_engine(
     served: Served, bundle: Path, tmp_path: Path, protocol: str
 ) -> None:
-    """It says which release it is, and does not load the engine: no reason to refuse one of another."""
+    """It does not load the engine, so that an engine of another release is no reason to refuse."""
     built = altered(bundle, tmp_path / "built")
     (built / "engine").mkdir()
     url = served.url(protocol)
@@ -135,10 +139,10 @@ def test_a_server_on_its_processor_minds_no_engine(
         (built / names.ENGINE).write_bytes(content)
         results = {"builder": "tensorrt", "builder_version": "10.99.0.1", "profiles": ["1x1:8x16:32x64"]}
         with_stage(built, names.BUILD_ENGINE, results, [names.ENGINE])
-        assert deploy(built, f"minds_{protocol}", served.repository, url).new
+        assert deploy(built, f"cpu_{protocol}", served.repository, url).new
 
 
-def test_a_deployed_version_is_loaded_later(served: Served, bundle: Path) -> None:
+def test_deploy_to_a_server_loads_a_version_deployed_before(served: Served, bundle: Path) -> None:
     """Deployed without a server first: naming the server afterwards brings it into service."""
     deploy(bundle, "later", served.repository)
     result = deploy(bundle, "later", served.repository, served.running.grpc)
