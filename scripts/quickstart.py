@@ -1,4 +1,4 @@
-"""The whole pipeline on TREC: train, export, convert, build, check, deploy, serve, ask.
+"""The complete pipeline on TREC: train, export, build an engine, check parity, deploy, serve, infer.
 
 Every stage is the command that a user would type, printed before it runs. Writes `build/quickstart/`:
 `run/`, `bundle/`, `report/` and `summary.json`. Nothing is left running.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 QUESTION = "What is the name of the river that flows through the city of Prague ?"
-"""In neither half of TREC."""
+"""A question that is in neither the training nor the test data."""
 NAME = "trec"
 BERTMP = [sys.executable, "-m", "bertmp"]
 
@@ -33,16 +33,25 @@ class StageFailed(Exception):
 
 
 class Quickstart:
-    """Runs the stages one after another and keeps the time of each."""
+    """Runs the stages one after another and measures the time of each."""
 
     def __init__(self, out: Path, repository: Path) -> None:
         self.out, self.repository = out, repository
         self.seconds: dict[str, float] = {}
 
-    def stage(self, name: str, *arguments: str, tell: Callable[[Any], str] = lambda result: "") -> Any:
-        """Runs one command with `--json`; its progress goes to the terminal, its result comes back.
+    def stage(self, name: str, *arguments: str, describe: Callable[[Any], str] = lambda result: "") -> Any:
+        """Runs one command; its progress goes to the terminal.
 
-        `tell` puts the result into one line.
+        Args:
+            name: the stage's name in the summary.
+            arguments: the command line after `bertmp`.
+            describe: turns the command's JSON result into the text that is printed.
+
+        Returns:
+            The command's JSON result.
+
+        Raises:
+            StageFailed: the command failed.
         """
         show("bertmp", *arguments)
         started = time.monotonic()
@@ -52,28 +61,18 @@ class Quickstart:
             print(done.stdout, end="")
             raise StageFailed(name, done.returncode)
         result = json.loads(done.stdout)
-        if line := tell(result):
+        if line := describe(result):
             print(line, flush=True)
         return result
 
     @contextmanager
     def server(self) -> Iterator[dict[str, Any]]:
-        """A Triton server on free ports for the length of the block; yields its addresses."""
-        arguments = [
-            "serve",
-            "--repository",
-            str(self.repository),
-            "--http-port",
-            "0",
-            "--grpc-port",
-            "0",
-            "--metrics-port",
-            "0",
-            "--json",
-        ]
+        """A Triton server on free ports while the block runs; yields its addresses."""
+        ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+        arguments = ["serve", "--repository", str(self.repository), *ports]
         show("bertmp", *arguments)
         started = time.monotonic()
-        process = subprocess.Popen([*BERTMP, *arguments], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*BERTMP, *arguments, "--json"], stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -86,24 +85,30 @@ class Quickstart:
             process.wait()
 
     def run(self, data: Path, model: Path) -> dict[str, Any]:
-        """The pipeline; returns the summary that is written at its end."""
+        """Runs the pipeline; returns the summary."""
         run, bundle, report = (str(self.out / name) for name in ("run", "bundle", "report"))
         train_file, test_file = str(data / "train.tsv"), str(data / "test.tsv")
         training = f"--data {train_file} --eval-data {test_file} --model {model} --out {run}"
         trained = self.stage(
-            "train", "train", "classification", *training.split(), "--learning-rate", "1e-4", tell=tell_train
+            "train",
+            "train",
+            "classification",
+            *training.split(),
+            "--learning-rate",
+            "1e-4",
+            describe=describe_train,
         )
-        self.stage("export", "export", trained["checkpoint"], "--out", bundle, tell=tell_export)
-        self.stage("build-engine", "build-engine", bundle, tell=tell_engine)
-        check = ("parity", bundle, "--data", test_file, "--report", report)
-        self.stage("parity", *check, tell=tell_parity)
+        self.stage("export", "export", trained["checkpoint"], "--out", bundle, describe=describe_export)
+        self.stage("build-engine", "build-engine", bundle, describe=describe_engine)
+        parity = ("parity", bundle, "--data", test_file, "--report", report)
+        self.stage("parity", *parity, describe=describe_parity)
         target = ("--name", NAME, "--repository", str(self.repository))
-        self.stage("deploy", "deploy", bundle, *target, tell=tell_deploy)
+        self.stage("deploy", "deploy", bundle, *target, describe=describe_deploy)
         with self.server() as addresses:
             labels = {protocol: self.ask(protocol, addresses[protocol]) for protocol in ("grpc", "http")}
-            # Once more, now with the served model as the last stage of the chain.
+            # Again, now with the served model as the last stage.
             served = ("--server", addresses["grpc"], "--model", NAME)
-            self.stage("parity", *check, *served, tell=tell_parity)
+            self.stage("parity", *parity, *served, describe=describe_parity)
         return {
             "seconds": self.seconds,
             "accuracy": trained["eval"]["eval_accuracy"],
@@ -115,27 +120,27 @@ class Quickstart:
     def ask(self, protocol: str, url: str) -> str:
         """The served model's label for the question."""
         where = ("--protocol", protocol, "--url", url)
-        answers = self.stage("infer", "infer", NAME, QUESTION, *where, tell=tell_answer)
+        answers = self.stage("infer", "infer", NAME, QUESTION, *where, describe=describe_answer)
         return str(answers[0]["label"])
 
 
-def tell_train(result: Any) -> str:
+def describe_train(result: Any) -> str:
     evaluation, speed = result["eval"], result["examples_per_second"]
     return f"{result['checkpoint']}: accuracy {evaluation['eval_accuracy']:.4f}, {speed:.0f} examples/s"
 
 
-def tell_export(result: Any) -> str:
+def describe_export(result: Any) -> str:
     nodes, ratio = result["nodes"], result["size_ratio"]
     return f"{nodes['fp32']} nodes in FP32, {nodes['fp16']} in FP16; the file is {ratio:.3f} of FP32"
 
 
-def tell_engine(result: Any) -> str:
+def describe_engine(result: Any) -> str:
     types = result["summary"]
     seen = ", ".join(f"{kind} {types[kind]}" for kind in ("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX"))
     return f"{result['builder']} {result['builder_version']}: {seen}; proven: {result['proven']}"
 
 
-def tell_parity(result: Any) -> str:
+def describe_parity(result: Any) -> str:
     lines = []
     for stage in result["stages"]:
         measures = stage["measures"]
@@ -146,11 +151,11 @@ def tell_parity(result: Any) -> str:
     return "\n".join([*lines, "passed" if result["passed"] else "not passed"])
 
 
-def tell_deploy(result: Any) -> str:
+def describe_deploy(result: Any) -> str:
     return f"{result['name']} version {result['version']}, parity {result['parity']}"
 
 
-def tell_answer(result: Any) -> str:
+def describe_answer(result: Any) -> str:
     return f"{result[0]['label']} ({result[0]['probability']:.3f})"
 
 

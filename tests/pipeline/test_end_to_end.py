@@ -1,6 +1,6 @@
-"""The whole way on real weights and real questions: train, export, build, deploy, serve, ask, compare.
+"""The complete pipeline on real weights and questions: train, export, build, deploy, serve, infer, parity.
 
-A few steps of training stand for the three epochs of `make quickstart`; everything after them is the same.
+It trains for a few steps in place of the three epochs of `make quickstart`; everything else is the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TEXTS = 160
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What the stages left behind."""
+    """The results of the stages."""
 
     bundle: Path
     repository: Path
@@ -49,8 +49,8 @@ def pipeline(minilm: Path, trec: Path, tmp_path_factory: pytest.TempPathFactory)
     bundle = export_checkpoint(trained.checkpoint, folder / "bundle").bundle
     build_engine(bundle, profiles=["1x1:8x32:32x64"])
     deploy(bundle, NAME, folder / "repository")
-    settings = ServeOptions(folder / "repository", http_port=0, grpc_port=0, metrics_port=0)
-    with TritonServer(settings) as server:
+    options = ServeOptions(folder / "repository", http_port=0, grpc_port=0, metrics_port=0)
+    with TritonServer(options) as server:
         yield Pipeline(bundle, folder / "repository", test, server)
     assert not psutil.pid_exists(server.pid)
 
