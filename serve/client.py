@@ -12,7 +12,7 @@ from bertmp.core.errors import InputError
 from bertmp.core.options import keywords_of
 from bertmp.data.readers import read_examples
 from bertmp.serve.serving_options import InferOptions, Protocol
-from bertmp.serve.triton_client import TritonClient
+from bertmp.serve.triton_client import SCHEMES, TritonClient
 
 
 @dataclass(frozen=True)
@@ -54,31 +54,23 @@ class Answer:
         return asdict(self)
 
 
-class Client:
+class Client(TritonClient):
     """Asks the models that `bertmp deploy` made. Usable from one thread; close it, or use `with`.
 
     Args:
-        url: the server's address, as for `TritonClient`; or an open connection.
+        url: `HOST:PORT`, with or without a scheme; the loopback interface and the protocol's usual port
+            where left out.
         protocol: `grpc` or `http`.
     """
 
-    def __init__(self, url: str | TritonClient | None = None, protocol: Protocol = "grpc") -> None:
-        self.connection = url if isinstance(url, TritonClient) else TritonClient(url, protocol)
+    def __init__(self, url: str | None = None, protocol: Protocol = "grpc") -> None:
+        super().__init__(url, protocol)
         self._max_batch: dict[str, int] = {}
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.connection.close()
 
     def max_batch(self, model: str) -> int:
         """The largest batch of one request; the server is asked once per model."""
         if model not in self._max_batch:
-            self._max_batch[model] = max(1, int(self.connection.config(model).get("max_batch_size", 0)))
+            self._max_batch[model] = max(1, int(self.config(model).get("max_batch_size", 0)))
         return self._max_batch[model]
 
     def classify(self, model: str, texts: Sequence[str], version: str = "") -> Answers:
@@ -93,7 +85,7 @@ class Client:
         replies = []
         for start in range(0, len(texts), size):
             inputs = {"TEXT": (_bytes_tensor(texts[start : start + size]), "BYTES")}
-            replies.append(self.connection.infer(model, inputs, names, version))
+            replies.append(self.infer(model, inputs, names, version))
         found = {name: np.concatenate([outputs[name] for outputs, _ in replies]) for name in names}
         return Answers(
             labels=[label.decode() for label in found["LABEL"].reshape(-1)],
@@ -124,7 +116,7 @@ class Client:
         inputs = {
             name: (np.ascontiguousarray(array, dtype=np.int64), "INT64") for name, array in arrays.items()
         }
-        return self.connection.infer(model, inputs, ("logits",), version)[0]["logits"]
+        return self.infer(model, inputs, ("logits",), version)[0]["logits"]
 
     def labels(self, model: str, text: str) -> list[str]:
         """The model's classes in the order of its probabilities, as the server itself names them.
@@ -135,13 +127,13 @@ class Client:
         Raises:
             InputError: not a text model, an unknown one, or a dead server.
         """
-        outputs = {entry["name"]: entry for entry in self.connection.config(model)["output"]}
+        outputs = {entry["name"]: entry for entry in self.config(model)["output"]}
         if "PROBABILITIES" not in outputs:
             what, todo = f"'{model}' is not a text model", "name the model, not its encoder"
-            raise InputError(what, self.connection.address, todo)
+            raise InputError(what, self.address, todo)
         count = int(outputs["PROBABILITIES"]["dims"][0])
         inputs = {"TEXT": (_bytes_tensor([text]), "BYTES")}
-        found, _ = self.connection.infer(model, inputs, ("PROBABILITIES",), classes=count)
+        found, _ = self.infer(model, inputs, ("PROBABILITIES",), classes=count)
         entries = [value.decode().split(":", 2) for value in found["PROBABILITIES"].reshape(-1)]
         return [label for _, label in sorted((int(index), label) for _, index, label in entries)]
 
@@ -151,6 +143,26 @@ def _bytes_tensor(texts: Sequence[str]) -> np.ndarray:
     # A lone surrogate (an undecodable byte of the command line) is passed on: the server refuses it.
     rows = [text.encode("utf-8", errors="surrogateescape") for text in texts]
     return np.array(rows, dtype=object).reshape(-1, 1)
+
+
+def connect(url: str) -> Client:
+    """A connection over the protocol that the address speaks; without a scheme, both are tried.
+
+    Raises:
+        InputError: no server answers.
+    """
+    scheme, separator, _ = url.partition("://")
+    tries: tuple[Protocol, ...] = ("http",)
+    if separator:
+        tries = ("grpc",) if scheme in SCHEMES["grpc"] else ("http",)
+    elif ":" in url:  # a bare host means HTTP's port
+        tries = ("http", "grpc")
+    for protocol in tries:
+        client = Client(url, protocol)
+        if client.is_live():
+            return client
+        client.close()
+    raise InputError("no Triton server answers", url, "start one with 'bertmp serve'")
 
 
 @keywords_of(InferOptions)

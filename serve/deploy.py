@@ -11,11 +11,11 @@ from bertmp.core.options import keywords_of
 from bertmp.export.bundle.bundle import Bundle
 from bertmp.export.engine.triton_releases import release_of_server
 from bertmp.serve import rollout
+from bertmp.serve.client import Client, connect
 from bertmp.serve.deployable import Deployable, DeployableEngine, inspect_bundle
 from bertmp.serve.model_config import read_signature
 from bertmp.serve.repository import ModelFolders, all_models, numbered
 from bertmp.serve.serving_options import DeployOptions, ModelsOptions, RollbackOptions
-from bertmp.serve.triton_client import TritonClient, connect
 from bertmp.serve.version_log import VersionLog, VersionRecord
 
 
@@ -42,7 +42,7 @@ class Deployment:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "notes": list(self.notes)}
+        return asdict(self)
 
 
 @keywords_of(DeployOptions)
@@ -81,7 +81,7 @@ def deploy(options: DeployOptions) -> Deployment:
         return _deployment(folders, current, server, new=False, notes=notes)
 
 
-def _connection(server: str | None) -> AbstractContextManager[TritonClient | None]:
+def _connection(server: str | None) -> AbstractContextManager[Client | None]:
     """The connection to the named server, checked before anything is written.
 
     Raises:
@@ -90,7 +90,7 @@ def _connection(server: str | None) -> AbstractContextManager[TritonClient | Non
     return nullcontext() if server is None else connect(server)
 
 
-def _require_servers_release(engine: DeployableEngine, folders: ModelFolders, server: TritonClient) -> None:
+def _require_servers_release(engine: DeployableEngine, folders: ModelFolders, server: Client) -> None:
     """Checks the engine against the server's own TensorRT, where the live version runs on it.
 
     A server that runs on its CPU loads no engine, and one that has not loaded the model yet reports itself
@@ -115,7 +115,7 @@ def _require_same_signature(folders: ModelFolders, deployable: Deployable) -> No
 
 
 def _deploy_new(
-    folders: ModelFolders, log: VersionLog, deployable: Deployable, server: TritonClient | None
+    folders: ModelFolders, log: VersionLog, deployable: Deployable, server: Client | None
 ) -> Deployment:
     version = folders.next_version()
     record = VersionRecord(folders.name, version, "live", deployable.fingerprint, deployable.parity)
@@ -196,7 +196,7 @@ def models(options: ModelsOptions) -> list[VersionRecord]:
 def _deployment(
     folders: ModelFolders,
     record: VersionRecord,
-    server: TritonClient | None,
+    server: Client | None,
     *,
     new: bool,
     notes: tuple[str, ...],

@@ -95,7 +95,7 @@ def bench(options: BenchOptions) -> BenchResult:
     with Client(options.url, options.protocol) as client:
         # An unknown model or a dead server is an error here, not a failed request of the test.
         client.classify(options.name, [texts[0]])
-        address = client.connection.address
+        address = client.address
     levels = []
     for clients in options.clients:
         options.progress(f"{clients} clients")

@@ -15,7 +15,6 @@ import numpy as np
 from bertmp.core.errors import BertmpError, GateFailed, InputError
 from bertmp.serve.client import Client
 from bertmp.serve.repository import ModelFolders
-from bertmp.serve.triton_client import TritonClient
 
 PROBE = "What is the capital of France ?"
 """The text that a new version must answer before it counts."""
@@ -25,7 +24,7 @@ STATE_TIMEOUT = 120.0
 _POLL_SECONDS = 0.05
 
 
-def promote(server: TritonClient, folders: ModelFolders, version: int) -> None:
+def promote(server: Client, folders: ModelFolders, version: int) -> None:
     """Brings `version`, the highest in the repository, into service, and checks it with real requests.
 
     Raises:
@@ -38,7 +37,7 @@ def promote(server: TritonClient, folders: ModelFolders, version: int) -> None:
         _check_text_model(server, folders.text.name, version)
 
 
-def switch_to_previous(server: TritonClient, folders: ModelFolders, removed: int) -> None:
+def switch_to_previous(server: Client, folders: ModelFolders, removed: int) -> None:
     """Moves the text model from `removed`, which has left its folder, to the version below it.
 
     Returns when `removed` has finished its requests.
@@ -57,7 +56,7 @@ def switch_to_previous(server: TritonClient, folders: ModelFolders, removed: int
             raise InputError(what, server.address, "look at the server's log")
 
 
-def abort(server: TritonClient, folders: ModelFolders, version: int) -> None:
+def abort(server: Client, folders: ModelFolders, version: int) -> None:
     """Restores, as far as the server allows, its state before `version`, whose folders are gone."""
     with suppress(BertmpError):
         if folders.live() is None:
@@ -77,7 +76,7 @@ def _failing_the_gate(what: str) -> Iterator[None]:
         raise GateFailed(f"{what}: {error.what}", error.where, error.todo) from error
 
 
-def _load(server: TritonClient, model: str, version: int) -> None:
+def _load(server: Client, model: str, version: int) -> None:
     """Loads a model and waits until its version is ready."""
     server.load(model)
     state, reason = _wait_for(server, model, version, "READY", "UNAVAILABLE")
@@ -88,7 +87,7 @@ def _load(server: TritonClient, model: str, version: int) -> None:
         raise InputError(f"version {version} of '{model}' is not ready: {reason or state}", server.address)
 
 
-def _wait_for(server: TritonClient, model: str, version: int, *states: str) -> tuple[str, str]:
+def _wait_for(server: Client, model: str, version: int, *states: str) -> tuple[str, str]:
     """Waits until a version is in one of the states; its state and the server's reason for it."""
     deadline = time.monotonic() + STATE_TIMEOUT
     while True:
@@ -101,15 +100,15 @@ def _wait_for(server: TritonClient, model: str, version: int, *states: str) -> t
         time.sleep(_POLL_SECONDS)
 
 
-def _check_encoder(server: TritonClient, model: str, version: int) -> None:
+def _check_encoder(server: Client, model: str, version: int) -> None:
     ids = np.zeros((2, 4), dtype=np.int64)
-    logits = Client(server).encode(model, ids, np.ones_like(ids), np.zeros_like(ids), str(version))
+    logits = server.encode(model, ids, np.ones_like(ids), np.zeros_like(ids), str(version))
     if len(logits) != 2 or not np.isfinite(logits).all():
         raise InputError("the encoder's logits are not finite", server.address, "check the graph")
 
 
-def _check_text_model(server: TritonClient, model: str, version: int) -> None:
-    found = Client(server).classify(model, [PROBE])
+def _check_text_model(server: Client, model: str, version: int) -> None:
+    found = server.classify(model, [PROBE])
     if found.versions != [version]:
         what = f"version {found.versions[0]} answers in its place"
         raise InputError(what, server.address, "let the server take the newest")

@@ -76,7 +76,7 @@ class RunningServer:
     pid: int
 
     def to_json(self) -> dict[str, Any]:
-        return {"ready": True, **asdict(self), "models": list(self.models)}
+        return {"ready": True, **asdict(self)}
 
 
 def _ignore(server: RunningServer) -> None:

@@ -8,12 +8,13 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import numpy as np
+from typing_extensions import Self
 
 from bertmp.core.errors import InputError
 from bertmp.serve.serving_options import Protocol
 
 PORTS: Mapping[Protocol, int] = {"grpc": 8001, "http": 8000}
-_SCHEMES = {"grpc": ("", "grpc", "grpcs"), "http": ("", "http", "https")}
+SCHEMES = {"grpc": ("", "grpc", "grpcs"), "http": ("", "http", "https")}
 
 REQUEST_TIMEOUT = 120.0
 """Seconds that the server may take to answer an inference request."""
@@ -33,7 +34,7 @@ def parse_address(url: str | None, protocol: Protocol) -> tuple[str, bool]:
         raise InputError(f"unknown protocol '{protocol}'", "", f"use one of {', '.join(PORTS)}")
     address = (url or "127.0.0.1").strip().rstrip("/")
     scheme, _, host = address.rpartition("://")
-    if scheme not in _SCHEMES[protocol]:
+    if scheme not in SCHEMES[protocol]:
         raise InputError(
             f"not an address for {protocol}", address, f"begin it with {protocol}:// or without a scheme"
         )
@@ -64,7 +65,7 @@ class TritonClient:
         self._client = self._library.InferenceServerClient(self.address, ssl=encrypted, **timeouts)
         self._as_json = {"as_json": True} if self._grpc else {}
 
-    def __enter__(self) -> TritonClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -176,23 +177,3 @@ class TritonClient:
             return InputError("the server does not answer in time", self.address, "look at the server's log")
         where = f"{model} at {self.address}" if model else self.address
         return InputError(message, where, "fix the request")
-
-
-def connect(url: str) -> TritonClient:
-    """A connection over the protocol that the address speaks; without a scheme, both are tried.
-
-    Raises:
-        InputError: no server answers.
-    """
-    scheme, separator, _ = url.partition("://")
-    tries: tuple[Protocol, ...] = ("http",)
-    if separator:
-        tries = ("grpc",) if scheme in _SCHEMES["grpc"] else ("http",)
-    elif ":" in url:  # a bare host means HTTP's port
-        tries = ("http", "grpc")
-    for protocol in tries:
-        client = TritonClient(url, protocol)
-        if client.is_live():
-            return client
-        client.close()
-    raise InputError("no Triton server answers", url, "start one with 'bertmp serve'")

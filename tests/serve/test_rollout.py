@@ -12,9 +12,8 @@ from bertmp import deploy, models, rollback
 from bertmp.core.errors import BertmpError, GateFailed, InputError
 from bertmp.export.bundle import bundle as names
 from bertmp.export.engine.triton_releases import release_of_server
-from bertmp.serve.client import Client
+from bertmp.serve.client import Client, connect
 from bertmp.serve.repository import numbered
-from bertmp.serve.triton_client import connect
 from tests.serve.bundles import altered, answer_in_process, with_stage
 from tests.serve.conftest import Served
 
