@@ -10,8 +10,7 @@ import numpy as np
 
 from bertmp.core.errors import InputError
 from bertmp.core.options import keywords_of
-from bertmp.data.readers import read_examples
-from bertmp.serve.serving_options import InferOptions, Protocol
+from bertmp.serve.serving_options import InferOptions, Protocol, read_texts
 from bertmp.serve.triton_client import SCHEMES, TritonClient
 
 
@@ -175,7 +174,7 @@ def infer(options: InferOptions) -> list[Answer]:
     """
     texts = [options.texts] if isinstance(options.texts, str) else list(options.texts)
     if options.data is not None:
-        texts += read_examples(options.data).texts
+        texts += read_texts(options.data, options)
     if not texts:
         raise InputError("no texts", "", "give one, or a file with --data")
     with Client(options.url, options.protocol) as client:

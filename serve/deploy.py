@@ -14,7 +14,7 @@ from bertmp.serve import rollout
 from bertmp.serve.client import Client, connect
 from bertmp.serve.deployable import Deployable, DeployableEngine, inspect_bundle
 from bertmp.serve.model_config import read_signature
-from bertmp.serve.repository import ModelFolders, all_models, numbered
+from bertmp.serve.repository import ModelFolders, all_models, numbered, restore, retire
 from bertmp.serve.serving_options import DeployOptions, ModelsOptions, RollbackOptions
 from bertmp.serve.version_log import VersionLog, VersionRecord
 
@@ -158,16 +158,16 @@ def rollback(options: RollbackOptions) -> Deployment:
         if len(versions) < 2:
             raise InputError(f"'{options.name}' has no earlier version", folders.text, "deploy one")
         *_, previous, live = versions
-        folders.retire(folders.text, live)
+        retire(folders.text, live)
         try:
             if server is not None:
                 rollout.switch_to_previous(server, folders, live)
         except BaseException:
-            folders.restore(folders.text, live)
+            restore(folders.text, live)
             if server is not None:
                 server.load(folders.text.name)
             raise
-        folders.retire(folders.encoder, live)
+        retire(folders.encoder, live)
         if server is not None:
             server.load(folders.encoder.name)
         log = VersionLog.load(folders.text)

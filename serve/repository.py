@@ -112,18 +112,10 @@ class ModelFolders:
             self.remove(version)
             raise
 
-    def retire(self, folder: Path, version: int) -> None:
-        """Moves one version's folder, of either model, to where Triton does not look."""
-        _move(folder / str(version), folder / RETIRED / str(version))
-
-    def restore(self, folder: Path, version: int) -> None:
-        """Undoes `retire`."""
-        _move(folder / RETIRED / str(version), folder / str(version))
-
     def remove(self, version: int) -> None:
         """Removes both folders of a version: first out of Triton's sight, then from the disk."""
         for folder in (self.text, self.encoder):
-            self.retire(folder, version)
+            retire(folder, version)
             shutil.rmtree(folder / RETIRED / str(version), ignore_errors=True)
 
     def cleanup(self) -> None:
@@ -133,9 +125,19 @@ class ModelFolders:
                 shutil.rmtree(path, ignore_errors=True)
         for version in set(numbered(self.encoder)) - set(numbered(self.text)):
             if version in numbered(self.text / RETIRED):  # a rollback was interrupted half-way
-                self.retire(self.encoder, version)
+                retire(self.encoder, version)
             else:
                 self.remove(version)
+
+
+def retire(model: Path, version: int) -> None:
+    """Moves a version's folder to where Triton does not look."""
+    _move(model / str(version), model / RETIRED / str(version))
+
+
+def restore(model: Path, version: int) -> None:
+    """Undoes `retire`."""
+    _move(model / RETIRED / str(version), model / str(version))
 
 
 def _move(source: Path, target: Path) -> None:

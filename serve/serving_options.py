@@ -10,6 +10,8 @@ from typing import Any, Literal
 from bertmp.core.errors import InputError
 from bertmp.core.options import Options, argument, option
 from bertmp.core.progress import ProgressCallback, null_progress
+from bertmp.data.data_options import TextColumnOptions
+from bertmp.data.readers import Columns, read_examples
 
 REPOSITORY = Path("model_repository")
 _REPOSITORY_HELP = "The Triton model repository."
@@ -125,7 +127,16 @@ class ServeOptions(Options):
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-class InferOptions(Options):
+def read_texts(data: Path, columns: TextColumnOptions) -> Sequence[str]:
+    """The texts of a data file.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    return read_examples(data, Columns(columns.text_column, columns.text_pair_column)).texts
+
+
+class InferOptions(TextColumnOptions):
     """Which model is asked for which texts."""
 
     name: str = argument(kw_only=False, metavar="NAME", help=_NAME_HELP)
@@ -141,7 +152,7 @@ class InferOptions(Options):
     url: str | None = option(kw_only=False, default=None, metavar="URL", help=_URL_HELP)
 
 
-class BenchOptions(Options):
+class BenchOptions(TextColumnOptions):
     """The load that a served model is measured under."""
 
     name: str = argument(kw_only=False, default="", metavar="NAME", help=_NAME_HELP)
@@ -179,11 +190,7 @@ class BenchOptions(Options):
         Raises:
             InputError: the file cannot be read.
         """
-        if not isinstance(self.data, (str, Path)):
-            return self.data
-        from bertmp.data.readers import read_examples
-
-        return read_examples(Path(self.data)).texts
+        return read_texts(Path(self.data), self) if isinstance(self.data, (str, Path)) else self.data
 
     @property
     def clients(self) -> tuple[int, ...]:

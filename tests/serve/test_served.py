@@ -242,3 +242,10 @@ def test_bench_command_with_failed_requests_exits_1(
     assert level["failures"] > 0
     assert level["requests"] > 0
     assert "too large" in next(iter(level["errors"]))
+
+
+def test_infer_reads_the_named_column(served: Served, tmp_path: Path) -> None:
+    file = tmp_path / "questions.csv"
+    file.write_text("id,question\n1,Where is Rome ?\n2,Who wrote Hamlet ?\n")
+    found = infer("trec", "Who ?", file, url=served.running.grpc, text_column="question")
+    assert [answer.text for answer in found] == ["Who ?", "Where is Rome ?", "Who wrote Hamlet ?"]
