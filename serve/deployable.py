@@ -148,7 +148,7 @@ def _engine(manifest: Manifest, bundle: Bundle) -> tuple[DeployableEngine | None
         len(profiles),
         str(results.get("builder_version", "")),
         bool(results.get("version_compatible")),
-        results.get("for_triton"),
+        results.get("triton_release", results.get("for_triton")),  # the second is its name in version 0.1
     )
     if engine.triton_release is not None:
         engine.require_release(engine.triton_release)
