@@ -20,6 +20,7 @@ from bertmp.export.graph.loading import check_graph
 from bertmp.export.graph.storage import save_graph, size_of
 from bertmp.export.graph.tracing import export_graph
 from bertmp.export.precision.pipeline import Planned, plan_precision
+from bertmp.export.precision.precision_options import PrecisionOptions
 
 if TYPE_CHECKING:
     from bertmp.model.checkpoint import LoadedCheckpoint
@@ -119,7 +120,7 @@ def _convert(graph: ModelProto, folder: Path, options: ExportOptions) -> tuple[P
         inputs=[names.FP32_GRAPH],
         outputs=[*(file.name for file in written), names.PLAN],
         tools=["bertmp", "onnx", "onnxruntime", "numpy"],
-        settings=options.precision_settings(),
+        settings=options.to_json(PrecisionOptions),
         results={**planned.summary(), "size_ratio": ratio},
         seconds=time.monotonic() - started,
     )

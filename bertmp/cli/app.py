@@ -38,6 +38,7 @@ COMMANDS = (
         "bertmp convert model.onnx model.fp16.onnx --calibration data.tsv --explain",
     ),
     ("explain", explain.explain, "bertmp explain model.fp16.onnx --calibration data.tsv"),
+    ("build-engine", engine.build_engine, "bertmp build-engine BUNDLE --profile 1x8:8x64:32x128"),
     ("deploy", serving.deploy, "bertmp deploy bundle --name trec --server 127.0.0.1:8001"),
     ("rollback", serving.rollback, "bertmp rollback trec"),
     ("models", serving.models, "bertmp models --json"),
@@ -49,7 +50,7 @@ COMMANDS = (
 
 for name, function, example in COMMANDS:
     add_command(app, name, function, example)
-for module in (engine, parity):
+for module in (parity,):
     module.add_commands(app)
 
 

@@ -1,15 +1,18 @@
-"""`bertmp build-engine`."""
+"""The commands `build-engine` and `bench --engine`."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+import bertmp
 from bertmp.cli.command import CommandResult
-from bertmp.cli.command import function_command as command
+from bertmp.cli.progress import progress_bar
+from bertmp.core.errors import InputError
+from bertmp.core.options import declared_options, option
+from bertmp.export.engine.engine_options import EngineOptions
 
 if TYPE_CHECKING:
     from bertmp.export.engine.bench import EngineBench
@@ -17,134 +20,37 @@ if TYPE_CHECKING:
     from bertmp.export.engine.onnxruntime_session import SessionResult
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Registers the commands of this module."""
-    command(
-        app,
-        "build-engine",
-        example="bertmp build-engine BUNDLE --profile 1x8:8x64:32x128",
-    )(build_engine)
+class BuildEngineOptions(EngineOptions):
+    """Those of `bertmp.build_engine`, and the alternative to it."""
+
+    onnxruntime: bool = option(
+        default=False, help="Prepare an ONNX Runtime session instead; takes no other option."
+    )
+
+    def check(self) -> None:
+        super().check()
+        for declared in declared_options(EngineOptions) if self.onnxruntime else ():
+            if declared.name != "target" and getattr(self, declared.name) != declared.default:
+                what = "ONNX Runtime's session has no such option"
+                raise InputError(what, declared.flag, "leave it out")
 
 
-def build_engine(
-    context: typer.Context,
-    target: Annotated[Path, typer.Argument(metavar="BUNDLE|GRAPH", help="A bundle, or an FP16 ONNX graph.")],
-    profile: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MIN:OPT:MAX",
-            help="Shapes to build for, each BATCHxLENGTH; one shape alone is static. Repeat for several. "
-            "[default: one a length bucket]",
-        ),
-    ] = None,
-    max_batch: Annotated[
-        int, typer.Option(metavar="N", help="The largest batch of the default profiles.")
-    ] = 32,
-    builder: Annotated[
-        str, typer.Option(metavar="auto|tensorrt|tensorrt-rtx", help="Which builder.")
-    ] = "auto",
-    for_triton: Annotated[
-        str | None,
-        typer.Option(metavar="25.10", help="The Triton release that will serve it; a mismatch is refused."),
-    ] = None,
-    compute_capability: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="8.9", help="A GPU to build for; repeat for several (TensorRT-RTX). [default: portable]"
-        ),
-    ] = None,
-    gpu_memory: Annotated[
-        int | None,
-        typer.Option(metavar="MIB", help="Memory of the GPU that will run it. [default: this machine's GPU]"),
-    ] = None,
-    weights: Annotated[
-        str,
-        typer.Option(
-            metavar="full|refittable|stripped",
-            help="Whether the engine's weights can be replaced later, or are left out of it.",
-        ),
-    ] = "full",
-    version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Load in later versions, too (TensorRT).")
-    ] = False,
-    hardware_compatible: Annotated[
-        str | None,
-        typer.Option(metavar="same-capability|ampere-plus", help="Run on further GPUs, too (TensorRT)."),
-    ] = None,
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Kernel timings, read and written; a folder keeps one file a builder version and GPU "
-            "(TensorRT). [default: a folder under BERTMP_HOME]",
-        ),
-    ] = None,
-    workspace: Annotated[
-        int | None, typer.Option(metavar="MIB", help="The most scratch memory a layer may use, in MiB.")
-    ] = None,
-    optimization_level: Annotated[
-        int | None, typer.Option(metavar="0-5", help="How hard the builder searches.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where a bare graph's engine goes. [default: GRAPH.engine]"),
-    ] = None,
-    onnxruntime: Annotated[
-        bool,
-        typer.Option("--onnxruntime", help="Prepare an ONNX Runtime session instead; no other option goes."),
-    ] = False,
-) -> CommandResult:
-    """Build a TensorRT engine of the FP16 graph and prove its precision, layer by layer."""
-    if onnxruntime:
-        return _prepare_session(context, target)
-    from bertmp.export.engine.build import build_engine as run
-    from bertmp.export.engine.build_progress import build_bar
-
-    with build_bar() as watch:
-        result = run(
-            target,
-            profiles=profile or (),
-            builder=builder,
-            timing_cache=timing_cache,
-            compute_capability=compute_capability or (),
-            max_batch=max_batch,
-            workspace_mib=workspace,
-            optimization_level=optimization_level,
-            weights=weights,
-            version_compatible=version_compatible,
-            hardware_compatible=hardware_compatible,
-            gpu_memory_mib=gpu_memory,
-            for_triton=for_triton,
-            out=out,
-            watch=watch,
-        )
-    for remark in result.remarks:
-        print(f"warning: {remark}", file=sys.stderr)  # noqa: T201
-    return CommandResult(result.to_json(), text=lambda console: _show(console, result))
+def build_engine(options: BuildEngineOptions) -> CommandResult:
+    """Build a TensorRT engine of the FP16 graph and verify its precision, layer by layer."""
+    if options.onnxruntime:
+        session = bertmp.build_session(options.target)
+        return CommandResult(session.to_json(), _describe_session(session))
+    with progress_bar(log=False) as progress:
+        result = bertmp.build_engine(replace(options, progress=progress))
+    for note in result.remarks:
+        print(f"warning: {note}", file=sys.stderr)  # noqa: T201
+    return CommandResult(result.to_json(), lambda console: _show(console, result))
 
 
 def bench_engine(bundle: Path, texts: Path | None, seconds: float) -> CommandResult:
     """`bertmp bench --engine`: the bundle's engine alone, on this machine's GPU."""
-    from bertmp.export.engine.bench import bench_engine as run
-
-    result = run(bundle, texts, seconds)
-    return CommandResult(result.to_json(), text=lambda console: _show_bench(console, result))
-
-
-def _prepare_session(context: typer.Context, target: Path) -> CommandResult:
-    from bertmp.core.errors import InputError
-    from bertmp.export.engine.onnxruntime_session import build_session
-
-    given = [
-        parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name not in ("target", "onnxruntime", "as_json", "debug", "config")
-        and getattr(context.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
-    ]
-    if given:
-        raise InputError("ONNX Runtime's session has no such option", given[0], "leave it out")
-    result = build_session(target)
-    return CommandResult(result.to_json(), text=_describe_session(result))
+    result = bertmp.bench_engine(bundle, texts, seconds)
+    return CommandResult(result.to_json(), lambda console: _show_bench(console, result))
 
 
 def _describe_session(result: SessionResult) -> str:
@@ -162,7 +68,7 @@ def _describe_session(result: SessionResult) -> str:
 def _show(console: Any, result: EngineResult) -> None:
     from rich.table import Table
 
-    table = Table("layers", "precision", "count", title="Precision, proven", title_justify="left")
+    table = Table("layers", "precision", "count", title="Precision, verified", title_justify="left")
     for kind, precisions in result.summary.items():
         # Constants and shape arithmetic compute nothing of the model: network.json has them.
         for precision, count in precisions.items() if kind in _SHOWN else ():

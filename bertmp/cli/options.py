@@ -83,10 +83,12 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         context.default_map = settings
         return path
     known = {one.name: one for one in declared_options(options) if one.info.on_command_line}
+    by_flag = {one.flag.split("/")[0].lstrip("-").replace("-", "_"): one.name for one in known.values()}
     former = renamed(options)
     settings = {}
     for key, value in read_toml(path).items():
         name = key.replace("-", "_")
+        name = by_flag.get(name, name)
         if name in former:
             print(f"{path}: '{key}' is now '{former[name]}'", file=sys.stderr)  # noqa: T201
             name = former[name]

@@ -124,11 +124,15 @@ class Options:
             InputError: options contradict each other.
         """
 
-    def to_json(self) -> dict[str, Any]:
-        """Name to value, plain JSON values; paths as text."""
+    def to_json(self, of: type[Options] | None = None) -> dict[str, Any]:
+        """Name to value, plain JSON values; paths as text.
+
+        Args:
+            of: a base class, to leave out the options that are not declared by it.
+        """
         return {
             declared.name: _plain(getattr(self, declared.name))
-            for declared in declared_options(type(self))
+            for declared in declared_options(of or type(self))
             if declared.info.on_command_line and declared.info.saved
         }
 

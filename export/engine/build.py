@@ -9,13 +9,14 @@ of another graph or another plan, is gone with it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import atomic_folder, read_json, sha256_file
+from bertmp.core.options import keywords_of
 from bertmp.export.bundle.bundle import (
     BUILD_ENGINE,
     CONFIG,
@@ -27,13 +28,12 @@ from bertmp.export.bundle.bundle import (
     Bundle,
 )
 from bertmp.export.bundle.manifest import record
-from bertmp.export.engine.engine_options import Settings, read_settings
+from bertmp.export.engine.build_progress import BuildProgress
+from bertmp.export.engine.engine_options import EngineOptions
 from bertmp.export.engine.job import ENGINE_FILE, NETWORK_FILE, Job
 from bertmp.export.engine.supervisor import run_job
 
 ENGINE_FOLDER = "engine"
-
-Watch = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class EngineResult:
         built_on: this machine's GPU; None where it has none.
         triton_releases: the Triton releases that load it, newest first.
         triton_source: where that is from.
-        for_triton: the release that it was asked for.
+        triton_release: the release that it was built for.
         version_compatible: whether later versions of the runtime load it, too.
         weights: `full`, `refittable` or `stripped`.
         profiles: as `MIN:OPT:MAX`.
@@ -77,7 +77,7 @@ class EngineResult:
     built_on: str | None
     triton_releases: Sequence[str]
     triton_source: str
-    for_triton: str | None
+    triton_release: str | None
     version_compatible: bool
     weights: str
     profiles: Sequence[str]
@@ -99,67 +99,34 @@ class EngineResult:
         return {**asdict(self), **paths}
 
 
-def build_engine(
-    target: Path,
-    *,
-    profiles: Sequence[str] = (),
-    builder: str = "auto",
-    timing_cache: Path | None = None,
-    compute_capability: Sequence[str] = (),
-    max_batch: int = 32,
-    workspace_mib: int | None = None,
-    optimization_level: int | None = None,
-    weights: str = "full",
-    version_compatible: bool = False,
-    hardware_compatible: str | None = None,
-    gpu_memory_mib: int | None = None,
-    for_triton: str | None = None,
-    out: Path | None = None,
-    watch: Watch = lambda message: None,
-) -> EngineResult:
-    """Builds an engine in a child process, after proving the precision of the parsed network.
+@keywords_of(EngineOptions)
+def build_engine(options: EngineOptions) -> EngineResult:
+    """Builds an engine in a child process, after verifying the precision of the parsed network.
 
-    Args:
-        target: a bundle's folder, or an ONNX graph in FP16. The graph is held to the plan beside it,
-            `GRAPHSTEM.precision-plan.json`, else to normalisation and softmax in FP32 and matrix products
-            in FP16.
-        profiles: `MIN:OPT:MAX` each, shapes written BATCHxLENGTH; empty for a profile a length bucket.
-        out: folder for a bare graph's result; `GRAPHSTEM.engine` beside the graph without it.
-        watch: gets the builder's messages as they come, see `supervisor.run_job`.
+    The graph is held to the plan beside it, `GRAPHSTEM.precision-plan.json`; without one, to normalisation
+    and softmax in FP32 and matrix products in FP16.
 
-    The other options are fields of `settings.Settings`.
-
-    Errors: InputError for bad options, a stale bundle, a graph that the parser refuses, or a Triton release
-    that would not load the engine; GateFailed where the precision is not as planned; BuildFailed where the
-    builder fails, crashes or is killed; MissingComponent where no builder is installed.
+    Raises:
+        InputError: bad options, a stale bundle, a graph that the parser refuses, or a Triton release that
+            would not load the engine.
+        GateFailed: the precision is not as planned.
+        BuildFailed: the builder fails, crashes or is killed.
+        MissingComponent: no builder is installed.
     """
     started = time.monotonic()
-    source = _find_source(Path(target), out)
-    settings = read_settings(
-        source.positions,
-        profiles,
-        builder=builder,
-        timing_cache=timing_cache,
-        compute_capability=compute_capability,
-        max_batch=max_batch,
-        workspace_mib=workspace_mib,
-        optimization_level=optimization_level,
-        weights=weights,
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
-        gpu_memory_mib=gpu_memory_mib,
-        for_triton=for_triton,
-    )
+    source = _find_source(options.target, options.out)
+    options.chosen_profiles(source.positions)  # refused here, before a process is started
     with atomic_folder(source.out) as folder:
-        job = Job(str(source.graph), str(source.plan) if source.plan else None, str(folder), settings)
-        found = run_job(job, watch)
+        plan = str(source.plan) if source.plan else None
+        job = Job(str(source.graph), plan, str(folder), options, source.positions)
+        found = run_job(job, BuildProgress(options.progress).see)
     if not found["proven"]:
         where = source.out / NETWORK_FILE
-        todo = "mend the graph or its plan" if source.plan else "convert it first, with 'bertmp convert'"
+        todo = "fix the graph or its plan" if source.plan else "convert it first, with 'bertmp convert'"
         raise GateFailed(f"the precision is not proven: {found['failure']}", where, todo)
     result = _result(source, found, started)
     if source.bundle is not None:
-        _record(source.bundle, result, settings)
+        _record(source.bundle, result, options)
     return result
 
 
@@ -218,7 +185,7 @@ def _result(source: _Source, found: Mapping[str, Any], started: float) -> Engine
     )
 
 
-def _record(bundle: Bundle, result: EngineResult, settings: Settings) -> None:
+def _record(bundle: Bundle, result: EngineResult, options: EngineOptions) -> None:
     """Enters the stage `build-engine` into the bundle's manifest."""
     manifest = bundle.manifest
     # A graph of more than 2 GiB keeps its weights in files beside it.
@@ -230,7 +197,7 @@ def _record(bundle: Bundle, result: EngineResult, settings: Settings) -> None:
         inputs=[FP16_GRAPH, PLAN, *weights],
         outputs=[ENGINE, NETWORK],
         tools=[],
-        settings=settings.to_json(),
+        settings=options.to_json(EngineOptions),
         results=results,
         seconds=result.seconds,
     )

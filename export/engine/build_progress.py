@@ -1,11 +1,12 @@
-"""The builder's progress: from its nested phases to one bar."""
+"""The builder's progress: from its nested phases to one fraction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from bertmp.core.progress import ProgressCallback
 
 
 @dataclass
@@ -25,19 +26,24 @@ class Phase:
 
 @dataclass
 class BuildProgress:
-    """Follows the monitor's messages.
+    """Turns the builder's messages into progress.
 
     Attributes:
+        progress: called with the innermost phase and the per cent of the build that are done.
         phases: the phases under way, outermost first.
         fraction: the part of the build that is done, 0 to 1; it never falls.
     """
 
+    progress: ProgressCallback
     phases: list[Phase] = field(default_factory=list)
     fraction: float = 0.0
 
     def see(self, message: Mapping[str, Any]) -> None:
-        """Takes one message; those that are not of the monitor change nothing."""
+        """Takes one message."""
         kind = message["kind"]
+        if kind == "toolchain":
+            self.progress(f"building with {message['name']} {message['version']}")
+            return
         if kind == "phase":
             self.phases.append(Phase(message["name"], max(1, message["steps"])))
         elif kind == "step" and (phase := self._find(message["name"])):
@@ -48,11 +54,13 @@ class BuildProgress:
             if not self.phases:
                 self.fraction = 1.0
         self.fraction = max(self.fraction, self._measure())
+        if kind in ("phase", "step", "finish"):
+            self.progress(self.label, int(100 * self.fraction), 100)
 
     @property
     def label(self) -> str:
         """The innermost phase under way."""
-        return self.phases[-1].name if self.phases else ""
+        return self.phases[-1].name if self.phases else "built"
 
     def _find(self, name: str) -> Phase | None:
         return next((phase for phase in reversed(self.phases) if phase.name == name), None)
@@ -63,28 +71,3 @@ class BuildProgress:
         for phase in reversed(self.phases):
             fraction = min(1.0, (phase.done + fraction) / phase.steps)
         return fraction
-
-
-@contextmanager
-def build_bar() -> Iterator[Any]:
-    """A Rich bar on standard error; yields what takes the messages, the `watch` of `build_engine`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.fields[builder]}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )  # fmt: skip
-    progress = BuildProgress()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting the builder", total=1.0, builder="building")
-
-        def watch(message: Mapping[str, Any]) -> None:
-            progress.see(message)
-            if message["kind"] == "toolchain":
-                bar.update(task, builder=f"{message['name']} {message['version']}")
-            else:
-                bar.update(task, completed=progress.fraction, description=progress.label)
-
-        yield watch

@@ -12,11 +12,11 @@ from bertmp.core.hardware import Gpu
 from bertmp.core.io import atomic_file
 from bertmp.environment.paths import home
 from bertmp.export.engine.builders import Toolchain
-from bertmp.export.engine.engine_options import Settings
+from bertmp.export.engine.engine_options import LONGEST, EngineOptions
 from bertmp.export.engine.profiles import Profile, Shape, axes_of, default_profiles
 
 
-def configure(tools: Toolchain, builder: Any, settings: Settings) -> Any:
+def configure(tools: Toolchain, builder: Any, options: EngineOptions) -> Any:
     """A builder config with everything but the profiles and the timing cache.
 
     Errors: InputError for a compute capability that the builder does not know.
@@ -25,23 +25,23 @@ def configure(tools: Toolchain, builder: Any, settings: Settings) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector's account names the nodes
     config.clear_flag(trt.BuilderFlag.TF32)  # FP32 in the plan means FP32, not its 10-bit shorthand
-    if settings.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
-    if settings.optimization_level is not None:
-        config.builder_optimization_level = settings.optimization_level
-    tools.set_flags(config, settings)
-    tools.set_targets(config, settings.compute_capability)
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    tools.set_flags(config, options)
+    tools.set_targets(config, options.capabilities)
     return config
 
 
-def choose_profiles(network: Any, settings: Settings) -> list[Profile]:
+def choose_profiles(network: Any, options: EngineOptions, positions: int | None) -> list[Profile]:
     """The profiles that were asked for, or the default ones for what the graph leaves open."""
-    if settings.profiles:
-        return list(settings.profiles)
+    if options.profiles:
+        return options.chosen_profiles(positions)
     # What a graph fixes, in any of its inputs; 0 for an axis that is dynamic in all.
     dims = [shape for shape in _input_dims(network).values() if len(shape) == 2]
     batch, length = (max([0, *(shape[axis] for shape in dims)]) for axis in (0, 1))
-    return default_profiles(settings.max_length, settings.max_batch, Shape(batch, length))
+    return default_profiles(positions or LONGEST, options.max_batch, Shape(batch, length))
 
 
 def add_profiles(builder: Any, config: Any, network: Any, profiles: list[Profile]) -> None:
@@ -84,7 +84,7 @@ class TimingCache:
 
 
 def open_timing_cache(
-    tools: Toolchain, config: Any, chosen: str | None, device: Gpu | None
+    tools: Toolchain, config: Any, chosen: Path | None, device: Gpu | None
 ) -> TimingCache | None:
     """The cache that the build starts from, new where there is none; None where the builder times nothing.
 
@@ -103,7 +103,7 @@ def open_timing_cache(
     return TimingCache(path, cache)
 
 
-def timing_cache_path(tools: Toolchain, chosen: str | None, device: Gpu | None) -> Path | None:
+def timing_cache_path(tools: Toolchain, chosen: Path | None, device: Gpu | None) -> Path | None:
     """Where the timings of this builder version on this GPU are kept; None where it times nothing.
 
     Args:
@@ -111,9 +111,9 @@ def timing_cache_path(tools: Toolchain, chosen: str | None, device: Gpu | None) 
     """
     if not tools.times_kernels:
         return None
-    if chosen is not None and not Path(chosen).is_dir():
-        return Path(chosen)
-    folder = Path(chosen) if chosen else home() / "timing-caches"
+    if chosen is not None and not chosen.is_dir():
+        return chosen
+    folder = chosen or home() / "timing-caches"
     gpu = f"{device.name} {device.compute_capability}" if device else "unknown"
     slug = re.sub(r"[^a-z0-9.]+", "-", gpu.lower()).strip("-")
     return folder / f"{tools.name}-{tools.version}-{slug}.cache"

@@ -19,7 +19,7 @@ from bertmp.core.errors import InputError, MissingComponent
 
 if TYPE_CHECKING:
     from bertmp.core.hardware import Gpu
-    from bertmp.export.engine.job import Settings
+    from bertmp.export.engine.engine_options import EngineOptions
 
 BUILDERS = ("tensorrt", "tensorrt-rtx")
 """In the order in which `auto` prefers them."""
@@ -174,24 +174,24 @@ class Toolchain:
             for index, target in enumerate(wanted):
                 config.set_compute_capability(self.targets[target], index)
 
-    def set_flags(self, config: Any, settings: Settings) -> None:
+    def set_flags(self, config: Any, options: EngineOptions) -> None:
         """Tells the builder's config what becomes of the weights, and where else the engine should run."""
-        flags = list(_WEIGHT_FLAGS[settings.weights])
-        if settings.version_compatible:
+        flags = list(_WEIGHT_FLAGS[options.weights])
+        if options.version_compatible:
             flags.append("VERSION_COMPATIBLE")
         for name in flags:
             config.set_flag(getattr(self.module.BuilderFlag, name))
-        if settings.hardware_compatible is not None:
-            level = _HARDWARE[settings.hardware_compatible]
+        if options.hardware_compatible is not None:
+            level = _HARDWARE[options.hardware_compatible]
             config.hardware_compatibility_level = getattr(self.module.HardwareCompatibilityLevel, level)
 
-    def built_for(self, settings: Settings, device: Gpu | None) -> list[str]:
+    def built_for(self, options: EngineOptions, device: Gpu | None) -> list[str]:
         """The compute capabilities that run an engine built so; `+` after one includes all later ones."""
-        if settings.compute_capability:
-            return list(settings.compute_capability)
+        if options.capabilities:
+            return options.capabilities
         if self.name == "tensorrt-rtx":
             return list(_PORTABLE)
-        if settings.hardware_compatible == "ampere-plus":
+        if options.hardware_compatible == "ampere-plus":
             return ["8.0+"]
         return [device.compute_capability] if device else []
 

@@ -96,7 +96,7 @@ def _why_not(job: Job, built_for: Sequence[str], device: Gpu | None) -> str:
         return "no GPU: the inspector needs the engine loaded"
     if not runs_on(built_for, device.compute_capability):
         return f"the engine is for {', '.join(built_for)}, this GPU has {device.compute_capability}"
-    if job.settings.weights == "stripped":
+    if job.options.weights == "stripped":
         return "the engine is without its weights"
     return ""
 

@@ -12,12 +12,11 @@ import json
 import os
 import select
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from bertmp.core import errors
-from bertmp.export.engine.engine_options import Settings as Settings
-from bertmp.export.engine.profiles import Profile, Shape
+from bertmp.export.engine.engine_options import EngineOptions
 
 ENGINE_FILE, NETWORK_FILE = "model.plan", "network.json"
 
@@ -30,26 +29,23 @@ class Job:
         graph: the FP16 ONNX file.
         plan: its precision plan; None for a graph without one.
         folder: an empty folder that takes `model.plan` and `network.json`.
-        settings: see there.
+        options: of the build.
+        positions: the model's positions, where they are known.
     """
 
     graph: str
     plan: str | None
     folder: str
-    settings: Settings
+    options: EngineOptions
+    positions: int | None = None
 
     def to_line(self) -> bytes:
-        return json.dumps(asdict(self)).encode() + b"\n"
+        return json.dumps({**vars(self), "options": self.options.to_json(EngineOptions)}).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Job:
         data = json.loads(line)
-        settings = data.pop("settings")
-        profiles = [
-            Profile(*(Shape(**profile[end]) for end in ("min", "opt", "max")))
-            for profile in settings.pop("profiles")
-        ]
-        return cls(**data, settings=Settings(**settings, profiles=profiles))
+        return cls(**{**data, "options": EngineOptions(**data["options"])})
 
 
 class Messages:

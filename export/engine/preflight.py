@@ -12,24 +12,24 @@ from bertmp.core.errors import InputError
 from bertmp.core.hardware import Gpu
 from bertmp.export.engine import triton_releases as releases
 from bertmp.export.engine.builders import Toolchain
-from bertmp.export.engine.engine_options import Settings
+from bertmp.export.engine.engine_options import EngineOptions
 from bertmp.export.engine.job import Job
 from bertmp.export.engine.memory_estimate import MemoryEstimate, estimate, require_room
 from bertmp.export.engine.parsed_network import Layer
 from bertmp.export.engine.profiles import Profile, gaps
 
 
-def check_builder(tools: Toolchain, settings: Settings, device: Gpu | None) -> None:
+def check_builder(tools: Toolchain, options: EngineOptions, device: Gpu | None) -> None:
     """Refuses what this builder has not, and a Triton release that would not load what it builds.
 
     Errors: InputError naming the option.
     """
-    if settings.for_triton is not None:
+    if options.triton_release is not None:
         releases.require_match(
-            releases.find_release(settings.for_triton), tools.name, tools.version,
-            settings.version_compatible, f"--for-triton {settings.for_triton}",
+            releases.find_release(options.triton_release), tools.name, tools.version,
+            options.version_compatible, f"--triton-release {options.triton_release}",
         )  # fmt: skip
-    tools.refuse_unsupported(vars(settings), gpu=device is not None)
+    tools.refuse_unsupported(vars(options), gpu=device is not None)
     if device is not None:
         tools.require_driver(device)
 
@@ -39,13 +39,13 @@ def check_targets(layers: Sequence[Layer], job: Job) -> None:
 
     Errors: InputError naming the first node.
     """
-    if "7.5" not in job.settings.compute_capability:
+    if "7.5" not in job.options.compute_capability:
         return
     bf16 = [layer.node or layer.name for layer in layers if "BF16" in layer.precision]
     if bf16:
         raise InputError(
             f"compute capability 7.5 has no BF16, and node '{bf16[0]}' runs in it",
-            job.graph, "convert it to FP16 (--to fp16), or leave --compute-capability 7.5 out",
+            job.graph, "convert it to FP16 (--precision fp16), or leave --compute-capability 7.5 out",
         )  # fmt: skip
     products = [layer for layer in layers if layer.type == "MATRIX_MULTIPLY"]
     found = [layer.node for layer in products if "FLOAT" in layer.precision]
@@ -65,7 +65,7 @@ def check_memory(
     Errors: InputError where that is more than the GPU that was named, or is here, has.
     """
     found = estimate(load_graph(job), profiles)
-    given = job.settings.gpu_memory_mib
+    given = job.options.gpu_memory_mib
     if given is not None:
         require_room(found, given << 20, "the GPU (--gpu-memory)")
     elif device is not None and tools.name == "tensorrt":  # it builds where it will run
@@ -86,7 +86,7 @@ def load_graph(job: Job) -> ModelProto:
 
 def describe(
     tools: Toolchain,
-    settings: Settings,
+    options: EngineOptions,
     device: Gpu | None,
     profiles: Sequence[Profile],
     memory: MemoryEstimate,
@@ -95,25 +95,25 @@ def describe(
     return {
         "builder": tools.name,
         "builder_version": tools.version,
-        "compute_capability": tools.built_for(settings, device),
+        "compute_capability": tools.built_for(options, device),
         "cuda": tools.cuda,
         "driver": tools.driver,
         "built_on": device.name if device else None,
-        "triton_releases": releases.releases_for(tools.name, tools.version, settings.version_compatible),
+        "triton_releases": releases.releases_for(tools.name, tools.version, options.version_compatible),
         "triton_source": releases.SOURCE,
-        "for_triton": settings.for_triton,
-        "version_compatible": settings.version_compatible,
-        "weights": settings.weights,
+        "triton_release": options.triton_release,
+        "version_compatible": options.version_compatible,
+        "weights": options.weights,
         "profiles": [str(profile) for profile in profiles],
         "memory": memory.to_json(),
-        "remarks": remarks(tools, profiles, settings),
+        "remarks": remarks(tools, profiles, options),
     }
 
 
-def remarks(tools: Toolchain, profiles: Sequence[Profile], settings: Settings) -> list[str]:
+def remarks(tools: Toolchain, profiles: Sequence[Profile], options: EngineOptions) -> list[str]:
     """What is allowed and may yet surprise."""
-    found = tools.without_effect(vars(settings))
+    found = tools.without_effect(vars(options))
     found += [f"no profile holds {gap}: such requests are padded or refused" for gap in gaps(profiles)]
-    if settings.weights == "stripped":
+    if options.weights == "stripped":
         found.append("the engine is without its weights: it runs once they are put back on the GPU")
     return found

@@ -85,7 +85,7 @@ def find_release(name: str) -> Release:
         if release.name == name:
             return release
     known = ", ".join(release.name for release in RELEASES)
-    raise InputError(f"no Triton release '{name}' in the table", "--for-triton", f"it has {known}")
+    raise InputError(f"no Triton release '{name}' in the table", "--triton-release", f"it has {known}")
 
 
 def release_of_server(version: str) -> Release | None:

@@ -61,21 +61,21 @@ def build(job: Job, messages: Messages) -> dict[str, Any]:
 
     Returns: what the command tells of the build; plain JSON values.
     """
-    settings, device = job.settings, find_gpu()
-    tools = find_toolchain(settings.builder)
-    check_builder(tools, settings, device)
+    options, device = job.options, find_gpu()
+    tools = find_toolchain(options.builder)
+    check_builder(tools, options, device)
     messages.send("toolchain", name=tools.name, version=tools.version)
     logger = _logger(tools.module, messages)
     builder = tools.module.Builder(logger)
-    config = configure(tools, builder, settings)
+    config = configure(tools, builder, options)
     network, parser = _parse(tools, builder, logger, job)
-    profiles = choose_profiles(network, settings)
+    profiles = choose_profiles(network, options, job.positions)
     add_profiles(builder, config, network, profiles)
     layers = read_network(network)
     check_targets(layers, job)
     proof = _prove(job, layers)
     memory = check_memory(job, profiles, tools, device)
-    facts = describe(tools, settings, device, profiles, memory)
+    facts = describe(tools, options, device, profiles, memory)
     account = {"format": FORMAT, **facts, "proof": proof.to_json(),
                "layers": [layer.to_json() for layer in layers]}  # fmt: skip
     # Before the build: what was proven is then there to be looked at, whatever the builder does.
@@ -185,7 +185,7 @@ class _Builder:
         Returns: its size and its SHA-256.
         """
         self.config.progress_monitor = monitor = _monitor(self.tools.module, self.messages)
-        cache = open_timing_cache(self.tools, self.config, job.settings.timing_cache, device)
+        cache = open_timing_cache(self.tools, self.config, job.options.timing_cache, device)
         engine = self.builder.build_serialized_network(self.network, self.config)
         del monitor  # the builder holds no reference of its own
         if engine is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bertmp.core.errors import InputError
 from bertmp.core.options import Options, argument, declared_options, option
@@ -60,19 +59,14 @@ class PrecisionOptions(Options):
                 "--max-error",
                 "add --calibration FILE",
             )
-        for declared in _declared() if self.plan else ():
+        for declared in declared_options(PrecisionOptions) if self.plan else ():
             if (
-                declared.name not in ("plan", "calibration")
+                declared.name not in ("plan", "calibration", "progress")
                 and getattr(self, declared.name) != declared.default
             ):
                 raise InputError(
                     "the plan has decided that already", declared.flag, "leave it out, or leave out --plan"
                 )
-
-    def precision_settings(self) -> dict[str, Any]:
-        """Of the effective options, those that concern the precision, as plain values."""
-        values = self.to_json()
-        return {declared.name: values[declared.name] for declared in _declared()}
 
 
 class ConvertOptions(PrecisionOptions):
@@ -89,7 +83,3 @@ class ConvertOptions(PrecisionOptions):
         help="Where the plan is written; default: TARGET.precision-plan.json.",
     )
     # fmt: on
-
-
-def _declared() -> list[Any]:
-    return [one for one in declared_options(PrecisionOptions) if one.info.on_command_line]

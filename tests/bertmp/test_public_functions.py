@@ -17,7 +17,7 @@ from bertmp.cli.app import COMMANDS
 from bertmp.export.precision.precision_options import ConvertOptions
 from tests.export.precision_graphs import chain
 
-FUNCTIONS = [name for name in bertmp.__all__ if name not in ("__version__", "build_engine")]
+FUNCTIONS = [name for name in bertmp.__all__ if name != "__version__"]
 OWN_NAMES = {"export": "export_checkpoint", "serve": "serve_repository"}
 """Commands whose plain name is a package's."""
 

@@ -14,7 +14,7 @@ from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.hardware import Gpu
 from bertmp.export.engine.builder_config import timing_cache_path
 from bertmp.export.engine.builders import Toolchain, find_toolchain, probe
-from bertmp.export.engine.engine_options import Settings
+from bertmp.export.engine.engine_options import EngineOptions
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"
@@ -28,8 +28,8 @@ def test_the_installed_builder_is_found_and_knows_its_targets() -> None:
     assert tools.version == tools.module.__version__
     assert {"7.5", "8.0", "8.6", "8.9", "12.0"} <= set(tools.targets)
     assert "9.0" not in tools.targets
-    assert tools.built_for(Settings(compute_capability=["8.9"]), None) == ["8.9"]
-    assert "8.9" in tools.built_for(Settings(), None)
+    assert tools.built_for(EngineOptions(GRAPH, compute_capability=["8.9"]), None) == ["8.9"]
+    assert "8.9" in tools.built_for(EngineOptions(GRAPH), None)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
@@ -64,14 +64,15 @@ def test_what_a_builder_has_not_is_refused_with_a_reason() -> None:
         tensorrt.refuse_unsupported({"compute_capability": ["8.9"]})
 
 
+GRAPH = Path("g.onnx")
 L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, "12.8", "570.86.10")
 
 
 def test_timings_are_kept_a_builder_version_and_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tools = Toolchain("tensorrt", "10.13.3.9", None)
     name = "tensorrt-10.13.3.9-nvidia-l4-8.9.cache"
-    assert timing_cache_path(tools, str(tmp_path), L4) == tmp_path / name
-    assert timing_cache_path(tools, str(tmp_path / "own.cache"), L4) == tmp_path / "own.cache"
+    assert timing_cache_path(tools, tmp_path, L4) == tmp_path / name
+    assert timing_cache_path(tools, tmp_path / "own.cache", L4) == tmp_path / "own.cache"
     monkeypatch.setenv("BERTMP_HOME", str(tmp_path / "home"))
     assert timing_cache_path(tools, None, L4) == tmp_path / "home" / "timing-caches" / name
     assert timing_cache_path(Toolchain("tensorrt-rtx", "1.7", None), None, L4) is None
@@ -90,10 +91,10 @@ def test_settings_become_flags_of_the_builders_own_config() -> None:
     tools = find_toolchain("tensorrt-rtx")
     trt = tools.module
     config = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_builder_config()
-    tools.set_flags(config, Settings())
+    tools.set_flags(config, EngineOptions(GRAPH))
     flags = (trt.BuilderFlag.REFIT, trt.BuilderFlag.STRIP_PLAN, trt.BuilderFlag.VERSION_COMPATIBLE)
     assert [config.get_flag(flag) for flag in flags] == [False, False, False]
-    tools.set_flags(config, Settings(weights="stripped", version_compatible=True))
+    tools.set_flags(config, EngineOptions(GRAPH, weights="stripped", version_compatible=True))
     assert [config.get_flag(flag) for flag in flags] == [True, True, True]
 
 
@@ -107,6 +108,6 @@ def test_the_builder_knows_its_cuda_and_driver() -> None:
 
 def test_gpus_that_an_engine_is_for() -> None:
     tools = Toolchain("tensorrt", "10.13.3.9", None)
-    assert tools.built_for(Settings(), L4) == ["8.9"]
-    assert tools.built_for(Settings(hardware_compatible="ampere-plus"), L4) == ["8.0+"]
-    assert tools.built_for(Settings(), None) == []
+    assert tools.built_for(EngineOptions(GRAPH), L4) == ["8.9"]
+    assert tools.built_for(EngineOptions(GRAPH, hardware_compatible="ampere-plus"), L4) == ["8.0+"]
+    assert tools.built_for(EngineOptions(GRAPH), None) == []

@@ -18,9 +18,11 @@ import psutil
 import pytest
 
 from bertmp.core.errors import BuildFailed, GateFailed, InputError
+from bertmp.core.progress import ProgressCallback
 from bertmp.export.bundle.bundle import BUILD_ENGINE, ENGINE, FP16_GRAPH, NETWORK, PLAN, Bundle
 from bertmp.export.engine.build import EngineResult, build_engine
-from bertmp.export.engine.job import Job, Settings
+from bertmp.export.engine.engine_options import EngineOptions
+from bertmp.export.engine.job import Job
 from bertmp.export.engine.supervisor import run_job
 from bertmp.export.precision.plan import PrecisionPlan
 from tests.export.engine_graphs import Faults, save_bundle, save_graph, small_bert
@@ -34,15 +36,18 @@ PRODUCT = "bert/encoder/layer.0/attention/self/query/MatMul"
 PROFILE = "1x1:2x8:4x16"
 
 Message = Mapping[str, Any]
+State = tuple[Any, ...]
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EngineResult, list[Message]]:
-    """A bundle with its engine, the result, and all the messages of the build."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EngineResult, list[State]]:
+    """A bundle with its engine, the result, and all calls of its progress callback."""
     bundle = save_bundle(tmp_path_factory.mktemp("engine") / "bundle")
-    messages: list[Message] = []
-    result = build_engine(bundle, profiles=[PROFILE], builder="tensorrt-rtx", watch=messages.append)
-    return bundle, result, messages
+    states: list[State] = []
+    result = build_engine(
+        bundle, profiles=[PROFILE], builder="tensorrt-rtx", progress=lambda *state: states.append(state)
+    )
+    return bundle, result, states
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -53,7 +58,7 @@ def builders() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def test_the_engine_and_its_proof_are_in_the_bundle(built: tuple[Path, EngineResult, list[Message]]) -> None:
+def test_the_engine_and_its_proof_are_in_the_bundle(built: tuple[Path, EngineResult, list[State]]) -> None:
     bundle, result, _ = built
     assert result.engine == bundle / ENGINE
     assert result.engine.stat().st_size == result.engine_bytes > 100_000
@@ -66,7 +71,7 @@ def test_the_engine_and_its_proof_are_in_the_bundle(built: tuple[Path, EngineRes
 
 
 def test_every_node_is_proven_and_every_layer_accounted_for(
-    built: tuple[Path, EngineResult, list[Message]],
+    built: tuple[Path, EngineResult, list[State]],
 ) -> None:
     bundle, result, _ = built
     network = json.loads((bundle / NETWORK).read_text())
@@ -84,7 +89,7 @@ def test_every_node_is_proven_and_every_layer_accounted_for(
 
 
 def test_the_manifest_knows_the_builder_and_what_it_built(
-    built: tuple[Path, EngineResult, list[Message]],
+    built: tuple[Path, EngineResult, list[State]],
 ) -> None:
     bundle, result, _ = built
     entry = Bundle.open(bundle).manifest.stage(BUILD_ENGINE, bundle, "bertmp build-engine")
@@ -98,16 +103,16 @@ def test_the_manifest_knows_the_builder_and_what_it_built(
 
 
 def test_progress_comes_from_the_builders_own_monitor(
-    built: tuple[Path, EngineResult, list[Message]],
+    built: tuple[Path, EngineResult, list[State]],
 ) -> None:
-    _, _, messages = built
-    phases = [message for message in messages if message["kind"] == "phase"]
-    assert phases[0]["name"] == "Building engine"
-    assert phases[0]["parent"] is None
-    assert {"Optimizing graph", "Computing profile costs"} <= {phase["name"] for phase in phases}
-    names = {phase["name"] for phase in phases}
-    assert {message["name"] for message in messages if message["kind"] == "finish"} == names
-    assert any(message["kind"] == "step" for message in messages)
+    _, result, states = built
+    assert states[0] == (f"building with tensorrt-rtx {result.builder_version}",)
+    phases = {state[0] for state in states[1:]}
+    assert {"Building engine", "Optimizing graph", "Computing profile costs"} <= phases
+    done = [completed for _, completed, total in states[1:] if total == 100]
+    assert done == sorted(done)
+    assert done[-1] == 100
+    assert any(0 < percent < 100 for percent in done)
 
 
 @pytest.mark.parametrize(
@@ -144,13 +149,13 @@ def test_a_refused_build_takes_the_engine_before_it_away(tmp_path: Path) -> None
     assert not (bundle / ENGINE).exists()
 
 
-def kill_at_first_phase(number: int) -> Callable[[Message], None]:
-    def watch(message: Message) -> None:
-        if message["kind"] == "phase" and message["parent"] is None:
+def kill_at_first_phase(number: int) -> ProgressCallback:
+    def progress(message: str, completed: int | None = None, total: int | None = None, /) -> None:
+        if completed is not None:
             for child in builders():
                 child.send_signal(number)
 
-    return watch
+    return progress
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
@@ -161,7 +166,7 @@ def test_a_builder_that_dies_leaves_one_line_and_the_old_engine(
     build_engine(bundle, profiles=["1x8"])
     before = (bundle / ENGINE).read_bytes()
     with pytest.raises(BuildFailed) as caught:
-        build_engine(bundle, watch=kill_at_first_phase(number))
+        build_engine(bundle, progress=kill_at_first_phase(number))
     assert number.name in str(caught.value)
     assert "its last message: " in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -173,12 +178,12 @@ def test_a_builder_that_dies_leaves_one_line_and_the_old_engine(
 def test_an_interrupted_build_stops_through_the_monitor(tmp_path: Path) -> None:
     bundle = save_bundle(tmp_path / "bundle")
 
-    def interrupt(message: Message) -> None:
-        if message["kind"] == "phase":
+    def interrupt(message: str, completed: int | None = None, total: int | None = None, /) -> None:
+        if completed is not None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(bundle, watch=interrupt)
+        build_engine(bundle, progress=interrupt)
     assert not (bundle / "engine").exists()
     assert leftovers(bundle) == []
     assert builders() == []
@@ -187,14 +192,16 @@ def test_an_interrupted_build_stops_through_the_monitor(tmp_path: Path) -> None:
 def test_a_builder_short_of_memory_is_one_line(tmp_path: Path) -> None:
     bundle = save_bundle(tmp_path / "bundle")
 
-    def take_the_memory_away(message: Message) -> None:
-        if message["kind"] == "phase" and message["parent"] is None:
+    limited: list[int] = []
+
+    def take_the_memory_away(message: str, completed: int | None = None, total: int | None = None, /) -> None:
+        if completed is not None and not limited:
             for child in builders():
-                limit = child.memory_info().vms + (8 << 20)
-                child.rlimit(psutil.RLIMIT_AS, (limit, limit))
+                limited.append(child.memory_info().vms + (8 << 20))
+                child.rlimit(psutil.RLIMIT_AS, (limited[-1], limited[-1]))
 
     with pytest.raises(BuildFailed) as caught:
-        build_engine(bundle, watch=take_the_memory_away)
+        build_engine(bundle, progress=take_the_memory_away)
     assert "\n" not in str(caught.value)
     assert not (bundle / "engine").exists()
     assert leftovers(bundle) == []
@@ -202,7 +209,8 @@ def test_a_builder_short_of_memory_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_builder_that_locks_up_is_ended(tmp_path: Path) -> None:
-    job = Job(str(save_graph(tmp_path / "g.onnx", layers=6)), None, str(tmp_path), Settings())
+    graph = save_graph(tmp_path / "g.onnx", layers=6)
+    job = Job(str(graph), None, str(tmp_path), EngineOptions(graph))
 
     def freeze(message: Message) -> None:
         if message["kind"] == "phase" and message["parent"] is None:
@@ -283,7 +291,7 @@ def test_stale_bundles_and_other_folders_are_refused(tmp_path: Path) -> None:
             "does not build for compute capability 9.0",
         ),
         ({"compute_capability": ["sm89"]}, "not a compute capability"),
-        ({"builder": "tvm"}, "unknown builder"),
+        ({"builder": "tvm"}, "unknown value 'tvm' (--builder)"),
         ({"max_batch": 0}, "--max-batch"),
         ({"workspace_mib": 0}, "--workspace"),
         ({"optimization_level": 6}, "--optimization-level"),
@@ -291,7 +299,7 @@ def test_stale_bundles_and_other_folders_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_bad_options_are_refused_before_the_build(
-    built: tuple[Path, EngineResult, list[Message]], options: dict[str, Any], says: str
+    built: tuple[Path, EngineResult, list[State]], options: dict[str, Any], says: str
 ) -> None:
     bundle, _, _ = built
     with pytest.raises(InputError) as caught:

@@ -6,11 +6,13 @@ seen, since it takes a GPU to load one (see tests/gpu/test_engine.py).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from bertmp.export.engine.builders import Toolchain
+from bertmp.export.engine.engine_options import EngineOptions
 from bertmp.export.engine.inspector import EngineLayer, compare, inspect_engine, read_layers
-from bertmp.export.engine.job import Job, Settings
+from bertmp.export.engine.job import Job
 from bertmp.export.engine.parsed_network import Layer, Tensor
 from bertmp.export.engine.verify import Proof, prove
 from bertmp.export.precision.plan import NodePlan, PrecisionPlan
@@ -108,7 +110,7 @@ def test_fusions_across_types_are_listed_and_not_judged() -> None:
 
 def test_without_a_gpu_it_says_so() -> None:
     tools = Toolchain("tensorrt-rtx", "1", None)
-    job = Job("g.onnx", None, ".", Settings())
+    job = Job("g.onnx", None, ".", EngineOptions(Path("g.onnx")))
     assert inspect_engine(tools, None, job, proof(), ["8.9"], None) == {
         "run": False,
         "reason": "no GPU: the inspector needs the engine loaded",

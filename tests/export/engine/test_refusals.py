@@ -72,12 +72,12 @@ def test_the_manifest_says_what_the_engine_needs(built: tuple[Path, EngineResult
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"for_triton": "25.10"}, "no Triton release loads engines of tensorrt-rtx"),
-        ({"for_triton": "19.03"}, "no Triton release '19.03' in the table"),
+        ({"triton_release": "25.10"}, "no Triton release loads engines of tensorrt-rtx"),
+        ({"triton_release": "19.03"}, "no Triton release '19.03' in the table"),
         ({"version_compatible": True}, "comes without the lean runtime"),
         ({"hardware_compatible": "ampere-plus"}, "portable as they are"),
-        ({"hardware_compatible": "all"}, "use same-capability or ampere-plus"),
-        ({"weights": "none"}, "use full or refittable or stripped"),
+        ({"hardware_compatible": "all"}, "use one of same-capability, ampere-plus"),
+        ({"weights": "none"}, "use one of full, refittable, stripped"),
         ({"gpu_memory_mib": 0}, "--gpu-memory"),
         ({"gpu_memory_mib": 1, "profiles": ["32x64"]}, "(--gpu-memory) has 1"),
     ],
@@ -127,7 +127,7 @@ def test_what_the_builder_has_is_taken(
         (("--profile", "1x8:1x64:1x65"), 2, "beyond the model's 64 positions"),
         (("--profile", "0x8:1x8:1x8"), 2, "is empty"),
         (("--compute-capability", "9.0"), 2, "does not build for compute capability 9.0"),
-        (("--for-triton", "25.10"), 2, "no Triton release loads engines of tensorrt-rtx"),
+        (("--triton-release", "25.10"), 2, "no Triton release loads engines of tensorrt-rtx"),
     ],
 )
 def test_bad_input_is_one_line_and_its_exit_code(

@@ -63,7 +63,7 @@ def test_a_version_compatible_engine_loads_in_later_ones() -> None:
 
 def test_a_mismatch_says_what_to_install_and_where_else_it_would_serve() -> None:
     with pytest.raises(InputError) as caught:
-        require_match(find_release("25.12"), "tensorrt", "10.13.3.9", False, "--for-triton 25.12")
+        require_match(find_release("25.12"), "tensorrt", "10.13.3.9", False, "--triton-release 25.12")
     assert "tensorrt-cu13==10.14.1.48" in str(caught.value)
     assert "Triton 25.10 or 25.09" in str(caught.value)
     require_match(find_release("25.10"), "tensorrt", "10.13.3.9", False, "")
