@@ -68,7 +68,7 @@ class Clock:
 def measure_steps(
     config: BertConfig,
     precision: str,
-    world: DistributedContext,
+    context: DistributedContext,
     length: int,
     batch: int,
     unmeasured: int,
@@ -82,11 +82,11 @@ def measure_steps(
 
     Errors: torch.OutOfMemoryError.
     """
-    device = world.device
+    device = context.device
     clock = Clock(unmeasured, unmeasured + measured, synchroniser(device))
     data = RandomTexts.of(config, [length] * batch)
     with _fresh_memory(device), _products_in("high" if precision == "tf32" else "highest"):
-        trainer = make_trainer(config, "fp32" if precision == "tf32" else precision, world, data, clock)
+        trainer = make_trainer(config, "fp32" if precision == "tf32" else precision, context, data, clock)
         trainer.train()
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     work = Work.of([length] * batch).times(measured)
@@ -97,7 +97,7 @@ def measure_steps(
 def make_trainer(
     config: BertConfig,
     precision: str,
-    world: DistributedContext,
+    context: DistributedContext,
     data: RandomTexts,
     clock: Clock,
     learning_rate: float = 1e-4,
@@ -114,11 +114,11 @@ def make_trainer(
         max_rollbacks=0,
         log_every=1,
     )
-    with torch.device(world.device):
+    with torch.device(context.device):
         head = PreTraining(config)
-    initialise(head, config, torch.Generator(world.device).manual_seed(0))
-    policy = PrecisionPolicy.resolve(precision, "dynamic", world.device.type)
-    return Trainer(Objective(head, LossOptions()), data, None, settings, policy, world, {}, clock)
+    initialise(head, config, torch.Generator(context.device).manual_seed(0))
+    policy = PrecisionPolicy.resolve(precision, "dynamic", context.device.type)
+    return Trainer(Objective(head, LossOptions()), data, None, settings, policy, context, {}, clock)
 
 
 def _losses(trainer: Trainer) -> tuple[float, ...]:

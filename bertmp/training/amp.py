@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bertmp.core.errors import InputError
-from bertmp.training.stability.monitor import Scale
+from bertmp.training.stability.monitor import ScaleStatus
 from bertmp.training.train_options import LossScaleConfig, static_loss_scale
 
 Mode = Literal["fp32", "bf16", "fp16"]
@@ -93,14 +93,14 @@ class LossScaler:
         return float(self._scaler.get_scale())
 
     @property
-    def scales(self) -> bool:
+    def enabled(self) -> bool:
         """Whether losses are scaled at all."""
         return self._scaler.is_enabled()
 
     @property
-    def room(self) -> Scale:
+    def status(self) -> ScaleStatus:
         """Whether the next step that is not finite can lower the scale."""
-        if not self.scales or self._static is not None:
+        if not self.enabled or self._static is not None:
             return "fixed"
         return (
             "can fall"
@@ -125,7 +125,7 @@ class LossScaler:
 
     def skip(self) -> None:
         """Leaves a step out after `unscale`, and lowers a dynamic scale as far as its minimum."""
-        if not self.scales:
+        if not self.enabled:
             return
         before = self.value
         self._scaler.update(self._static)  # starts the growth interval anew where its own check failed, too

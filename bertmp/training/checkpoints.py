@@ -1,16 +1,208 @@
-"""Which states a run saves and when: for another process to resume, and for this one to go back to."""
+"""Resumable states of a run: written atomically, verified when loaded, and which of them are kept.
+
+`CheckpointManager` decides when a state is saved and which one a run rolls back to.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
+import torch
+
+from bertmp.core.errors import InputError
+from bertmp.core.io import atomic_folder, read_json, sha256_file, write_json
+from bertmp.core.progress import ProgressCallback
+from bertmp.training.resume_check import OtherRun, check_identity
 from bertmp.training.stability.overflow_trace import all_finite
-from bertmp.training.state import State, States
 from bertmp.training.train_options import TrainOptions
+
+_PREFIX = "step-"
+_TENSORS = "tensors.pt"
+_RECORD = "state.json"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands, in plain numbers.
+
+    Attributes:
+        step: steps done.
+        skipped: of these, the ones left out because something was not finite.
+        seconds: training time so far.
+        examples, tokens: seen so far.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    examples: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run goes on from.
+
+    Attributes:
+        position: where it stands.
+        progress: what its parts remember, as JSON has it: the watch, the log, the last evaluation.
+        tensors: state dictionaries of model, optimizer and loss scaler.
+        good: whether nothing was amiss: a state that the overflow watch may go back to.
+    """
+
+    position: Position
+    progress: Mapping[str, Any]
+    tensors: Mapping[str, Any]
+    good: bool = True
+
+
+@dataclass(frozen=True)
+class States:
+    """A folder of states.
+
+    Attributes:
+        folder: holds one folder a state, `step-00000042`.
+        keep: how many are kept; the oldest go first.
+        identity: what must be the same for a state to be honoured; see `identity.py`.
+    """
+
+    folder: Path
+    keep: int
+    identity: Mapping[str, Any]
+
+    def save(self, state: State) -> Path:
+        """Writes a state, whole or not at all, and drops those that are too many.
+
+        Errors: InputError where the disk is full or cannot be written.
+        """
+        target = self.folder / _name(state.position.step)
+        with atomic_folder(target) as temporary:
+            write_tensors(temporary / _TENSORS, state.tensors)
+            record = {
+                "position": asdict(state.position),
+                "progress": dict(state.progress),
+                "identity": dict(self.identity),
+                "good": state.good,
+                "tensors": sha256_file(temporary / _TENSORS),
+            }
+            write_json(temporary / _RECORD, {**record, "checksum": _checksum(record)})
+        for old in self._newest_first()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def newest(self, warn: ProgressCallback) -> State | None:
+        """The newest state that is whole; None where there is none.
+
+        A damaged state is passed over for the one before, and `warn` says so.
+
+        Errors: InputError where the state belongs to other data, another model or other settings.
+        """
+        return next((state for _, state in self._whole(warn)), None)
+
+    def last_good(self, warn: ProgressCallback) -> tuple[Path, State] | None:
+        """The newest whole state that was saved while nothing was amiss, and its folder."""
+        return next(((folder, state) for folder, state in self._whole(warn) if state.good), None)
+
+    def newest_step(self) -> int | None:
+        """The step of the newest state, whole or not; None where there is none."""
+        folders = self._newest_first()
+        return int(folders[0].name.rpartition("-")[2]) if folders else None
+
+    def drop_after(self, step: int) -> None:
+        """Removes the states of later steps."""
+        for folder in self._newest_first():
+            if folder.name > _name(step):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _whole(self, warn: ProgressCallback) -> Iterator[tuple[Path, State]]:
+        for folder in self._newest_first():
+            try:
+                record = read_json(folder / _RECORD)
+                checksum = record.pop("checksum")
+                if checksum != _checksum(record) or record["tensors"] != sha256_file(folder / _TENSORS):
+                    raise InputError("its checksum differs", folder)
+                position = Position(**record["position"])
+                check_identity(record["identity"], self.identity, folder)
+                tensors = torch.load(folder / _TENSORS, map_location="cpu", weights_only=True)
+                yield folder, State(position, record["progress"], tensors, record["good"])
+            except OtherRun:
+                raise
+            except (InputError, OSError, KeyError, TypeError, AttributeError, *_UNREADABLE) as error:
+                warn(f"{folder.name} is damaged ({error}): falling back to the state before it")
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{_PREFIX}*"), reverse=True) if self.folder.is_dir() else []
+
+
+def _name(step: int) -> str:
+    return f"{_PREFIX}{step:08d}"
+
+
+_UNREADABLE = (RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Writes tensors that `torch.load(weights_only=True)` reads.
+
+    Errors: OSError where the disk does not take them.
+    """
+    stream = _Stream(path)
+    try:
+        with stream:
+            torch.save(dict(tensors), cast(IO[bytes], stream))
+    except RuntimeError:
+        # torch hides what its writer met behind an error of its own.
+        if stream.error is None:
+            raise
+        raise stream.error from None
+
+
+class _Stream:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, path: Path) -> None:
+        self.error: OSError | None = None
+        self._file = path.open("wb")
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def remove_leftovers(run: Path) -> None:
+    """Removes the unfinished files and folders that a killed process left in a run's folder."""
+    for folder in (run, run / "steps", run / "last-good"):
+        for pattern in (".*.part", ".*.old"):
+            for path in folder.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
 
 MOST, FEWEST_STEPS = 4, 500
 
@@ -46,7 +238,7 @@ class CheckpointManager:
         return self.states if step % self._every == 0 else None
 
     @staticmethod
-    def save(states: States, state: State, say: Callable[[str], None]) -> None:
+    def save(states: States, state: State, say: ProgressCallback) -> None:
         """Writes a state, unless it is one that nobody should go on from.
 
         Errors: InputError where the disk does not take it.
@@ -56,7 +248,7 @@ class CheckpointManager:
         else:
             say(f"step {state.position.step}: weights or moments are not finite, no state is saved")
 
-    def last_good(self, say: Callable[[str], None]) -> tuple[Path, State] | None:
+    def last_good(self, say: ProgressCallback) -> tuple[Path, State] | None:
         """The state to go back to and its folder; None where there is none."""
         return self.states.last_good(say) or self._fallback.last_good(say)
 

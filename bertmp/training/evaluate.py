@@ -1,9 +1,9 @@
-"""Evaluation in FP32, the precision that every later stage is held against."""
+"""Evaluation in FP32, the reference precision of every later stage; early stopping on its score."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -49,19 +49,45 @@ class Evaluation:
         return f"{shown} on {self.examples} examples"
 
 
+@dataclass(frozen=True)
+class BestEvaluation:
+    """The state of the search; pure data, part of every resumable state.
+
+    Attributes:
+        score: the best evaluation's, where higher is better; None before the first one.
+        step: when it was.
+        waited: evaluations since then.
+    """
+
+    score: float | None = None
+    step: int = 0
+    waited: int = 0
+
+    def after(self, evaluation: Evaluation, step: int) -> BestEvaluation:
+        """The state after one more evaluation; only a strictly better one counts."""
+        score = evaluation.score
+        if self.score is None or score > self.score:
+            return BestEvaluation(score, step, 0)
+        return replace(self, waited=self.waited + 1)
+
+    def is_new(self, step: int) -> bool:
+        """Whether the evaluation after `step` steps is the best one."""
+        return self.score is not None and self.step == step
+
+
 @torch.no_grad()
-def evaluate(head: Head, data: TrainingData, world: DistributedContext) -> Evaluation:
+def evaluate(head: Head, data: TrainingData, context: DistributedContext) -> Evaluation:
     """Evaluates without dropout; the head is left in its mode. Random parts are those of epoch 0.
 
     Args:
         head: with all its weights, in every process; see `DistributedContext.whole`.
-        world: its processes share out the examples and all get the same result.
+        context: its processes share out the examples and all get the same result.
     """
     training = head.training
     head.eval()
     sums: Counter[str] = Counter()
-    own, processes = world.place
+    own, processes = context.rank_and_size
     for rows in by_length(data.lengths(0), BATCH)[own::processes]:
-        sums.update(head.score(data.batch(rows, 0).to(world.device)))
+        sums.update(head.score(data.batch(rows, 0).to(context.device)))
     head.train(training)
-    return Evaluation(head.summarise(world.sum_scores(sums)), len(data))
+    return Evaluation(head.summarise(context.sum_scores(sums)), len(data))

@@ -41,49 +41,49 @@ class GradientAccumulator:
     objective: Objective
     module: nn.Module
     steps: StepDataset
-    world: DistributedContext
+    context: DistributedContext
     policy: PrecisionPolicy
     seed: int
 
-    def tally(self, share: RankBatch) -> LossNormalizer:
+    def normalizer(self, rank_batch: RankBatch) -> LossNormalizer:
         """Counts a step's terms."""
         parts = len(self.objective.head.losses)
         total = torch.zeros(parts + 1, dtype=torch.float64)
-        for batch in share.micro_batches:
+        for batch in rank_batch.micro_batches:
             if batch is not None:
                 total += torch.tensor([*self.objective.counts(batch), batch.tokens], dtype=total.dtype)
-        total = self.world.sum(total)
-        counts = total[:-1].clamp_min(1.0).float().to(self.world.device)
+        total = self.context.sum(total)
+        counts = total[:-1].clamp_min(1.0).float().to(self.context.device)
         return LossNormalizer(counts, int(total[-1]))
 
     def accumulate(
         self,
-        share: RankBatch,
-        tally: LossNormalizer,
+        rank_batch: RankBatch,
+        normalizer: LossNormalizer,
         step: int,
         scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     ) -> float:
         """Adds the gradients of the scaled loss to the parameters'; returns the loss, over all processes."""
-        sums = torch.zeros_like(tally.counts)
-        for number, batch in enumerate(share.micro_batches):
-            last = number == len(share.micro_batches) - 1
-            with self.world.accumulating(self.module, last):
-                sums += self._backward(batch, tally.counts, step, number, scale)
-        return float((self.world.sum(sums) / tally.counts).sum())
+        sums = torch.zeros_like(normalizer.counts)
+        for number, batch in enumerate(rank_batch.micro_batches):
+            last = number == len(rank_batch.micro_batches) - 1
+            with self.context.gradient_sync(self.module, last):
+                sums += self._backward(batch, normalizer.counts, step, number, scale)
+        return float((self.context.sum(sums) / normalizer.counts).sum())
 
     def _backward(
         self, batch: Batch | None, counts: Tensor, step: int, number: int, scale: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """One micro-batch's gradients; returns its summed losses, `[losses]`."""
         # Dropout depends on seed, step and place alone, so that a resumed run draws what the first one drew.
-        torch.manual_seed(_mixed(self.seed, step, number, self.world.data_rank))
+        torch.manual_seed(_mixed(self.seed, step, number, self.context.data_rank))
         weight = 1.0
         if batch is None:
             # A short batch left this process nothing: it still takes part in the exchange, with no weight.
             batch, weight = self.steps.data.batch(self.steps.any_row, 0), 0.0
         with self.policy.autocast():
-            sums = self.module(batch.to(self.world.device))
-        scale((sums / counts).sum() * (weight * self.world.data_size)).backward()
+            sums = self.module(batch.to(self.context.device))
+        scale((sums / counts).sum() * (weight * self.context.data_size)).backward()
         return sums.detach() * weight
 
 

@@ -12,13 +12,13 @@ from bertmp.core.errors import TrainingStopped
 from bertmp.core.progress import ProgressCallback
 from bertmp.model.heads import Head
 from bertmp.training.amp import PrecisionPolicy
-from bertmp.training.checkpoints import CheckpointManager
+from bertmp.training.checkpoints import CheckpointManager, Position, State, States
 from bertmp.training.distributed import DistributedContext
-from bertmp.training.early_stopping import BestEvaluation
-from bertmp.training.evaluate import Evaluation, evaluate
+from bertmp.training.distributed.dtensor_grads import clip_gradients
+from bertmp.training.evaluate import BestEvaluation, Evaluation, evaluate
 from bertmp.training.graceful_stop import graceful_stop
 from bertmp.training.gradients import GradientAccumulator
-from bertmp.training.metrics_log import MetricsLog, StepLog
+from bertmp.training.metrics_log import MetricsLog, StepLog, event_files
 from bertmp.training.objective import Objective
 from bertmp.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from bertmp.training.stability.activation_ranges import Ranges, recording
@@ -31,11 +31,9 @@ from bertmp.training.stability.monitor import (
     StepFacts,
     event,
 )
-from bertmp.training.stability.overflow_trace import broken_weights, diagnose_step, locate_nonfinite
-from bertmp.training.state import Position, State, States
+from bertmp.training.stability.overflow_trace import diagnose_step, locate_nonfinite, locate_nonfinite_weight
 from bertmp.training.steps import RankBatch, StepDataset
 from bertmp.training.tasks import TrainingData
-from bertmp.training.tensorboard import event_files
 from bertmp.training.train_options import TrainOptions
 
 
@@ -58,7 +56,7 @@ class Trainer:
     eval_data: TrainingData | None
     settings: TrainOptions
     policy: PrecisionPolicy
-    world: DistributedContext
+    context: DistributedContext
     identity: Mapping[str, Any]
     progress: ProgressCallback
     position: Position = field(default_factory=Position)
@@ -68,33 +66,33 @@ class Trainer:
     on_best: Callable[[Head], None] = lambda head: None
 
     def __post_init__(self) -> None:
-        settings, world = self.settings, self.world
-        module = world.wrap(self.objective, self.policy)
-        self.optimizer = world.arrange(make_optimizer(self.objective.head, settings))
-        self.scaler = self.policy.scaler(world.grad_scaler)
+        settings, context = self.settings, self.context
+        module = context.wrap(self.objective, self.policy)
+        self.optimizer = context.split_optimizer_groups(make_optimizer(self.objective.head, settings))
+        self.scaler = self.policy.scaler(context.grad_scaler)
         self.steps = StepDataset(
             self.data,
             settings.batch_size,
             settings.seed,
             settings.gradient_accumulation_steps,
-            world.data_rank,
-            world.data_size,
+            context.data_rank,
+            context.data_size,
         )
         self.total = settings.steps or self.steps.per_epoch * settings.epochs
         self.gradients = GradientAccumulator(
-            self.objective, module, self.steps, world, self.policy, settings.seed
+            self.objective, module, self.steps, context, self.policy, settings.seed
         )
-        self.watch = DivergenceMonitor(settings)
-        self.keeper = CheckpointManager(settings, self.identity, self.total)
+        self.monitor = DivergenceMonitor(settings)
+        self.checkpoints = CheckpointManager(settings, self.identity, self.total)
         self.metrics = MetricsLog(None)
-        if world.is_main:
+        if context.is_main:
             self.metrics = MetricsLog(settings.out / "metrics.jsonl", event_files(settings.out))
         self.log = StepLog(self.metrics, settings.log_every, self.total, self.position)
 
     def restore(self, state: State) -> None:
         """Takes over a saved state."""
         self.position = state.position
-        self.world.restore(self.objective, self.optimizer, state.tensors)
+        self.context.load_state_dict(self.objective, self.optimizer, state.tensors)
         self.scaler.load_state_dict(state.tensors["scaler"])
         evaluation = state.progress["evaluation"]
         self.evaluation = Evaluation(**evaluation) if evaluation else None
@@ -104,7 +102,7 @@ class Trainer:
     def resume(self, state: State) -> None:
         """Goes on from a state of an earlier process: what that one wrote after it is written anew."""
         self.restore(state)
-        self.watch.memory = MonitorState.from_json(state.progress["watch"])
+        self.monitor.state = MonitorState.from_json(state.progress["watch"])
         self.metrics.keep(state.progress["metrics"])
 
     def train(self) -> Evaluation | None:
@@ -118,60 +116,60 @@ class Trainer:
         self.objective.train()
         self.progress("training", self.position.step, self.total)
         with graceful_stop() as interrupted:
-            if self.world.is_main:
-                self.keeper.drop_after(self.position.step)
+            if self.context.is_main:
+                self.checkpoints.drop_after(self.position.step)
             if self.position.step == 0:
                 self._save()
             while not self._is_done():
-                self._go_on(interrupted)
-        if self.world.is_main:
-            self.keeper.forget()
+                self._run_until_rollback(interrupted)
+        if self.context.is_main:
+            self.checkpoints.forget()
         return self.evaluation
 
-    def _go_on(self, interrupted: Callable[[], bool]) -> None:
+    def _run_until_rollback(self, interrupted: Callable[[], bool]) -> None:
         """Trains to the end, or until the run has gone back to an earlier step."""
-        for share in self.steps.load(self.position.step, self.total, self.settings.num_workers):
-            if self.world.any(interrupted()):
-                self._leave()
-            if not self._step(share):
+        for rank_batch in self.steps.load(self.position.step, self.total, self.settings.num_workers):
+            if self.context.any(interrupted()):
+                self._stop_early()
+            if not self._step(rank_batch):
                 return
             if self.eval_data is not None and self._evaluation_is_due():
                 self._evaluate(self.eval_data)
             self._save()
-            if self._gives_up():
+            if self._early_stop():
                 return
 
-    def _step(self, share: RankBatch) -> bool:
+    def _step(self, rank_batch: RankBatch) -> bool:
         """One step; False where the run has gone back instead."""
         started = time.perf_counter()
         step = self.position.step
-        rate = learning_rate(step, self.total, self.settings) * self.watch.memory.rate_factor
+        rate = learning_rate(step, self.total, self.settings) * self.monitor.state.rate_factor
         set_learning_rate(self.optimizer, rate)
-        tally = self.gradients.tally(share)
-        loss = self.gradients.accumulate(share, tally, step, self.scaler.scale)
+        normalizer = self.gradients.normalizer(rank_batch)
+        loss = self.gradients.accumulate(rank_batch, normalizer, step, self.scaler.scale)
         self.scaler.unscale(self.optimizer)
-        norm = self.world.clip(self.objective, self.settings.max_grad_norm or math.inf)
+        norm = clip_gradients(self.objective, self.settings.max_grad_norm or math.inf)
         finite = math.isfinite(norm) and math.isfinite(loss)
         scale = self.scaler.value
         facts = StepFacts(loss)
         if not finite:
-            facts = diagnose_step(self.gradients, share, tally, step, loss, self.scaler)
-        action = self.watch.observe(facts)
-        self._report(action, facts, scale)
-        if action.do in (Action.GO_BACK, Action.STOP):
-            self._go_back(action)
+            facts = diagnose_step(self.gradients, rank_batch, normalizer, step, loss, self.scaler)
+        action = self.monitor.observe(facts)
+        self._log_decision(action, facts, scale)
+        if action.do in (Action.ROLL_BACK, Action.STOP):
+            self._roll_back(action)
             return False
         if action.do is Action.USE:
             self.scaler.step(self.optimizer)
         else:
             self.scaler.skip()
-        self.world.clear_gradients(self.objective, self.optimizer)
+        self.context.zero_grad(self.objective, self.optimizer)
         self.position = Position(
             step + 1,
             self.position.skipped + (not finite),
             self.position.seconds + time.perf_counter() - started,
-            self.position.examples + share.examples,
-            self.position.tokens + tally.tokens,
+            self.position.examples + rank_batch.examples,
+            self.position.tokens + normalizer.tokens,
         )
         epoch = (step + 1) / self.steps.per_epoch
         self.log.add(self.position, loss, epoch=epoch, learning_rate=rate, loss_scale=scale, grad_norm=norm)
@@ -179,35 +177,35 @@ class Trainer:
         self.progress(f"training: loss {loss:.4f}, {speed:.1f} examples/s", step + 1, self.total)
         return True
 
-    def _report(self, action: Decision, facts: StepFacts, scale: float) -> None:
+    def _log_decision(self, action: Decision, facts: StepFacts, scale: float) -> None:
         if action.cause:
-            self._note(**event(action, facts, scale))
+            self._log_event(**event(action, facts, scale))
         if action.do is Action.SKIP:
-            where = f" at {facts.culprit.module}" if action.expected and facts.culprit else ""
+            where = f" at {facts.fault.module}" if action.expected and facts.fault else ""
             self.progress(f"step {self.position.step + 1}: {action.cause}{where}; the step is left out")
 
-    def _note(self, **values: Any) -> None:
+    def _log_event(self, **values: Any) -> None:
         """An event of the step at hand, in the metrics file."""
         self.metrics.write({"step": self.position.step + 1, **values})
 
-    def _go_back(self, action: Decision) -> None:
+    def _roll_back(self, action: Decision) -> None:
         """Takes over the last good state with a lower learning rate; stops the run where there is none."""
         step = self.position.step + 1
-        found = self.keeper.last_good(self.progress)
+        found = self.checkpoints.last_good(self.progress)
         if action.do is Action.STOP or found is None:
             good = f"the last good state is {found[0]}" if found else "no good state was saved before it"
             todo = f"{good}; check the data, or start anew with a lower --learning-rate or in bf16 or fp32"
             raise TrainingStopped(action.cause, f"step {step}", todo)
-        self.watch.went_back()
-        factor = self.watch.memory.rate_factor
+        self.monitor.record_rollback()
+        factor = self.monitor.state.rate_factor
         to_step = found[1].position.step
-        self._note(event="rollback", to_step=to_step, rate_factor=factor, cause=action.cause)
+        self._log_event(event="rollback", to_step=to_step, rate_factor=factor, cause=action.cause)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler = self.policy.scaler(self.world.grad_scaler)
+        self.scaler = self.policy.scaler(self.context.grad_scaler)
         self.restore(found[1])
-        self.world.wait()
-        if self.world.is_main:
-            self.keeper.drop_after(self.position.step)
+        self.context.barrier()
+        if self.context.is_main:
+            self.checkpoints.drop_after(self.position.step)
         self.progress(
             f"step {step}: {action.cause}; back to step {self.position.step}, "
             f"with {factor:g} times the learning rate"
@@ -218,29 +216,29 @@ class Trainer:
 
         Errors: TrainingStopped where every single step was left out.
         """
-        if self.position.step < self.total and not self._gives_up():
+        if self.position.step < self.total and not self._early_stop():
             return False
-        culprit = broken_weights(self.objective, self.world)
-        if culprit is None and self.watch.memory.skipped:
-            culprit = self._broken_answers()
-        if culprit is None:
-            self._require_progress()
+        fault = locate_nonfinite_weight(self.objective, self.context)
+        if fault is None and self.monitor.state.skipped:
+            fault = self._outputs_nonfinite()
+        if fault is None:
+            self._check_any_step_applied()
             return True
-        facts = StepFacts(math.nan, finite=False, culprit=culprit)
-        action = self.watch.refuse(facts)
-        self._report(action, facts, self.scaler.value)
-        self._go_back(action)
+        facts = StepFacts(math.nan, finite=False, fault=fault)
+        action = self.monitor.refuse(facts)
+        self._log_decision(action, facts, self.scaler.value)
+        self._roll_back(action)
         return False
 
-    def _broken_answers(self) -> FaultSite | None:
+    def _outputs_nonfinite(self) -> FaultSite | None:
         """Whether finite weights answer even the first step's texts with numbers that are not.
 
         A run that ends with steps left out met bad texts there, or has exploded.
         """
-        share = self.steps[0]
-        return locate_nonfinite(self.gradients, share, self.gradients.tally(share), 0, lambda loss: loss)
+        rank_batch = self.steps[0]
+        return locate_nonfinite(self.gradients, rank_batch, self.gradients.normalizer(rank_batch), 0)
 
-    def _require_progress(self) -> None:
+    def _check_any_step_applied(self) -> None:
         if self.position.skipped >= self.position.step:
             raise TrainingStopped(
                 "every step was left out: nothing was learnt",
@@ -253,45 +251,45 @@ class Trainer:
         return step == self.total or step % (self.settings.eval_every or self.steps.per_epoch) == 0
 
     def _evaluate(self, data: TrainingData) -> None:
-        head = self.world.whole(self.objective.head)
+        head = self.context.full_head(self.objective.head)
         with recording(head, self.position.step == self.total) as self.ranges:
-            self.evaluation = evaluate(head, data, self.world)
+            self.evaluation = evaluate(head, data, self.context)
         epoch = self.position.step / self.steps.per_epoch
         self.metrics.write({"step": self.position.step, "epoch": epoch, **self.evaluation.to_json()})
         self.progress(f"epoch {epoch:.2f}: {self.evaluation.describe()}")
         self.best = self.best.after(self.evaluation, self.position.step)
         if self.best.is_new(self.position.step):
             self.on_best(head)
-        if self._gives_up():
+        if self._early_stop():
             self.progress(f"no better evaluation since step {self.best.step}: the run ends here")
 
-    def _gives_up(self) -> bool:
+    def _early_stop(self) -> bool:
         """Whether the last `patience` evaluations were no better than the one before them."""
         return 0 < self.settings.patience <= self.best.waited
 
     def _save(self) -> None:
         """Writes the state of this moment where one is due."""
-        states = self.keeper.due(self.position.step)
+        states = self.checkpoints.due(self.position.step)
         if states is not None:
             self._save_to(states)
 
     def _save_to(self, states: States) -> None:
-        tensors = self.world.collect(self.objective, self.optimizer)
+        tensors = self.context.state_dict(self.objective, self.optimizer)
         tensors["scaler"] = self.scaler.state_dict()
         progress = {
-            "watch": self.watch.memory.to_json(),
+            "watch": self.monitor.state.to_json(),
             "metrics": self.metrics.lines,
             "losses": self.log.losses,
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
             "best": asdict(self.best),
         }
-        state = State(self.position, progress, tensors, good=self.watch.memory.calm)
-        if self.world.is_main:
-            self.keeper.save(states, state, self.progress)
+        state = State(self.position, progress, tensors, good=self.monitor.state.calm)
+        if self.context.is_main:
+            self.checkpoints.save(states, state, self.progress)
 
-    def _leave(self) -> None:
+    def _stop_early(self) -> None:
         if self.settings.save_every:
-            self._save_to(self.keeper.states)
+            self._save_to(self.checkpoints.states)
             self.progress(
                 f"step {self.position.step} is saved; the same command with --resume goes on from it"
             )

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bertmp.core.errors import InputError
 from bertmp.core.io import sha256_file
-from bertmp.core.options import declared_options
+from bertmp.core.options import declared_options, renamed
 from bertmp.model.checkpoint import LoadedCheckpoint
 from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.train_options import TrainOptions
 
 
-def identity(settings: TrainOptions, loaded: LoadedCheckpoint, policy: PrecisionPolicy) -> dict[str, Any]:
+class OtherRun(InputError):
+    """A state was found that another run made."""
+
+
+def run_identity(settings: TrainOptions, loaded: LoadedCheckpoint, policy: PrecisionPolicy) -> dict[str, Any]:
     """Name → value, all of them plain JSON; names that end in ` contents` hold fingerprints.
 
     Args:
@@ -56,3 +62,18 @@ def contents(path: Path) -> str:
         if file.is_file():
             digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
     return digest.hexdigest()
+
+
+def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    todo = "resume with the settings of the run, or start in another folder"
+    former = {
+        f"--{new}".replace("_", "-"): f"--{old}".replace("_", "-")
+        for old, new in renamed(TrainOptions).items()
+    }
+    for name, value in wanted.items():
+        was = found.get(name, found.get(former.get(name, "")))  # version 0.1 used the former names
+        if was == value:
+            continue
+        if name.endswith(" contents"):  # a fingerprint, which tells a reader nothing
+            raise OtherRun(f"the state was made with another {name.removesuffix(' contents')}", folder, todo)
+        raise OtherRun(f"the state was made with {name} {was}, now it is {value}", folder, todo)

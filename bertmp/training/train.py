@@ -20,15 +20,15 @@ from bertmp.environment.downloads import downloaded
 from bertmp.model.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from bertmp.model.heads import Head, LossOptions
 from bertmp.training.amp import PrecisionPolicy
+from bertmp.training.checkpoints import remove_leftovers
 from bertmp.training.distributed import DistributedContext, checkpoint_activations, join
 from bertmp.training.evaluate import Evaluation, evaluate
 from bertmp.training.loop import Trainer
 from bertmp.training.malloc import keep_freed_memory
 from bertmp.training.objective import Objective
-from bertmp.training.resume_check import identity
+from bertmp.training.resume_check import run_identity
 from bertmp.training.stability.activation_ranges import FILE as RANGES
 from bertmp.training.stability.activation_ranges import measured, to_json
-from bertmp.training.state import remove_leftovers
 from bertmp.training.tasks import READERS, Task
 from bertmp.training.train_options import TrainOptions
 
@@ -81,15 +81,15 @@ def train(options: TrainOptions) -> TrainResult:
     """
     with join() as processes:
         options = replace(options, model=downloaded(options.model))
-        world = processes.arrange(options.data_parallel, options.tensor_parallel, options.fsdp)
-        result = _train(options, world, options.progress if world.is_main else null_progress)
-        world.wait()  # until the first process has written the checkpoint
+        context = processes.arrange(options.data_parallel, options.tensor_parallel, options.fsdp)
+        result = _train(options, context, options.progress if context.is_main else null_progress)
+        context.barrier()  # until the first process has written the checkpoint
         return result
 
 
-def _train(settings: TrainOptions, world: DistributedContext, progress: ProgressCallback) -> TrainResult:
+def _train(settings: TrainOptions, context: DistributedContext, progress: ProgressCallback) -> TrainResult:
     keep_freed_memory()
-    policy = PrecisionPolicy.resolve(settings.precision, settings.loss_scale, world.device.type, settings)
+    policy = PrecisionPolicy.resolve(settings.precision, settings.loss_scale, context.device.type, settings)
     prepared = READERS[settings.task](settings)
     loaded = load_checkpoint(settings.model, prepared.head or settings.task, prepared.labels, settings.seed)
     train_data, eval_data = prepared.encode(_shortened(loaded, settings.max_length))
@@ -97,29 +97,29 @@ def _train(settings: TrainOptions, world: DistributedContext, progress: Progress
     objective = Objective(loaded.model, _loss_options(settings, prepared))
     if settings.activation_checkpointing:
         checkpoint_activations(objective.head)
-    own = identity(settings, loaded, policy)
-    trainer = Trainer(objective, train_data, eval_data, settings, policy, world, own, progress)
-    if settings.keep_best and world.is_main:
+    own = run_identity(settings, loaded, policy)
+    trainer = Trainer(objective, train_data, eval_data, settings, policy, context, own, progress)
+    if settings.keep_best and context.is_main:
         trainer.on_best = lambda head: save_checkpoint(
             settings.out / "best", head, loaded.config, loaded.tokenizer
         )
     notes = _resume(trainer) if settings.resume else _replaced(trainer)
-    world.wait()
-    if world.is_main:
+    context.barrier()
+    if context.is_main:
         _prepare(settings)
-    world.wait()
+    context.barrier()
     for line in (*notes, *_remarks(loaded, train_data.truncated, policy, settings)):
         progress(line)
     evaluation = trainer.train()
     checkpoint = settings.out / "final"
-    trained = world.whole(objective.head)
+    trained = context.full_head(objective.head)
     if settings.keep_best and trainer.eval_data is not None and trainer.best.step != trainer.position.step:
-        world.wait()
+        context.barrier()
         best = load_checkpoint(settings.out / "best", trained.task, prepared.labels)
-        trained, trainer.ranges = best.model.to(world.device), None
-        evaluation = evaluate(trained, trainer.eval_data, world)
+        trained, trainer.ranges = best.model.to(context.device), None
+        evaluation = evaluate(trained, trainer.eval_data, context)
     ranges = _ranges(trainer, trained)
-    if world.is_main:
+    if context.is_main:
         save_checkpoint(checkpoint, trained, loaded.config, loaded.tokenizer, {RANGES: ranges})
     truncated = train_data.truncated + (eval_data.truncated if eval_data else 0)
     return _result(checkpoint, trainer, evaluation, truncated)
@@ -128,8 +128,9 @@ def _train(settings: TrainOptions, world: DistributedContext, progress: Progress
 def _resume(trainer: Trainer) -> list[str]:
     """Goes back to the newest whole state; returns what there is to say about it."""
     notes: list[str] = []
-    state = trainer.keeper.states.newest(notes.append)
-    trainer.world.agree(state.position.step if state else None, "the state they resume from")
+    state = trainer.checkpoints.states.newest(lambda message, *_: notes.append(message))
+    step = state.position.step if state else None
+    trainer.context.assert_equal_across_ranks(step, "the state they resume from")
     if state is None:
         return [*notes, "no state to resume from: starting from the beginning"]
     trainer.resume(state)
@@ -138,7 +139,7 @@ def _resume(trainer: Trainer) -> list[str]:
 
 def _replaced(trainer: Trainer) -> list[str]:
     """What there is to say where a new run takes the place of one that could be resumed."""
-    newest = trainer.keeper.states.newest_step()
+    newest = trainer.checkpoints.states.newest_step()
     if newest is None:
         return []
     return [f"the states of an earlier run, up to step {newest}, are replaced; --resume goes on from them"]
@@ -186,9 +187,9 @@ def _prepare(settings: TrainOptions) -> None:
 
 def _ranges(trainer: Trainer, trained: Head) -> dict[str, Any]:
     """The activation ranges of the trained model: those of the last evaluation where that was of it."""
-    settings, world = trainer.settings, trainer.world
-    ranges = trainer.ranges or measured(trained, trainer.eval_data, trainer.data, world)
-    return to_json(ranges, str(Path(settings.eval_data or settings.data).resolve()), world)
+    settings, context = trainer.settings, trainer.context
+    ranges = trainer.ranges or measured(trained, trainer.eval_data, trainer.data, context)
+    return to_json(ranges, str(Path(settings.eval_data or settings.data).resolve()), context)
 
 
 def _remarks(
@@ -214,7 +215,7 @@ def _result(checkpoint: Path, trainer: Trainer, evaluation: Evaluation | None, t
         tokens_per_second=position.tokens / seconds,
         evaluation=evaluation,
         precision=trainer.policy.mode,
-        peak_memory_bytes=_peak_memory(trainer.world.device),
+        peak_memory_bytes=_peak_memory(trainer.context.device),
         truncated=truncated,
     )
 

@@ -1,7 +1,7 @@
 """One process of a sharded run, started by torchrun: `python sharded_worker.py OUT.json PRECISION SHARD`.
 
-Builds the world itself, so that one GPU alone is sharded too, over NCCL. The first process writes the losses
-and what its weights were.
+Builds the context itself, so that a single GPU is sharded too, over NCCL. The first process writes the
+losses and whether its weights are DTensors.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ SIZES = (20, 33, 5, 64, 12, 12, 40, 7)
 STEPS = 16
 
 
-def losses(world: DistributedContext, precision: str) -> tuple[list[float], bool]:
+def losses(context: DistributedContext, precision: str) -> tuple[list[float], bool]:
     """Each step's loss, and whether the weights lay in pieces."""
-    clock = Clock(1, STEPS, synchroniser(world.device))
-    trainer = make_trainer(CONFIG, precision, world, RandomTexts.of(CONFIG, SIZES), clock, 3e-3)
+    clock = Clock(1, STEPS, synchroniser(context.device))
+    trainer = make_trainer(CONFIG, precision, context, RandomTexts.of(CONFIG, SIZES), clock, 3e-3)
     trainer.train()
     return clock.losses, all(isinstance(p, DTensor) for p in trainer.objective.head.parameters())
 
@@ -51,7 +51,7 @@ def main() -> None:
     if on_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-    found, pieces = losses(make_context(device, rank, size, 1, shard=True), precision)
+    found, pieces = losses(make_context(device, rank, size, 1, fsdp=True), precision)
     if rank == 0:
         backend = dist.get_backend_config().split(",") if on_gpu else ["cpu:gloo"]
         out.write_text(json.dumps({"losses": found, "pieces": pieces, "size": size, "backends": backend}))

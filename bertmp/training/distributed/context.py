@@ -1,4 +1,4 @@
-"""Where a run's processes stand: alone, or side by side on one device mesh."""
+"""The processes of a run: a single one, or several on one device mesh."""
 
 from __future__ import annotations
 
@@ -20,21 +20,30 @@ from bertmp.core.errors import InputError
 from bertmp.model.embedding import word_embeddings
 from bertmp.model.heads import Head, head_for
 from bertmp.training.amp import PrecisionPolicy
-from bertmp.training.clipping import clip_gradients
-from bertmp.training.distributed import dtensor_grads as pieces
-from bertmp.training.distributed import full_state_dict as wholes
-from bertmp.training.distributed import parallelize as layouts
+from bertmp.training.distributed.dtensor_grads import ShardedGradScaler, split_groups_by_mesh
+from bertmp.training.distributed.full_state_dict import (
+    full_weights,
+    load_optimizer_state,
+    load_weights,
+    optimizer_state,
+)
+from bertmp.training.distributed.parallelize import (
+    MESH_DIMS,
+    apply_fsdp,
+    apply_tensor_parallel,
+    check_tensor_parallel,
+)
 from bertmp.training.objective import Objective
 
 T = TypeVar("T")
 
 
-def make_context(device: torch.device, rank: int, groups: int, parts: int, shard: bool) -> DistributedContext:
-    """The world of process `rank` of `groups` × `parts`: neighbours hold the parts of one layer."""
-    # Whole tensors of two-dimensional layouts are put together one dimension at a time, as torch remarks.
+def make_context(device: torch.device, rank: int, groups: int, parts: int, fsdp: bool) -> DistributedContext:
+    """The context of process `rank` of `groups` × `parts`; neighbours form a tensor-parallel group."""
+    # Full tensors of two-dimensional layouts are gathered one dimension at a time; torch warns of that.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    shape = (1, groups, parts) if shard else (groups, 1, parts)
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=layouts.MESH)
+    shape = (1, groups, parts) if fsdp else (groups, 1, parts)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=MESH_DIMS)
     columns = [list(range(part, groups * parts, parts)) for part in range(parts)]
     data_group, _ = dist.new_subgroups_by_enumeration(columns, backend="gloo")
     return DistributedContext(
@@ -43,7 +52,7 @@ def make_context(device: torch.device, rank: int, groups: int, parts: int, shard
         data_size=groups,
         tensor_rank=rank % parts,
         tensor_size=parts,
-        shard=shard,
+        fsdp=fsdp,
         mesh=mesh,
         all_group=dist.new_group(backend="gloo"),
         data_group=data_group,
@@ -54,16 +63,16 @@ def make_context(device: torch.device, rank: int, groups: int, parts: int, shard
 class DistributedContext:
     """The processes of a run, as one of them sees it.
 
-    Methods that talk of all processes are called by every process at the same moment.
+    Methods that communicate are called by every process at the same time.
 
     Attributes:
         device: this process's device.
-        data_rank, data_size: which share of every batch is this process's, of how many.
-        tensor_rank, tensor_size: which part of every layer is this process's, of how many.
-        shard: whether weights and optimizer states are spread over the data-parallel processes.
-        mesh: the processes on `layouts.MESH`; None where there is one.
+        data_rank, data_size: this process's data-parallel rank, and how many there are.
+        tensor_rank, tensor_size: this process's tensor-parallel rank, and how many there are.
+        fsdp: whether weights and optimizer states are sharded over the data-parallel processes.
+        mesh: the processes on `MESH_DIMS`; None for a single process.
         all_group, data_group: Gloo groups for small CPU tensors and objects: all processes, and those that
-            have the same part of every layer.
+            have the same tensor-parallel rank.
     """
 
     device: torch.device
@@ -71,14 +80,14 @@ class DistributedContext:
     data_size: int = 1
     tensor_rank: int = 0
     tensor_size: int = 1
-    shard: bool = False
+    fsdp: bool = False
     mesh: DeviceMesh | None = None
     all_group: dist.ProcessGroup | None = None
     data_group: dist.ProcessGroup | None = None
 
     @classmethod
-    def alone(cls) -> DistributedContext:
-        """One process, on the GPU where there is one."""
+    def single(cls) -> DistributedContext:
+        """A single process, on the GPU if there is one."""
         return cls(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
@@ -87,19 +96,12 @@ class DistributedContext:
         return self.data_rank == 0 and self.tensor_rank == 0
 
     @property
-    def in_pieces(self) -> bool:
-        """Whether parameters are spread over processes."""
-        return self.mesh is not None and (self.shard or self.tensor_size > 1)
-
-    def describe(self) -> str:
-        """The layout in a few words."""
-        if self.mesh is None:
-            return "one process"
-        kind = "sharded" if self.shard else "data-parallel"
-        return f"{self.data_size} {kind} by {self.tensor_size} tensor-parallel processes"
+    def is_sharded(self) -> bool:
+        """Whether parameters are sharded over processes."""
+        return self.mesh is not None and (self.fsdp or self.tensor_size > 1)
 
     def wrap(self, objective: Objective, policy: PrecisionPolicy) -> nn.Module:
-        """The objective on its device, with whatever keeps the processes' weights in step.
+        """The objective on its device, wrapped for tensor parallelism, FSDP2 or DDP as the layout needs.
 
         Errors: InputError where the model's layers do not divide by `tensor_size`.
         """
@@ -109,13 +111,13 @@ class DistributedContext:
         for table in word_embeddings(objective):
             table.is_read_whole = True
         if self.tensor_size > 1:
-            layouts.check_tensor_parallel(objective.head.config, self.tensor_size)
-            layouts.split_layers(objective.head, self.mesh["tensor"])
-        if self.shard:
-            layouts.shard_weights(objective.head, self.mesh["shard"], policy.dtype)
+            check_tensor_parallel(objective.head.config, self.tensor_size)
+            apply_tensor_parallel(objective.head, self.mesh["tensor"])
+        if self.fsdp:
+            apply_fsdp(objective.head, self.mesh["shard"], policy.dtype)
         elif self.data_size > 1 and self.tensor_size > 1:
-            # DistributedDataParallel takes no tensors that lie in pieces; replicas of one shard each do.
-            layouts.shard_weights(objective.head, self.mesh["replicate", "shard"], policy.dtype)
+            # DistributedDataParallel takes no DTensors; FSDP2 with a single shard per replica does.
+            apply_fsdp(objective.head, self.mesh["replicate", "shard"], policy.dtype)
         elif self.data_size > 1:
             devices = [self.device.index] if self.device.type == "cuda" else None
             return DistributedDataParallel(
@@ -126,33 +128,27 @@ class DistributedContext:
             )
         return objective
 
-    def arrange(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """The optimizer, ready for the parameters of a wrapped model."""
-        if self.in_pieces:
-            pieces.one_mesh_a_group(optimizer)
+    def split_optimizer_groups(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The optimizer, with parameter groups that fit a wrapped model."""
+        if self.is_sharded:
+            split_groups_by_mesh(optimizer)
         return optimizer
 
     @property
     def grad_scaler(self) -> Callable[..., torch.amp.GradScaler]:
-        """The kind of GradScaler that sees an overflow in any process's piece of the gradients."""
-        return pieces.SharedGradScaler if self.in_pieces else torch.amp.GradScaler
+        """The class of GradScaler that sees an overflow in any process's shard of the gradients."""
+        return ShardedGradScaler if self.is_sharded else torch.amp.GradScaler
 
-    def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """The context of one micro-batch's passes; gradients are shared after the `last` one."""
+    def gradient_sync(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Context of one micro-batch: gradients are reduced over the processes after the `last` one."""
         if isinstance(module, DistributedDataParallel) and not last:
             return module.no_sync()
         if isinstance(module, Objective) and isinstance(module.head, FSDPModule):
             module.head.set_requires_gradient_sync(last)
         return nullcontext()
 
-    def clip(self, objective: Objective, limit: float) -> float:
-        """Clips the gradients to an L2 norm of `limit`; returns the norm before, of all processes' pieces."""
-        if self.in_pieces:
-            return pieces.clip(objective.parameters(), limit)
-        return clip_gradients(objective, limit)
-
-    def clear_gradients(self, objective: Objective, optimizer: torch.optim.Optimizer) -> None:
-        """Takes the used gradients away."""
+    def zero_grad(self, objective: Objective, optimizer: torch.optim.Optimizer) -> None:
+        """Clears the gradients after a step."""
         if self.mesh is None:
             for table in word_embeddings(objective):
                 table.take_back()
@@ -165,17 +161,17 @@ class DistributedContext:
         assert self.mesh is not None
         total = values.clone()
         on_cpu = total.device.type == "cpu"
-        group = self.data_group if on_cpu else self.mesh.get_group("shard" if self.shard else "replicate")
+        group = self.data_group if on_cpu else self.mesh.get_group("shard" if self.fsdp else "replicate")
         dist.all_reduce(total, group=group)
         return total
 
     @property
-    def place(self) -> tuple[int, int]:
-        """This process's number among all, and how many there are."""
+    def rank_and_size(self) -> tuple[int, int]:
+        """This process's rank among all, and how many there are."""
         return self.data_rank * self.tensor_size + self.tensor_rank, self.data_size * self.tensor_size
 
     def sum_scores(self, scores: Mapping[str, float]) -> Counter[str]:
-        """Sums of named figures over all processes, which need not all have the same names."""
+        """Sums of named values over all processes, which may have different names."""
         total: Counter[str] = Counter()
         for part in self.gather(dict(scores)):
             total.update(part)
@@ -185,7 +181,7 @@ class DistributedContext:
         """The values of all processes, in their order."""
         if self.all_group is None:
             return [value]
-        values: list[Any] = [None] * self.place[1]
+        values: list[Any] = [None] * self.rank_and_size[1]
         dist.all_gather_object(values, value, group=self.all_group)
         return values
 
@@ -197,13 +193,13 @@ class DistributedContext:
         dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.all_group)
         return bool(value)
 
-    def wait(self) -> None:
-        """Until every process is here."""
+    def barrier(self) -> None:
+        """Waits until every process has called this."""
         if self.all_group is not None:
             dist.barrier(self.all_group)
 
-    def agree(self, value: T, what: str) -> T:
-        """The value, where all processes have the same.
+    def assert_equal_across_ranks(self, value: T, what: str) -> T:
+        """Checks that all processes have the same value.
 
         Errors: InputError where they differ, as on hosts that do not share the run's folder.
         """
@@ -212,32 +208,32 @@ class DistributedContext:
             raise InputError(f"the processes differ in {what}", "--out", "give a folder that all hosts share")
         return value
 
-    def whole(self, head: Head) -> Head:
-        """The head with all its weights, to be evaluated or saved: itself, or a copy where it is in pieces.
+    def full_head(self, head: Head) -> Head:
+        """The head with its full weights, to evaluate or save: itself, or a copy if it is sharded.
 
-        The copy is in FP32 on this process's device, and no exchange is needed to run it.
+        The copy is in FP32 on this process's device, and running it needs no communication.
         """
-        if not self.in_pieces:
+        if not self.is_sharded:
             return head
-        state = {name: tensor.to(self.device) for name, tensor in wholes.weights(head).items()}
+        state = {name: tensor.to(self.device) for name, tensor in full_weights(head).items()}
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
             copy = head_for(head.task)(head.config)
         copy.load_state_dict(state, assign=True)
         return copy.train(head.training)
 
-    def collect(self, objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The whole run's weights and optimizer state, whatever the layout: what a state holds.
+    def state_dict(self, objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The full weights and optimizer state, independent of the layout: the content of a resumable state.
 
         Called by all processes; the tensors are empty in all but the first.
         """
         return {
-            "model": wholes.weights(objective.head, self.is_main),
-            "optimizer": wholes.optimizer_state(objective.head, optimizer, self.is_main),
+            "model": full_weights(objective.head, self.is_main),
+            "optimizer": optimizer_state(objective.head, optimizer, self.is_main),
         }
 
-    def restore(
+    def load_state_dict(
         self, objective: Objective, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
     ) -> None:
-        """Takes over what `collect` gave, under this or another layout."""
-        wholes.load_weights(objective.head, state["model"])
-        wholes.load_optimizer_state(objective.head, optimizer, state["optimizer"])
+        """Loads what `state_dict` returned, under this or another layout."""
+        load_weights(objective.head, state["model"])
+        load_optimizer_state(objective.head, optimizer, state["optimizer"])

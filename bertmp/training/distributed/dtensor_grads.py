@@ -1,81 +1,89 @@
-"""Gradients that lie in pieces: their norm, their clipping, their check for overflow, their optimizer."""
+"""Gradients, plain or spread over processes (DTensor): clipping, overflow check, optimizer groups."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+
+from bertmp.model.embedding import word_embeddings
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The piece of a tensor that this process holds; shares its storage."""
+def local_tensor(tensor: Tensor) -> Tensor:
+    """The shard of a tensor that this process holds; shares its storage."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def clip(parameters: Iterable[nn.Parameter], limit: float) -> float:
-    """Scales gradients down to an L2 norm of at most `limit`; returns the norm before.
+def clip_gradients(module: nn.Module, limit: float) -> float:
+    """Clips all gradients to an L2 norm of `limit`, in place (Pascanu et al. 2013).
 
-    The norm is that of the whole gradient, over all pieces in all processes; the arithmetic is that of
-    `torch.nn.utils.clip_grad_norm_`, which takes no tensors from different meshes.
+    `torch.nn.utils.clip_grad_norm_` takes no tensors from different meshes. Of a word embedding's gradient
+    only the rows that were looked up are read and scaled.
+
+    Returns:
+        The norm before clipping, of the full gradient over all shards in all processes.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = _norm(gradients)
-    pieces = [local(gradient) for gradient in gradients]
-    if math.isfinite(limit):
-        torch._foreach_mul_(pieces, (limit / (norm + 1e-6)).clamp(max=1.0))
+    rows = {id(each.weight): each.rows() for each in word_embeddings(module)}
+    gradients = [(each.grad, rows.get(id(each))) for each in module.parameters() if each.grad is not None]
+    nonzero = [local_tensor(grad) if index is None else grad[index] for grad, index in gradients]
+    norm = _total_norm([grad for grad, _ in gradients], nonzero)
+    if float(norm) > limit:
+        torch._foreach_mul_(nonzero, limit / (norm + 1e-6))
+        for (grad, index), values in zip(gradients, nonzero, strict=True):
+            if index is not None:
+                grad.index_copy_(0, index, values)
     return float(norm)
 
 
-def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The L2 norm of all gradients, a scalar."""
-    kinds: dict[Any, list[Tensor]] = {}
-    for gradient in gradients:
-        kinds.setdefault(_spread(gradient), []).append(gradient)
+def _total_norm(gradients: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of all gradients, a scalar; `values` are their elements in this process."""
+    groups: dict[Any, list[Tensor]] = {}
+    for gradient, local in zip(gradients, values, strict=True):
+        groups.setdefault(_sharded_dims(gradient), []).append(local)
     squares = []
-    for (mesh, dimensions), members in kinds.items():
-        square = torch.nn.utils.get_total_norm([local(member) for member in members]).double() ** 2
-        for dimension in dimensions:
-            dist.all_reduce(square, group=mesh.get_group(dimension))
+    for (mesh, dims), members in groups.items():
+        square = get_total_norm(members).double() ** 2  # exact: a float's square fits in a double
+        for dim in dims:
+            dist.all_reduce(square, group=mesh.get_group(dim))
         squares.append(square)
     return torch.stack(squares).sum().sqrt().float()
 
 
-def _spread(tensor: Tensor) -> tuple[Any, tuple[int, ...]]:
-    """The mesh that a tensor lies on and the dimensions along which its pieces differ."""
+def _sharded_dims(tensor: Tensor) -> tuple[Any, tuple[int, ...]]:
+    """The mesh of a tensor and the mesh dimensions over which it is sharded."""
     if not isinstance(tensor, DTensor):
         return None, ()
     return tensor.device_mesh, tuple(i for i, p in enumerate(tensor.placements) if not p.is_replicate())
 
 
-def one_mesh_a_group(optimizer: torch.optim.Optimizer) -> None:
+def split_groups_by_mesh(optimizer: torch.optim.Optimizer) -> None:
     """Splits parameter groups whose tensors lie on different meshes: an update takes one mesh at a time."""
-    groups = optimizer.param_groups
     split: list[dict[str, Any]] = []
-    for group in groups:
+    for group in optimizer.param_groups:
         meshes: dict[Any, list[Tensor]] = {}
         for parameter in group["params"]:
             meshes.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
         split += [{**group, "params": parameters} for parameters in meshes.values()]
-    groups[:] = split
+    optimizer.param_groups[:] = split
 
 
-class SharedGradScaler(torch.amp.GradScaler):
-    """torch's GradScaler for gradients in pieces: an overflow in one process is one in all."""
+class ShardedGradScaler(torch.amp.GradScaler):
+    """torch's GradScaler for sharded gradients: an overflow in one process is one in all."""
 
     def _unscale_grads_(
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
     ) -> dict[torch.device, Tensor]:
-        pieces = [
-            local(parameter.grad)
+        shards = [
+            local_tensor(parameter.grad)
             for group in optimizer.param_groups
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        torch._amp_foreach_non_finite_check_and_unscale_(pieces, found_inf, inv_scale)
+        torch._amp_foreach_non_finite_check_and_unscale_(shards, found_inf, inv_scale)
         dist.all_reduce(found_inf, op=dist.ReduceOp.MAX)
         return {found_inf.device: found_inf}

@@ -1,4 +1,8 @@
-"""States in one form for every layout: plain whole tensors by the parameters' names."""
+"""Full state dictionaries: plain tensors by parameter name, the same for every layout of the processes.
+
+`torch.distributed.checkpoint.state_dict` is not used: it steps an optimizer without state to get one, and a
+state saved before the first step has none.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def whole(tensor: Tensor, keep: bool = True) -> Tensor:
-    """All of a tensor on the CPU, from the pieces in all processes, which call this at the same moment.
+def full_tensor(tensor: Tensor, keep: bool = True) -> Tensor:
+    """The full tensor on the CPU, from the shards of all processes, which call this at the same time.
 
-    A tensor that lies on the CPU already is no copy, which would take three times the weights' memory for a
-    state: it is to be written or read before the next step changes it.
+    A tensor on the CPU is not copied, which would take three times the memory of the weights for a state:
+    write or read it before the next step changes it.
 
     Args:
         keep: whether this process needs it; an empty tensor is returned where not.
@@ -24,25 +28,25 @@ def whole(tensor: Tensor, keep: bool = True) -> Tensor:
     return full.detach().to("cpu") if keep else torch.empty(0)
 
 
-def pieces_like(full: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor spread as `like` is, on its device, without any exchange."""
+def distribute_like(full: Tensor, like: Tensor) -> Tensor:
+    """A full tensor, sharded like `like` and on its device, without communication."""
     full = full.to(like.device)
     if isinstance(like, DTensor):
         return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
     return full
 
 
-def weights(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
-    """A model's whole weights."""
+def full_weights(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
+    """The full weights of a model."""
     if isinstance(model, FSDPModule):
         model.reshard()
-    return {name: whole(tensor, keep) for name, tensor in model.state_dict().items()}
+    return {name: full_tensor(tensor, keep) for name, tensor in model.state_dict().items()}
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Puts whole weights into a model in any layout."""
+    """Loads full weights into a model in any layout."""
     own = model.state_dict()
-    model.load_state_dict({name: pieces_like(tensor, own[name]) for name, tensor in state.items()})
+    model.load_state_dict({name: distribute_like(tensor, own[name]) for name, tensor in state.items()})
 
 
 def optimizer_state(
@@ -53,14 +57,14 @@ def optimizer_state(
     for name, parameter in model.named_parameters():
         if parameter in optimizer.state:
             entries = optimizer.state[parameter].items()
-            state[name] = {key: whole(v, keep) if isinstance(v, Tensor) else v for key, v in entries}
+            state[name] = {key: full_tensor(v, keep) if isinstance(v, Tensor) else v for key, v in entries}
     return state
 
 
 def load_optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Takes over what `optimizer_state` gave, in any layout."""
+    """Loads what `optimizer_state` returned, in any layout."""
     # Fused updates count their steps on the device, the others on the CPU.
     counters = next(model.parameters()).device if optimizer.defaults.get("fused") else torch.device("cpu")
     optimizer.state.clear()
@@ -73,5 +77,7 @@ def load_optimizer_state(
 
 
 def _restored(value: Tensor, parameter: Tensor, counters: torch.device) -> Tensor:
-    """An entry of a parameter's state: spread like the parameter where it has its shape, else a counter."""
-    return pieces_like(value, parameter) if value.shape == parameter.shape else value.to(counters, copy=True)
+    """An entry of a parameter's state: sharded like the parameter if of its shape, else a step counter."""
+    return (
+        distribute_like(value, parameter) if value.shape == parameter.shape else value.to(counters, copy=True)
+    )

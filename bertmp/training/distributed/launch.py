@@ -1,7 +1,7 @@
-"""How the processes of a run find each other, and how one that fails takes the others with it.
+"""Starts and ends the process group of a run; one process that fails ends the others.
 
-torchrun starts them and says to each who it is (`RANK`, `LOCAL_RANK`, `WORLD_SIZE`, `MASTER_ADDR`, …), on
-one host or on many. Without torchrun a process is alone.
+torchrun starts the processes and sets `RANK`, `LOCAL_RANK`, `WORLD_SIZE`, `MASTER_ADDR`, …, on one host or
+many. Without torchrun there is a single process.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from bertmp.core.errors import BertmpError, InputError
 from bertmp.training.distributed.context import DistributedContext, make_context
 
 TIMEOUT = timedelta(minutes=10)
-"""How long an exchange waits for a process that does not come. A process that ends is noticed at once."""
+"""How long a collective waits for a process that does not answer. A process that ends is noticed at once."""
 
-_TOLD_WITHIN = timedelta(seconds=5)
+_REPORT_TIMEOUT = timedelta(seconds=5)
 
 
 class ProcessLost(BertmpError):
-    """Another process of the run ended or fell silent."""
+    """Another process of the run ended or does not answer."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run, before they are given their parts.
+    """The processes of a run, before they are laid out on a mesh.
 
     Attributes:
         rank, size: this process, counted from 0, and how many there are.
@@ -43,15 +43,15 @@ class Processes:
     size: int
     device: torch.device
 
-    def arrange(self, data_parallel: int | None, tensor_parallel: int, shard: bool) -> DistributedContext:
-        """Gives every process its part.
+    def arrange(self, data_parallel: int | None, tensor_parallel: int, fsdp: bool) -> DistributedContext:
+        """Lays the processes out on a mesh.
 
         Args:
-            data_parallel: groups that share out the examples; as many as there are processes for where None.
-            tensor_parallel: processes of such a group, which share out the layers' weights.
-            shard: whether weights and optimizer states are spread over the groups, or whole in each.
+            data_parallel: data-parallel groups; None for as many as the processes allow.
+            tensor_parallel: processes per group, which split the weights of each layer.
+            fsdp: whether weights and optimizer states are sharded over the groups, or replicated.
 
-        Errors: InputError where the parts do not come out at the number of processes.
+        Errors: InputError the sizes do not multiply to the number of processes.
         """
         groups = data_parallel or max(1, self.size // tensor_parallel)
         needed = groups * tensor_parallel
@@ -65,11 +65,11 @@ class Processes:
             )
         if self.size == 1:
             return DistributedContext(self.device)
-        return make_context(self.device, self.rank, groups, tensor_parallel, shard)
+        return make_context(self.device, self.rank, groups, tensor_parallel, fsdp)
 
 
 def is_first() -> bool:
-    """Whether torchrun counts this process as the first, or there is no other: who prints the result."""
+    """Whether this is rank 0 of torchrun, or a single process: the one that prints the result."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
@@ -79,20 +79,20 @@ def _count(size: int) -> str:
 
 @contextmanager
 def join() -> Iterator[Processes]:
-    """Meets the other processes, and parts from them when the block ends.
+    """Initialises the process group, and destroys it when the block ends.
 
     Where processes fail, the first to do so raises its error and the others end quietly with its kind of
     exit code: one line is printed, however many there are.
 
-    Errors: ProcessLost where another process is gone without a word.
+    Errors: ProcessLost where another process ended without an error of its own.
     """
-    if dist.is_initialized():  # the caller's own processes: theirs to end
+    if dist.is_initialized():  # the caller's own process group: the caller ends it
         yield Processes(dist.get_rank(), dist.get_world_size(), _device())
         return
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Processes(0, 1, _device())
         return
-    with _one_of_us_tells(_meet()):
+    with _report_first_failure(_init_process_group()):
         yield Processes(dist.get_rank(), dist.get_world_size(), _device(check=True))
     dist.destroy_process_group()
 
@@ -105,69 +105,69 @@ def _device(check: bool = False) -> torch.device:
         raise InputError(
             f"this host has {torch.cuda.device_count()} GPUs and more processes",
             f"local process {local}",
-            "lower --nproc-per-node",
+            "reduce --nproc-per-node",
         )
     device = torch.device("cuda", local)
     torch.cuda.set_device(device)
     return device
 
 
-def _meet() -> dist.Store:
-    """Forms the process group; returns the board that all can write on, for as long as torchrun lives."""
+def _init_process_group() -> dist.Store:
+    """Initialises the process group; returns the store that all processes share while torchrun runs."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        # The n-th run of these processes must not read what the one before left on the board.
-        board = dist.PrefixStore(f"bertmp/{store.add(f'bertmp/runs/{rank}', 1)}", store)
-        dist.init_process_group(backend, store=board, rank=rank, world_size=size, timeout=TIMEOUT)
+        # The n-th run of these processes must not read what the one before left in the store.
+        store = dist.PrefixStore(f"bertmp/{store.add(f'bertmp/runs/{rank}', 1)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     except (dist.DistError, RuntimeError, ValueError) as error:
         what = "the processes do not find each other"
         raise ProcessLost(what, _first_line(error), "check torchrun's addresses") from error
-    return board
+    return store
 
 
 @contextmanager
-def _one_of_us_tells(board: dist.Store) -> Iterator[None]:
+def _report_first_failure(store: dist.Store) -> Iterator[None]:
     try:
         yield
     except (BertmpError, KeyboardInterrupt) as error:
-        if _first_to_tell(board):
+        if _is_first_failure(store):
             raise
         raise SystemExit(getattr(error, "exit_code", 130)) from error
     except RuntimeError as error:
-        if not _is_about_a_process(error):
+        if not _is_lost_peer(error):
             raise
-        if _first_to_tell(board):
+        if _is_first_failure(store):
             what = "another process of the run is gone"
             raise ProcessLost(what, _first_line(error), "see torchrun's report, then --resume") from error
         raise SystemExit(ProcessLost.exit_code) from error
 
 
-def _first_to_tell(board: dist.Store) -> bool:
-    """Whether this process is the first to fail; the others wait here until it has said why.
+def _is_first_failure(store: dist.Store) -> bool:
+    """Whether this process is the first to fail; the others wait here until it has reported its error.
 
-    torchrun ends all processes as soon as one has ended, and must not cut off the one that speaks.
+    torchrun ends all processes as soon as one has ended, and must not end the one that reports.
     """
     try:
-        first = board.add("failed", 1) == 1
+        first = store.add("failed", 1) == 1
     except (
         dist.DistError,
         RuntimeError,
-    ):  # the board is gone with the process that held it, without torchrun
+    ):  # without torchrun the store ends with its process
         return True
     if first:
-        atexit.register(board.set, "told", "yes")
+        atexit.register(store.set, "reported", "yes")
     else:
         with suppress(dist.DistError, RuntimeError):
-            board.wait(["told"], _TOLD_WITHIN)
+            store.wait(["reported"], _REPORT_TIMEOUT)
     return first
 
 
-def _is_about_a_process(error: RuntimeError) -> bool:
+def _is_lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed" in str(error)
 
 
 def _first_line(error: BaseException) -> str:
-    """What happened, without the place in Gloo's sources and its advice."""
+    """The message without Gloo's source location and advice."""
     line = str(error).strip().split("\n")[0]
     return re.sub(r"^\[/\S+\] ", "", line).split(". ")[0]

@@ -1,16 +1,19 @@
-"""How a model is spread over the processes: tensor parallel, sharded, replicated, and together.
+"""How a model is split over the processes: tensor parallel, FSDP2, replicated and combined.
 
-The processes stand on one mesh with the dimensions `replicate`, `shard` and `tensor`; a dimension that is
-not used has size 1. Neighbours on `tensor` are neighbours on the host, since they talk most.
+The mesh has the dimensions `replicate`, `shard` and `tensor`; an unused one has size 1. Neighbours on
+`tensor` are neighbours on the host, since they communicate most.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils.checkpoint import checkpoint
 
 from bertmp.core.errors import InputError
 from bertmp.model.attention import Layout
@@ -18,15 +21,18 @@ from bertmp.model.bert import SelfAttention
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import Head
 
-MESH = ("replicate", "shard", "tensor")
+MESH_DIMS = ("replicate", "shard", "tensor")
 
 
 def check_tensor_parallel(config: BertConfig, size: int) -> None:
-    """Whether a model can be shared out to `size` processes.
+    """Checks that a model can be split over `size` processes.
 
     Errors: InputError where the heads or the feed-forward network's width do not divide by it.
     """
-    for name, value in (("heads", config.num_attention_heads), ("wide units", config.intermediate_size)):
+    for name, value in (
+        ("heads", config.num_attention_heads),
+        ("intermediate units", config.intermediate_size),
+    ):
         if value % size:
             raise InputError(
                 f"the model's {value} {name} do not divide into {size} parts",
@@ -35,11 +41,11 @@ def check_tensor_parallel(config: BertConfig, size: int) -> None:
             )
 
 
-def split_layers(head: Head, mesh: DeviceMesh) -> None:
-    """Tensor parallel (Shoeybi et al. 2019): every process of the mesh has some heads and some wide units.
+def apply_tensor_parallel(head: Head, mesh: DeviceMesh) -> None:
+    """Tensor parallel (Shoeybi et al. 2019): each process has some heads and some intermediate units.
 
-    Embeddings, LayerNorms, pooler and the head on top are whole in each. A block exchanges activations twice
-    forward, after attention and after the feed-forward network.
+    Embeddings, LayerNorms, pooler and the head on top are replicated. A block reduces activations twice in
+    the forward pass, after attention and after the feed-forward network.
     """
     for block in head.bert.encoder.layer:
         plan = {
@@ -51,14 +57,14 @@ def split_layers(head: Head, mesh: DeviceMesh) -> None:
         parallelize_module(block, mesh, plan)
     for module in head.modules():
         if isinstance(module, SelfAttention):
-            draw_apart(module, mesh.get_local_rank())
+            fork_attention_dropout_rng(module, mesh.get_local_rank())
 
 
-def draw_apart(attention: SelfAttention, rank: int) -> None:
-    """Dropout inside attention differs between the processes, while outside it stays the same in all.
+def fork_attention_dropout_rng(attention: SelfAttention, rank: int) -> None:
+    """Makes dropout inside attention differ between the ranks; elsewhere it stays the same in all.
 
-    Outside, all processes hold the same activations and must drop the same ones; inside, each has heads of
-    its own, and heads that drop the same places would not be independent.
+    Elsewhere all ranks hold the same activations and must drop the same ones; inside attention each has its
+    own heads, and heads that drop the same positions would not be independent.
     """
 
     forward = attention.forward
@@ -74,13 +80,13 @@ def draw_apart(attention: SelfAttention, rank: int) -> None:
     attention.forward = run  # type: ignore[method-assign]
 
 
-def shard_weights(head: Head, mesh: DeviceMesh, products: torch.dtype) -> None:
-    """FSDP2: weights, gradients and optimizer states spread over the mesh, gathered a block at a time.
+def apply_fsdp(head: Head, mesh: DeviceMesh, products: torch.dtype) -> None:
+    """FSDP2: weights, gradients and optimizer states sharded over the mesh, gathered one block at a time.
 
     Args:
         mesh: one dimension to shard over, or two: replicas of shards.
-        products: the type of the matrix products. The blocks' matrices are gathered in it, which is what
-            autocast would make of them; LayerNorms, embeddings and the head are gathered in FP32. Inputs are
+        products: the dtype of the matrix products. The blocks' matrices are gathered in it, as autocast
+            would cast them; LayerNorms, embeddings and the head are gathered in FP32. Inputs are
             left as they are, so the residual stream stays FP32, and gradients are summed in FP32.
     """
     exact = MixedPrecisionPolicy(cast_forward_inputs=False)
@@ -94,6 +100,16 @@ def shard_weights(head: Head, mesh: DeviceMesh, products: torch.dtype) -> None:
         fully_shard(block, mesh=mesh, mp_policy=lower)
     fully_shard(head, mesh=mesh, mp_policy=exact)
     sums = head.sums
-    # FSDP hangs its backward hook on what comes out and asks that it be no view.
+    # FSDP registers its backward hook on the output, which must not be a view.
     head.sums = lambda batch, options: sums(batch, options).clone()  # type: ignore[method-assign]
     register_fsdp_forward_method(head, "sums")
+
+
+def checkpoint_activations(head: Head) -> None:
+    """Activation checkpointing (Chen et al. 2016): the backward pass recomputes blocks from their inputs.
+
+    Dropout draws the same numbers again, so losses and gradients do not change. Modules keep their names.
+    """
+    for block in head.bert.encoder.layer:
+        # Replaces `forward`, below the hooks: a sharded block is gathered before it is recomputed.
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

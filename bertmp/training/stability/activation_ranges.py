@@ -53,21 +53,21 @@ def recording(head: nn.Module, wanted: bool = True) -> Iterator[Ranges | None]:
 
 
 def measured(
-    head: Head, examples: TrainingData | None, instead: TrainingData, world: DistributedContext
+    head: Head, examples: TrainingData | None, instead: TrainingData, context: DistributedContext
 ) -> Ranges:
     """Runs `head` over the examples in FP32, over the first `SAMPLE` of `instead` where there are none."""
     head.eval()
     data = instead if examples is None else examples
     lengths = data.lengths(0)
     batches = by_length(lengths[:SAMPLE] if examples is None else lengths, BATCH)
-    own, processes = world.place
+    own, processes = context.rank_and_size
     with torch.no_grad(), recording(head) as ranges:
         for part in batches[own::processes]:
-            head.score(data.batch(part, 0).to(world.device))
+            head.score(data.batch(part, 0).to(context.device))
     return ranges or {}
 
 
-def to_json(ranges: Ranges, data: str, world: DistributedContext) -> dict[str, Any]:
+def to_json(ranges: Ranges, data: str, context: DistributedContext) -> dict[str, Any]:
     """What the file holds; called by all processes, each of which saw its share of data and layers.
 
     Args:
@@ -79,7 +79,7 @@ def to_json(ranges: Ranges, data: str, world: DistributedContext) -> dict[str, A
     """
     own = {name: {key: float(value) for key, value in seen.items()} for name, seen in ranges.items() if seen}
     modules: dict[str, dict[str, float]] = {}
-    for part in world.gather(own):
+    for part in context.gather(own):
         for name, seen in part.items():
             known = modules.setdefault(name, {})
             for key, value in seen.items():

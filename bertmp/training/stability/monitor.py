@@ -15,7 +15,7 @@ from typing import Any, Literal
 from bertmp.training.train_options import MonitorOptions
 
 Kind = Literal["parameter", "input", "output", "gradient"]
-Scale = Literal["can fall", "at minimum", "fixed"]
+ScaleStatus = Literal["can fall", "at minimum", "fixed"]
 KINDS: tuple[Kind, ...] = ("parameter", "input", "output", "gradient")
 
 RECENT = 64
@@ -56,16 +56,16 @@ class StepFacts:
     Attributes:
         loss: over all processes.
         finite: whether loss and gradients are.
-        culprit: where they first were not, as far as the replay found it.
+        fault: where they first were not, as far as the replay found it.
         scale_too_high: whether the unscaled gradients are finite, and only the loss scale was too much.
-        scale: whether the loss scale can fall, has reached its minimum, or does not move.
+        scale_status: whether the loss scale can fall, has reached its minimum, or does not move.
     """
 
     loss: float
     finite: bool = True
-    culprit: FaultSite | None = None
+    fault: FaultSite | None = None
     scale_too_high: bool = False
-    scale: Scale = "fixed"
+    scale_status: ScaleStatus = "fixed"
 
 
 class Action(Enum):
@@ -73,7 +73,7 @@ class Action(Enum):
 
     USE = "use"
     SKIP = "skip"
-    GO_BACK = "go back"
+    ROLL_BACK = "go back"
     STOP = "stop"
 
 
@@ -132,32 +132,32 @@ class DivergenceMonitor:
     """
 
     def __init__(self, settings: MonitorOptions, memory: MonitorState | None = None) -> None:
-        self.settings, self.memory = settings, memory or MonitorState()
+        self.settings, self.state = settings, memory or MonitorState()
 
     def observe(self, facts: StepFacts) -> Decision:
         """What to do about a step."""
         if facts.finite:
             return self._judge_loss(facts.loss)
-        if facts.scale_too_high and facts.scale == "can fall":
+        if facts.scale_too_high and facts.scale_status == "can fall":
             # The scale falls each time, so this ends by itself: at its minimum at the latest.
             return Decision(Action.SKIP, "the loss scale is too high", expected=True)
         cause = _cause(facts)
-        broken = facts.culprit is not None and facts.culprit.kind == "parameter"
-        if broken or (facts.scale_too_high and facts.scale == "at minimum"):
+        broken = facts.fault is not None and facts.fault.kind == "parameter"
+        if broken or (facts.scale_too_high and facts.scale_status == "at minimum"):
             return self._escalate(cause)  # skipping mends neither weights nor a collapsed scale
-        self.memory = replace(self.memory, skipped=self.memory.skipped + 1)
-        if self.memory.skipped < self.settings.max_consecutive_skips:
+        self.state = replace(self.state, skipped=self.state.skipped + 1)
+        if self.state.skipped < self.settings.max_consecutive_skips:
             return Decision(Action.SKIP, cause)
-        return self._escalate(f"{self.memory.skipped} steps in a row were not finite: {cause}")
+        return self._escalate(f"{self.state.skipped} steps in a row were not finite: {cause}")
 
     def refuse(self, facts: StepFacts) -> Decision:
         """What to do about an end of the run with weights that are of no use: skipping mends none."""
         return self._escalate(_cause(facts))
 
-    def went_back(self) -> None:
+    def record_rollback(self) -> None:
         """Notes that the run stands at its last good state again, and lowers the learning rate."""
-        memory = self.memory
-        self.memory = replace(
+        memory = self.state
+        self.state = replace(
             memory,
             skipped=0,
             exploding=0,
@@ -166,29 +166,29 @@ class DivergenceMonitor:
         )
 
     def _escalate(self, cause: str) -> Decision:
-        left = self.memory.rollbacks < self.settings.max_rollbacks
-        return Decision(Action.GO_BACK if left else Action.STOP, cause)
+        left = self.state.rollbacks < self.settings.max_rollbacks
+        return Decision(Action.ROLL_BACK if left else Action.STOP, cause)
 
     def _judge_loss(self, loss: float) -> Decision:
-        memory = replace(self.memory, skipped=0)
+        memory = replace(self.state, skipped=0)
         limit = self._limit()
         if limit is not None and loss > limit:
-            self.memory = replace(memory, exploding=memory.exploding + 1)
-            if self.memory.exploding < self.settings.loss_spike_patience:
+            self.state = replace(memory, exploding=memory.exploding + 1)
+            if self.state.exploding < self.settings.loss_spike_patience:
                 return Decision(Action.USE)
             return self._escalate(
-                f"the loss explodes: above {limit:.4g} for {self.memory.exploding} steps in a row"
+                f"the loss explodes: above {limit:.4g} for {self.state.exploding} steps in a row"
             )
         losses = (*memory.losses, loss)[-RECENT:]
         first = memory.first_median
         if first is None and len(losses) >= JUDGED_FROM:
             first = median(losses)
-        self.memory = replace(memory, exploding=0, losses=losses, first_median=first)
+        self.state = replace(memory, exploding=0, losses=losses, first_median=first)
         return Decision(Action.USE)
 
     def _limit(self) -> float | None:
         """The loss that counts as exploding; None where there is nothing to judge by."""
-        memory, factor = self.memory, self.settings.loss_spike_factor
+        memory, factor = self.state, self.settings.loss_spike_factor
         if memory.first_median is None or not factor:
             return None
         usual = max(median(memory.losses), FLOOR * memory.first_median)
@@ -203,8 +203,8 @@ def event(action: Decision, facts: StepFacts, scale: float) -> dict[str, Any]:
     """
     return {
         "event": "explosion" if facts.finite else "non-finite",
-        "module": facts.culprit.module if facts.culprit else None,
-        "kind": facts.culprit.kind if facts.culprit else None,
+        "module": facts.fault.module if facts.fault else None,
+        "kind": facts.fault.kind if facts.fault else None,
         "loss_scale": scale,
         "expected": action.expected,
         "action": action.do.value,
@@ -213,9 +213,9 @@ def event(action: Decision, facts: StepFacts, scale: float) -> dict[str, Any]:
 
 
 def _cause(facts: StepFacts) -> str:
-    if facts.culprit is None:
+    if facts.fault is None:
         return "the norm of the gradients is not finite, though each of them is"
     if facts.scale_too_high:
-        level = "has fallen to its minimum" if facts.scale == "at minimum" else "is fixed and too high"
-        return f"the loss scale {level}: {facts.culprit}"
-    return str(facts.culprit)
+        level = "has fallen to its minimum" if facts.scale_status == "at minimum" else "is fixed and too high"
+        return f"the loss scale {level}: {facts.fault}"
+    return str(facts.fault)

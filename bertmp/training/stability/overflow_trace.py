@@ -21,8 +21,8 @@ from bertmp.training.steps import RankBatch
 
 def diagnose_step(
     gradients: GradientAccumulator,
-    share: RankBatch,
-    tally: LossNormalizer,
+    rank_batch: RankBatch,
+    normalizer: LossNormalizer,
     step: int,
     loss: float,
     scaler: LossScaler,
@@ -32,23 +32,24 @@ def diagnose_step(
     Where only a gradient of the scaled loss was not, a second replay without scaling tells a scale that is
     too high from a fault.
     """
-    culprit = locate_nonfinite(gradients, share, tally, step, scaler.scale)
-    scaled = scaler.scales and culprit is not None and culprit.kind == "gradient"
+    fault = locate_nonfinite(gradients, rank_batch, normalizer, step, scaler.scale)
+    scaled = scaler.enabled and fault is not None and fault.kind == "gradient"
     return StepFacts(
         loss,
         finite=False,
-        culprit=culprit,
-        scale_too_high=scaled and locate_nonfinite(gradients, share, tally, step, lambda loss: loss) is None,
-        scale=scaler.room,
+        fault=fault,
+        scale_too_high=scaled
+        and locate_nonfinite(gradients, rank_batch, normalizer, step, lambda loss: loss) is None,
+        scale_status=scaler.status,
     )
 
 
 def locate_nonfinite(
     gradients: GradientAccumulator,
-    share: RankBatch,
-    tally: LossNormalizer,
+    rank_batch: RankBatch,
+    normalizer: LossNormalizer,
     step: int,
-    scale: Callable[[Tensor], Tensor],
+    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> FaultSite | None:
     """Runs a step's forward and backward pass again and says where it first was not finite.
 
@@ -64,18 +65,18 @@ def locate_nonfinite(
     gradients.module.zero_grad(set_to_none=True)
     with Hooks(gradients.objective) as hooks:
         hooks.check_weights()
-        hooks.check_batch(share)
-        gradients.accumulate(share, tally, step, scale)
+        hooks.check_batch(rank_batch)
+        gradients.accumulate(rank_batch, normalizer, step, scale)
         hooks.check_gradients()
     gradients.module.zero_grad(set_to_none=True)
-    return _first(hooks.found, hooks.names, gradients.world)
+    return _first(hooks.found, hooks.names, gradients.context)
 
 
-def broken_weights(objective: nn.Module, world: DistributedContext) -> FaultSite | None:
+def locate_nonfinite_weight(objective: nn.Module, context: DistributedContext) -> FaultSite | None:
     """The first module with a weight that is not finite, the same in every process."""
     hooks = Hooks(objective)
     hooks.check_weights()
-    return _first(hooks.found, hooks.names, world)
+    return _first(hooks.found, hooks.names, context)
 
 
 def all_finite(values: Any) -> bool:
@@ -124,9 +125,9 @@ class Hooks:
         for name, module in self._modules.items():
             self._look(name, "parameter", list(module.parameters(recurse=False)))
 
-    def check_batch(self, share: RankBatch) -> None:
+    def check_batch(self, rank_batch: RankBatch) -> None:
         """Looks at the targets: token ids are always finite."""
-        for batch in share.micro_batches:
+        for batch in rank_batch.micro_batches:
             for target, values in (batch.targets if batch else {}).items():
                 self._look(target, "input", values)
 
@@ -158,10 +159,10 @@ class Hooks:
         return hook
 
 
-def _first(own: FaultSite | None, names: list[str], world: DistributedContext) -> FaultSite | None:
+def _first(own: FaultSite | None, names: list[str], context: DistributedContext) -> FaultSite | None:
     """One answer for all processes: of what they saw, the first kind, at the first module in order."""
     order = {name: place for place, name in enumerate(names)}
-    seen = [culprit for culprit in world.gather(own) if culprit is not None]
+    seen = [fault for fault in context.gather(own) if fault is not None]
     return min(seen, key=lambda c: (KINDS.index(c.kind), order.get(c.module, -1)), default=None)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bertmp.model.embedding import WordEmbedding, word_embeddings
-from bertmp.training.clipping import clip_gradients
+from bertmp.training.distributed.dtensor_grads import clip_gradients
 
 
 class Reader(nn.Module):

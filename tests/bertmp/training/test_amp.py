@@ -202,7 +202,7 @@ class TestLossScaler:
     def test_other_precisions_have_none(self, precision: str) -> None:
         policy = PrecisionPolicy.resolve(precision, "dynamic", "cpu")
         assert self.run(policy, 1, float("nan"), 1) == [1, 1, 1]
-        assert policy.scaler().room == "fixed"
+        assert policy.scaler().status == "fixed"
 
     def test_room(self) -> None:
         assert (
@@ -210,7 +210,7 @@ class TestLossScaler:
                 "fp16", "dynamic", "cpu", LossScaleConfig(init_loss_scale=4, min_loss_scale=2)
             )
             .scaler()
-            .room
+            .status
             == "can fall"
         )
         assert (
@@ -218,10 +218,10 @@ class TestLossScaler:
                 "fp16", "dynamic", "cpu", LossScaleConfig(init_loss_scale=2, min_loss_scale=2)
             )
             .scaler()
-            .room
+            .status
             == "at minimum"
         )
-        assert PrecisionPolicy.resolve("fp16", "8", "cpu").scaler().room == "fixed"
+        assert PrecisionPolicy.resolve("fp16", "8", "cpu").scaler().status == "fixed"
 
     def test_a_step_left_out_for_another_reason_lowers_the_scale_too(self) -> None:
         scaler = PrecisionPolicy.resolve(

@@ -24,7 +24,7 @@ from bertmp.model.bert import SelfAttention
 from bertmp.model.config import BertConfig
 from bertmp.model.packed import Packed
 from bertmp.training.distributed import Processes
-from bertmp.training.distributed.parallelize import draw_apart
+from bertmp.training.distributed.parallelize import fork_attention_dropout_rng
 from bertmp.training.metrics_log import read_metrics
 from tests.conftest import REPOSITORY, RunBertmp
 
@@ -237,7 +237,7 @@ def test_dropout_differs_between_the_parts_of_a_layer_and_nowhere_else() -> None
     for rank in (0, 1, 0):
         attention = SelfAttention(config)
         attention.load_state_dict(weights)
-        draw_apart(attention, rank)
+        fork_attention_dropout_rng(attention, rank)
         torch.manual_seed(0)
         inside.append(attention(hidden, layout))
         outside.append(torch.rand(4))

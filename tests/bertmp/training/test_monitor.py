@@ -18,9 +18,9 @@ from bertmp.training.stability.monitor import (
     StepFacts,
 )
 
-FAULT = StepFacts(math.nan, finite=False, culprit=FaultSite("bert.pooler", "output"))
+FAULT = StepFacts(math.nan, finite=False, fault=FaultSite("bert.pooler", "output"))
 TOO_HIGH = StepFacts(
-    1.0, finite=False, culprit=FaultSite("classifier", "gradient"), scale_too_high=True, scale="can fall"
+    1.0, finite=False, fault=FaultSite("classifier", "gradient"), scale_too_high=True, scale_status="can fall"
 )
 
 
@@ -32,9 +32,9 @@ class TestDeciding:
     def test_skips_then_goes_back_then_stops(self) -> None:
         watch = DivergenceMonitor(MonitorOptions(max_consecutive_skips=3, max_rollbacks=2))
         for _ in range(2):
-            assert decisions(watch, FAULT, FAULT, FAULT) == [Action.SKIP, Action.SKIP, Action.GO_BACK]
-            watch.went_back()
-        assert watch.memory.rate_factor == 0.25
+            assert decisions(watch, FAULT, FAULT, FAULT) == [Action.SKIP, Action.SKIP, Action.ROLL_BACK]
+            watch.record_rollback()
+        assert watch.state.rate_factor == 0.25
         assert decisions(watch, FAULT, FAULT, FAULT) == [Action.SKIP, Action.SKIP, Action.STOP]
 
     def test_a_finite_step_ends_the_row(self) -> None:
@@ -49,26 +49,28 @@ class TestDeciding:
         watch = DivergenceMonitor(MonitorOptions(max_consecutive_skips=2))
         actions = [watch.observe(TOO_HIGH) for _ in range(16)]
         assert {(action.do, action.expected) for action in actions} == {(Action.SKIP, True)}
-        assert watch.memory.calm
+        assert watch.state.calm
 
     def test_a_scale_that_has_collapsed_is_a_fault_at_once(self) -> None:
         collapsed = StepFacts(
-            1.0, False, FaultSite("classifier", "gradient"), scale_too_high=True, scale="at minimum"
+            1.0, False, FaultSite("classifier", "gradient"), scale_too_high=True, scale_status="at minimum"
         )
         action = DivergenceMonitor(MonitorOptions()).observe(collapsed)
-        assert action.do is Action.GO_BACK
+        assert action.do is Action.ROLL_BACK
         assert (
             action.cause == "the loss scale has fallen to its minimum: a gradient at classifier is not finite"
         )
 
     def test_a_fixed_scale_that_is_too_high_is_a_fault(self) -> None:
-        fixed = StepFacts(1.0, False, FaultSite("classifier", "gradient"), scale_too_high=True, scale="fixed")
+        fixed = StepFacts(
+            1.0, False, FaultSite("classifier", "gradient"), scale_too_high=True, scale_status="fixed"
+        )
         watch = DivergenceMonitor(MonitorOptions(max_consecutive_skips=2, max_rollbacks=0))
         assert decisions(watch, fixed, fixed) == [Action.SKIP, Action.STOP]
 
     def test_broken_weights_are_not_skipped(self) -> None:
         broken = StepFacts(math.nan, False, FaultSite("bert.pooler.dense", "parameter"))
-        assert DivergenceMonitor(MonitorOptions()).observe(broken).do is Action.GO_BACK
+        assert DivergenceMonitor(MonitorOptions()).observe(broken).do is Action.ROLL_BACK
         assert DivergenceMonitor(MonitorOptions(max_rollbacks=0)).observe(broken).do is Action.STOP
 
     @pytest.mark.parametrize("usual", [1e-3, 1.0, 1e4])
@@ -78,7 +80,7 @@ class TestDeciding:
         assert set(decisions(watch, *calm)) == {Action.USE}
         high = [StepFacts(usual * 10)] * 4
         assert decisions(watch, *high, StepFacts(usual), *high) == [Action.USE] * 9  # not in a row
-        assert decisions(watch, StepFacts(usual * 1e6)) == [Action.GO_BACK]
+        assert decisions(watch, StepFacts(usual * 1e6)) == [Action.ROLL_BACK]
 
     def test_an_early_or_vanished_loss_may_jump(self) -> None:
         watch = DivergenceMonitor(MonitorOptions(loss_spike_factor=4, loss_spike_patience=2))
@@ -107,7 +109,7 @@ class TestDeciding:
         first = DivergenceMonitor(rules)
         got = decisions(first, *facts[:cut])
         second = DivergenceMonitor(
-            rules, MonitorState.from_json(json.loads(json.dumps(first.memory.to_json())))
+            rules, MonitorState.from_json(json.loads(json.dumps(first.state.to_json())))
         )
         assert got + decisions(second, *facts[cut:]) == expected
-        assert second.memory == whole.memory
+        assert second.state == whole.state

@@ -10,10 +10,8 @@ import torch
 from torch import nn
 
 from bertmp.model.config import BertConfig
-from bertmp.training.early_stopping import BestEvaluation
-from bertmp.training.evaluate import Evaluation
-from bertmp.training.lamb import Lamb
-from bertmp.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from bertmp.training.evaluate import BestEvaluation, Evaluation
+from bertmp.training.optimizer import Lamb, learning_rate, make_optimizer, set_learning_rate
 from bertmp.training.train_options import TrainOptions
 from tests.models import classifier
 

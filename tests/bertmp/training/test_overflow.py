@@ -60,7 +60,7 @@ def toy(
     settings = TrainOptions("classification", Path("data"), Path("model"), out, **options)
     policy = PrecisionPolicy.resolve(precision, settings.loss_scale, "cpu", scaling)
     objective = Objective(classifier(config), LossOptions())
-    return Trainer(objective, data, None, settings, policy, DistributedContext.alone(), {}, Said())
+    return Trainer(objective, data, None, settings, policy, DistributedContext.single(), {}, Said())
 
 
 def part(trainer: Trainer, name: str) -> nn.Module:
@@ -205,7 +205,7 @@ class TestGoingBack:
         infinite(
             trainer,
             "bert.encoder.layer.0.output",
-            lambda: trainer.position.step >= 10 and trainer.watch.memory.rate_factor == 1,
+            lambda: trainer.position.step >= 10 and trainer.monitor.state.rate_factor == 1,
         )
         trainer.train()
         *faults, rollback = events(trainer)
@@ -227,7 +227,7 @@ class TestGoingBack:
         not_a_number(
             trainer,
             "classifier.bias",
-            lambda: trainer.position.step == 13 and trainer.watch.memory.rollbacks == 0,
+            lambda: trainer.position.step == 13 and trainer.monitor.state.rollbacks == 0,
         )
         trainer.train()
         assert events(trainer)[-1]["to_step"] == 0
@@ -247,17 +247,17 @@ class TestGoingBack:
         self, steps: int, options: dict[str, Any], states: list[int], own: list[int], tmp_path: Path
     ) -> None:
         settings = TrainOptions("classification", Path("data"), Path("model"), tmp_path, **options)
-        keeper = CheckpointManager(settings, {}, steps)
-        due = {step: keeper.due(step) for step in range(steps + 1)}
-        assert [step for step, where in due.items() if where is keeper.states] == states
-        assert [step for step, where in due.items() if where not in (None, keeper.states)] == own
+        checkpoints = CheckpointManager(settings, {}, steps)
+        due = {step: checkpoints.due(step) for step in range(steps + 1)}
+        assert [step for step, where in due.items() if where is checkpoints.states] == states
+        assert [step for step, where in due.items() if where not in (None, checkpoints.states)] == own
 
     def test_a_state_saved_amid_faults_is_not_gone_back_to(self, tmp_path: Path) -> None:
         trainer = toy(tmp_path, save_every=3, save_total_limit=9, max_consecutive_skips=4, max_rollbacks=1)
         not_a_number(
             trainer,
             "classifier.bias",
-            lambda: trainer.position.step in range(7, 11) and trainer.watch.memory.rollbacks == 0,
+            lambda: trainer.position.step in range(7, 11) and trainer.monitor.state.rollbacks == 0,
         )
         trainer.train()  # faults in steps 8 to 11, a state after step 9
         assert events(trainer)[-1]["to_step"] == 6
@@ -294,7 +294,7 @@ class TestGoingBack:
         weight = trainer.objective.head.classifier.weight
 
         def blow_up(*_: Any) -> None:
-            if trainer.position.step == 33 and trainer.watch.memory.rollbacks == 0:
+            if trainer.position.step == 33 and trainer.monitor.state.rollbacks == 0:
                 weight.data.mul_(1000)
 
         trainer.optimizer.register_step_post_hook(blow_up)

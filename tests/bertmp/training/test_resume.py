@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from bertmp import train
 from bertmp.core.errors import InputError, TrainingStopped
+from bertmp.training.checkpoints import Position, State, States, remove_leftovers, write_tensors
 from bertmp.training.metrics_log import read_metrics
-from bertmp.training.state import Position, State, States, remove_leftovers, write_tensors
 from bertmp.training.train import TrainResult
 from tests.conftest import RunBertmp
 
