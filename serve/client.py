@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ class Client(TritonClient):
         names, size = ("LABEL", "PROBABILITIES", "TRUNCATED", "TOKENS"), self.max_batch(model)
         replies = []
         for start in range(0, len(texts), size):
-            inputs = {"TEXT": (_bytes_tensor(texts[start : start + size]), "BYTES")}
+            inputs = {"TEXT": _bytes_tensor(texts[start : start + size])}
             replies.append(self.infer(model, inputs, names, version))
         found = {name: np.concatenate([outputs[name] for outputs, _ in replies]) for name in names}
         return Answers(
@@ -94,27 +94,16 @@ class Client(TritonClient):
             versions=[answered for outputs, answered in replies for _ in outputs["LABEL"]],
         )
 
-    def encode(
-        self,
-        model: str,
-        input_ids: np.ndarray,
-        attention_mask: np.ndarray,
-        token_type_ids: np.ndarray,
-        version: str = "",
-    ) -> np.ndarray:
+    def encode(self, model: str, inputs: Mapping[str, np.ndarray], version: str = "") -> np.ndarray:
         """Logits FP32 `[batch, labels]` of an encoder model.
 
         Args:
             model: the encoder's name, `NAME_encoder`.
-            input_ids, attention_mask, token_type_ids: INT64 `[batch, length]`.
+            inputs: `input_ids`, `attention_mask` and `token_type_ids`, each INT64 `[batch, length]`.
 
         Raises:
             InputError: an unknown model, ids that the server refuses, or a dead server.
         """
-        arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        inputs = {
-            name: (np.ascontiguousarray(array, dtype=np.int64), "INT64") for name, array in arrays.items()
-        }
         return self.infer(model, inputs, ("logits",), version)[0]["logits"]
 
     def labels(self, model: str, text: str) -> list[str]:
@@ -131,8 +120,7 @@ class Client(TritonClient):
             what, todo = f"'{model}' is not a text model", "name the model, not its encoder"
             raise InputError(what, self.address, todo)
         count = int(outputs["PROBABILITIES"]["dims"][0])
-        inputs = {"TEXT": (_bytes_tensor([text]), "BYTES")}
-        found, _ = self.infer(model, inputs, ("PROBABILITIES",), classes=count)
+        found, _ = self.infer(model, {"TEXT": _bytes_tensor([text])}, ("PROBABILITIES",), classes=count)
         entries = [value.decode().split(":", 2) for value in found["PROBABILITIES"].reshape(-1)]
         return [label for _, label in sorted((int(index), label) for _, index, label in entries)]
 
@@ -151,12 +139,10 @@ def connect(url: str) -> Client:
         InputError: no server answers.
     """
     scheme, separator, _ = url.partition("://")
-    tries: tuple[Protocol, ...] = ("http",)
-    if separator:
-        tries = ("grpc",) if scheme in SCHEMES["grpc"] else ("http",)
-    elif ":" in url:  # a bare host means HTTP's port
-        tries = ("http", "grpc")
-    for protocol in tries:
+    protocols: list[Protocol] = ["grpc" if separator and scheme in SCHEMES["grpc"] else "http"]
+    if not separator and ":" in url:  # without a port, HTTP's is meant
+        protocols.append("grpc")
+    for protocol in protocols:
         client = Client(url, protocol)
         if client.is_live():
             return client

@@ -194,12 +194,7 @@ def models(options: ModelsOptions) -> list[VersionRecord]:
 
 
 def _deployment(
-    folders: ModelFolders,
-    record: VersionRecord,
-    server: Client | None,
-    *,
-    new: bool,
-    notes: tuple[str, ...],
+    folders: ModelFolders, record: VersionRecord, server: Client | None, *, new: bool, notes: tuple[str, ...]
 ) -> Deployment:
     address = None if server is None else f"{server.protocol}://{server.address}"
     repository = str(folders.repository)

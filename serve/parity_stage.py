@@ -52,12 +52,14 @@ class TritonStage:
                 version = str(answers[-1].versions[0])
                 logits.append(self._logits(client, inputs.encoded[rows], version))
                 advance(len(inputs.texts[rows]))
+        answered = [label for part in answers for label in part.labels]
+        if unknown := set(answered) - set(labels):
+            what = f"the server answered '{min(unknown)}', which is not one of its labels"
+            raise InputError(what, "", "deploy again")
         return StageOutput(
             logits=np.concatenate(logits),
             probabilities=np.concatenate([part.probabilities for part in answers]),
-            answers=np.array(
-                [_index(labels, label) for part in answers for label in part.labels], dtype=np.int64
-            ),
+            answers=np.array([labels.index(label) for label in answered]),
             details={
                 "model": self.model,
                 "protocol": self.protocol,
@@ -69,21 +71,12 @@ class TritonStage:
 
     def _logits(self, client: Client, rows: Sequence[Encoded], version: str) -> np.ndarray:
         """Logits FP32 `[rows, labels]`; rows of equal length share a request, so that nothing is padded."""
-        by_length: dict[int, list[int]] = {}
-        for number, row in enumerate(rows):
-            by_length.setdefault(len(row), []).append(number)
-        parts: dict[int, np.ndarray] = {}
-        for numbers in by_length.values():
+        logits: dict[int, np.ndarray] = {}
+        for length in {len(row) for row in rows}:
+            numbers = [number for number, row in enumerate(rows) if len(row) == length]
             ids = np.array([rows[number].input_ids for number in numbers], dtype=np.int64)
             types = np.array([rows[number].token_type_ids for number in numbers], dtype=np.int64)
-            found = client.encode(encoder_name(self.model), ids, np.ones_like(ids), types, version)
-            parts.update(zip(numbers, found, strict=True))
-        return np.stack([parts[number] for number in range(len(rows))])
-
-
-def _index(labels: Sequence[str], label: str) -> int:
-    try:
-        return labels.index(label)
-    except ValueError as error:
-        what = f"the server answered '{label}', which is not one of its labels"
-        raise InputError(what, "", "deploy again") from error
+            inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
+            found = client.encode(encoder_name(self.model), inputs, version)
+            logits.update(zip(numbers, found, strict=True))
+        return np.stack([logits[number] for number in range(len(rows))])

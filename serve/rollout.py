@@ -101,8 +101,9 @@ def _wait_for(server: Client, model: str, version: int, *states: str) -> tuple[s
 
 
 def _check_encoder(server: Client, model: str, version: int) -> None:
-    ids = np.zeros((2, 4), dtype=np.int64)
-    logits = server.encode(model, ids, np.ones_like(ids), np.zeros_like(ids), str(version))
+    zeros = np.zeros((2, 4), dtype=np.int64)
+    inputs = {"input_ids": zeros, "attention_mask": np.ones_like(zeros), "token_type_ids": zeros}
+    logits = server.encode(model, inputs, str(version))
     if len(logits) != 2 or not np.isfinite(logits).all():
         raise InputError("the encoder's logits are not finite", server.address, "check the graph")
 

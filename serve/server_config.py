@@ -47,13 +47,11 @@ def _bind(host: str, port: int, name: str, bound: ExitStack) -> int:
     except socket.gaierror as error:
         raise InputError(f"unknown host '{host}'", "--host", "use an address of this machine") from error
     except OSError as error:
-        what, todo = {
-            errno.EADDRINUSE: (
-                f"port {port} is taken",
-                f"stop what uses it, or choose another with --{name}-port",
-            ),
-            errno.EACCES: (f"port {port} may not be used", "choose one above 1023"),
-        }.get(error.errno or 0, (f"cannot listen: {error.strerror}", "use an address of this machine"))
+        what, todo = f"cannot listen: {error.strerror}", "use an address of this machine"
+        if error.errno == errno.EADDRINUSE:
+            what, todo = f"port {port} is taken", f"stop what uses it, or choose another with --{name}-port"
+        elif error.errno == errno.EACCES:
+            what, todo = f"port {port} may not be used", "choose one above 1023"
         raise InputError(what, f"{host}:{port}", todo) from error
 
 
@@ -145,12 +143,8 @@ def command_line(
     command = [
         str(runtime.executable),
         f"--model-repository={options.repository.resolve()}",
-        f"--http-address={options.host}",
-        f"--http-port={options.http_port}",
-        f"--grpc-address={options.host}",
-        f"--grpc-port={options.grpc_port}",
-        f"--metrics-address={options.host}",
-        f"--metrics-port={options.metrics_port}",
+        *(f"--{service}-address={options.host}" for service in options.ports),
+        *(f"--{service}-port={port}" for service, port in options.ports.items()),
         "--model-control-mode=explicit",
         *(f"--load-model={name}" for name in models),
         "--disable-auto-complete-config",

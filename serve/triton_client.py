@@ -98,9 +98,8 @@ class TritonClient:
 
     def server_version(self) -> str:
         """The server's own version, e.g. `2.62.0`."""
-        return str(
-            self._ask("", lambda: self._client.get_server_metadata(**self._as_json)).get("version", "")
-        )
+        found = self._ask("", lambda: self._client.get_server_metadata(**self._as_json))
+        return str(found.get("version", ""))
 
     def index(self) -> list[dict[str, str]]:
         """Every model and version that the server knows: `name`, `version`, `state`, `reason`."""
@@ -123,7 +122,7 @@ class TritonClient:
     def infer(
         self,
         model: str,
-        inputs: Mapping[str, tuple[np.ndarray, str]],
+        inputs: Mapping[str, np.ndarray],
         outputs: Sequence[str],
         version: str = "",
         classes: int = 0,
@@ -131,7 +130,7 @@ class TritonClient:
         """Sends one request.
 
         Args:
-            inputs: name → (array `[batch, …]`, Triton's name of its data type, e.g. `INT64`).
+            inputs: name → array `[batch, …]`; texts as bytes objects.
             outputs: the outputs wanted.
             version: the model's version; empty for the newest.
             classes: above 0, outputs come as Triton's `value:index:label` strings, this many.
@@ -142,9 +141,11 @@ class TritonClient:
         Raises:
             InputError: an unknown model, a refused request or a dead server.
         """
+        from tritonclient.utils import np_to_triton_dtype
+
         sent = []
-        for name, (array, data_type) in inputs.items():
-            sent.append(self._library.InferInput(name, list(array.shape), data_type))
+        for name, array in inputs.items():
+            sent.append(self._library.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
             sent[-1].set_data_from_numpy(array)
         wanted = [self._library.InferRequestedOutput(name, class_count=classes) for name in outputs]
         timeout = {"client_timeout": REQUEST_TIMEOUT} if self._grpc else {}
