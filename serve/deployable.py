@@ -112,14 +112,14 @@ def inspect_bundle(bundle: Bundle) -> Deployable:
     if engine is not None:
         files["model.plan"] = manifest.stages[BUILD_ENGINE].outputs[ENGINE]
     files["model.py"] = sha256_file(TEXT_CODE)
-    decides_answers = json.dumps([files, asdict(signature)], sort_keys=True)
+    content = json.dumps([files, asdict(signature)], sort_keys=True).encode()
     return Deployable(
         bundle=bundle,
         graphs=graphs,
         signature=signature,
         engine=engine,
         parity=parity,
-        fingerprint=hashlib.sha256(decides_answers.encode()).hexdigest(),
+        fingerprint=hashlib.sha256(content).hexdigest(),
         notes=(*notes, *(["parity: not checked"] if parity is None else [])),
     )
 

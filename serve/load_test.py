@@ -98,7 +98,7 @@ def bench(options: BenchOptions) -> BenchResult:
         address = client.address
     levels = []
     for clients in options.clients:
-        options.progress(f"{clients} clients")
+        options.progress(f"concurrency {clients}")
         levels.append(_measure(options, texts, clients))
     return BenchResult(options.name, options.protocol, address, tuple(levels))
 

@@ -179,7 +179,9 @@ class BenchOptions(TextColumnOptions):
     def check(self) -> None:
         if not self.name or not self.data:
             missing = "texts" if self.name else "a model's NAME"
-            raise InputError(f"bench needs {missing}", "", "bertmp bench NAME --data FILE")
+            raise InputError(
+                f"bench needs {missing}", "", "bertmp bench NAME --data FILE, or --engine BUNDLE"
+            )
         if not self.clients or min(self.clients) < 1:
             raise InputError("no clients", "--concurrency", "use numbers of at least 1, such as 1,4,16")
 

@@ -219,7 +219,7 @@ def test_infer_command_prints_labels_and_warns_of_truncation(
 def test_bench_measures_rates_and_latencies(served: Served, texts: list[str], protocol: str) -> None:
     lines: list[str] = []
     found = bench("trec", texts, (1, 3), 0.5, protocol, served.url(protocol), progress=lines.append)
-    assert lines == ["1 clients", "3 clients"]
+    assert lines == ["concurrency 1", "concurrency 3"]
     assert [level.concurrency for level in found.levels] == [1, 3]
     assert found.failures == 0
     for level in found.levels:

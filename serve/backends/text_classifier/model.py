@@ -28,19 +28,14 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         folder = os.path.join(args["model_repository"], args["model_version"])
         with open(os.path.join(folder, "settings.json"), encoding="utf-8") as stream:
-            settings = json.load(stream)
+            self.settings = json.load(stream)
         parameters = json.loads(args["model_config"])["parameters"]
         self.version = int(args["model_version"])
-        self.encoder = settings["encoder"]
-        self.max_batch = settings["max_batch"]
-        self.max_length = settings["max_length"]
-        self.max_bytes = settings["max_text_bytes"]
-        self.pad_id = settings["pad_id"]
-        self.labels = np.array([label.encode() for label in settings["labels"]], dtype=object)
+        self.labels = np.array([label.encode() for label in self.settings["labels"]], dtype=object)
         self.length_step = int(parameters["length_step"]["string_value"])
         self.tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(self.max_length)
+        self.tokenizer.enable_truncation(self.settings["max_length"])
 
     async def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answers each request by itself: one that is refused or fails does not affect the others."""
@@ -68,13 +63,15 @@ class TritonPythonModel:
     def _read(self, request: Any) -> list[str]:
         """The request's texts, `[batch, 1]` bytes in it, as strings."""
         rows = pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy().reshape(-1)
-        return [read_text(value, row, len(rows), self.max_bytes) for row, value in enumerate(rows)]
+        max_bytes = self.settings["max_text_bytes"]
+        return [read_text(value, row, len(rows), max_bytes) for row, value in enumerate(rows)]
 
     async def _logits(self, encodings: Sequence[Any]) -> tuple[np.ndarray, dict[int, Any]]:
         """Logits FP32 `[rows, labels]`, and the error of every row that has none."""
         logits = np.zeros((len(encodings), len(self.labels)), dtype=np.float32)
         row_errors: dict[int, Any] = {}
-        groups = group_by_length([len(encoding) for encoding in encodings], self.length_step, self.max_batch)
+        lengths = [len(encoding) for encoding in encodings]
+        groups = group_by_length(lengths, self.length_step, self.settings["max_batch"])
         calls = [self._encoder_request([encodings[row] for row in rows], length) for length, rows in groups]
         replies = await asyncio.gather(*(call.async_exec() for call in calls))
         for (_, rows), response in zip(groups, replies):  # noqa: B905 (equal by construction)
@@ -86,14 +83,14 @@ class TritonPythonModel:
 
     def _encoder_request(self, encodings: Sequence[Any], length: int) -> Any:
         """The request to this version's encoder, rows padded to `length` or the model's maximum."""
-        shape = (len(encodings), min(length, self.max_length))
-        ids = np.full(shape, self.pad_id, dtype=np.int64)
+        shape = (len(encodings), min(length, self.settings["max_length"]))
+        ids = np.full(shape, self.settings["pad_id"], dtype=np.int64)
         mask, types = np.zeros_like(ids), np.zeros_like(ids)
         for row, encoding in enumerate(encodings):
             count = len(encoding)
             ids[row, :count], types[row, :count], mask[row, :count] = encoding.ids, encoding.type_ids, 1
         return pb_utils.InferenceRequest(
-            model_name=self.encoder,
+            model_name=self.settings["encoder"],
             model_version=self.version,
             requested_output_names=["logits"],
             inputs=[
