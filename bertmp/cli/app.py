@@ -39,6 +39,7 @@ COMMANDS = (
     ),
     ("explain", explain.explain, "bertmp explain model.fp16.onnx --calibration data.tsv"),
     ("build-engine", engine.build_engine, "bertmp build-engine BUNDLE --profile 1x8:8x64:32x128"),
+    ("parity", parity.parity, "bertmp parity bundle --data test.tsv --server localhost:8001 --model trec"),
     ("deploy", serving.deploy, "bertmp deploy bundle --name trec --server 127.0.0.1:8001"),
     ("rollback", serving.rollback, "bertmp rollback trec"),
     ("models", serving.models, "bertmp models --json"),
@@ -50,8 +51,6 @@ COMMANDS = (
 
 for name, function, example in COMMANDS:
     add_command(app, name, function, example)
-for module in (parity,):
-    module.add_commands(app)
 
 
 def _version(value: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 import os
@@ -15,7 +14,7 @@ from typing import Any, get_type_hints
 
 import typer
 
-from bertmp.cli.options import COMMON, former_name, parameters_of, values_of
+from bertmp.cli.options import former_name, parameters_of, values_of
 from bertmp.cli.sigint import Interrupts
 from bertmp.core.errors import BertmpError, InputError
 from bertmp.core.options import Options
@@ -83,37 +82,6 @@ def add_command(app: typer.Typer, name: str, function: Callable[..., CommandResu
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     run.__doc__ = function.__doc__
     app.command(name, epilog=f"Example: {example}", context_settings={"obj": options})(run)
-
-
-def function_command(
-    app: typer.Typer, name: str, example: str
-) -> Callable[[Callable[..., CommandResult]], Callable[..., None]]:
-    """Registers a function that returns an CommandResult as the command `name`, with the options all share.
-
-    Args:
-        example: one command line, shown at the end of `--help`.
-    """
-
-    def register(function: Callable[..., CommandResult]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def run(**options: Any) -> None:
-            as_json, debug = options.pop("as_json"), options.pop("debug")
-            options.pop("config")
-            with report_errors(debug):
-                result = function(**options)
-                _show(result, as_json)
-                if result.exit_code:
-                    raise typer.Exit(result.exit_code)
-
-        signature = inspect.signature(function, eval_str=True)
-        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*signature.parameters.values(), *COMMON], return_annotation=None
-        )
-        run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}  # type: ignore[attr-defined]
-        app.command(name, epilog=f"Example: {example}")(run)
-        return run
-
-    return register
 
 
 class report_errors:  # noqa: N801  (reads as the sentence it is in a with statement)

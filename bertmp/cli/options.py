@@ -20,7 +20,7 @@ _TYPES = (str, int, float, bool, Path)
 def parameters_of(options: type[Options]) -> list[inspect.Parameter]:
     """The parameters of a command that takes these options, for Typer to read."""
     shown = [declared for declared in declared_options(options) if declared.info.on_command_line]
-    return [*map(_parameter, shown), *COMMON]
+    return [*map(_parameter, shown), *_COMMON]
 
 
 def values_of(options: type[Options], given: dict[str, Any]) -> dict[str, Any]:
@@ -74,14 +74,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Lets a TOML file give the defaults of this command's options; only the command line beats it."""
     if path is None:
         return None
-    options: type[Options] | None = context.obj
-    if options is None:  # TODO: goes with the last command without an Options class
-        settings = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
-        unknown = sorted(set(settings) - {parameter.name for parameter in context.command.params})
-        if unknown:
-            raise InputError(f"unknown setting '{unknown[0]}'", path, f"see '{context.command_path} --help'")
-        context.default_map = settings
-        return path
+    options: type[Options] = context.obj
     known = {one.name: one for one in declared_options(options) if one.info.on_command_line}
     by_flag = {one.flag.split("/")[0].lstrip("-").replace("-", "_"): one.name for one in known.values()}
     former = renamed(options)
@@ -118,7 +111,7 @@ def _shared(name: str, kind: Any, default: Any, info: Any) -> inspect.Parameter:
     )
 
 
-COMMON = (
+_COMMON = (
     _shared(
         "as_json",
         bool,

@@ -3,81 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
+import bertmp
 from bertmp.cli.command import CommandResult
-from bertmp.cli.command import function_command as command
+from bertmp.cli.progress import progress_bar
 from bertmp.core.errors import InputError
-from bertmp.data.readers import Columns
+from bertmp.core.options import option
+from bertmp.export.parity.parity_options import ParityOptions
 
 if TYPE_CHECKING:
     from bertmp.export.parity.result import ParityReport, StageReport
     from bertmp.export.parity.stage import Stage
 
-
-def add_commands(app: typer.Typer) -> None:
-    """Registers the commands of this module."""
-
-    @command(app, "parity", "bertmp parity bundle --data test.tsv --server localhost:8001 --model trec")
-    def parity(
-        bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
-        data: Annotated[Path, typer.Option(metavar="FILE", help="Labelled or unlabelled texts.")],
-        server: Annotated[
-            str | None, typer.Option(metavar="URL", help="A Triton server that serves this bundle.")
-        ] = None,
-        model: Annotated[str | None, typer.Option(metavar="NAME", help="The model's name there.")] = None,
-        protocol: Annotated[str, typer.Option(help="How to ask the server: grpc or http.")] = "grpc",
-        gates: Annotated[
-            Path | None,
-            typer.Option(
-                metavar="FILE",
-                help="Limits in TOML, a table a stage: max_error = 0.01 below the line \\[onnx-fp16].",
-            ),
-        ] = None,
-        report: Annotated[
-            Path | None, typer.Option(metavar="DIR", help="The report's folder; BUNDLE/parity if not given.")
-        ] = None,
-        checkpoint: Annotated[
-            Path | None,
-            typer.Option(metavar="DIR", help="The FP32 checkpoint, where it was moved since the export."),
-        ] = None,
-        text_column: Annotated[str, typer.Option(metavar="NAME", help="The column of the texts.")] = "text",
-        text_pair_column: Annotated[
-            str, typer.Option(metavar="NAME", help="The column of the second texts.")
-        ] = "text_pair",
-        label_column: Annotated[
-            str, typer.Option(metavar="NAME", help="The column of the labels.")
-        ] = "label",
-    ) -> CommandResult:
-        """Compare every stage with the FP32 checkpoint; exit 1 if a gate fails."""
-        from bertmp.export.parity.parity import parity as run
-
-        result = run(
-            bundle,
-            data,
-            gates=gates,
-            report=report,
-            extra_stages=_served(server, model, protocol),
-            columns=Columns(text_column, text_pair_column, label_column),
-            checkpoint=checkpoint,
-        )
-        return CommandResult(result.to_json(), _describe(result), 0 if result.passed else 1)
+SERVED = "Served model"
 
 
-def _served(server: str | None, model: str | None, protocol: str) -> tuple[Stage, ...]:
-    if protocol not in ("grpc", "http"):
-        raise InputError(f"unknown protocol '{protocol}'", "--protocol", "use grpc or http")
-    if server is None and model is None:
+class ParityCommandOptions(ParityOptions):
+    """Those of `bertmp.parity`, and the served model that is compared as well."""
+
+    server: str | None = option(
+        default=None, group=SERVED, metavar="URL", help="A Triton server that serves this bundle."
+    )
+    model: str | None = option(default=None, group=SERVED, metavar="NAME", help="The model's name there.")
+    protocol: Literal["grpc", "http"] = option(default="grpc", group=SERVED, help="How the server is asked.")
+
+    def check(self) -> None:
+        if (self.server is None) != (self.model is None):
+            missing = "--server" if self.server is None else "--model"
+            raise InputError(f"no {missing}", "", "--server URL and --model NAME go together")
+
+
+def parity(options: ParityCommandOptions) -> CommandResult:
+    """Compare every stage with the FP32 checkpoint; exit 1 if a gate fails."""
+    with progress_bar() as progress:
+        result = bertmp.parity(replace(options, extra_stages=_served(options), progress=progress))
+    return CommandResult(result.to_json(), _describe(result), 0 if result.passed else 1)
+
+
+def _served(options: ParityCommandOptions) -> tuple[Stage, ...]:
+    if options.server is None or options.model is None:
         return ()
-    if server is None or model is None:
-        missing = "--server" if server is None else "--model"
-        raise InputError(f"no {missing}", "", "--server URL and --model NAME go together")
     from bertmp.serve.parity_stage import TritonStage
 
-    return (TritonStage(server, model, cast(Literal["grpc", "http"], protocol)),)
+    return (TritonStage(options.server, options.model, options.protocol),)
 
 
 def _describe(result: ParityReport) -> Callable[[Any], None]:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,6 @@ from typing import (
     Union,
     get_args,
     get_origin,
-    get_type_hints,
     overload,
 )
 
@@ -215,18 +215,23 @@ class DeclaredOption:
 
 def declared_options(cls: type[Options]) -> tuple[DeclaredOption, ...]:
     """The options of a class, in the order of their declaration, before those of its bases."""
-    hints = get_type_hints(cls)
-    order = list(dict.fromkeys(name for one in cls.__mro__ for name in inspect.get_annotations(one)))
-    found = []
-    for field in sorted(dataclasses.fields(cls), key=lambda field: order.index(field.name)):  # type: ignore[arg-type]
-        if _INFO not in field.metadata:
-            continue
-        kind, optional, repeated = _read_type(hints[field.name])
-        info: OptionInfo = field.metadata[_INFO]
-        if get_origin(kind) is Literal:
-            info, kind = dataclasses.replace(info, choices=info.choices or get_args(kind)), str
-        found.append(DeclaredOption(field.name, kind, optional, repeated, field.default, info))
-    return tuple(found)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    names = dict.fromkeys(name for one in cls.__mro__ for name in inspect.get_annotations(one))
+    return tuple(_declared(cls, fields[name]) for name in names if _INFO in fields[name].metadata)
+
+
+def _declared(cls: type[Options], field: dataclasses.Field[Any]) -> DeclaredOption:
+    info: OptionInfo = field.metadata[_INFO]
+    kind: Any = Any
+    optional = repeated = False
+    if info.on_command_line:  # the types of the others may be imported for type checkers alone
+        owner = next(one for one in cls.__mro__ if field.name in inspect.get_annotations(one))
+        names = vars(sys.modules[owner.__module__])
+        hint = eval(field.type, names) if isinstance(field.type, str) else field.type
+        kind, optional, repeated = _read_type(hint)
+    if get_origin(kind) is Literal:
+        info, kind = dataclasses.replace(info, choices=info.choices or get_args(kind)), str
+    return DeclaredOption(field.name, kind, optional, repeated, field.default, info)
 
 
 def _read_type(hint: Any) -> tuple[Any, bool, bool]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bertmp.core.errors import InputError
+from bertmp.core.options import keywords_of
 from bertmp.data.readers import Columns
 from bertmp.export.bundle import manifest as manifests
 from bertmp.export.bundle.bundle import (
@@ -25,52 +26,39 @@ from bertmp.export.parity.bundle_stages import ONNX_FP16, ONNX_FP32, TORCH, chai
 from bertmp.export.parity.bundle_summary import BundleFacts, environment, gather
 from bertmp.export.parity.gates import DEFAULTS, Evidence, Gate, Limits, decide, limits_of, read_gates
 from bertmp.export.parity.inputs import ParityData, read_inputs
+from bertmp.export.parity.parity_options import ParityOptions
 from bertmp.export.parity.report import FILES, write_report
 from bertmp.export.parity.result import DataFacts, FlipRow, ParityReport, StageReport
 from bertmp.export.parity.runner import Ran, run_all
-from bertmp.export.parity.stage import NotRun, Stage, StageOutput
+from bertmp.export.parity.stage import NotRun, StageOutput
 from bertmp.export.parity.stage_metrics import Measures, measure
 
 DEFAULT_FOLDER = "parity"
 
 
-def parity(
-    bundle: Path,
-    data: Path,
-    *,
-    gates: Mapping[str, Limits] | Path | str | None = None,
-    report: Path | None = None,
-    extra_stages: Sequence[Stage] = (),
-    columns: Columns | None = None,
-    checkpoint: Path | None = None,
-) -> ParityReport:
-    """Compares every stage of a bundle with its FP32 checkpoint on the texts of `data`.
+@keywords_of(ParityOptions)
+def parity(options: ParityOptions) -> ParityReport:
+    """Compares every stage of a bundle with its FP32 checkpoint on the examples of `data`.
 
-    Writes `report.html`, `report.json` and `junit.xml`, and the manifest's entry `parity`, whether the
-    gates hold or not; an error or an interruption leaves both as they were.
+    Writes `report.html`, `report.json` and `junit.xml`, and the manifest's entry `parity`, whether the gates
+    pass or not; an error or an interruption leaves both as they were.
 
-    Args:
-        bundle: the bundle's folder.
-        data: labelled or unlabelled texts.
-        gates: limits by stage, or a TOML file of them; the defaults where None.
-        report: the report's folder; `BUNDLE/parity` where None.
-        extra_stages: served models, added at the end of the chain.
-        columns: the data file's column names.
-        checkpoint: the FP32 checkpoint, where it is not in the folder that it was exported from.
-
-    Errors: InputError for a bad or stale bundle, bad data or a server that does not answer;
-    MissingComponent where ONNX Runtime is not installed.
+    Raises:
+        InputError: a bad or stale bundle, bad data, or a server that does not answer.
+        MissingComponent: ONNX Runtime is not installed.
     """
     started = time.monotonic()
-    opened = Bundle.open(Path(bundle))
-    folder = _report_folder(opened, report)
-    stages = (*chain(opened, checkpoint), *extra_stages)
-    facts, texts = gather(opened), read_inputs(opened, Path(data), columns)
+    opened = Bundle.open(options.bundle)
+    folder = _report_folder(opened, options.report)
+    own = chain(opened, options.checkpoint)
+    stages = (*own, *options.extra_stages)
+    columns = Columns(options.text_column, options.text_pair_column, options.label_column)
+    facts, texts = gather(opened), read_inputs(opened, options.data, columns)
     # Served stages go first: a server that is not there shows before the long part.
-    ran = run_all((*extra_stages, *stages[: len(stages) - len(extra_stages)]), texts.inputs)
+    ran = run_all((*options.extra_stages, *own), texts.inputs, options.progress)
     reference = _reference(ran)
     rows = tuple(_stage_report(ran[stage.name], ran, reference, texts, facts) for stage in stages)
-    limits = read_gates(Path(gates)) if isinstance(gates, (str, Path)) else gates or DEFAULTS
+    limits = _limits(options.gates)
     result = ParityReport(
         bundle=opened.folder,
         folder=folder,
@@ -90,6 +78,12 @@ def parity(
     write_report(result)
     _record(opened, result, limits)
     return result
+
+
+def _limits(gates: Mapping[str, object] | Path | str | None) -> Mapping[str, Limits]:
+    if isinstance(gates, (str, Path)):
+        return read_gates(Path(gates))
+    return cast(Mapping[str, Limits], gates) if gates else DEFAULTS
 
 
 def _report_folder(bundle: Bundle, report: Path | None) -> Path:

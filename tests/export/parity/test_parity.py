@@ -361,7 +361,7 @@ def test_the_command_ends_with_1_where_a_gate_fails(
         (["--gates", "gates.toml"], "unknown gate 'max_eror'"),
         (["--server", "localhost:1"], "no --model"),
         (["--server", "localhost:1", "--model", "x"], "localhost:1"),
-        (["--protocol", "carrier-pigeon"], "unknown protocol"),
+        (["--protocol", "carrier-pigeon"], "unknown value 'carrier-pigeon' (--protocol)"),
         (["--text-column", "question"], "error:"),
     ],
 )

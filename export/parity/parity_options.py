@@ -1,0 +1,43 @@
+"""The options of `parity`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bertmp.core.options import argument, option
+from bertmp.core.progress import ProgressCallback, null_progress
+from bertmp.data.data_options import DataOptions
+
+if TYPE_CHECKING:
+    from bertmp.export.parity.stage import Stage
+
+
+class ParityOptions(DataOptions):
+    """Which bundle is compared, on which data, and within which limits."""
+
+    # fmt: off
+    bundle: Path = argument(kw_only=False, metavar="BUNDLE", help="The bundle's folder.")
+    data: Path = option(kw_only=False, metavar="FILE", help="Labelled or unlabelled examples.")
+    gates: Mapping[str, object] | Path | str | None = option(
+        default=None, metavar="FILE",
+        help="Limits in TOML, one table per stage: max_error = 0.01 below the line [onnx-fp16]; default: the "
+        "built-in limits. Python callers may pass a mapping from stage to Limits.",
+    )
+    report: Path | None = option(
+        default=None, metavar="DIR", help="Folder of the report; default: BUNDLE/parity.",
+    )
+    checkpoint: Path | None = option(
+        default=None, metavar="DIR",
+        help="The FP32 checkpoint, where it is not in the folder that it was exported from.",
+    )
+    # fmt: on
+    extra_stages: Sequence[Stage] = option(
+        default=(), on_command_line=False, help="Served models, compared after the bundle's own stages."
+    )
+    progress: ProgressCallback = option(
+        default=null_progress,
+        on_command_line=False,
+        help="Called with how far each stage is.",
+    )
