@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, NoReturn
 
 from bertmp.core.errors import BertmpError, InputError
 from bertmp.core.options import keywords_of
@@ -109,25 +109,27 @@ class TritonServer:
     def _wait_ready(self, address: str) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
-            if self.ended_within(_POLL_SECONDS) is not None:
-                raise self.exit_error()
+            if self._process.poll() is not None:
+                raise self._exit_error()
             status, _ = _request(address, "GET", "/v2/health/ready")
             if status == 200:
                 return
             if status is not None:
                 _require_no_failed_model(address, self._options.repository)
+            time.sleep(_POLL_SECONDS)
         what = f"the models were not ready after {START_TIMEOUT:.0f} seconds"
         raise InputError(what, self._options.repository, "look at Triton's log")
 
-    def ended_within(self, seconds: float | None) -> int | None:
-        """Waits for the process to end: its exit code, or None where it still runs."""
-        try:
-            return self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return None
+    def wait(self) -> NoReturn:
+        """Waits until Triton ends by itself.
 
-    def exit_error(self) -> BertmpError:
-        """The error for a Triton that ended by itself, with its last error message."""
+        Raises:
+            BertmpError: it did, with its last error message.
+        """
+        self._process.wait()
+        raise self._exit_error()
+
+    def _exit_error(self) -> BertmpError:
         self._reader.join(2.0)
         lines = [line for line in self._lines if line]
         errors = [line for line in lines if line.startswith(("E", "error:"))]
@@ -199,8 +201,7 @@ def serve_repository(options: ServeOptions) -> None:
         server = TritonServer(options)
         with server as running:
             options.on_ready(running)
-            server.ended_within(None)
-            raise server.exit_error()
+            server.wait()
 
 
 @contextmanager
