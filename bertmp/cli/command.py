@@ -7,10 +7,11 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import typer
 
@@ -19,7 +20,6 @@ from bertmp.cli.sigint import Interrupts
 from bertmp.core.errors import BertmpError, InputError
 from bertmp.core.options import Options
 
-EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
@@ -35,10 +35,10 @@ class CommandResult:
     exit_code: int = 0
 
 
-def fail(message: str, code: int) -> None:
-    """Prints `error: MESSAGE` on one line of standard error and leaves with `code`."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)  # noqa: T201
-    raise SystemExit(code)
+def fail(error: BertmpError) -> NoReturn:
+    """Prints `error: MESSAGE` on one line of standard error and exits with the error's code."""
+    print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+    raise SystemExit(error.exit_code)
 
 
 def _interrupted() -> SystemExit:
@@ -84,36 +84,25 @@ def add_command(app: typer.Typer, name: str, function: Callable[..., CommandResu
     app.command(name, epilog=f"Example: {example}", context_settings={"obj": options})(run)
 
 
-class report_errors:  # noqa: N801  (reads as the sentence it is in a with statement)
+@contextmanager
+def report_errors(debug: bool) -> Iterator[None]:
     """Turns every foreseen error into one line and its exit code; `debug` shows the traceback before it."""
-
-    def __init__(self, debug: bool) -> None:
-        self.debug = debug or bool(os.environ.get("BERTMP_DEBUG"))
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            raise _interrupted()
-        if error is None or isinstance(error, SystemExit):
-            return
-        if self.debug and isinstance(error, (BertmpError, OSError, MemoryError)):
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _interrupted() from None
+    except BrokenPipeError:  # the reader of our output exited (`| head`); nothing is wrong with the command
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except (BertmpError, OSError, MemoryError) as error:
+        if debug or os.environ.get("BERTMP_DEBUG"):
             traceback.print_exception(error)
-        if isinstance(error, BertmpError):
-            fail(str(error), error.exit_code)
-        if isinstance(error, BrokenPipeError):
-            # The reader of our output left (`| head`); nothing is wrong with the command.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(0)
         if isinstance(error, MemoryError):
-            fail(str(InputError("not enough memory", "", "use a smaller batch, graph or model")), EXIT_USAGE)
+            fail(InputError("not enough memory", "", "use a smaller batch, graph or model"))
         if isinstance(error, OSError):
-            where = error.filename or ""
-            fail(
-                str(InputError(error.strerror or str(error), where, "check the path and the disk")),
-                EXIT_USAGE,
-            )
+            what = error.strerror or str(error)
+            fail(InputError(what, error.filename or "", "check the path and the disk"))
+        fail(error)
 
 
 def run_app(app: typer.Typer, interrupts: Interrupts | None = None) -> None:
@@ -133,12 +122,10 @@ def run_app(app: typer.Typer, interrupts: Interrupts | None = None) -> None:
         if describe is None:
             raise
         if not describe():  # no command was given, and the help has been shown
-            raise SystemExit(EXIT_USAGE) from None
-        if (former := former_name(error)) is not None:
-            fail(str(former), former.exit_code)
+            raise SystemExit(InputError.exit_code) from None
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "bertmp"
-        fail(str(InputError(describe().rstrip("."), path, f"see '{path} --help'")), EXIT_USAGE)
+        fail(former_name(error) or InputError(describe().rstrip("."), path, f"see '{path} --help'"))
     if code == EXIT_INTERRUPTED:  # Typer took the interrupt for itself
         raise _interrupted()
     raise SystemExit(code if isinstance(code, int) else 0)

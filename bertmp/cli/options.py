@@ -20,7 +20,7 @@ _TYPES = (str, int, float, bool, Path)
 def parameters_of(options: type[Options]) -> list[inspect.Parameter]:
     """The parameters of a command that takes these options, for Typer to read."""
     shown = [declared for declared in declared_options(options) if declared.info.on_command_line]
-    return [*map(_parameter, shown), *_COMMON]
+    return [*map(_parameter, shown), *inspect.signature(_common, eval_str=True).parameters.values()]
 
 
 def values_of(options: type[Options], given: dict[str, Any]) -> dict[str, Any]:
@@ -50,8 +50,7 @@ def _typer_info(declared: DeclaredOption, kind: type) -> Any:
     help_text = describe(declared).replace("[", r"\[")  # Typer reads help as Rich's markup
     metavar = info.metavar or "|".join(info.choices) or None
     if info.positional:
-        suffix = "..." if declared.repeated and metavar and not metavar.endswith("...") else ""
-        return typer.Argument(metavar=f"{metavar}{suffix}" if metavar else None, help=help_text)
+        return typer.Argument(metavar=metavar, help=help_text)
     flag = declared.flag
     if kind is bool:
         metavar = None
@@ -105,30 +104,15 @@ def former_name(error: Exception) -> InputError | None:
     return InputError(f"{flag} is now {declared.flag}", context.command_path, "use the new name")
 
 
-def _shared(name: str, kind: Any, default: Any, info: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
-    )
-
-
-_COMMON = (
-    _shared(
-        "as_json",
-        bool,
-        False,
-        typer.Option("--json", help="Print one JSON object and nothing else on standard output."),
+def _common(
+    *,
+    as_json: bool = typer.Option(
+        False, "--json", help="Print one JSON object and nothing else on standard output."
     ),
-    _shared(
-        "config",
-        Path | None,
-        None,
-        typer.Option(
-            metavar="FILE",
-            is_eager=True,
-            callback=_read_config,
-            help="Options from a TOML file; the command line wins.",
-        ),
+    config: Path | None = typer.Option(
+        None, metavar="FILE", is_eager=True, callback=_read_config,
+        help="Options from a TOML file; the command line wins.",
     ),
-    _shared("debug", bool, False, typer.Option("--debug", help="Show the traceback of an error.")),
-)
-"""The options of every command."""
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> None:  # fmt: skip
+    """The options of every command, for its signature alone."""

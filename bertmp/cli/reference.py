@@ -46,9 +46,11 @@ def _command(name: str, function: Callable[..., Any], example: str) -> Iterator[
 def _row(declared: DeclaredOption) -> str:
     values = declared.info.metavar or "|".join(declared.info.choices) or _KINDS.get(declared.kind, "TEXT")
     takes_value = declared.kind is not bool and not declared.info.positional
-    spelling = f"`{declared.flag} {values}`" if takes_value else f"`{declared.flag}`"
+    spelling = f"{declared.flag} {values}" if takes_value else declared.flag
+    if declared.repeated and declared.info.positional:
+        spelling += "..."
     former = f" Formerly `--{declared.info.formerly.replace('_', '-')}`." if declared.info.formerly else ""
-    cells = (spelling, _default(declared), f"{describe(declared)}{former}")
+    cells = (f"`{spelling}`", _default(declared), f"{describe(declared)}{former}")
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 

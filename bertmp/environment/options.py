@@ -26,7 +26,7 @@ class DownloadOptions(Options):
     """What `download` fetches."""
 
     names: Sequence[str] = argument(
-        kw_only=False, metavar="NAME...", choices=ASSET_NAMES, help=f"{', '.join(ASSET_NAMES)}."
+        kw_only=False, metavar="NAME", choices=ASSET_NAMES, help=f"{', '.join(ASSET_NAMES)}."
     )
     progress: ProgressCallback = option(
         default=null_progress, on_command_line=False, help="Called with the state of each transfer."
