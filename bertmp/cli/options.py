@@ -76,17 +76,18 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     options: type[Options] = context.obj
     known = {one.name: one for one in declared_options(options) if one.info.on_command_line}
     by_flag = {one.flag.split("/")[0].lstrip("-").replace("-", "_"): one.name for one in known.values()}
-    former = renamed(options)
-    settings = {}
+    former, settings, moved = renamed(options), {}, []
     for key, value in read_toml(path).items():
         name = key.replace("-", "_")
         name = by_flag.get(name, name)
         if name in former:
-            print(f"{path}: '{key}' is now '{former[name]}'", file=sys.stderr)  # noqa: T201
+            moved.append(f"'{key}' is now '{former[name]}'")
             name = former[name]
         if name not in known:
             raise InputError(f"unknown setting '{key}'", path, f"see '{context.command_path} --help'")
         settings[name] = [value] if known[name].repeated and not isinstance(value, list) else value
+    if moved:
+        print(f"{path}: {', '.join(moved)}", file=sys.stderr)  # noqa: T201
     context.default_map = {**(context.default_map or {}), **settings}
     return path
 

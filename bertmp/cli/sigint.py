@@ -1,6 +1,6 @@
 """Ctrl-C that no library can swallow.
 
-A KeyboardInterrupt is raised wherever the interpreter happens to be. In the middle of a library's import or
+A KeyboardInterrupt is raised wherever the interpreter is. In the middle of a library's import or
 of a callback it can be swallowed, or come out as some other error. So the interrupt is also noted: an error
 that comes after it counts as the interrupt, and where nothing comes, it is raised once more.
 """

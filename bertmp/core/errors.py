@@ -13,7 +13,7 @@ class BertmpError(Exception):
 
     Args:
         what: what is wrong, a short clause without a full stop.
-        where: the file, line, option or address it concerns; empty where the clause says it all.
+        where: the file, line, option or address it concerns; empty where the clause is enough.
         todo: what the user can do about it.
     """
 

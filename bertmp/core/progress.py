@@ -1,4 +1,4 @@
-"""How a library call tells its caller about its progress; without a callback it says nothing."""
+"""How a library call reports its progress to its caller; without a callback it prints nothing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ class ProgressCallback(Protocol):
     """Called with a message and, where the amount of work is known, with how much of it is done.
 
     A call without `completed` is a line for the log, such as `training in bf16 on cpu`; one with it is the
-    state of the work at hand, which replaces the state before. `print` is a valid callback.
+    state of the current work, which replaces the state before. `print` is a valid callback.
     """
 
     def __call__(self, message: str, completed: int | None = None, total: int | None = None, /) -> None: ...
 
 
 def null_progress(message: str, completed: int | None = None, total: int | None = None, /) -> None:
-    """Says nothing: the default of every function that takes a callback."""
+    """Does nothing: the default of every function that takes a callback."""

@@ -29,7 +29,7 @@ class Component:
     """A library or server that commands need and that may be missing.
 
     Attributes:
-        name: what it is called.
+        name: its name in the table.
         version: its version; empty where it is not installed.
         problem: why it cannot be used; empty where it can.
         detail: more about it, such as ONNX Runtime's providers.

@@ -54,15 +54,15 @@ def trec(wheel: ZipFile, folder: Path) -> None:
 def shuffled(texts: Iterable[str], seed: str) -> list[str]:
     """`texts` in the order of the SHA-256 of seed and text: as good as random, and the same for ever.
 
-    Neither the order they come in nor Python's version, hash seed or random generator has a say.
+    Neither their order nor Python's version, hash seed or random generator has any influence.
     """
     return sorted(texts, key=lambda text: hashlib.sha256(f"{seed}\n{text}".encode()).digest())
 
 
 def held_out(texts: Sequence[str], count: int) -> set[str]:
     """`count` of `texts`, evenly spaced: from texts ordered by class, each class's fair share."""
-    whole = len(texts)
-    return {text for row, text in enumerate(texts) if (row + 1) * count // whole > row * count // whole}
+    total = len(texts)
+    return {text for row, text in enumerate(texts) if (row + 1) * count // total > row * count // total}
 
 
 def sms_spam(wheel: ZipFile, folder: Path) -> None:

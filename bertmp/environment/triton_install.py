@@ -68,7 +68,7 @@ class SetupResult:
         component: what was asked for.
         folder: where it lies.
         installed: False where it was there already.
-        versions: name → version of what it is made of.
+        versions: name → version of its parts.
     """
 
     component: str

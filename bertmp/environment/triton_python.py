@@ -1,6 +1,6 @@
 """Finding a Python that can run inside the Triton server.
 
-The server starts one process a model and loads that Python's own shared library, so a Python will do
+The server starts one process per model and loads that Python's own shared library, so a Python can be used
 only if it has one, of the same build. Version managers and distributions differ in that.
 """
 
@@ -56,7 +56,8 @@ def find_python() -> HostPython:
 
     `BERTMP_TRITON_PYTHON` names one explicitly.
 
-    Errors: MissingComponent where there is none.
+    Raises:
+        MissingComponent: there is none.
     """
     chosen = os.environ.get("BERTMP_TRITON_PYTHON")
     candidates = [chosen] if chosen else _candidates()
@@ -85,19 +86,19 @@ def _all_on_path(name: str) -> list[str]:
 
 
 def probe(executable: Path) -> HostPython | None:
-    """What the interpreter says of itself; None where the server cannot load it."""
+    """What the interpreter reports about itself; None where the server cannot load it."""
     command = [str(executable), "-I", "-c", _PROBE]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-        said = json.loads(done.stdout)
+        report = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, json.JSONDecodeError):
         return None
-    if tuple(said["version"]) not in _KNOWN or not said["name"]:
+    if tuple(report["version"]) not in _KNOWN or not report["name"]:
         return None
-    folders = [Path(folder) for folder in said["folders"] if folder]
-    folders += [folder / said["multiarch"] for folder in folders if said["multiarch"]]
+    folders = [Path(folder) for folder in report["folders"] if folder]
+    folders += [folder / report["multiarch"] for folder in folders if report["multiarch"]]
     for folder in folders:
-        if (folder / said["name"]).is_file() and said["name"].endswith(".so.1.0"):
-            version = ".".join(str(part) for part in said["version"])
-            return HostPython(Path(said["executable"]), version, folder)
+        if (folder / report["name"]).is_file() and report["name"].endswith(".so.1.0"):
+            version = ".".join(str(part) for part in report["version"])
+            return HostPython(Path(report["executable"]), version, folder)
     return None
