@@ -135,9 +135,10 @@ def describe_export(result: Any) -> str:
 
 
 def describe_engine(result: Any) -> str:
-    types = result["summary"]
-    seen = ", ".join(f"{kind} {types[kind]}" for kind in ("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX"))
-    return f"{result['builder']} {result['builder_version']}: {seen}; proven: {result['proven']}"
+    kinds = ("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX")
+    layers = [f"{n} {kind} in {type}" for kind in kinds for type, n in result["summary"][kind].items()]
+    verified = "verified against the plan" if result["proven"] else "not verified"
+    return f"{result['builder']} {result['builder_version']}: {', '.join(layers)}; {verified}"
 
 
 def describe_parity(result: Any) -> str:
