@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bertmp.core.errors import InputError
+from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.tokenizer import Tokenizer
@@ -169,10 +169,15 @@ def _shortened(loaded: LoadedCheckpoint, max_length: int | None) -> Tokenizer:
 
 def _check_folder(out: Path) -> None:
     """A new run replaces an old one, but nothing that is not a run's."""
-    if out.is_dir() and any(out.iterdir()) and not (out / "config.toml").is_file():
+    if out.is_dir() and any(out.iterdir()) and not _is_run(out):
         raise InputError("the folder holds something that is not a run", out, "choose another --out")
     if out.exists() and not out.is_dir():
         raise InputError("a file where the run's folder is to be", out, "choose another --out")
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run wrote the folder; one without tomli-w wrote no config.toml."""
+    return any((folder / name).is_file() for name in ("config.toml", "metrics.jsonl"))
 
 
 def _prepare(settings: TrainOptions) -> None:
@@ -182,7 +187,10 @@ def _prepare(settings: TrainOptions) -> None:
         for folder in ("steps", "last-good", "best", "tensorboard"):
             shutil.rmtree(settings.out / folder, ignore_errors=True)
         (settings.out / "metrics.jsonl").unlink(missing_ok=True)
-    settings.save(settings.out / "config.toml")
+    try:
+        settings.save(settings.out / "config.toml")
+    except MissingComponent as error:
+        settings.progress(f"the settings are not saved: {error}")
 
 
 def _ranges(trainer: Trainer, trained: Head) -> dict[str, Any]:

@@ -159,6 +159,19 @@ def test_the_saved_settings_reproduce_the_run(
     assert equal(weights(tmp_path / "first"), weights(tmp_path / "again"))
 
 
+def test_run_without_tomli_w_says_that_its_settings_are_not_saved(
+    data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tomli_w", None)
+    out, messages = tmp_path / "run", []
+    run(data, tiny, out, steps=1, progress=lambda message, *_: messages.append(message))
+    path = out / "config.toml"
+    assert f"the settings are not saved: tomli-w is not installed ({path}): pip install tomli-w" in messages
+    assert not path.exists()
+    assert (out / "final" / "model.safetensors").is_file()
+    run(data, tiny, out, steps=1)  # the folder is known as a run's all the same
+
+
 def test_the_seed_decides(data: Path, tiny: Path, tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
         run(data, tiny, tmp_path / name, steps=3, seed=seed)
