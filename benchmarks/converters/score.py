@@ -34,10 +34,10 @@ def _session(graph: Path) -> Any:
 def _rounded_session(graph: Path) -> Any:
     import onnx
 
-    from bertmp.export.graph.ort_sessions import open_session
+    from bertmp.export.graph.ort_sessions import open_measuring_session
     from bertmp.export.precision.fp16_emulation import rounded
 
-    return open_session(rounded(onnx.load(graph)))
+    return open_measuring_session(rounded(onnx.load(graph)))
 
 
 def measure(

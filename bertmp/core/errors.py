@@ -57,3 +57,9 @@ class MissingComponent(BertmpError):
     """Something that is installed separately is missing; `bertmp doctor` says how to install it."""
 
     exit_code = 4
+
+
+def short_message(error: BaseException, length: int = 200) -> str:
+    """What an exception says, in one line of at most `length` characters."""
+    words = " ".join(str(error).split())
+    return words if len(words) <= length else f"{words[:length]}…"

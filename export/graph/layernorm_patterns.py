@@ -1,4 +1,4 @@
-"""Finding layer normalisations that an exporter took apart into elementary operators.
+"""Finding layer normalisations that an exporter decomposed into elementary operators.
 
     mean = ReduceMean(x); d = x − mean; variance = ReduceMean(d²); y = d / √(variance + ε) · weight + bias
 
@@ -10,117 +10,122 @@ for the root, a difference computed twice, no mean at all (RMS normalisation), a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from onnx import NodeProto
+import onnx_ir as ir
 
-_TO_THE_ROOT = ("Add", "Sqrt", "Pow", "Reciprocal", "Clip", "Max")
+from bertmp.export.graph.use_def import name_of, readers_of
+
+_ROOT_OPS = ("Add", "Sqrt", "Pow", "Reciprocal", "Clip", "Max")
 """What stands between the variance and the division: ε, the root, the reciprocal."""
 
-Writers = Mapping[str, NodeProto]
-Readers = Mapping[str, Sequence[NodeProto]]
 
-
-def decomposed_norms(nodes: Sequence[NodeProto], writers: Writers, readers: Readers) -> dict[str, str]:
+def decomposed_norms(nodes: Sequence[ir.Node]) -> dict[str, str]:
     """Node name → the normalisation that it is part of, in words.
 
     Args:
         nodes: in graph order.
-        writers, readers: tensor → nodes.
     """
     found: dict[str, str] = {}
     for node in nodes:
         if node.op_type != "ReduceMean" or node.name in found:
             continue
-        square = writers.get(node.input[0])
+        square = _producer(node.inputs[0])
         if square is None or not _is_square(square):
             continue
-        members = _members(node, square, writers, readers)
+        members = _members(node, square)
         if members:
             kind = "layer" if any(member.op_type == "Sub" for member in members) else "RMS"
             words = f"a decomposed {kind} normalisation (its variance is {node.name})"
-            found.update({member.name: words for member in members})
+            found.update({name_of(member): words for member in members})
     return found
 
 
-def _is_square(node: NodeProto) -> bool:
-    return node.op_type == "Pow" or (node.op_type == "Mul" and node.input[0] == node.input[1])
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return value.producer() if value is not None else None
 
 
-def _members(variance: NodeProto, square: NodeProto, writers: Writers, readers: Readers) -> list[NodeProto]:
+def _is_square(node: ir.Node) -> bool:
+    return node.op_type == "Pow" or (node.op_type == "Mul" and node.inputs[0] is node.inputs[1])
+
+
+def _members(variance: ir.Node, square: ir.Node) -> list[ir.Node]:
     """All nodes of the normalisation; none where what follows the variance is something else."""
-    centred = square.input[0]
-    difference = writers.get(centred)
+    centred = square.inputs[0]
+    difference = _producer(centred)
     members = [square, variance]
-    deviations, centre = {centred}, set()
+    deviations: set[ir.Value | None] = {centred}
+    centre: set[ir.Value | None] = set()
     if difference is not None and difference.op_type == "Sub":
-        mean = writers.get(difference.input[1])
-        if mean is not None and mean.op_type == "ReduceMean" and mean.input[0] == difference.input[0]:
+        mean = _producer(difference.inputs[1])
+        if mean is not None and mean.op_type == "ReduceMean" and mean.inputs[0] is difference.inputs[0]:
             # Some exporters compute the difference twice, once for the squares.
-            twins = [n for n in readers.get(mean.output[0], ()) if list(n.input) == list(difference.input)]
+            twins = [
+                node
+                for node in readers_of(mean.outputs[0])
+                if node.op_type == "Sub" and node.inputs == difference.inputs
+            ]
             members += [mean, *twins]
-            deviations |= {twin.output[0] for twin in twins}
-            centre = {mean.input[0], mean.output[0]}
-    root = _follow_root(variance, deviations, readers)
-    last = root[-1] if root else variance
-    quotients = [
-        node
-        for node in readers.get(last.output[0], ())
-        if node.op_type in ("Div", "Mul") and deviations & set(node.input)
-    ]
+            deviations |= {twin.outputs[0] for twin in twins}
+            centre = {mean.inputs[0], mean.outputs[0]}
+    root = _follow_root(variance, deviations)
     if not root:
         return []
+    quotients = [
+        node
+        for node in readers_of(root[-1].outputs[0])
+        if node.op_type in ("Div", "Mul") and deviations & set(node.inputs)
+    ]
     if not quotients:
-        folded = _folded(last, centre, readers)
+        folded = _folded(root[-1], centre)
         return members + root + folded if folded else []
-    return members + root + quotients + [node for q in quotients for node in _affine(q, writers, readers)]
+    return members + root + quotients + [node for quotient in quotients for node in _affine(quotient)]
 
 
-def _follow_root(variance: NodeProto, deviations: set[str], readers: Readers) -> list[NodeProto]:
+def _follow_root(variance: ir.Node, deviations: set[ir.Value | None]) -> list[ir.Node]:
     """The chain from the variance to what divides: + ε, √, 1/·; empty where there is no root in it."""
-    chain: list[NodeProto] = []
+    chain: list[ir.Node] = []
     at = variance
-    while len(users := readers.get(at.output[0], ())) == 1:
+    while len(users := readers_of(at.outputs[0])) == 1:
         user = users[0]
-        inverse = user.op_type == "Div" and user.input[0] not in deviations
-        if user.op_type not in _TO_THE_ROOT and not inverse:
+        inverse = user.op_type == "Div" and user.inputs[0] not in deviations
+        if user.op_type not in _ROOT_OPS and not inverse:
             break
         chain.append(user)
         at = user
     return chain if any(node.op_type in ("Sqrt", "Pow") for node in chain) else []
 
 
-def _folded(root: NodeProto, centre: set[str], readers: Readers) -> list[NodeProto]:
+def _folded(root: ir.Node, centre: set[ir.Value | None]) -> list[ir.Node]:
     """Keras's form behind the root: the scale, its products with x and the mean, and what adds them up.
 
     Args:
         centre: x and its mean; empty where there is no mean.
     """
-    for scale in readers.get(root.output[0], ()):
+    for scale in readers_of(root.outputs[0]):
         products = [
             node
-            for node in readers.get(scale.output[0], ())
-            if scale.op_type == node.op_type == "Mul" and centre & set(node.input)
+            for node in readers_of(scale.outputs[0])
+            if scale.op_type == node.op_type == "Mul" and centre & set(node.inputs)
         ]
         if len(products) == 2:
-            shifts = [user for node in products for user in readers.get(node.output[0], ())]
-            tail = [node for node in shifts if node.op_type in ("Sub", "Add")]
-            return [scale, *products, *{node.name: node for node in tail}.values()]
+            shifts = [user for node in products for user in readers_of(node.outputs[0])]
+            sums = dict.fromkeys(node for node in shifts if node.op_type in ("Sub", "Add"))
+            return [scale, *products, *sums]
     return []
 
 
-def _affine(quotient: NodeProto, writers: Writers, readers: Readers) -> list[NodeProto]:
+def _affine(quotient: ir.Node) -> list[ir.Node]:
     """The multiplication by the weight and the addition of the bias, where they follow."""
-    found: list[NodeProto] = []
+    found: list[ir.Node] = []
     at = quotient
     for operator in ("Mul", "Add"):
-        users = readers.get(at.output[0], ())
+        users = readers_of(at.outputs[0])
         user = users[0] if len(users) == 1 else None
         if user is None or user.op_type != operator:
             break
-        other = user.input[1] if user.input[0] == at.output[0] else user.input[0]
-        writer = writers.get(other)
-        if writer is not None and writer.op_type != "Constant":
+        other = _producer(user.inputs[1] if user.inputs[0] is at.outputs[0] else user.inputs[0])
+        if other is not None and other.op_type != "Constant":
             break
         found.append(user)
         at = user

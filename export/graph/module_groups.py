@@ -3,48 +3,57 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from onnx import ModelProto, NodeProto
+import onnx_ir as ir
+from onnx import ModelProto
 
-from bertmp.export.graph.tracing import module_of
+from bertmp.export.graph.use_def import name_of
+from bertmp.export.graph.weightless import without_weights
+
+MODULE_KEY = "module"
+"""The node metadata that holds the module's name, e.g. `bert.encoder.layer.3.attention.self`."""
 
 _ENDS_SEGMENT = ("LayerNormalization", "SkipLayerNormalization", "Sqrt")
-"""In a graph without names worth the word a block ends with each normalisation; a decomposed one is known by
-its square root."""
+"""Without module names, a segment ends with each normalisation; a decomposed one has a square root."""
 
 
-def blocks_of(graph: ModelProto) -> Mapping[str, str]:
-    """Node name → block, for every node.
-
-    A block is the module up to its layer's number (`bert.encoder.layer.3`), else its first two parts
-    (`bert.embeddings`, `classifier`). Graphs that do not name modules speak through their nodes' names
-    (`/bert/encoder/layer.3/attention/self/MatMul`), else the blocks are the stretches between normalisations,
-    `segment 0` and so on.
-    """
-    named = {node.name: _path(node) for node in graph.graph.node}
-    segments = _segments(graph)
-    return {name: _block(path) if path else segments[name] for name, path in named.items()}
+def module_of(node: ir.Node) -> str:
+    """The module that a node came from; empty where the graph does not record it."""
+    return node.metadata_props.get(MODULE_KEY, "")
 
 
-def _path(node: NodeProto) -> tuple[str, ...]:
-    """The parts of the module that a node came from; none where nothing says it."""
+def module_path(node: ir.Node) -> tuple[str, ...]:
+    """The parts of the module's name, from the metadata or else the node's name; empty where unknown."""
     if module := module_of(node):
         return tuple(module.split("."))
-    folders = [part for part in node.name.split("/")[:-1] if part]
+    folders = [part for part in name_of(node).split("/")[:-1] if part]
     return tuple(piece for folder in folders for piece in folder.split("."))
 
 
+def blocks_of(graph: ModelProto) -> Mapping[str, str]:
+    """Node name → block, for every node of a graph; see `module_groups`."""
+    return module_groups(list(ir.from_proto(without_weights(graph)).graph))
+
+
+def module_groups(nodes: Sequence[ir.Node]) -> Mapping[str, str]:
+    """Node name → block, for every node.
+
+    A block is the module up to its layer's number (`bert.encoder.layer.3`), else its first two parts
+    (`bert.embeddings`, `classifier`). Graphs that do not record modules have them in their nodes' names
+    (`/bert/encoder/layer.3/attention/self/MatMul`), else the blocks are the segments between normalisations,
+    `segment 0` and so on.
+    """
+    groups, segment = {}, 0
+    for node in nodes:
+        path = module_path(node)
+        groups[name_of(node)] = _block(path) if path else f"segment {segment}"
+        segment += node.op_type in _ENDS_SEGMENT
+    return groups
+
+
 def _block(path: tuple[str, ...]) -> str:
-    for place, part in enumerate(path):
-        if place and re.fullmatch(r"\d+", part):
-            return ".".join(path[: place + 1])
+    for position, part in enumerate(path):
+        if position and re.fullmatch(r"\d+", part):
+            return ".".join(path[: position + 1])
     return ".".join(path[:2])
-
-
-def _segments(graph: ModelProto) -> dict[str, str]:
-    number, segments = 0, {}
-    for node in graph.graph.node:
-        segments[node.name] = f"segment {number}"
-        number += node.op_type in _ENDS_SEGMENT
-    return segments

@@ -1,104 +1,98 @@
-"""Graphs in ONNX Runtime for measuring: on the CPU, so that a plan does not depend on the machine's GPU."""
+"""ONNX Runtime sessions: the one place of the export that opens them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from bertmp.core.errors import InputError, MissingComponent
+from bertmp.core.errors import InputError, MissingComponent, short_message
+from bertmp.export.graph.weightless import WeightlessGraph
 
 Feed = Mapping[str, np.ndarray]
+Provider = str | tuple[str, dict[str, str]]
 
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_LARGE = 1024
-"""Weights of so many elements are handed to ONNX Runtime as arrays: a session makes no copy of them, and a
-graph may hold more than protobuf's 2 GB."""
+CPU = "CPUExecutionProvider"
+Optimization = Literal["disable_all", "basic", "extended", "all"]
 
-
-@dataclass(frozen=True)
-class LightGraph:
-    """A graph without the bytes of its large weights.
-
-    Attributes:
-        model: the graph; its large weights have a type and a shape only.
-        weights: their values by name.
-    """
-
-    model: ModelProto
-    weights: Mapping[str, np.ndarray]
+_EXTERNAL_FROM = 2**30
+"""Graphs of more bytes keep their weights in a second file when ONNX Runtime writes them optimised."""
 
 
-def lighten(graph: ModelProto) -> LightGraph:
-    """Takes the large weights out of a graph; `graph` itself is left as it is."""
-    light = ModelProto(ir_version=graph.ir_version, producer_name=graph.producer_name)
-    light.opset_import.extend(graph.opset_import)
-    light.functions.extend(graph.functions)
-    light.graph.name = graph.graph.name
-    for part in ("node", "input", "output", "value_info", "sparse_initializer"):
-        getattr(light.graph, part).extend(getattr(graph.graph, part))
-    weights: dict[str, np.ndarray] = {}
-    for tensor in graph.graph.initializer:
-        if tensor.data_type not in _FLOATS or math.prod(tensor.dims) < _LARGE:
-            light.graph.initializer.append(tensor)
-            continue
-        weights[tensor.name] = np.asarray(numpy_helper.to_array(tensor))
-        light.graph.initializer.append(placeholder(tensor.name, tensor.dims, tensor.data_type))
-    return LightGraph(light, weights)
+def onnxruntime_module() -> Any:
+    """The module `onnxruntime`.
 
-
-def placeholder(name: str, dims: Sequence[int], kind: int) -> TensorProto:
-    """A weight whose bytes are given to the session."""
-    size = math.prod(dims) * helper.tensor_dtype_to_np_dtype(kind).itemsize
-    empty = TensorProto(name=name, dims=dims, data_type=kind, data_location=TensorProto.EXTERNAL)
-    for key, value in (("location", "memory"), ("offset", "0"), ("length", str(size))):
-        empty.external_data.add(key=key, value=value)
-    return empty
-
-
-def open_session(light: LightGraph) -> Any:
-    """An ONNX Runtime session on the CPU, with no rewriting that changes the numbers.
-
-    Errors: MissingComponent where ONNX Runtime is not installed; InputError where it refuses the graph.
+    Raises:
+        MissingComponent: it is not installed.
     """
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingComponent(
-            "ONNX Runtime is not installed", "", "pip install 'bertmp[cpu]' or 'bertmp[gpu]'"
+            "ONNX Runtime is not installed", str(error), "pip install 'bertmp[cpu]' or 'bertmp[gpu]'"
         ) from error
-    options = onnxruntime.SessionOptions()
+    return onnxruntime
+
+
+def open_session(
+    graph: WeightlessGraph | Path,
+    *,
+    providers: Sequence[Provider] = (CPU,),
+    optimization: Optimization = "all",
+    optimized: Path | None = None,
+) -> Any:
+    """An ONNX Runtime session.
+
+    Args:
+        graph: a file, or a graph in memory; the session makes no copy of its large weights, and together they
+            may exceed protobuf's 2 GB.
+        providers: in order of preference.
+        optimization: ONNX Runtime's level. Beyond `basic`, nodes are fused.
+        optimized: where to write the optimised graph.
+
+    Raises:
+        MissingComponent: ONNX Runtime is not installed.
+        InputError: it does not load the graph.
+    """
+    ort = onnxruntime_module()
+    options = ort.SessionOptions()
     options.log_severity_level = 3
-    # Beyond the basic level patterns are fused, and not the same ones with and without roundings.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in light.weights.values()]
-    options.add_external_initializers(list(light.weights), values)
+    level = f"ORT_ENABLE_{optimization.upper()}" if optimization != "disable_all" else "ORT_DISABLE_ALL"
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    if isinstance(graph, Path):
+        model, name = str(graph), str(graph)
+        if optimized is not None and graph.stat().st_size > _EXTERNAL_FROM:
+            key = "session.optimized_model_external_initializers_file_name"
+            options.add_session_config_entry(key, f"{optimized.name}.data")
+    else:
+        model, name = graph.model.SerializeToString(), graph.model.graph.name
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in graph.weights.values()]
+        options.add_external_initializers(list(graph.weights), values)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     try:
-        return onnxruntime.InferenceSession(
-            light.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        return ort.InferenceSession(model, options, providers=list(providers))
     except Exception as error:  # the runtime's own exceptions share no other base
-        raise InputError(
-            "ONNX Runtime refuses the graph", light.model.graph.name, first_line(error)
-        ) from error
+        raise InputError("ONNX Runtime does not load the graph", name, short_message(error)) from error
 
 
-def run(session: Any, outputs: Sequence[str], feed: Feed, file: str) -> list[np.ndarray]:
+def open_measuring_session(graph: WeightlessGraph) -> Any:
+    """A session on the CPU, so that a plan does not depend on the machine's GPU, without fusions.
+
+    Beyond the basic level patterns are fused, and not the same ones with and without roundings.
+    """
+    return open_session(graph, optimization="basic")
+
+
+def run(session: Any, outputs: Iterable[str], feed: Feed, file: str) -> list[np.ndarray]:
     """The named outputs for one feed.
 
-    Errors: InputError where the graph does not take what the texts of `file` became.
+    Raises:
+        InputError: the graph does not take the inputs made from the examples of `file`.
     """
     try:
         return [np.asarray(value) for value in session.run(list(outputs), dict(feed))]
     except Exception as error:
-        raise InputError("the texts do not fit the graph's inputs", file, first_line(error)) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line that is not too long."""
-    words = " ".join(str(error).split())
-    return words if len(words) <= 200 else f"{words[:200]}…"
+        raise InputError("the examples do not fit the graph's inputs", file, short_message(error)) from error

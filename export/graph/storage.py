@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 
 from bertmp.core.io import atomic_file
-from bertmp.export.graph.weightless import shell_of
+from bertmp.export.graph.weightless import external_tensor, without_initializers
 
 ONE_FILE = 2**31 - 2**20
 """Graphs of more bytes keep their weights in a second file."""
@@ -28,45 +28,39 @@ def stored_size(graph: ModelProto) -> int:
 
 def size_of(file: Path) -> int:
     """The bytes of a graph's file and of the weights that `write_graph` put beside it."""
-    data = file.with_name(f"{file.name}.data")
+    data = _data_file(file)
     return file.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
-def save_graph(graph: ModelProto, target: Path) -> list[Path]:
-    """As `write_graph`, into a folder that itself comes to be whole or not at all."""
-    target = Path(target)
-    if stored_size(graph) <= ONE_FILE:
-        onnx.save(graph, target)
-        return [target]
-    data = target.with_name(f"{target.name}.data")
-    onnx.save(_externalised(graph, data.name, data), target)
-    return [target, data]
-
-
 def write_graph(graph: ModelProto, target: Path, *, one_file: int = ONE_FILE) -> list[Path]:
-    """Writes a graph, whole or not at all; what is too large for one file has its weights in `TARGET.data`.
+    """Writes a graph, completely or not at all; one too large for a file has its weights in `TARGET.data`.
 
     Args:
         one_file: the most bytes that go into one file.
 
-    Returns: the files written, the graph first.
+    Returns:
+        The files written, the graph first.
 
-    Errors: InputError for a full or read-only disk.
+    Raises:
+        InputError: the disk is full or read-only.
     """
-    target = Path(target)
     if stored_size(graph) <= one_file:
         with atomic_file(target) as temporary:
             onnx.save(graph, temporary)
         return [target]
-    data = target.with_name(f"{target.name}.data")
+    data = _data_file(target)
     with atomic_file(data) as weights, atomic_file(target) as temporary:
         onnx.save(_externalised(graph, data.name, weights), temporary)
     return [target, data]
 
 
+def _data_file(graph: Path) -> Path:
+    return graph.with_name(f"{graph.name}.data")
+
+
 def _externalised(graph: ModelProto, location: str, file: Path) -> ModelProto:
     """The graph with its weights written to `file`, which the graph will find as `location`."""
-    bare = shell_of(graph)
+    bare = without_initializers(graph)
     with file.open("wb") as stream:
         for tensor in graph.graph.initializer:
             content = numpy_helper.to_array(tensor).tobytes() if not tensor.string_data else b""
@@ -74,11 +68,10 @@ def _externalised(graph: ModelProto, location: str, file: Path) -> ModelProto:
                 bare.graph.initializer.append(tensor)
                 continue
             stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
-            outside = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
-            outside.data_location = TensorProto.EXTERNAL
-            place = {"location": location, "offset": str(stream.tell()), "length": str(len(content))}
-            for key, value in place.items():
-                outside.external_data.add(key=key, value=value)
+            bare.graph.initializer.append(
+                external_tensor(
+                    tensor.name, tensor.dims, tensor.data_type, location, stream.tell(), len(content)
+                )
+            )
             stream.write(content)
-            bare.graph.initializer.append(outside)
     return bare

@@ -1,4 +1,4 @@
-"""From a torch model to an ONNX graph whose nodes bear the names of the modules they came from."""
+"""From a torch model to an ONNX graph whose nodes are named after the modules they came from."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from bertmp.core.errors import InputError
+from bertmp.export.graph.module_groups import MODULE_KEY
 
 if TYPE_CHECKING:
     from bertmp.model.heads import Head
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 OPSET = 18
 OPSETS = range(18, 24)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-MODULE_KEY = "module"
-"""The node metadata that holds the module's name, e.g. `bert.encoder.layer.3.attention.self`."""
-
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -35,10 +33,11 @@ def export_graph(model: Head, opset: int = OPSET) -> ModelProto:
         model: in evaluation mode, on the CPU.
         opset: the ONNX operator set, 18 to 23.
 
-    Errors: InputError for an opset that is not offered.
+    Raises:
+        InputError: an opset that is not supported.
     """
     if opset not in OPSETS:
-        raise InputError(f"opset {opset} is not offered", "--opset", f"use {OPSETS[0]} to {OPSETS[-1]}")
+        raise InputError(f"opset {opset} is not supported", "--opset", f"use {OPSETS[0]} to {OPSETS[-1]}")
     graph = _trace(model, opset)
     name_after_modules(graph)
     onnx.checker.check_model(graph, full_check=True)
@@ -50,7 +49,7 @@ def _trace(model: Head, opset: int) -> ModelProto:
 
     batch = torch.export.Dim("batch", min=1, max=65536)
     length = torch.export.Dim("length", min=1, max=model.config.max_position_embeddings)
-    # Three tensors of their own: the tracer takes one tensor that is passed twice for one input.
+    # Three separate tensors: the tracer takes a tensor that is passed twice for one input.
     example = tuple(torch.full((2, 7), fill, dtype=torch.int64) for fill in (1, 1, 0))
     with _quiet():
         program = torch.onnx.export(
@@ -69,7 +68,7 @@ def _trace(model: Head, opset: int) -> ModelProto:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's remarks about its own internals are of no use to our users."""
+    """Hides the exporter's warnings about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -81,13 +80,8 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def module_of(node: NodeProto) -> str:
-    """The module that a node came from; empty where the graph does not say."""
-    return next((item.value for item in node.metadata_props if item.key == MODULE_KEY), "")
-
-
 def name_after_modules(graph: ModelProto) -> None:
-    """Renames nodes and tensors after modules, and drops the exporter's notes (stack traces, paths).
+    """Renames nodes and tensors after modules, and drops the exporter's metadata (stack traces, paths).
 
     A node becomes `bert/encoder/layer.0/attention/self/query/MatMul`, its outputs the same with `_output`;
     a weight that the exporter transposed and gave a number becomes `bert.….query.weight/transposed`.
@@ -120,7 +114,7 @@ def _name_nodes(nodes: Any) -> None:
 
 
 def _scope(node: NodeProto) -> str:
-    """The innermost module in the exporter's note: the entry before the operation's own name."""
+    """The innermost module in the exporter's metadata: the entry before the operation's own name."""
     note = next((item.value for item in node.metadata_props if item.key == _SCOPES), "")
     scopes = [part.strip("' \"") for part in note.strip("[]").split(",")]
     return scopes[-2] if len(scopes) >= 2 and not scopes[-2].startswith("_empty") else ""
@@ -159,8 +153,9 @@ def _weight_names(graph: ModelProto) -> dict[str, str]:
         node = readers.get(tensor.name)
         if node is None or "." in tensor.name:
             continue
-        weight = node.op_type == "MatMul" and len(tensor.dims) == 2 and module_of(node)
-        name = f"{module_of(node)}.weight/transposed" if weight else f"{node.name}/constant"
+        module = next((item.value for item in node.metadata_props if item.key == MODULE_KEY), "")
+        is_weight = module and node.op_type == "MatMul" and len(tensor.dims) == 2
+        name = f"{module}.weight/transposed" if is_weight else f"{node.name}/constant"
         number = taken[name]
         taken[name] += 1
         names[tensor.name] = f"{name}_{number}" if number else name

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 
-from onnx import NodeProto
+import onnx_ir as ir
 
+from bertmp.export.graph.operators import MOVING_OPS
+from bertmp.export.graph.use_def import input_names, name_of, output_names
 from bertmp.export.lint.findings import Casts, Finding
-from bertmp.export.lint.graph_view import View
-
-MOVES = frozenset((
-    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "Flatten", "Expand", "Tile",
-    "Gather", "Split",
-))  # fmt: skip
-"""Operators that move their first input's values and change none."""
+from bertmp.export.lint.graph_view import GraphView
 
 _WIDTH = {"fp16": 16, "bf16": 16, "fp32": 32, "fp64": 64}
 """A cast to a wider type loses nothing."""
 
 
-def count_casts(view: View) -> Casts:
+def count_casts(view: GraphView) -> Casts:
     """Counts the casts between floating-point types and finds those that could go."""
     casts = [node for node in view.nodes if view.is_cast(node)]
-    kinds = Counter(f"{view.kind(node.input[0])} to {view.kind(node.output[0])}" for node in casts)
-    in_a_row = [node.name for node in casts if _follows_a_cast(node, view)]
+    kinds = Counter(
+        f"{view.kind(input_names(node)[0])} to {view.kind(output_names(node)[0])}" for node in casts
+    )
+    in_a_row = [name_of(node) for node in casts if _follows_a_cast(node, view)]
     repeated = _repeated(casts, view)
-    constant = [node.name for node in casts if node.input[0] in view.stored]
+    constant = [name_of(node) for node in casts if input_names(node)[0] in view.stored]
     spared = {*in_a_row, *repeated, *constant, *_around_moves(casts, view)}
     return Casts(
         total=len(casts),
@@ -33,55 +31,57 @@ def count_casts(view: View) -> Casts:
         in_a_row=tuple(in_a_row),
         repeated=tuple(repeated),
         constant=tuple(constant),
-        spared=tuple(node.name for node in casts if node.name in spared),
+        spared=tuple(name_of(node) for node in casts if name_of(node) in spared),
     )
 
 
-def _follows_a_cast(node: NodeProto, view: View) -> bool:
-    before = view.writers.get(node.input[0])
+def _follows_a_cast(node: ir.Node, view: GraphView) -> bool:
+    before = view.producer(input_names(node)[0])
     return before is not None and view.is_cast(before)
 
 
-def _repeated(casts: list[NodeProto], view: View) -> list[str]:
+def _repeated(casts: list[ir.Node], view: GraphView) -> list[str]:
     """Casts of a tensor to a type that it has been cast to already."""
     seen: set[tuple[str, str]] = set()
     found = []
     for node in casts:
-        key = (node.input[0], view.kind(node.output[0]))
+        key = (input_names(node)[0], view.kind(output_names(node)[0]))
         if key in seen:
-            found.append(node.name)
+            found.append(name_of(node))
         seen.add(key)
     return found
 
 
-def _around_moves(casts: list[NodeProto], view: View) -> set[str]:
+def _around_moves(casts: list[ir.Node], view: GraphView) -> set[str]:
     """Casts into another type and back with only moves between, which can run in the first type."""
     outputs = {value.name for value in view.graph.graph.output}
     found: set[str] = set()
     for node in casts:
-        first, back, ahead = view.kind(node.input[0]), [], [node.output[0]]
+        first, back, ahead = view.kind(input_names(node)[0]), [], [output_names(node)[0]]
         while ahead:
             name = ahead.pop()
-            users = view.readers.get(name, ())
+            users = view.readers(name)
             if name in outputs or not users:
                 break
-            returns = [user for user in users if view.is_cast(user) and view.kind(user.output[0]) == first]
-            moves = [user for user in users if user.op_type in MOVES and user.input[0] == name]
+            returns = [
+                user for user in users if view.is_cast(user) and view.kind(output_names(user)[0]) == first
+            ]
+            moves = [user for user in users if user.op_type in MOVING_OPS and input_names(user)[0] == name]
             if len(returns) + len(moves) < len(users):
                 break
             back += returns
-            ahead += [output for user in moves for output in user.output]
+            ahead += [output for user in moves for output in output_names(user)]
         else:
-            if any(user.input[0] != node.output[0] for user in back):
-                found |= {node.name, *(user.name for user in back)}
+            if any(input_names(user)[0] != output_names(node)[0] for user in back):
+                found |= {name_of(node), *(name_of(user) for user in back)}
     return found
 
 
-def cast_findings(casts: Casts, view: View) -> list[Finding]:
+def cast_findings(casts: Casts, view: GraphView) -> list[Finding]:
     """What to do about the casts that could go."""
     lossy = sum(_rounds_for_nothing(name, view) for name in casts.in_a_row)
     rounding = f"; {lossy} of the pairs round to 16 bits and back" if lossy else ""
-    size = sum(view.constants[view.named[name].input[0]].nbytes for name in casts.constant)
+    size = sum(view.constants[input_names(view.named[name])[0]].nbytes for name in casts.constant)
     others = set(casts.spared) - {*casts.in_a_row, *casts.repeated, *casts.constant}
     around = tuple(name for name in casts.spared if name in others)
     kinds = (
@@ -117,11 +117,13 @@ def cast_findings(casts: Casts, view: View) -> list[Finding]:
     ]
 
 
-def _rounds_for_nothing(cast: str, view: View) -> bool:
+def _rounds_for_nothing(cast: str, view: GraphView) -> bool:
     """Whether the cast before this one rounds, and this one goes back up."""
     node = view.named[cast]
-    before = view.writers[node.input[0]]
+    before = view.producer(input_names(node)[0])
+    assert before is not None
     first, between, last = (
-        _WIDTH[view.kind(name)] for name in (before.input[0], node.input[0], node.output[0])
+        _WIDTH[view.kind(name)]
+        for name in (input_names(before)[0], input_names(node)[0], output_names(node)[0])
     )
     return between < first and between < last

@@ -11,10 +11,11 @@ from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
 from bertmp.export.graph.loading import load_graph, name_nodes
 from bertmp.export.graph.types import opset_of
+from bertmp.export.graph.use_def import name_of
 from bertmp.export.lint.casts import cast_findings, count_casts
 from bertmp.export.lint.explain_options import ExplainOptions
 from bertmp.export.lint.findings import SEVERITIES, Block, Explanation, Finding, Tensor
-from bertmp.export.lint.graph_view import FP16, View
+from bertmp.export.lint.graph_view import FP16, GraphView
 from bertmp.export.lint.mask_findings import find_masks, mask_findings
 from bertmp.export.lint.measured import measure_tensors, range_findings
 from bertmp.export.lint.structure import structure_findings
@@ -38,7 +39,7 @@ def explain(options: ExplainOptions) -> Explanation:
     name_nodes(model)
     tokenizer = options.tokenizer or path.parent
     texts = read_calibration(options.calibration, tokenizer, model) if options.calibration else None
-    view = View.of(model)
+    view = GraphView(model)
     tensors, trouble = _measured(view, texts, options.progress) if texts else ((), [])
     casts = count_casts(view)
     findings = [
@@ -65,7 +66,7 @@ def explain(options: ExplainOptions) -> Explanation:
 
 
 def _measured(
-    view: View, texts: Calibration, progress: ProgressCallback
+    view: GraphView, texts: Calibration, progress: ProgressCallback
 ) -> tuple[tuple[Tensor, ...], list[Finding]]:
     """What the texts show; that ONNX Runtime does not load the graph is a finding, too."""
     try:
@@ -77,12 +78,12 @@ def _measured(
         return (), [Finding("error", "does-not-load", "", sentence, "fix what it says")]
 
 
-def _blocks(view: View, tensors: tuple[Tensor, ...]) -> tuple[Block, ...]:
+def _blocks(view: GraphView, tensors: tuple[Tensor, ...]) -> tuple[Block, ...]:
     weights = block_weights(view)
     nodes: dict[str, Counter[str]] = {}
     for node in view.nodes:
         if not view.is_cast(node):
-            nodes.setdefault(view.blocks[node.name], Counter())[view.precision(node)] += 1
+            nodes.setdefault(view.blocks[name_of(node)], Counter())[view.precision(node)] += 1
     return tuple(
         _block(name, counts, weights.get(name, 0.0), [t for t in tensors if t.block == name], view)
         for name, counts in nodes.items()
@@ -90,8 +91,10 @@ def _blocks(view: View, tensors: tuple[Tensor, ...]) -> tuple[Block, ...]:
     )
 
 
-def _block(name: str, counts: Mapping[str, int], weights: float, tensors: list[Tensor], view: View) -> Block:
-    own = [tensor for tensor in tensors if tensor.name not in view.on_mask_ways]
+def _block(
+    name: str, counts: Mapping[str, int], weights: float, tensors: list[Tensor], view: GraphView
+) -> Block:
+    own = [tensor for tensor in tensors if tensor.name not in view.on_mask_paths]
     worst = min(own, key=lambda tensor: tensor.headroom, default=None)
     others = [tensor.subnormal for tensor in own if not view.is_from_softmax(tensor.name)]
     return Block(

@@ -1,21 +1,29 @@
-"""A graph in any mixture of types, as the checks look at it."""
+"""A graph of any mixture of types, as the checks look at it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
-import onnx
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+import onnx_ir as ir
+from onnx import ModelProto, TensorProto
 
 from bertmp.core.errors import InputError
+from bertmp.export.graph.graph_index import GraphIndex
 from bertmp.export.graph.layernorm_patterns import decomposed_norms
-from bertmp.export.graph.module_groups import blocks_of
-from bertmp.export.graph.types import LOW_TYPES, LowType, element_types, reads
-from bertmp.export.precision.masks import MaskPath, mask_paths
-from bertmp.export.precision.rules.operators import Softmax
+from bertmp.export.graph.mask_paths import MaskPath, mask_paths
+from bertmp.export.graph.module_groups import module_groups
+from bertmp.export.graph.operators import SOFTMAX_OPS
+from bertmp.export.graph.types import LOW_TYPES, LowType, element_types
+from bertmp.export.graph.use_def import (
+    constant_tensors,
+    input_names,
+    name_of,
+    output_names,
+    read_names,
+    values_of,
+)
 
 NAMES: Mapping[int, str] = {
     TensorProto.FLOAT: "fp32",
@@ -28,72 +36,53 @@ NAMES: Mapping[int, str] = {
 FP16 = LOW_TYPES["fp16"]
 
 
-@dataclass(frozen=True)
-class View:
-    """A graph and what is known of its tensors.
+class GraphView(GraphIndex):
+    """A graph and what is known of its tensors, even where its types contradict each other.
 
     Attributes:
-        graph: every node has a name of its own.
-        types: tensor → element type.
-        complaint: what ONNX's type inference has against the graph; empty where nothing.
-        constants: floating-point initializers and Constant nodes' outputs → their values, FP32.
-        stored: the same → element type.
+        graph: every node has a unique name.
+        type_error: what ONNX's type inference reports; empty where the types agree.
+        stored: floating-point initializers and Constant nodes' outputs → element type.
     """
 
-    graph: ModelProto
-    types: Mapping[str, int]
-    complaint: str
-    constants: Mapping[str, np.ndarray]
-    stored: Mapping[str, int]
-
-    @classmethod
-    def of(cls, graph: ModelProto) -> View:
-        tensors = {tensor.name: tensor for tensor in graph.graph.initializer if tensor.data_type in NAMES}
-        for node in graph.graph.node:
-            for item in node.attribute:
-                if node.op_type == "Constant" and item.name == "value" and item.t.data_type in NAMES:
-                    tensors[node.output[0]] = item.t
-        values = {name: numpy_helper.to_array(tensor) for name, tensor in tensors.items()}
-        types, complaint = _types(graph)
-        return cls(
-            graph,
-            types,
-            complaint,
-            {name: np.asarray(value, np.float32) for name, value in values.items()},
-            {name: tensor.data_type for name, tensor in tensors.items()},
-        )
-
-    @property
-    def nodes(self) -> Sequence[NodeProto]:
-        return self.graph.graph.node
+    def __init__(self, graph: ModelProto) -> None:
+        self.graph, self.type_error = graph, ""
+        try:
+            types = element_types(graph)
+        except InputError as error:
+            types, self.type_error = element_types(graph, strict=False), str(error)
+        super().__init__(graph, types)
+        tensors = constant_tensors(self.values)
+        self._float_tensors = {name: tensor for name, tensor in tensors.items() if tensor.dtype in NAMES}
+        self.stored = {name: int(tensor.dtype) for name, tensor in self._float_tensors.items()}
 
     @cached_property
-    def named(self) -> Mapping[str, NodeProto]:
+    def constants(self) -> Mapping[str, np.ndarray]:
+        """The values of what is `stored`, as FP32."""
+        return {name: np.asarray(tensor.numpy(), np.float32) for name, tensor in self._float_tensors.items()}
+
+    @cached_property
+    def named(self) -> Mapping[str, ir.Node]:
         """Name → node."""
-        return {node.name: node for node in self.nodes}
+        return {name_of(node): node for node in self.nodes}
 
     @cached_property
-    def writers(self) -> Mapping[str, NodeProto]:
-        """Tensor → the node that writes it."""
-        return {name: node for node in self.nodes for name in node.output if name}
-
-    @cached_property
-    def readers(self) -> Mapping[str, Sequence[NodeProto]]:
-        """Tensor → the nodes that read it, each once."""
-        return _readers(self.nodes)
+    def written(self) -> frozenset[str]:
+        """The tensors that nodes write."""
+        return frozenset(name for node in self.nodes for name in output_names(node) if name)
 
     @cached_property
     def blocks(self) -> Mapping[str, str]:
         """Node → the part of the graph that it belongs to."""
-        return blocks_of(self.graph)
+        return module_groups(self.nodes)
 
     def kind(self, tensor: str) -> str:
         """`fp16`, `bf16`, `fp32`, `fp64`; empty for other types."""
         return NAMES.get(self.types.get(tensor, 0), "")
 
-    def precision(self, node: NodeProto) -> str:
+    def precision(self, node: ir.Node) -> str:
         """The type that a node computes in: its results', else its inputs'; `integer` without any."""
-        kinds = [kind for name in (*node.output, *reads(node)) if (kind := self.kind(name))]
+        kinds = [kind for name in (*output_names(node), *read_names(node)) if (kind := self.kind(name))]
         return kinds[0] if kinds else "integer"
 
     def low(self, tensor: str) -> LowType | None:
@@ -101,90 +90,61 @@ class View:
         return LOW_TYPES.get(self.kind(tensor))
 
     def judged_by(self, tensor: str) -> LowType:
-        """The 16-bit type whose range a tensor is held against: its own; an FP32 one's is the graph's."""
+        """The 16-bit type whose range a tensor is checked against: its own or, for FP32, the graph's."""
         return self.low(tensor) or self._usual
 
     @cached_property
     def _usual(self) -> LowType:
-        kinds = {self.kind(name) for name in (*self.stored, *self.writers)}
+        kinds = {self.kind(name) for name in (*self.stored, *self.written)}
         return LOW_TYPES["bf16"] if "bf16" in kinds and "fp16" not in kinds else FP16
 
-    def is_cast(self, node: NodeProto) -> bool:
+    def is_cast(self, node: ir.Node) -> bool:
         """Whether a node is a cast from one floating-point type to another."""
-        return node.op_type == "Cast" and bool(self.kind(node.input[0])) and bool(self.kind(node.output[0]))
+        if node.op_type != "Cast":
+            return False
+        return bool(self.kind(input_names(node)[0])) and bool(self.kind(output_names(node)[0]))
 
     def is_from_softmax(self, tensor: str) -> bool:
-        """Whether a tensor is a softmax's result, cast, selected or moved: small values are meant there."""
-        while (node := self.writers.get(tensor)) is not None:
-            if node.op_type in Softmax().operators:
+        """Whether a tensor is a softmax's result, cast, selected or moved: small values are normal there."""
+        while (node := self.producer(tensor)) is not None:
+            if node.op_type in SOFTMAX_OPS:
                 return True
             if node.op_type not in ("Cast", "Where", "Identity", "Reshape", "Transpose"):
                 return False
-            tensor = node.input[-1] if node.op_type == "Where" else node.input[0]
+            tensor = input_names(node)[-1 if node.op_type == "Where" else 0]
         return False
 
     @cached_property
     def is_fp32(self) -> bool:
         """Whether nothing has been converted yet."""
-        return not any(self.low(name) for name in (*self.stored, *self.writers))
+        return not any(self.low(name) for name in (*self.stored, *self.written))
 
     @cached_property
-    def _without_casts(self) -> list[NodeProto]:
-        """The nodes as they would be connected without the casts between floating-point types."""
-        origin: dict[str, str] = {}
-        bridged = []
-        for node in self.nodes:
-            if self.is_cast(node):
-                origin[node.output[0]] = origin.get(node.input[0], node.input[0])
-                continue
-            copy = NodeProto(name=node.name, op_type=node.op_type, domain=node.domain)
-            copy.input.extend(origin.get(name, name) for name in node.input)
-            copy.output.extend(node.output)
-            if node.op_type == "ConstantOfShape":
-                copy.attribute.extend(node.attribute)
-            bridged.append(copy)
-        return bridged
+    def _nodes_without_casts(self) -> list[ir.Node]:
+        """The nodes connected as if there were no casts between floating-point types."""
+        model = ir.from_proto(self.graph)
+        values_of(model.graph)
+        for node in list(model.graph):
+            if self.is_cast(node) and node.inputs[0] is not None:
+                node.outputs[0].replace_all_uses_with(node.inputs[0], replace_graph_outputs=True)
+                model.graph.remove(node, safe=True)
+        return list(model.graph)
 
     @cached_property
     def norms(self) -> Mapping[str, str]:
-        """Node → the decomposed normalisation that it is part of, casts inside it or not."""
-        nodes = self._without_casts
-        return decomposed_norms(
-            nodes, {name: node for node in nodes for name in node.output}, _readers(nodes)
-        )
+        """Node → the decomposed normalisation that it is part of, with or without casts inside."""
+        return decomposed_norms(self._nodes_without_casts)
 
     @cached_property
     def masks(self) -> tuple[MaskPath, ...]:
-        """The ways of the mask constants to the softmaxes."""
-        nodes = self._without_casts
-        return mask_paths(nodes, _readers(nodes), self.constants)
+        """The paths of the mask constants to the softmaxes."""
+        return mask_paths(self._nodes_without_casts, self.constants)
 
     @cached_property
-    def on_mask_ways(self) -> frozenset[str]:
+    def on_mask_paths(self) -> frozenset[str]:
         """Tensors that hold a mask constant or a sum with it, casts' results included."""
         tensors = {name for path in self.masks for name in path.tensors}
         for node in self.nodes:
-            if self.is_cast(node) and node.input[0] in tensors:
-                tensors.add(node.output[0])
+            if self.is_cast(node) and input_names(node)[0] in tensors:
+                tensors.update(output_names(node))
         return frozenset(tensors)
-
-
-def _readers(nodes: Sequence[NodeProto]) -> dict[str, list[NodeProto]]:
-    readers: dict[str, list[NodeProto]] = {}
-    for node in nodes:
-        for name in dict.fromkeys(reads(node)):
-            readers.setdefault(name, []).append(node)
-    return readers
-
-
-def _types(graph: ModelProto) -> tuple[dict[str, int], str]:
-    """Types by strict inference, or where the graph is at odds with itself, what can be known, and why."""
-    try:
-        return element_types(graph), ""
-    except InputError as error:
-        complaint = str(error)
-    inferred = onnx.shape_inference.infer_shapes(graph)
-    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-    types = {value.name: value.type.tensor_type.elem_type for value in values}
-    types.update({tensor.name: tensor.data_type for tensor in graph.graph.initializer})
-    return types, complaint

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from bertmp.export.graph.mask_paths import MaskPath
 from bertmp.export.lint.findings import Finding, Mask
-from bertmp.export.lint.graph_view import FP16, View
-from bertmp.export.precision.masks import MaskPath
+from bertmp.export.lint.graph_view import FP16, GraphView
 
 _CHANGES = ("Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Neg")
 """Operators whose result is a new number, not a moved one."""
@@ -15,7 +15,7 @@ _SCORES = 16384.0
 """What is left to the scores: a quarter of FP16's range."""
 
 
-def find_masks(view: View) -> tuple[Mask, ...]:
+def find_masks(view: GraphView) -> tuple[Mask, ...]:
     """The mask constants of a graph."""
     return tuple(
         Mask(
@@ -29,12 +29,12 @@ def find_masks(view: View) -> tuple[Mask, ...]:
     )
 
 
-def mask_findings(view: View) -> list[Finding]:
+def mask_findings(view: GraphView) -> list[Finding]:
     """Mask constants that leave the range of the type that they are added in, or would in FP16."""
     return [finding for path in view.masks if (finding := _judge(path, view))]
 
 
-def _judge(path: MaskPath, view: View) -> Finding | None:
+def _judge(path: MaskPath, view: GraphView) -> Finding | None:
     if abs(path.value) <= FP16.largest - _SCORES:
         return None
     low = [name for name in _changing(path, view) if view.precision(view.named[name]) == "fp16"]
@@ -61,7 +61,7 @@ def _held(path: MaskPath) -> bool:
     return math.isfinite(path.value) and abs(path.value) <= FP16.largest
 
 
-def _effect(path: MaskPath, view: View) -> str:
+def _effect(path: MaskPath, view: GraphView) -> str:
     if _held(path):
         return (
             "with a negative score it overflows to -inf, and a row that is masked whole becomes NaN"
@@ -73,5 +73,5 @@ def _effect(path: MaskPath, view: View) -> str:
     return "it becomes infinite, and a row that is masked whole becomes NaN"
 
 
-def _changing(path: MaskPath, view: View) -> list[str]:
+def _changing(path: MaskPath, view: GraphView) -> list[str]:
     return [name for name in path.nodes if view.named[name].op_type in _CHANGES]

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from bertmp.export.graph.ort_sessions import Feed, LightGraph, open_session, run
+from bertmp.export.graph.ort_sessions import Feed, open_measuring_session, run
 from bertmp.export.graph.types import FLOAT, LOW_TYPES
+from bertmp.export.graph.use_def import name_of, output_names
+from bertmp.export.graph.weightless import WeightlessGraph
 from bertmp.export.lint.findings import Finding, Tensor
-from bertmp.export.lint.graph_view import FP16, View
+from bertmp.export.lint.graph_view import FP16, GraphView
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.fp16_emulation import rounded
 from bertmp.export.precision.precision_options import HEADROOM
@@ -23,7 +25,7 @@ _ENDS = ("max", "min", "small", "zero", "size")
 _PREFIX = "explained/"
 
 
-def measure_tensors(view: View, calibration: Calibration, progress: Progress) -> tuple[Tensor, ...]:
+def measure_tensors(view: GraphView, calibration: Calibration, progress: Progress) -> tuple[Tensor, ...]:
     """Runs the graph and notes every floating-point tensor's extremes and small values.
 
     Each 16-bit tensor is rounded to its type and all arithmetic is FP32: what overflows becomes infinite,
@@ -35,11 +37,11 @@ def measure_tensors(view: View, calibration: Calibration, progress: Progress) ->
         name
         for node in view.nodes
         if node.op_type != "Constant"
-        for name in node.output
+        for name in output_names(node)
         if name and view.kind(name) in ("fp32", *LOW_TYPES)
     ]
     feeds = [_widened(feed) for feed in calibration.feeds]
-    session = open_session(_with_measures(rounded(view.graph), names, view))
+    session = open_measuring_session(_with_measures(rounded(view.graph), names, view))
     outputs = [f"{_PREFIX}{name}/{end}" for name in names for end in _ENDS]
     largest, counts = np.zeros(len(names)), np.zeros((len(names), 3))
     for done, feed in enumerate(feeds):
@@ -59,13 +61,14 @@ def _widened(feed: Feed) -> Feed:
     return {**feed, **{name: feed[name].astype(np.float32) for name in low}}
 
 
-def _tensor(name: str, view: View, largest: float, counts: np.ndarray) -> Tensor:
+def _tensor(name: str, view: GraphView, largest: float, counts: np.ndarray) -> Tensor:
     small, zero, size = counts
-    node, low = view.writers[name], view.judged_by(name)
+    node, low = view.producer(name), view.judged_by(name)
+    assert node is not None
     return Tensor(
         name=name,
-        node=node.name,
-        block=view.blocks[node.name],
+        node=name_of(node),
+        block=view.blocks[name_of(node)],
         type=view.kind(name),
         largest=largest,
         headroom=low.largest / largest if largest else float("inf"),
@@ -73,7 +76,7 @@ def _tensor(name: str, view: View, largest: float, counts: np.ndarray) -> Tensor
     )
 
 
-def _with_measures(light: LightGraph, names: list[str], view: View) -> LightGraph:
+def _with_measures(light: WeightlessGraph, names: list[str], view: GraphView) -> WeightlessGraph:
     """The graph with, of each tensor, its extremes, its small values, zeros and size as outputs."""
     model = ModelProto()
     model.CopyFrom(light.model)
@@ -85,7 +88,7 @@ def _with_measures(light: LightGraph, names: list[str], view: View) -> LightGrap
     graph.initializer.append(numpy_helper.from_array(np.float32(0), f"{_PREFIX}0"))
     for name in names:
         _measure_one(graph, name, f"{_PREFIX}{limits[name]}")
-    return LightGraph(model, light.weights)
+    return WeightlessGraph(model, light.weights)
 
 
 def _measure_one(graph: GraphProto, name: str, limit: str) -> None:
@@ -110,15 +113,15 @@ def _measure_one(graph: GraphProto, name: str, limit: str) -> None:
             graph.output.append(helper.make_tensor_value_info(out, TensorProto.FLOAT, []))
 
 
-def range_findings(tensors: tuple[Tensor, ...], view: View) -> list[Finding]:
+def range_findings(tensors: tuple[Tensor, ...], view: GraphView) -> list[Finding]:
     """Overflow, too little headroom, and tensors that lie too low for 16 bits."""
     return [*_overflows(tensors, view), *_near_overflow(tensors, view), *_too_small(tensors, view)]
 
 
-def _overflows(tensors: tuple[Tensor, ...], view: View) -> list[Finding]:
+def _overflows(tensors: tuple[Tensor, ...], view: GraphView) -> list[Finding]:
     """The first tensor that is not finite; what follows it is its consequence."""
     broken = [tensor for tensor in tensors if tensor.largest == float("inf")]
-    wrong = [tensor for tensor in broken if tensor.name not in view.on_mask_ways]
+    wrong = [tensor for tensor in broken if tensor.name not in view.on_mask_paths]
     if not wrong:
         return []
     first = wrong[0]
@@ -132,13 +135,13 @@ def _overflows(tensors: tuple[Tensor, ...], view: View) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _near_overflow(tensors: tuple[Tensor, ...], view: View) -> list[Finding]:
+def _near_overflow(tensors: tuple[Tensor, ...], view: GraphView) -> list[Finding]:
     """The tensor with the least headroom of each block; FP32 tensors count where nothing is 16-bit."""
     worst: dict[str, list[Tensor]] = {}
     for tensor in tensors:
         counts = tensor.type in LOW_TYPES or view.is_fp32
         near = tensor.headroom < HEADROOM and tensor.largest < float("inf")
-        if counts and near and tensor.name not in view.on_mask_ways:
+        if counts and near and tensor.name not in view.on_mask_paths:
             worst.setdefault(tensor.block, []).append(tensor)
     found = []
     for block, those in worst.items():
@@ -158,7 +161,7 @@ def _near_overflow(tensors: tuple[Tensor, ...], view: View) -> list[Finding]:
     return found
 
 
-def _too_small(tensors: tuple[Tensor, ...], view: View) -> list[Finding]:
+def _too_small(tensors: tuple[Tensor, ...], view: GraphView) -> list[Finding]:
     """Tensors in FP16 that are small throughout. A softmax's results are meant to be."""
     found = []
     for tensor in tensors:

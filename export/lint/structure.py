@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from onnx import NodeProto
+import onnx_ir as ir
 
-from bertmp.export.graph.types import LOW_TYPES, is_known, subgraphs
+from bertmp.export.graph.operators import (
+    DEQUANTIZE_OPS,
+    NORMALISATION_OPS,
+    QUANTIZE_OPS,
+    SOFTMAX_OPS,
+    is_onnx_op,
+    subgraphs,
+)
+from bertmp.export.graph.types import LOW_TYPES
+from bertmp.export.graph.use_def import name_of
 from bertmp.export.lint.findings import Finding
-from bertmp.export.lint.graph_view import View
-from bertmp.export.precision.rules.operators import Normalisation, Quantised, Softmax
+from bertmp.export.lint.graph_view import GraphView
 
 
-def structure_findings(view: View) -> list[Finding]:
+def structure_findings(view: GraphView) -> list[Finding]:
     """Findings that need neither values nor texts."""
     return [
         *_invalid(view),
@@ -23,26 +31,26 @@ def structure_findings(view: View) -> list[Finding]:
     ]
 
 
-def _invalid(view: View) -> list[Finding]:
-    if not view.complaint:
+def _invalid(view: GraphView) -> list[Finding]:
+    if not view.type_error:
         return []
     advice = (
         "convert the FP32 graph again with a tool that keeps its types together, such as 'bertmp convert'"
     )
-    return [Finding("error", "types", "", f"the graph's types are at odds: {view.complaint}", advice)]
+    return [Finding("error", "types", "", f"the graph's types are at odds: {view.type_error}", advice)]
 
 
-def _whole_in_16_bits(view: View) -> list[Finding]:
+def _whole_in_16_bits(view: GraphView) -> list[Finding]:
     kinds: tuple[tuple[str, Sequence[str], str, str], ...] = (
         (
             "normalisation",
-            Normalisation().operators,
+            NORMALISATION_OPS,
             "sums of squares overflow or lose small terms",
             "keep them in FP32, their scales and biases too",
         ),
         (
             "softmax",
-            Softmax().operators,
+            SOFTMAX_OPS,
             "sums of exponentials lose the small ones",
             "keep them in FP32",
         ),
@@ -62,9 +70,9 @@ def _whole_in_16_bits(view: View) -> list[Finding]:
     return found
 
 
-def _decomposed_in_16_bits(view: View) -> list[Finding]:
+def _decomposed_in_16_bits(view: GraphView) -> list[Finding]:
     """A normalisation in single operators has no inside that a runtime could compute in FP32."""
-    nodes = _names(view, lambda node: node.name in view.norms and _is_low(node, view))
+    nodes = _names(view, lambda node: name_of(node) in view.norms and _is_low(node, view))
     squares = [name for name in nodes if view.named[name].op_type in ("Pow", "ReduceMean")]
     if not nodes:
         return []
@@ -80,24 +88,23 @@ def _decomposed_in_16_bits(view: View) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _left_alone(view: View) -> list[Finding]:
-    quantised = Quantised()
-    kinds: tuple[tuple[str, Callable[[NodeProto], bool], str, str], ...] = (
+def _left_alone(view: GraphView) -> list[Finding]:
+    kinds: tuple[tuple[str, Callable[[ir.Node], bool], str, str], ...] = (
         (
             "quantised",
-            lambda node: node.op_type in (*quantised.into, *quantised.out_of),
+            lambda node: node.op_type in (*QUANTIZE_OPS, *DEQUANTIZE_OPS),
             "nodes quantise or dequantise",
             "these regions keep their precision in a conversion",
         ),
         (
             "control-flow",
-            lambda node: any(subgraphs(node)),
+            lambda node: bool(subgraphs(node)),
             "nodes carry graphs of their own, which are not looked into",
             "a conversion keeps them in FP32 whole",
         ),
         (
             "unknown-operator",
-            lambda node: not is_known(node),
+            lambda node: not is_onnx_op(node),
             "nodes are none of ONNX's operators",
             "only a runtime that brings them loads the graph; a conversion keeps them in FP32",
         ),
@@ -112,13 +119,13 @@ def _left_alone(view: View) -> list[Finding]:
     return found
 
 
-def _names(view: View, matches: Callable[[NodeProto], bool]) -> tuple[str, ...]:
-    return tuple(node.name for node in view.nodes if matches(node))
+def _names(view: GraphView, matches: Callable[[ir.Node], bool]) -> tuple[str, ...]:
+    return tuple(name_of(node) for node in view.nodes if matches(node))
 
 
-def _is_low_one_of(view: View, operators: Sequence[str], node: NodeProto) -> bool:
+def _is_low_one_of(view: GraphView, operators: Sequence[str], node: ir.Node) -> bool:
     return node.op_type in operators and _is_low(node, view)
 
 
-def _is_low(node: NodeProto, view: View) -> bool:
+def _is_low(node: ir.Node, view: GraphView) -> bool:
     return view.precision(node) in LOW_TYPES

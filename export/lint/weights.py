@@ -7,14 +7,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from bertmp.export.graph.types import LOW_TYPES, LowType
+from bertmp.export.graph.use_def import name_of
 from bertmp.export.lint.findings import Finding, Weights
-from bertmp.export.lint.graph_view import FP16, NAMES, View
+from bertmp.export.lint.graph_view import FP16, NAMES, GraphView
 
 _SPACING = 2.0**-24
 """The distance between FP16's subnormal numbers."""
 
 
-def weigh(view: View) -> dict[str, Weights]:
+def weigh(view: GraphView) -> dict[str, Weights]:
     """The weights and constants by the type in which they are stored, FP32 first; mask constants apart."""
     masks, found = {path.constant for path in view.masks}, {}
     for element, kind in NAMES.items():
@@ -38,7 +39,7 @@ def weigh(view: View) -> dict[str, Weights]:
     return found
 
 
-def weight_findings(view: View) -> list[Finding]:
+def weight_findings(view: GraphView) -> list[Finding]:
     """Weights that their type cannot hold, or could not.
 
     Mask constants are not weights: see masks.py.
@@ -46,7 +47,7 @@ def weight_findings(view: View) -> list[Finding]:
     masks = {path.constant for path in view.masks}
     found, lost = [], []
     for name, values in view.constants.items():
-        if not values.size or name in masks or not view.readers.get(name):
+        if not values.size or name in masks or not view.readers(name):
             continue
         low = LOW_TYPES.get(NAMES[view.stored[name]])
         if view.is_fp32 and values.size == 1 and 0 < abs(values.item()) < FP16.smallest_normal:
@@ -56,7 +57,7 @@ def weight_findings(view: View) -> list[Finding]:
     return found + _lost(lost, view)
 
 
-def _lost(constants: list[str], view: View) -> list[Finding]:
+def _lost(constants: list[str], view: GraphView) -> list[Finding]:
     """Single small numbers, such as a normalisation's ε, that FP16 loses."""
     if not constants:
         return []
@@ -72,7 +73,7 @@ def _lost(constants: list[str], view: View) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _stored_low(name: str, values: np.ndarray, low: LowType, view: View) -> Finding | None:
+def _stored_low(name: str, values: np.ndarray, low: LowType, view: GraphView) -> Finding | None:
     nodes = _reader_names(name, view)
     broken = int(np.count_nonzero(~np.isfinite(values)))
     if broken:
@@ -86,7 +87,7 @@ def _stored_low(name: str, values: np.ndarray, low: LowType, view: View) -> Find
     return _too_small(name, values, low, nodes, "has changed", todo)
 
 
-def _stored_fp32(name: str, values: np.ndarray, view: View) -> Finding | None:
+def _stored_fp32(name: str, values: np.ndarray, view: GraphView) -> Finding | None:
     """What a conversion to FP16 that looks at nothing would do; of converted graphs nothing is asked."""
     if not view.is_fp32:
         return None
@@ -144,18 +145,18 @@ def _largest(values: np.ndarray) -> float:
     return largest if np.isfinite(largest) else float("inf")
 
 
-def _reader_names(name: str, view: View) -> tuple[str, ...]:
-    return tuple(node.name for node in view.readers[name])
+def _reader_names(name: str, view: GraphView) -> tuple[str, ...]:
+    return tuple(name_of(node) for node in view.readers(name))
 
 
-def block_weights(view: View) -> Mapping[str, float]:
+def block_weights(view: GraphView) -> Mapping[str, float]:
     """Block → largest magnitude of its weights, mask constants apart."""
     masks = {path.constant for path in view.masks}
     largest: dict[str, float] = {}
     for name, values in view.constants.items():
         if not values.size or name in masks:
             continue
-        for node in view.readers.get(name, ()):
-            block = view.blocks[node.name]
+        for node in view.readers(name):
+            block = view.blocks[name_of(node)]
             largest[block] = max(largest.get(block, 0.0), _largest(values))
     return largest

@@ -1,42 +1,33 @@
 """Applying a plan: the mixed-precision graph that follows from it, deterministically.
 
-Every FP32 tensor takes the type of the node that writes it; where a reader runs in the other type, one cast
-stands between them, however many readers there are. Weights are stored in the type of their readers.
+Every FP32 tensor takes the type of the node that writes it; for all readers in the other type together, one
+cast is inserted. Weights are stored in the type of their readers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bertmp.core.errors import InputError
-from bertmp.export.graph.graph_index import constant_value
-from bertmp.export.graph.types import FLOAT, LOW_TYPES, LowType, captured, element_types, subgraphs
-from bertmp.export.graph.weightless import shell_of
-from bertmp.export.precision.cast_placement import INDIFFERENT
+from bertmp.export.graph.loading import PLAN_KEY, plan_digest
+from bertmp.export.graph.operators import DTYPE_AGNOSTIC_OPS, DTYPE_ATTRIBUTES
+from bertmp.export.graph.types import FLOAT, LOW_TYPES, LowType, element_types
+from bertmp.export.graph.weightless import without_initializers
 from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan
-
-PLAN_KEY = "bertmp.precision_plan"
-"""The graph's metadata property that holds the digest of the plan it was made by."""
-
-_TYPED_ATTRIBUTES = {
-    "Cast": "to",
-    "EyeLike": "dtype",
-    "RandomNormalLike": "dtype",
-    "RandomUniformLike": "dtype",
-}
 
 
 def apply_plan(graph: ModelProto, plan: PrecisionPlan) -> ModelProto:
-    """The graph in mixed precision; `graph` itself is left as it is.
+    """Converts a graph to mixed precision; `graph` itself is left as it is.
 
     Inputs and outputs keep their types. Nodes keep their names and order; inserted casts are named
-    `precision_cast/TENSOR/to_fp16`, `/to_bf16` or `/to_fp32`. A graph that this plan has made already comes
-    back as it is.
+    `precision_cast/TENSOR/to_fp16`, `/to_bf16` or `/to_fp32`. A graph that was converted
+    by this plan is returned as it is.
 
-    Errors: InputError where the plan is not this graph's.
+    Raises:
+        InputError: the plan is for another graph.
     """
     made_by = plan_digest(graph)
     if made_by == plan.digest():
@@ -50,13 +41,8 @@ def apply_plan(graph: ModelProto, plan: PrecisionPlan) -> ModelProto:
     return _Conversion(graph, plan).run()
 
 
-def plan_digest(graph: ModelProto) -> str:
-    """The digest of the plan that a graph was converted by; empty for a graph that was not."""
-    return next((item.value for item in graph.metadata_props if item.key == PLAN_KEY), "")
-
-
 class _Conversion:
-    """One conversion at work: what has been written so far, and in which type."""
+    """The state of one conversion: what has been written so far, and in which type."""
 
     def __init__(self, source: ModelProto, plan: PrecisionPlan) -> None:
         self.source, self.plan = source, plan
@@ -65,8 +51,8 @@ class _Conversion:
         self.precision = {node.name: node.precision for node in plan.nodes}
         self.replaced = {item.tensor: item for item in plan.rewrites}
         self.nodes: list[NodeProto] = []
-        self.made: dict[tuple[str, int], str] = {}  # tensor and type → the name it has in that type
-        self.written: dict[str, str] = {}  # tensor → the name under which its writer leaves it
+        self.names: dict[tuple[str, int], str] = {}  # tensor and type → the name it has in that type
+        self.written: dict[str, str] = {}  # tensor → the name of what its writer produces
         self.cast_from: dict[str, str] = {}  # output of one of the graph's own casts → the tensor it reads
         self.stored: dict[tuple[str, int], TensorProto] = {}
 
@@ -79,7 +65,7 @@ class _Conversion:
             for tensor in graph.initializer
             if tensor.data_type == FLOAT and tensor.name not in inputs
         }
-        self.made.update({(name, FLOAT): name for name in inputs if self.types[name] == FLOAT})
+        self.names.update({(name, FLOAT): name for name in inputs if self.types[name] == FLOAT})
         for node in graph.node:
             self._convert(node)
         for name in self.outputs & self.weights.keys():
@@ -91,10 +77,10 @@ class _Conversion:
         kind = self.low.element if precision == self.low.name else FLOAT
         copy = NodeProto()
         copy.CopyFrom(node)
-        if constant_value(node) is not None:
+        if _constant_value(node) is not None:
             self._keep_constant(copy, kind)
             return
-        if node.op_type in INDIFFERENT:
+        if node.op_type in DTYPE_AGNOSTIC_OPS:
             copy.input[:] = [self._read_any(name) for name in node.input]
         elif precision != "integer":
             copy.input[:] = [self._read(name, kind) for name in node.input]
@@ -106,7 +92,7 @@ class _Conversion:
         self.nodes.append(copy)
         if node.op_type == "Cast":
             self.cast_from[node.output[0]] = node.input[0]
-        self._settle_outputs(node)
+        self._cast_outputs(node)
 
     def _read(self, name: str, kind: int) -> str:
         """The name under which a reader of type `kind` finds tensor `name`."""
@@ -114,7 +100,7 @@ class _Conversion:
             return name
         if name in self.weights:
             return self._weight(name, kind)
-        return self.made.get((name, kind)) or self._cast(name, kind)
+        return self.names.get((name, kind)) or self._cast(name, kind)
 
     def _read_any(self, name: str) -> str:
         """The name under which a reader that takes every type finds tensor `name`."""
@@ -123,11 +109,11 @@ class _Conversion:
         return self.written.get(name, name)
 
     def _rename_captured(self, node: NodeProto, kind: int) -> None:
-        """Subgraphs read tensors of the graph around them by name, and those may have a new one."""
-        names = {name: self._read(name, kind) for name in captured(node)}
+        """Subgraphs read tensors of the graph around them by name, which may have changed."""
+        names = {name: self._read(name, kind) for name in _captured(node)}
         changed = {name: new for name, new in names.items() if new != name}
         if changed:
-            for graph in subgraphs(node):
+            for graph in _subgraphs(node):
                 _rename(graph, changed)
 
     def _write(self, name: str, kind: int) -> str:
@@ -135,7 +121,7 @@ class _Conversion:
             return name
         # A graph output keeps its name for the FP32 tensor that the user sees.
         written = f"{name}/{self.low.name}" if name in self.outputs and kind != FLOAT else name
-        self.made[name, kind] = self.written[name] = written
+        self.names[name, kind] = self.written[name] = written
         return written
 
     def _cast(self, name: str, kind: int, target: str = "") -> str:
@@ -146,21 +132,21 @@ class _Conversion:
         other = FLOAT if kind != FLOAT else self.low.element
         suffix = f"to_{'fp32' if kind == FLOAT else self.low.name}"
         # What one of the graph's own casts made is cast from the same source: no two casts in a row.
-        source = self.made[name, other] if origin is None else self._read_any(origin)
+        source = self.names[name, other] if origin is None else self._read_any(origin)
         node = helper.make_node(
             "Cast", [source], [target or f"{name}/{suffix}"], name=f"{CAST_PREFIX}{name}/{suffix}", to=kind
         )
         self.nodes.append(node)
-        self.made[name, kind] = node.output[0]
+        self.names[name, kind] = node.output[0]
         return str(node.output[0])
 
-    def _settle_outputs(self, node: NodeProto) -> None:
-        """Casts what a low node writes of the graph's outputs, under the names that the user knows."""
+    def _cast_outputs(self, node: NodeProto) -> None:
+        """Casts the graph outputs that a low-precision node writes back to FP32, under their own names."""
         for name in node.output:
             if (
                 name in self.outputs
-                and (name, self.low.element) in self.made
-                and (name, FLOAT) not in self.made
+                and (name, self.low.element) in self.names
+                and (name, FLOAT) not in self.names
             ):
                 self._cast(name, FLOAT, target=name)
 
@@ -176,7 +162,7 @@ class _Conversion:
         return self.stored[name, kind].name
 
     def _tensor(self, tensor: TensorProto, owner: str, kind: int, name: str) -> TensorProto:
-        """A weight in a type, with the plan's rewriting done."""
+        """A weight in a type, with the plan's rewrite applied."""
         if kind == FLOAT and owner not in self.replaced:
             stored = TensorProto()
             stored.CopyFrom(tensor)
@@ -194,7 +180,7 @@ class _Conversion:
     def _keep_constant(self, node: NodeProto, kind: int) -> None:
         """A Constant node holds its value in its own type; readers in the other get a weight."""
         name = node.output[0]
-        tensor = numpy_helper.from_array(np.asarray(constant_value(node), np.float32), name)
+        tensor = numpy_helper.from_array(np.asarray(_constant_value(node), np.float32), name)
         value = self._tensor(tensor, name, kind, name)
         del node.attribute[:]
         node.attribute.append(helper.make_attribute("value", value))
@@ -203,7 +189,7 @@ class _Conversion:
         self.stored[name, kind] = value
 
     def _assemble(self) -> ModelProto:
-        source, result = self.source, shell_of(self.source)
+        source, result = self.source, without_initializers(self.source)
         result.metadata_props.add(key=PLAN_KEY, value=self.plan.digest())
         graph = result.graph
         del graph.node[:], graph.value_info[:]
@@ -214,11 +200,45 @@ class _Conversion:
         return result
 
 
+def _constant_value(node: NodeProto) -> np.ndarray | None:
+    """The FP32 value of a Constant node; None for other nodes and types."""
+    for item in node.attribute if node.op_type == "Constant" else ():
+        if item.name == "value" and item.t.data_type == FLOAT:
+            return np.asarray(numpy_helper.to_array(item.t))
+        if item.name == "value_float":
+            return np.array(item.f, np.float32)
+        if item.name == "value_floats":
+            return np.array(item.floats, np.float32)
+    return None
+
+
+def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def _captured(node: NodeProto) -> list[str]:
+    """Names that a node's subgraphs read from the graph around them, each once."""
+    names: dict[str, None] = {}
+    for graph in _subgraphs(node):
+        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+        for inner in graph.node:
+            names.update(
+                (name, None) for name in (*inner.input, *_captured(inner)) if name and name not in own
+            )
+            own.update(inner.output)
+        names.update((value.name, None) for value in graph.output if value.name not in own)
+    return list(names)
+
+
 def _rename(graph: GraphProto, names: dict[str, str]) -> None:
     """Gives the tensors that a subgraph captures other names, in the subgraphs inside it, too."""
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
-        for inner in subgraphs(node):
+        for inner in _subgraphs(node):
             _rename(inner, names)
     for value in graph.output:
         value.name = names.get(value.name, value.name)
@@ -226,7 +246,7 @@ def _rename(graph: GraphProto, names: dict[str, str]) -> None:
 
 def _retype(node: NodeProto, low: LowType) -> None:
     """Sets the attributes that name or hold FP32 to the low type."""
-    typed = _TYPED_ATTRIBUTES.get(node.op_type)
+    typed = DTYPE_ATTRIBUTES.get(node.op_type)
     for attribute in node.attribute:
         if attribute.name == typed and attribute.i == FLOAT:
             attribute.i = low.element
@@ -235,11 +255,6 @@ def _retype(node: NodeProto, low: LowType) -> None:
             attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))
 
 
-def inserted_casts(nodes: Iterable[NodeProto]) -> list[NodeProto]:
+def inserted_casts(graph: ModelProto) -> list[NodeProto]:
     """The casts that the conversion inserted."""
-    return [node for node in nodes if node.name.startswith(CAST_PREFIX)]
-
-
-def cast_count(nodes: Sequence[NodeProto]) -> int:
-    """How many casts the conversion inserted."""
-    return len(inserted_casts(nodes))
+    return [node for node in graph.graph.node if node.name.startswith(CAST_PREFIX)]

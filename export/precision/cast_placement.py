@@ -1,8 +1,8 @@
-"""Where the casts stand: the nodes that no rule speaks for take the type that costs fewest casts.
+"""Where casts are inserted: nodes that no rule decides take the type that costs the fewest casts.
 
 A tensor costs one cast where the node that writes it and those that read it do not all run in one type,
 however many read it. So the cheapest choice is a minimum cut through the graph, with the FP32 nodes on one
-side and the heavy products on the other; it is exact. Weights need no cast: they are stored in the type of
+side and the heavy nodes on the other; it is exact. Weights need no cast: they are stored in the type of
 their readers, and a large one in one type where that is possible.
 """
 
@@ -12,44 +12,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from onnx import NodeProto
+import onnx_ir as ir
 
-from bertmp.export.graph.graph_index import GraphFacts
-from bertmp.export.graph.types import FLOAT, reads
+from bertmp.export.graph.graph_index import GraphIndex
+from bertmp.export.graph.operators import DATA_MOVEMENT_OPS, DTYPE_AGNOSTIC_OPS, MATMUL_OPS
+from bertmp.export.graph.types import FLOAT
+from bertmp.export.graph.use_def import input_names, name_of, output_names, read_names
 
 Side = Literal["fp32", "low"]
-
-PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "LSTM", "GRU", "RNN"))
-"""Operators that are worth the conversion: they run low unless a rule forbids it."""
 
 BIG_WEIGHT = 65536
 """Readers of a weight of as many elements run low: in FP32 it would fill twice the memory."""
 
-TWICE = 8
+SHARED_WEIGHT_COST = 8
 """Casts that it is worth to store a weight once."""
 
-SMALL_WEIGHT = 1024
-"""Elements below which it is no matter."""
+MIN_SHARED_WEIGHT = 1024
+"""Smaller weights may be stored twice."""
 
-INDIFFERENT = frozenset(("Cast", "Shape", "Size"))
-"""Operators that read a tensor in whatever type it has: it is never cast for them."""
-
-STILL = frozenset(
-    (
-        "Reshape",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "Flatten",
-        "Identity",
-        "Expand",
-        "Tile",
-        "Where",
-        "IsNaN",
-    )
-)
-"""Operators that change no value and drop none: low they give the same and move half the bytes. TensorRT also
-wants the guard against NaN behind a softmax in the type of the product that follows."""
+LOW_WHERE_FREE = DATA_MOVEMENT_OPS | {"Where", "IsNaN"}
+"""Operators that give the same result in the low type and then move half the bytes. TensorRT also needs the
+guard against NaN behind a softmax in the type of the matrix product that follows."""
 
 OUTSIDE = ""
 """Stands in a net for the graph's inputs and outputs, which are FP32."""
@@ -84,34 +67,36 @@ class Placement:
         return [self.nets[number] for number in self.of_node.get(name, ())]
 
 
-def is_heavy(node: NodeProto, facts: GraphFacts) -> bool:
-    """Whether a node runs low unless a rule forbids it: a product, or the reader of a big weight."""
-    weights = (facts.constants[name].size for name in node.input if name in facts.constants)
-    return node.op_type in PRODUCTS or max(weights, default=0) >= BIG_WEIGHT
+def is_heavy(node: ir.Node, graph: GraphIndex) -> bool:
+    """Whether a node runs low unless a rule forbids it: a matrix product, or the reader of a big weight."""
+    weights = (graph.constants[name].size for name in input_names(node) if name in graph.constants)
+    return node.op_type in MATMUL_OPS or max(weights, default=0) >= BIG_WEIGHT
 
 
-def is_placed(node: NodeProto, facts: GraphFacts) -> bool:
+def is_placed(node: ir.Node, graph: GraphIndex) -> bool:
     """Whether a node has a precision at all: it computes with FP32 values, or makes some."""
-    touched = node.output if node.op_type in INDIFFERENT else (*reads(node), *node.output)
-    return any(facts.types.get(name) == FLOAT for name in touched)
+    touched = output_names(node)
+    if node.op_type not in DTYPE_AGNOSTIC_OPS:
+        touched += read_names(node)
+    return any(graph.types.get(name) == FLOAT for name in touched)
 
 
-def place(facts: GraphFacts, fp32: Iterable[str], low: Iterable[str], prefer: Side = "fp32") -> Placement:
+def place(graph: GraphIndex, fp32: Iterable[str], low: Iterable[str], prefer: Side = "fp32") -> Placement:
     """The placement with fewest casts.
 
     Args:
-        fp32, low: nodes whose type is settled.
-        prefer: of the equally cheap placements, the one with the most nodes in this type; nodes that change
-            no value run low where that costs nothing.
+        fp32, low: nodes whose type is decided.
+        prefer: of the equally cheap placements, the one with the most nodes in this type; data movement
+            runs in the low type where that costs nothing.
     """
     fp32, low = frozenset(fp32), frozenset(low)
-    nets, shared = list(_nets(facts)), list(_shared_weights(facts))
-    placed = frozenset(node.name for node in facts.wiring.nodes if is_placed(node, facts))
+    nets, shared = list(_nets(graph)), list(_shared_weights(graph))
+    placed = frozenset(name_of(node) for node in graph.nodes if is_placed(node, graph))
     above = _cut(nets, shared, placed - fp32 - low, fp32, prefer)
     if prefer == "fp32":
-        still = {node.name for node in facts.wiring.nodes if node.op_type in STILL} & above
-        moved = _cut(nets, shared, frozenset(still), fp32 | (above - still), "low")
-        above = (above - still) | moved
+        movement = {name_of(node) for node in graph.nodes if node.op_type in LOW_WHERE_FREE} & above
+        moved = _cut(nets, shared, frozenset(movement), fp32 | (above - movement), "low")
+        above = (above - movement) | moved
     chosen = (above | fp32) & placed
     of_node: dict[str, list[int]] = {}
     for number, net in enumerate(nets):
@@ -127,28 +112,27 @@ def is_cut(net: frozenset[str], fp32: frozenset[str]) -> bool:
     return 0 < above < len(net)
 
 
-def _nets(facts: GraphFacts) -> Iterable[frozenset[str]]:
+def _nets(graph: GraphIndex) -> Iterable[frozenset[str]]:
     """For each tensor that might have to be cast, who writes and reads it."""
-    wiring = facts.wiring
-    for name, kind in facts.types.items():
-        if kind != FLOAT or name in facts.constants:
+    for name, kind in graph.types.items():
+        if kind != FLOAT or name in graph.constants:
             continue
-        writer = wiring.writers.get(name)
+        writer = graph.producer(name)
         members = {
-            reader.name for reader in wiring.readers.get(name, ()) if reader.op_type not in INDIFFERENT
+            name_of(reader) for reader in graph.readers(name) if reader.op_type not in DTYPE_AGNOSTIC_OPS
         }
-        members.add(writer.name if writer else OUTSIDE)
-        if name in wiring.outputs:
+        members.add(name_of(writer) if writer else OUTSIDE)
+        if name in graph.outputs:
             members.add(OUTSIDE)
         if len(members) > 1:
             yield frozenset(members)
 
 
-def _shared_weights(facts: GraphFacts) -> Iterable[frozenset[str]]:
+def _shared_weights(graph: GraphIndex) -> Iterable[frozenset[str]]:
     """For each weight with several readers, who reads it: in two types it would be stored twice."""
-    for name, values in facts.constants.items():
-        readers = frozenset(reader.name for reader in facts.wiring.readers.get(name, ()))
-        if len(readers) > 1 and values.size >= SMALL_WEIGHT:
+    for name, values in graph.constants.items():
+        readers = frozenset(name_of(reader) for reader in graph.readers(name))
+        if len(readers) > 1 and values.size >= MIN_SHARED_WEIGHT:
             yield readers
 
 
@@ -165,7 +149,7 @@ def _cut(
     network: Any = networkx.DiGraph()
     network.add_nodes_from((_FP32_END, _LOW_END, *free))
     above = fp32 | {OUTSIDE}
-    weighed = [*((net, 1) for net in nets), *((net, TWICE) for net in shared)]
+    weighed = [*((net, 1) for net in nets), *((net, SHARED_WEIGHT_COST) for net in shared)]
     for number, (net, weight) in enumerate(weighed):
         members = {name if name in free else _FP32_END if name in above else _LOW_END for name in net}
         # A net with both ends among its members is cut in any placement.

@@ -1,7 +1,7 @@
-"""The error of a plan, measured on real text.
+"""The error of a plan, measured on real inputs.
 
-The graph that the plan makes is run in FP32 arithmetic with every low tensor rounded to its type, so that
-nothing depends on which kernels a provider has: ONNX Runtime's x86 provider leaves out the rounding between
+The converted graph is run in FP32 arithmetic with every low tensor rounded to its type, so that
+the result does not depend on a provider's kernels: ONNX Runtime's x86 provider omits the rounding between
 two FP16 nodes and so hides overflow. What overflows becomes infinite, as it does on a GPU.
 """
 
@@ -15,30 +15,23 @@ import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bertmp.core.errors import InputError
-from bertmp.export.graph.ort_sessions import LightGraph, lighten, open_session, placeholder, run
+from bertmp.export.graph.operators import DTYPE_ATTRIBUTES, EXACT_OPS
+from bertmp.export.graph.ort_sessions import open_measuring_session, run
 from bertmp.export.graph.types import BFLOAT16, FLOAT, FLOAT16, element_types
+from bertmp.export.graph.weightless import WeightlessGraph, placeholder, split_weights
 from bertmp.export.precision.apply import apply_plan
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.plan import PrecisionPlan
 
 _LOW = (FLOAT16, BFLOAT16)
-MOVES = frozenset(
-    (
-        "Concat", "Expand", "Flatten", "Gather", "Identity", "Max", "Min", "Neg", "Relu", "Reshape", "Slice",
-        "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
-    )
-)  # fmt: skip
-"""Operators whose results are among their inputs, up to the sign: rounded inputs give rounded results."""
-
-_TYPED = {"Cast": "to", "EyeLike": "dtype", "RandomNormalLike": "dtype", "RandomUniformLike": "dtype"}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A plan's answers against the FP32 graph's.
+class MeasuredError:
+    """A plan's outputs against the FP32 graph's.
 
     Attributes:
-        max_error, mean_error: absolute difference over all output values of all texts; infinite where one
+        max_error, mean_error: absolute difference over all output values of all examples; infinite where one
             is not finite.
         flips: label decisions that changed: rows of `logits`, or tokens where each token has logits.
         finite: whether every output value is finite.
@@ -55,30 +48,30 @@ class Measured:
 
 
 class Evaluator:
-    """Measures plans for one graph on the same texts; the FP32 answers are computed once.
+    """Measures plans for one graph on the same examples; the FP32 outputs are computed once.
 
     Args:
         graph: the FP32 graph.
-        calibration: the texts.
+        calibration: the examples.
     """
 
     def __init__(self, graph: ModelProto, calibration: Calibration) -> None:
         self.graph = graph
         self.calibration = calibration
 
-    def measure(self, plan: PrecisionPlan) -> Measured:
+    def measure(self, plan: PrecisionPlan) -> MeasuredError:
         """The error of the graph that the plan makes.
 
-        Errors: InputError where the plan is not the graph's, where the texts do not fit the graph's inputs,
-        and where the FP32 graph's own answers are not finite.
+        Raises:
+            InputError: the plan is for another graph, the examples do not fit the graph's inputs, or the FP32
+                graph's own outputs are not finite.
         """
         return self.compare(apply_plan(self.graph, plan))
 
-    def compare(self, mixed: ModelProto) -> Measured:
+    def compare(self, mixed: ModelProto) -> MeasuredError:
         """The error of any graph with the same inputs and outputs, whoever converted it."""
-        reference = self._reference
-        answers = self._answers(rounded(mixed))
-        return _compare(self._outputs, reference, answers, self.calibration.masks)
+        reference, results = self._reference, self._run(rounded(mixed))
+        return _compare(self._outputs, reference, results, self.calibration.masks)
 
     @cached_property
     def _outputs(self) -> list[str]:
@@ -90,36 +83,36 @@ class Evaluator:
 
     @cached_property
     def _reference(self) -> list[list[np.ndarray]]:
-        answers = self._answers(lighten(self.graph))
-        if not all(np.isfinite(value).all() for batch in answers for value in batch):
+        results = self._run(split_weights(self.graph))
+        if not all(np.isfinite(value).all() for batch in results for value in batch):
             raise InputError(
-                "the FP32 graph itself answers with infinities on the calibration texts",
+                "the FP32 graph itself returns infinities on the calibration examples",
                 self.calibration.file,
-                "mend the model or the texts",
+                "fix the model or the examples",
             )
-        return answers
+        return results
 
-    def _answers(self, graph: LightGraph) -> list[list[np.ndarray]]:
+    def _run(self, graph: WeightlessGraph) -> list[list[np.ndarray]]:
         """Per feed the FP32 value of each output."""
-        session = open_session(graph)
+        session = open_measuring_session(graph)
         wanted = {value.name: value.type for value in session.get_inputs()}
-        answers = []
+        results = []
         for feed in self.calibration.feeds:
-            # A float input that the low graph takes in the low type is FP32 in its emulation.
+            # A float input that the graph takes in the low type is FP32 in its emulation.
             taken = {
                 name: array.astype(np.float32) if wanted.get(name) == "tensor(float)" else array
                 for name, array in feed.items()
             }
-            answers.append(run(session, self._outputs, taken, self.calibration.file))
-        return answers
+            results.append(run(session, self._outputs, taken, self.calibration.file))
+        return results
 
 
-def rounded(mixed: ModelProto) -> LightGraph:
+def rounded(mixed: ModelProto) -> WeightlessGraph:
     """A mixed-precision graph as FP32 arithmetic: every low tensor is rounded to its type, and is FP32.
 
     Inputs and outputs of a low type become FP32.
     """
-    light = lighten(mixed)
+    light = split_weights(mixed)
     types = element_types(light.model)
     graph = light.model.graph
     nodes = [each for node in graph.node for each in _rounded(node, types)]
@@ -135,7 +128,7 @@ def rounded(mixed: ModelProto) -> LightGraph:
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.elem_type in _LOW:
             value.type.tensor_type.elem_type = FLOAT
-    return LightGraph(light.model, weights)
+    return WeightlessGraph(light.model, weights)
 
 
 def _rounded(node: NodeProto, types: dict[str, int]) -> list[NodeProto]:
@@ -143,17 +136,17 @@ def _rounded(node: NodeProto, types: dict[str, int]) -> list[NodeProto]:
     copy = NodeProto()
     copy.CopyFrom(node)
     for attribute in copy.attribute:
-        if attribute.name == _TYPED.get(node.op_type) and attribute.i in _LOW:
+        if attribute.name == DTYPE_ATTRIBUTES.get(node.op_type) and attribute.i in _LOW:
             attribute.i = FLOAT
         elif attribute.type == AttributeProto.TENSOR and attribute.t.data_type in _LOW:
             attribute.t.CopyFrom(_widened(attribute.t))
-    if node.op_type in MOVES:
+    if node.op_type in EXACT_OPS:
         return [copy]
     roundings: list[NodeProto] = []
-    for place, name in enumerate(node.output):
+    for position, name in enumerate(node.output):
         if name and types.get(name) in _LOW:
-            copy.output[place] = f"{name}/exact"
-            roundings += _round(copy.output[place], name, types[name])
+            copy.output[position] = f"{name}/exact"
+            roundings += _round(copy.output[position], name, types[name])
     return [copy, *roundings]
 
 
@@ -176,26 +169,26 @@ def _widened(tensor: TensorProto) -> TensorProto:
 def _compare(
     outputs: Sequence[str],
     reference: Sequence[Sequence[np.ndarray]],
-    answers: Sequence[Sequence[np.ndarray]],
+    results: Sequence[Sequence[np.ndarray]],
     masks: Sequence[np.ndarray],
-) -> Measured:
+) -> MeasuredError:
     worst, total, count, flips, finite = 0.0, 0.0, 0, 0, True
-    for expected_batch, answer_batch, mask in zip(reference, answers, masks, strict=True):
-        for name, expected, answer in zip(outputs, expected_batch, answer_batch, strict=True):
-            expected, answer = _of_tokens(expected, mask), _of_tokens(answer, mask)
-            if not np.isfinite(answer).all():
+    for expected_batch, result_batch, mask in zip(reference, results, masks, strict=True):
+        for name, expected, result in zip(outputs, expected_batch, result_batch, strict=True):
+            expected, result = _without_padding(expected, mask), _without_padding(result, mask)
+            if not np.isfinite(result).all():
                 finite = False
                 continue
-            errors = np.abs(answer.astype(np.float64) - expected)
+            errors = np.abs(result.astype(np.float64) - expected)
             worst, total = max(worst, float(errors.max())), total + float(errors.sum())
             count += errors.size
             if "logits" in name and expected.shape[-1] > 1:
-                flips += int((answer.argmax(-1) != expected.argmax(-1)).sum())
+                flips += int((result.argmax(-1) != expected.argmax(-1)).sum())
     if not finite:
-        return Measured(float("inf"), float("inf"), flips, False)
-    return Measured(worst, total / max(1, count), flips, True)
+        return MeasuredError(float("inf"), float("inf"), flips, False)
+    return MeasuredError(worst, total / max(1, count), flips, True)
 
 
-def _of_tokens(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Where there is a value for each token, those of padding are left out: they mean nothing."""
+def _without_padding(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The values without those of padding tokens, where there is one for each token."""
     return values[mask] if values.ndim >= 3 and values.shape[:2] == mask.shape else values

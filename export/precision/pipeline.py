@@ -11,11 +11,11 @@ from onnx import ModelProto
 from bertmp.core.errors import InputError
 from bertmp.core.progress import ProgressCallback
 from bertmp.export.graph.module_groups import blocks_of
-from bertmp.export.precision.apply import apply_plan, cast_count
+from bertmp.export.precision.apply import apply_plan, inserted_casts
 from bertmp.export.precision.calibration import Calibration, read_calibration
 from bertmp.export.precision.fp16_emulation import Evaluator
 from bertmp.export.precision.plan import PrecisionPlan, Reason, SearchRecord
-from bertmp.export.precision.planner import Planner, fingerprint
+from bertmp.export.precision.planner import Planner, graph_sha256
 from bertmp.export.precision.precision_options import PrecisionOptions
 from bertmp.export.precision.ranges import Progress, Ranges, measure
 from bertmp.export.precision.search import measured, search
@@ -93,7 +93,7 @@ def plan_precision(
         plan = _made(graph, options, calibration, trained)
     options.progress("converting")
     mixed = apply_plan(graph, plan)
-    return Planned(plan, mixed, cast_count(mixed.graph.node))
+    return Planned(plan, mixed, len(inserted_casts(mixed)))
 
 
 def _made(
@@ -134,7 +134,7 @@ def _given(
 ) -> PrecisionPlan:
     """A plan from the disk, perhaps edited; its error is measured again where there are examples."""
     plan = PrecisionPlan.load(file)
-    if plan.graph_sha256 != fingerprint(graph):
+    if plan.graph_sha256 != graph_sha256(graph):
         raise InputError("the plan is for another graph", file, "make a plan for this one")
     _check_nodes(graph, plan, file)
     unexplained = [node.name for node in plan.kept_fp32() if not node.reasons]

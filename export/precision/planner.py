@@ -6,15 +6,17 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from onnx import ModelProto, NodeProto
+import onnx_ir as ir
+from onnx import ModelProto
 
 from bertmp.core.errors import InputError
-from bertmp.export.graph.graph_index import GraphFacts
-from bertmp.export.graph.tracing import module_of
+from bertmp.export.graph.graph_index import GraphIndex
+from bertmp.export.graph.module_groups import module_of
 from bertmp.export.graph.types import LOW_TYPES
-from bertmp.export.graph.weightless import shell_of
+from bertmp.export.graph.use_def import name_of, output_names
+from bertmp.export.graph.weightless import without_initializers
 from bertmp.export.precision.cast_placement import Placement, Side, is_heavy, is_placed, place
-from bertmp.export.precision.masks import rewrites
+from bertmp.export.precision.mask_rewrites import mask_rewrites
 from bertmp.export.precision.plan import (
     TARGETS,
     NodePlan,
@@ -25,7 +27,15 @@ from bertmp.export.precision.plan import (
     Target,
 )
 from bertmp.export.precision.ranges import Ranges, record
-from bertmp.export.precision.rules import Strength, check_patterns, names_node, standard_rules
+from bertmp.export.precision.rules import (
+    RuleContext,
+    Strength,
+    check_patterns,
+    names_node,
+    standard_rules,
+)
+
+_BY_STRENGTH: tuple[Strength, ...] = ("heuristic", "policy", "hard")
 
 
 def make_plan(
@@ -41,40 +51,32 @@ def make_plan(
     return Planner(graph, pins, allow=allow, target=target, ranges=ranges, headroom=headroom).plan()
 
 
-def extremes(planner: Planner) -> tuple[PrecisionPlan, PrecisionPlan]:
-    """The two plans with fewest casts that leave most and least in FP32; equal where there is no choice."""
-    return planner.plan(), planner.plan(prefer="low")
-
-
 @dataclass(frozen=True)
-class Verdict:
-    """What the rules say of one node.
+class RuleVerdict:
+    """What the rules found against running one node in the low type.
 
     Attributes:
-        reasons: why it should be FP32, the first to name in front; empty where nothing is against the low
-            type.
-        strength: of the strongest of them; `judged` where there is none.
+        reasons: why it should be FP32, in the order of the rules; empty where there are none.
+        strength: of the strongest of them; `heuristic` where there is none.
     """
 
     reasons: tuple[Reason, ...] = ()
-    strength: Strength = "judged"
-
-
-_ORDER: tuple[Strength, ...] = ("judged", "principle", "must")
+    strength: Strength = "heuristic"
 
 
 class Planner:
-    """Plans one graph, as often as wanted: what the rules say of it is found out once.
+    """Makes plans for one graph; the rules are evaluated once.
 
     Args:
-        graph: an FP32 graph whose nodes have names of their own.
+        graph: an FP32 graph whose nodes have unique names.
         pins: patterns of nodes that the user keeps in FP32.
-        allow: patterns of nodes whose normalisation, softmax or reduction the user lets run low.
+        allow: patterns of nodes whose normalisation, softmax or reduction the user allows in the low type.
         target: the low type.
         ranges: the tensors' largest magnitudes; None where they were not measured.
-        headroom: the factor by which they have to stay below the low type's largest number.
+        headroom: how many times a tensor's largest magnitude must fit into the low type's range.
 
-    Errors: InputError for a pattern that names no node and for an invalid graph.
+    Raises:
+        InputError: a pattern matches no node, or the graph is invalid.
     """
 
     def __init__(
@@ -88,47 +90,46 @@ class Planner:
         headroom: float = 4.0,
     ) -> None:
         if target not in TARGETS:
-            raise InputError(f"unknown type '{target}'", "--to", f"use {' or '.join(TARGETS)}")
+            raise InputError(f"unknown type '{target}'", "--precision", f"use {' or '.join(TARGETS)}")
         if not headroom >= 1:
             raise InputError(
                 f"a headroom of {headroom:g} lets tensors overflow", "--headroom", "use 1 or more"
             )
-        self.nodes = list(graph.graph.node)
+        self.graph = GraphIndex(graph)
+        self.nodes = self.graph.nodes
         check_patterns(pins, self.nodes, "--keep-fp32")
         check_patterns(allow, self.nodes, f"--allow-{target}")
         self.target, self.headroom = target, headroom
+        self.low = LOW_TYPES[target]
         self.allowed = frozenset(
-            node.name for node in self.nodes if any(names_node(pattern, node) for pattern in allow)
+            name_of(node) for node in self.nodes if any(names_node(pattern, node) for pattern in allow)
         )
-        self.facts = GraphFacts.of(
-            graph, LOW_TYPES[target], ranges.largest if ranges is not None else {}, headroom
-        )
-        self.graph_sha256 = fingerprint(graph)
-        masked = {name for path in self.facts.masks for name in path.tensors}
-        limit = self.facts.low.largest
-        self.range_record = record(ranges, graph, limit, masked) if ranges is not None else None
+        self.context = RuleContext(self.graph, self.low, ranges.largest if ranges else {}, headroom)
+        self.graph_sha256 = graph_sha256(graph)
+        self.range_record = record(ranges, self.graph, self.low.largest) if ranges is not None else None
         self.pins = tuple(pins)
-        self.placed = frozenset(node.name for node in self.nodes if is_placed(node, self.facts))
-        self.heavy = frozenset(node.name for node in self.nodes if is_heavy(node, self.facts)) & self.placed
-        self.verdicts, self.rewrites = self._judge()
+        self.placed = frozenset(name_of(node) for node in self.nodes if is_placed(node, self.graph))
+        heavy = frozenset(name_of(node) for node in self.nodes if is_heavy(node, self.graph))
+        self.heavy = heavy & self.placed
+        self.verdicts, self.rewrites = self._evaluate_rules()
 
     def plan(
         self,
-        raised: Mapping[str, Reason] | None = None,
-        lowered: Collection[str] = (),
+        promoted: Mapping[str, Reason] | None = None,
+        demoted: Collection[str] = (),
         *,
         prefer: Side = "fp32",
     ) -> PrecisionPlan:
-        """The plan with fewest casts.
+        """The plan with the fewest casts.
 
         Args:
-            raised: nodes that must be FP32 beyond what the rules say, with why.
-            lowered: nodes that must run low; those that a rule forbids for good stay FP32.
+            promoted: nodes that must be FP32 beyond what the rules require, with the reason.
+            demoted: nodes that must run in the low type; those with a hard or policy reason stay FP32.
             prefer: of equally cheap placements, the one with most nodes in this type.
         """
-        raised = raised or {}
-        placement = self._place(self.verdicts, raised, lowered, prefer)
-        nodes = [self._plan_node(node, placement, raised) for node in self.nodes]
+        promoted = promoted or {}
+        placement = self._place(self.verdicts, promoted, demoted, prefer)
+        nodes = [self._plan_node(node, placement, promoted) for node in self.nodes]
         return PrecisionPlan(
             graph_sha256=self.graph_sha256,
             nodes=tuple(self._with_constants(nodes)),
@@ -138,95 +139,91 @@ class Planner:
             ranges=self.range_record,
         )
 
-    def can_lower(self, name: str) -> bool:
+    def can_demote(self, name: str) -> bool:
         """Whether a measured error may put this FP32 node into the low type."""
-        return self.verdicts.get(name, Verdict()).strength == "judged"
+        return self.verdicts.get(name, RuleVerdict()).strength == "heuristic"
 
-    def _judge(self) -> tuple[dict[str, Verdict], tuple[Rewrite, ...]]:
-        """What the rules say, with mask constants replaced only where that saves casts."""
+    def _evaluate_rules(self) -> tuple[dict[str, RuleVerdict], tuple[Rewrite, ...]]:
+        """The rules' verdicts, with mask constants replaced only where that saves casts."""
         kept = self._verdicts(())
-        proven = rewrites(self.facts)
-        if not proven:
+        rewrites = mask_rewrites(self.context)
+        if not rewrites:
             return kept, ()
-        replaced = self._verdicts([rewrite.tensor for rewrite in proven])
+        replaced = self._verdicts([rewrite.tensor for rewrite in rewrites])
         before, after = (self._place(verdicts).casts for verdicts in (kept, replaced))
-        return (replaced, proven) if after < before else (kept, ())
+        return (replaced, rewrites) if after < before else (kept, ())
 
-    def _verdicts(self, rewritten: Collection[str]) -> dict[str, Verdict]:
+    def _verdicts(self, rewritten: Collection[str]) -> dict[str, RuleVerdict]:
         rules = standard_rules(self.pins, rewritten)
         verdicts = {}
         for node in self.nodes:
-            if node.name not in self.placed:
+            name = name_of(node)
+            if name not in self.placed:
                 continue
-            found = [(rule.strength, rule.reason(node, self.facts)) for rule in rules]
-            against = [
-                (strength, reason)
-                for strength, reason in found
-                if reason is not None and (strength == "must" or node.name not in self.allowed)
-            ]
+            applied = [rule for rule in rules if rule.strength == "hard" or name not in self.allowed]
+            found = [(rule.strength, rule.reason(node, self.context)) for rule in applied]
+            against = [(strength, reason) for strength, reason in found if reason is not None]
             if against:
-                strength = max((strength for strength, _ in against), key=_ORDER.index)
-                verdicts[node.name] = Verdict(tuple(reason for _, reason in against), strength)
+                strength = max((strength for strength, _ in against), key=_BY_STRENGTH.index)
+                verdicts[name] = RuleVerdict(tuple(reason for _, reason in against), strength)
         return verdicts
 
     def _place(
         self,
-        verdicts: Mapping[str, Verdict],
-        raised: Collection[str] = (),
-        lowered: Collection[str] = (),
+        verdicts: Mapping[str, RuleVerdict],
+        promoted: Collection[str] = (),
+        demoted: Collection[str] = (),
         prefer: Side = "fp32",
     ) -> Placement:
-        firm = {name for name, verdict in verdicts.items() if verdict.strength != "judged"}
-        low = set(lowered) - firm
-        fp32 = ({*verdicts, *raised} - low) & self.placed
-        return place(self.facts, fp32, (low | self.heavy) - fp32, prefer)
+        fixed = {name for name, verdict in verdicts.items() if verdict.strength != "heuristic"}
+        low = set(demoted) - fixed
+        fp32 = ({*verdicts, *promoted} - low) & self.placed
+        return place(self.graph, fp32, (low | self.heavy) - fp32, prefer)
 
-    def _plan_node(self, node: NodeProto, placement: Placement, raised: Mapping[str, Reason]) -> NodePlan:
-        plan = NodePlan(node.name, node.op_type, module_of(node), "integer")
-        if node.name not in self.placed:
+    def _plan_node(self, node: ir.Node, placement: Placement, promoted: Mapping[str, Reason]) -> NodePlan:
+        name = name_of(node)
+        plan = NodePlan(name, node.op_type, module_of(node), "integer")
+        if name not in self.placed:
             return plan
-        if node.name not in placement.fp32:
+        if name not in placement.fp32:
             return replace(plan, precision=self.target)
-        reasons = self.verdicts.get(node.name, Verdict()).reasons
-        if node.name in raised:
-            reasons += (raised[node.name],)
-        return replace(plan, precision="fp32", reasons=reasons or (self._no_gain(node.name, placement),))
+        reasons = self.verdicts.get(name, RuleVerdict()).reasons
+        if name in promoted:
+            reasons += (promoted[name],)
+        return replace(plan, precision="fp32", reasons=reasons or (self._no_gain(name, placement),))
 
     def _no_gain(self, name: str, placement: Placement) -> Reason:
-        """Why a node that no rule speaks for is FP32."""
-        low, casts, then = self.facts.low.label, placement.casts, placement.casts_if_low(name)
-        numbers = {"casts": casts, f"casts_in_{self.target}": then}
-        if then > casts:
-            sentence = f"lies among FP32 nodes: in {low} it would need {then} casts instead of {casts}"
+        """Why a node that no rule decides is FP32."""
+        low, casts, if_low = self.low.label, placement.casts, placement.casts_if_low(name)
+        numbers = {"casts": casts, f"casts_in_{self.target}": if_low}
+        if if_low > casts:
+            sentence = f"its neighbours are FP32: {low} would need {if_low} casts instead of {casts}"
             return Reason("fp32-neighbours", sentence, numbers)
         return Reason("no-cast-saved", f"{low} would save no cast here: {casts} either way", numbers)
 
     def _with_constants(self, nodes: Sequence[NodePlan]) -> list[NodePlan]:
-        """Constant nodes take the type of their readers: FP32 where one of them is."""
+        """Constant nodes take the type of their readers: FP32 where one of them is FP32."""
         precision: dict[str, Precision] = {node.name: node.precision for node in nodes}
-        wiring, result = self.facts.wiring, []
+        reason = Reason("constant", "holds a constant that FP32 nodes read")
+        result = []
         for node, plan in zip(self.nodes, nodes, strict=True):
-            if node.op_type == "Constant" and node.output[0] in self.facts.constants:
-                name = node.output[0]
-                readers = {precision[reader.name] for reader in wiring.readers.get(name, ())}
-                wide = readers != {self.target} or name in wiring.outputs
-                reason = Reason("constant", "holds a constant that FP32 nodes read")
-                plan = replace(
-                    plan, precision="fp32" if wide else self.target, reasons=(reason,) if wide else ()
-                )
+            output = output_names(node)[0] if node.op_type == "Constant" else ""
+            if output in self.graph.constants:
+                readers = {precision[name_of(reader)] for reader in self.graph.readers(output)}
+                if readers != {self.target} or output in self.graph.outputs:
+                    plan = replace(plan, precision="fp32", reasons=(reason,))
+                else:
+                    plan = replace(plan, precision=self.target, reasons=())
             result.append(plan)
         return result
 
 
-def fingerprint(graph: ModelProto) -> str:
+def graph_sha256(graph: ModelProto) -> str:
     """SHA-256 of a graph and its weights."""
-    shell = shell_of(graph)
-    for notes in (shell.metadata_props, shell.graph.value_info):
-        del notes[:]  # neither changes what the graph computes
-    digest = hashlib.sha256(shell.SerializeToString(deterministic=True))
+    bare = without_initializers(graph)
+    for unused in (bare.metadata_props, bare.graph.value_info):
+        del unused[:]  # neither changes what the graph computes
+    digest = hashlib.sha256(bare.SerializeToString(deterministic=True))
     for tensor in graph.graph.initializer:
         digest.update(tensor.SerializeToString(deterministic=True))
     return digest.hexdigest()
-
-
-__all__ = ["Planner", "Verdict", "extremes", "fingerprint", "make_plan"]

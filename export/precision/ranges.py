@@ -1,17 +1,20 @@
-"""How large each tensor of a graph becomes on real text."""
+"""How large each tensor of a graph becomes on real inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from bertmp.export.graph.module_groups import blocks_of
-from bertmp.export.graph.ort_sessions import LightGraph, lighten, open_session, run
+from bertmp.export.graph.graph_index import GraphIndex
+from bertmp.export.graph.module_groups import module_groups
+from bertmp.export.graph.ort_sessions import open_measuring_session, run
 from bertmp.export.graph.types import FLOAT, element_types
+from bertmp.export.graph.use_def import name_of, output_names
+from bertmp.export.graph.weightless import WeightlessGraph, split_weights
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.plan import RangeRecord
 
@@ -25,10 +28,10 @@ class Ranges:
 
     Attributes:
         largest: tensor name → largest absolute value, infinite where one overflowed even in FP32.
-        source: `calibration` where the graph was run on texts, `training` where training recorded them.
-        file: the file of texts or of recorded ranges.
+        source: `calibration` where the graph was run on examples, `training` where training recorded them.
+        file: the file of examples or of recorded ranges.
         sha256: of that file.
-        texts: how many texts were run; 0 for `training`.
+        texts: how many examples were run; 0 for `training`.
     """
 
     largest: Mapping[str, float]
@@ -41,15 +44,16 @@ class Ranges:
 def measure(
     graph: ModelProto, calibration: Calibration, progress: Progress = lambda done, total: None
 ) -> Ranges:
-    """Runs the FP32 graph on the texts and notes the largest magnitude of every FP32 tensor.
+    """Runs the FP32 graph on the examples and records the largest magnitude of every FP32 tensor.
 
-    Only the extremes leave the runtime, never whole tensors. What is fixed in the graph (weights, constants)
-    is not measured, nor what lies inside an If or Loop.
+    The runtime returns the extremes alone, never full tensors. Weights and constants are not measured, nor
+    what lies inside an If or Loop.
 
-    Errors: InputError where the graph does not take the texts.
+    Raises:
+        InputError: the graph does not take the examples.
     """
-    light, tensors = _with_extremes(lighten(graph))
-    session = open_session(light)
+    light, tensors = _with_extremes(split_weights(graph))
+    session = open_measuring_session(light)
     outputs = [f"{name}/{end}" for name in tensors for end in ("max", "min")]
     largest = np.zeros(len(tensors))
     for done, feed in enumerate(calibration.feeds):
@@ -67,11 +71,11 @@ def measure(
     )
 
 
-def _with_extremes(light: LightGraph) -> tuple[LightGraph, list[str]]:
+def _with_extremes(graph: WeightlessGraph) -> tuple[WeightlessGraph, list[str]]:
     """The graph with the largest and smallest element of each FP32 tensor as its outputs."""
-    types = element_types(light.model)
+    types = element_types(graph.model)
     model = ModelProto()
-    model.CopyFrom(light.model)
+    model.CopyFrom(graph.model)
     inputs = [value.name for value in model.graph.input]
     written = [name for node in model.graph.node if node.op_type != "Constant" for name in node.output]
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -84,22 +88,23 @@ def _with_extremes(light: LightGraph) -> tuple[LightGraph, list[str]]:
             out = f"{name}/{end}"
             model.graph.node.append(helper.make_node(kind, [name], [out], name=out, keepdims=0))
             model.graph.output.append(helper.make_tensor_value_info(out, TensorProto.FLOAT, []))
-    return LightGraph(model, light.weights), tensors
+    return WeightlessGraph(model, graph.weights), tensors
 
 
-def record(ranges: Ranges, graph: ModelProto, limit: float, masked: Collection[str] = ()) -> RangeRecord:
-    """What the plan says of the ranges it was made with.
+def record(ranges: Ranges, graph: GraphIndex, limit: float) -> RangeRecord:
+    """What the plan records of the ranges it was made with.
 
     Args:
+        graph: tensors that hold a mask's large numbers are left out: they do not describe their block.
         limit: the low type's largest number; a block's headroom is this over its largest magnitude.
-        masked: tensors that hold a mask's large numbers, which say nothing of the block.
     """
-    blocks = blocks_of(graph)
+    blocks = module_groups(graph.nodes)
+    masked = {name for path in graph.masks for name in path.tensors}
     largest: dict[str, float] = {}
-    for node in graph.graph.node:
-        for name in node.output:
+    for node in graph.nodes:
+        for name in output_names(node):
             if name in ranges.largest and name not in masked:
-                block = blocks[node.name]
+                block = blocks[name_of(node)]
                 largest[block] = max(largest.get(block, 0.0), ranges.largest[name])
     headroom = {block: limit / value if value else float("inf") for block, value in largest.items()}
     return RangeRecord(ranges.source, ranges.file, ranges.sha256, ranges.texts, headroom)

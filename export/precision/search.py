@@ -1,9 +1,9 @@
-"""The FP32 nodes that an error budget takes, found by measuring.
+"""Searching for few FP32 nodes that keep the measured error within a budget.
 
-The rules' plan comes first. Where it exceeds the budget, the nodes that cause most of the error are raised to
-FP32, worst first; then what only a judgement keeps in FP32 is lowered as far as the budget allows.
-Normalisation and softmax stay FP32 unless the user lets them be lowered, and so does what lies within the
-headroom of overflow: other texts may be larger than these.
+The rules' plan comes first. Where its error exceeds the budget, the nodes that cause most of it are
+promoted to FP32, worst first; then nodes that are FP32 for a heuristic reason only are demoted as far as
+the budget allows. Normalisation and softmax stay FP32 unless the user allows otherwise, and so does what
+lies within the headroom of overflow: other inputs may be larger than these.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bertmp.export.precision.cast_placement import PRODUCTS, Side
-from bertmp.export.precision.fp16_emulation import MOVES, Evaluator, Measured
+from bertmp.export.graph.operators import EXACT_OPS, MATMUL_OPS
+from bertmp.export.precision.cast_placement import Side
+from bertmp.export.precision.fp16_emulation import Evaluator, MeasuredError
 from bertmp.export.precision.plan import PrecisionPlan, Reason, SearchRecord, SearchStep
 from bertmp.export.precision.planner import Planner
 from bertmp.export.precision.ranges import Progress
@@ -31,7 +32,7 @@ _NEAR = 1.05
 def measured(planner: Planner, evaluator: Evaluator) -> PrecisionPlan:
     """Of the plans with fewest casts the one with the lower error, and that error as its `search`.
 
-    The mean decides: the largest of a few dozen texts' errors is one text's, and says little of others.
+    The mean decides: the maximum over a few dozen examples is that of one, and says little about others.
     """
     run = _Search(planner, evaluator)
     at = min(run.starts(), key=lambda point: (point.found.flips, point.found.mean_error))
@@ -47,14 +48,15 @@ def search(
 ) -> PrecisionPlan:
     """A plan with few FP32 nodes that changes no label and no output value by more than `max_error`.
 
-    Where no plan does, one that comes nearest, with `search.bound_by` naming the node that prevents more.
+    Where there is none, one that comes nearest, with the node that limits it in `search.bound_by`.
 
     Args:
-        max_error: the largest absolute change of an output value on the evaluator's texts.
+        max_error: the largest absolute change of an output value on the evaluator's examples.
         blocks: node name → block.
-        progress: called with the measurements made and the most that may be made.
+        progress: called with the number of plans measured, and the most that will be.
 
-    Errors: InputError where the texts do not fit the graph's inputs.
+    Raises:
+        InputError: the examples do not fit the graph's inputs.
     """
     run = _Search(planner, evaluator, progress)
     starts = run.starts()
@@ -65,7 +67,7 @@ def search(
         at = min(meets, key=lambda point: len(point.plan.kept_fp32()))
     else:
         start = min(starts, key=lambda point: (point.found.flips, point.found.max_error))
-        at, limit, bound = _raise(run, start, limit, blocks)
+        at, limit, bound = _promote(run, start, limit, blocks)
     at = _drop(run, at, limit)
     progress(EVALUATIONS, EVALUATIONS)
     return run.settled(at, max_error, bound)
@@ -73,39 +75,39 @@ def search(
 
 @dataclass(frozen=True)
 class _Limit:
-    """What a plan must keep to."""
+    """The error that a plan may have."""
 
     max_error: float
     flips: int = 0
 
     @classmethod
-    def near(cls, found: Measured) -> _Limit:
+    def near(cls, found: MeasuredError) -> _Limit:
         return cls(found.max_error * _NEAR, found.flips)
 
-    def met(self, found: Measured) -> bool:
+    def met(self, found: MeasuredError) -> bool:
         return found.finite and found.flips <= self.flips and found.max_error <= self.max_error
 
 
 @dataclass(frozen=True)
 class _Point:
-    """A plan on the way, with what was asked of the planner for it, and its error."""
+    """A plan with the arguments that the planner made it from, and its error."""
 
     plan: PrecisionPlan
-    found: Measured
+    found: MeasuredError
     prefer: Side
-    raised: Mapping[str, Reason] = field(default_factory=dict)
-    lowered: frozenset[str] = frozenset()
+    promoted: Mapping[str, Reason] = field(default_factory=dict)
+    demoted: frozenset[str] = frozenset()
 
 
 @dataclass
 class _Search:
-    """Measures plans and keeps the curve of error against FP32 nodes."""
+    """Measures plans and records the curve of error against FP32 nodes."""
 
     planner: Planner
     evaluator: Evaluator
     progress: Progress = lambda done, total: None
     steps: list[SearchStep] = field(default_factory=list)
-    known: dict[str, Measured] = field(default_factory=dict)
+    known: dict[str, MeasuredError] = field(default_factory=dict)
 
     @property
     def spent(self) -> int:
@@ -121,13 +123,13 @@ class _Search:
         return [most, self.point("low", {}, (), "the rules alone")]
 
     def point(
-        self, prefer: Side, raised: Mapping[str, Reason], lowered: Collection[str], changed: str
+        self, prefer: Side, promoted: Mapping[str, Reason], demoted: Collection[str], changed: str
     ) -> _Point:
-        """Plans, measures and notes the step."""
-        plan = self.planner.plan(raised, lowered, prefer=prefer)
+        """Makes and measures a plan and records the step."""
+        plan = self.planner.plan(promoted, demoted, prefer=prefer)
         found = self._measure(plan)
         self.steps.append(SearchStep(len(plan.kept_fp32()), found.max_error, found.flips, changed))
-        return _Point(plan, found, prefer, raised, frozenset(lowered))
+        return _Point(plan, found, prefer, promoted, frozenset(demoted))
 
     def alone(self, plan: PrecisionPlan, names: Sequence[str]) -> float:
         """The error of these nodes in the low type, all else in FP32."""
@@ -138,7 +140,7 @@ class _Search:
         record = SearchRecord(max_error, at.found.max_error, at.found.flips, texts, tuple(self.steps), bound)
         return replace(at.plan, search=record)
 
-    def _measure(self, plan: PrecisionPlan) -> Measured:
+    def _measure(self, plan: PrecisionPlan) -> MeasuredError:
         digest = plan.digest()
         if digest not in self.known:
             self.progress(self.spent, EVALUATIONS)
@@ -146,18 +148,18 @@ class _Search:
         return self.known[digest]
 
 
-def _raise(
+def _promote(
     run: _Search, start: _Point, limit: _Limit, blocks: Mapping[str, str]
 ) -> tuple[_Point, _Limit, str | None]:
-    """Raises the worst nodes, as few as the limit takes.
+    """Promotes the worst nodes, as few as meet the limit.
 
-    Where none suffice: as few as come near what can be reached, and the node that bounds it.
+    Where the limit cannot be met: as few as come near the least error, and the node that limits it.
     """
     errors = _errors_alone(run, start.plan, blocks)
-    fixed = _never_raised(run.planner)
+    fixed = _never_promoted(run.planner)
     ranking = [name for name in errors if name not in fixed]
 
-    def raised(number: int) -> _Point:
+    def promoted(number: int) -> _Point:
         reasons = {
             name: Reason(
                 "search",
@@ -167,25 +169,25 @@ def _raise(
             )
             for name in ranking[:number]
         }
-        return run.point(start.prefer, reasons, (), f"raised {_listed(ranking[:number])}")
+        return run.point(start.prefer, reasons, (), f"promoted {_listed(ranking[:number])}")
 
-    whole, bound, reachable = raised(len(ranking)), None, limit
-    if not limit.met(whole.found):
-        reachable = _Limit.near(whole.found)
+    most, bound, reachable = promoted(len(ranking)), None, limit
+    if not limit.met(most.found):
+        reachable = _Limit.near(most.found)
         bound = next((name for name in errors if name in fixed), ranking[0] if ranking else None)
-    known = {len(ranking): whole, 0: start}
-    return _fewest(len(ranking), raised, reachable, known), reachable, bound
+    known = {len(ranking): most, 0: start}
+    return _fewest(len(ranking), promoted, reachable, known), reachable, bound
 
 
 def _errors_alone(run: _Search, plan: PrecisionPlan, blocks: Mapping[str, str]) -> dict[str, float]:
-    """Low nodes and the error of each alone, the worst first; nodes that round nothing are left out.
+    """Low-precision nodes and each one's own error, worst first; nodes that round nothing are left out.
 
-    Blocks are measured first, and nodes within the worst of them; a node that is not reached stands by its
+    Blocks are measured first, then the nodes of the worst blocks; a node that is not measured gets an equal
     share of its block's error.
     """
     members: dict[str, list[str]] = {}
     for node in plan.nodes:
-        rounds = node.op not in MOVES or node.name in run.planner.heavy
+        rounds = node.op not in EXACT_OPS or node.name in run.planner.heavy
         if node.precision == plan.target and rounds and node.op != "Constant":
             members.setdefault(blocks[node.name], []).append(node.name)
     worst = sorted(((run.alone(plan, names), block) for block, names in members.items()), reverse=True)
@@ -199,16 +201,16 @@ def _errors_alone(run: _Search, plan: PrecisionPlan, blocks: Mapping[str, str]) 
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
-def _never_raised(planner: Planner) -> set[str]:
-    """Readers of the big tables, which would fill twice the memory, and what the user wants low."""
+def _never_promoted(planner: Planner) -> set[str]:
+    """Readers of the big tables, which would fill twice the memory, and nodes that the user allows low."""
     tables = {
-        node.name for node in planner.nodes if node.name in planner.heavy and node.op_type not in PRODUCTS
+        node.name for node in planner.nodes if node.name in planner.heavy and node.op_type not in MATMUL_OPS
     }
     return tables | planner.allowed
 
 
 def _fewest(most: int, point: Callable[[int], _Point], limit: _Limit, known: dict[int, _Point]) -> _Point:
-    """The point with the smallest number of raised nodes that keeps to the limit: doubling, then halving."""
+    """The point with the fewest promoted nodes that meets the limit: doubling, then halving."""
     below, above = 0, min(1, most)
     while above < most:
         known[above] = point(above)
@@ -223,24 +225,25 @@ def _fewest(most: int, point: Callable[[int], _Point], limit: _Limit, known: dic
 
 
 def _drop(run: _Search, at: _Point, limit: _Limit) -> _Point:
-    """Lowers every node that only a judgement keeps in FP32 and that the limit does not need there."""
+    """Demotes the nodes that are FP32 for a heuristic reason and that the limit does not need there."""
     judged = [
         node.name
         for node in at.plan.kept_fp32()
-        if (node.name in run.planner.verdicts or node.name in at.raised) and run.planner.can_lower(node.name)
+        if (node.name in run.planner.verdicts or node.name in at.promoted)
+        and run.planner.can_demote(node.name)
     ]
-    # The least of the raised stand last in the ranking: try those first.
-    order = [*(name for name in judged if name not in at.raised), *reversed(list(at.raised))]
+    # The promoted nodes are ranked by error: those with the least are tried first.
+    order = [*(name for name in judged if name not in at.promoted), *reversed(list(at.promoted))]
     return _drop_each(run, at, [name for name in order if name in judged], limit)
 
 
 def _drop_each(run: _Search, at: _Point, names: Sequence[str], limit: _Limit) -> _Point:
-    """Tries to lower all of `names` at once; where that is too much, one half of them after the other."""
+    """Tries to demote all of `names` at once; where that exceeds the limit, each half in turn."""
     if not names or run.spent >= EVALUATIONS:
         return at
-    raised = {name: reason for name, reason in at.raised.items() if name not in names}
-    lowered = at.lowered | {name for name in names if name in run.planner.verdicts}
-    tried = run.point(at.prefer, raised, lowered, f"dropped {_listed(names)}")
+    promoted = {name: reason for name, reason in at.promoted.items() if name not in names}
+    demoted = at.demoted | {name for name in names if name in run.planner.verdicts}
+    tried = run.point(at.prefer, promoted, demoted, f"dropped {_listed(names)}")
     if limit.met(tried.found):
         return tried
     if len(names) == 1:
@@ -250,7 +253,7 @@ def _drop_each(run: _Search, at: _Point, names: Sequence[str], limit: _Limit) ->
 
 
 def _listed(names: Sequence[str]) -> str:
-    """A few names and how many there are."""
+    """How many names there are, and the first few."""
     if not names:
         return "nothing"
     shown = ", ".join(names[:3])

@@ -1,30 +1,30 @@
 """Ranges that training recorded, as tensors of the exported graph.
 
-Training sees modules, not tensors: what a module outputs, and what enters a LayerNorm. From these follow the
-tensors that only move, average or bias such values. What no module outputs is not known, above all attention
-scores; a calibration file measures them, too.
+Training records modules, not tensors: a module's output, and the input of a LayerNorm. The ranges of
+tensors that only move, average or bias such values follow. What no module outputs is unknown, above all
+attention scores; a calibration file measures them, too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from onnx import ModelProto
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, sha256_file
-from bertmp.export.graph.graph_index import constants
-from bertmp.export.graph.tracing import module_of
-from bertmp.export.graph.types import FLOAT, element_types
+from bertmp.export.graph.graph_index import GraphIndex
+from bertmp.export.graph.module_groups import module_of
+from bertmp.export.graph.operators import MOVING_OPS
+from bertmp.export.graph.types import FLOAT
+from bertmp.export.graph.use_def import input_names, output_names
 from bertmp.export.precision.ranges import Ranges
 
 FORMAT = 1
-
-_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "Flatten", "Expand", "Gather")
-"""Operators whose results are among the elements of their first input."""
 
 Modules = Mapping[str, Mapping[str, float]]
 """Module → `max_abs` of its output, `input_max_abs` of a LayerNorm's input."""
@@ -34,18 +34,19 @@ def trained_ranges(file: Path, graph: ModelProto) -> Ranges:
     """The ranges of a checkpoint's `activation-ranges.json`.
 
     Args:
-        graph: the checkpoint's FP32 graph, whose nodes name their modules.
+        graph: the checkpoint's FP32 graph, whose nodes record their modules.
 
-    Errors: InputError where the file is damaged or of another format.
+    Raises:
+        InputError: the file is damaged or of another format.
     """
-    modules = _read(file)
-    largest = _outputs(modules, graph)
-    for node in graph.graph.node:
+    modules, index = _read(file), GraphIndex(graph)
+    largest = _module_outputs(modules, index)
+    for node in index.nodes:
         seen = modules.get(module_of(node), {}).get("input_max_abs")
         if node.op_type == "LayerNormalization" and seen is not None:
-            largest[node.input[0]] = seen
-    _before_bias(largest, graph)
-    _moved(largest, graph)
+            largest[input_names(node)[0]] = seen
+    _before_bias(largest, index)
+    _through_moves(largest, index.nodes)
     return Ranges(largest, "training", str(file), sha256_file(file), 0)
 
 
@@ -67,13 +68,13 @@ def _read(file: Path) -> Modules:
     }
 
 
-def _outputs(modules: Modules, graph: ModelProto) -> dict[str, float]:
+def _module_outputs(modules: Modules, graph: GraphIndex) -> dict[str, float]:
     """What modules output: the FP32 tensor that their last node in graph order writes."""
-    types = element_types(graph)
     last: dict[str, str] = {}
-    for node in graph.graph.node:
-        if node.output and types.get(node.output[0]) == FLOAT:
-            last.update(dict.fromkeys(_enclosing(module_of(node)), node.output[0]))
+    for node in graph.nodes:
+        name = output_names(node)[0] if node.outputs else ""
+        if graph.types.get(name) == FLOAT:
+            last.update(dict.fromkeys(_enclosing(module_of(node)), name))
     largest: dict[str, float] = {}
     for module, name in last.items():
         if "max_abs" in modules.get(module, {}):
@@ -88,26 +89,27 @@ def _enclosing(module: str) -> Iterator[str]:
     return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
-def _before_bias(largest: dict[str, float], graph: ModelProto) -> None:
-    """What is known after a bias was added is known before it, up to the bias."""
-    weights = constants(graph)
-    for node in graph.graph.node:
-        if node.op_type == "Add" and node.output[0] in largest:
-            for name, other in (tuple(node.input), tuple(reversed(node.input))):
-                if name not in weights and other in weights:
-                    bias = float(np.abs(weights[other]).max(initial=0))
-                    largest.setdefault(name, largest[node.output[0]] + bias)
+def _before_bias(largest: dict[str, float], graph: GraphIndex) -> None:
+    """The range after a bias was added gives the range before it, up to the bias."""
+    for node in graph.nodes:
+        output, inputs = output_names(node)[0], input_names(node)
+        if node.op_type == "Add" and output in largest:
+            for name, other in (inputs, reversed(inputs)):
+                if name not in graph.constants and other in graph.constants:
+                    bias = float(np.abs(graph.constants[other]).max(initial=0))
+                    largest.setdefault(name, largest[output] + bias)
 
 
-def _moved(largest: dict[str, float], graph: ModelProto) -> None:
-    """Carries what is known through moves, and through the averages that attention takes."""
+def _through_moves(largest: dict[str, float], nodes: Sequence[ir.Node]) -> None:
+    """Carries known ranges through data movement, and through the averages that attention takes."""
     averages: set[str] = set()
-    for node in graph.graph.node:
+    for node in nodes:
+        output, inputs = output_names(node)[0], input_names(node)
         if node.op_type == "Softmax":
-            averages.add(node.output[0])
-            largest.setdefault(node.output[0], 1.0)
-        averaged = node.op_type == "MatMul" and node.input[0] in averages
-        if averaged or node.op_type in _MOVES:
-            source = node.input[1 if averaged else 0]
+            averages.add(output)
+            largest.setdefault(output, 1.0)
+        is_average = node.op_type == "MatMul" and inputs[0] in averages
+        if is_average or node.op_type in MOVING_OPS:
+            source = inputs[1 if is_average else 0]
             if source in largest:
-                largest.setdefault(node.output[0], largest[source])
+                largest.setdefault(output, largest[source])

@@ -10,6 +10,9 @@ import numpy as np
 import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from bertmp.export.precision.plan import PrecisionPlan
+from bertmp.export.precision.planner import Planner
+
 WIDTH = 8
 
 
@@ -88,6 +91,11 @@ def chain(operators: Sequence[str], seed: int = 0, scale: float = 0.4) -> ModelP
         else:
             tensors.append(g.node(operator, last))
     return g.model(tensors[-1])
+
+
+def extremes(planner: Planner) -> tuple[PrecisionPlan, PrecisionPlan]:
+    """The two plans with fewest casts: most nodes in FP32 and fewest; equal where there is no choice."""
+    return planner.plan(), planner.plan(prefer="low")
 
 
 def session(graph: ModelProto) -> onnxruntime.InferenceSession:

@@ -24,7 +24,7 @@ from bertmp import export_checkpoint
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.export.bundle.bundle import Bundle
 from bertmp.export.graph.types import element_types
-from bertmp.export.precision.apply import cast_count
+from bertmp.export.precision.apply import inserted_casts
 from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan
 from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 from bertmp.model.config import ACTIVATIONS, BertConfig
@@ -121,7 +121,7 @@ def test_layernorm_and_softmax_are_fp32_and_products_are_fp16(bundle: Path) -> N
     assert counts["Softmax"] == 2
     assert counts["MatMul"] + counts["Gemm"] == 2 * 8 + 2
     # From products into and out of every normalisation and softmax, and the logits.
-    assert cast_count(graph.graph.node) == 2 * (5 + 2) + 1
+    assert len(inserted_casts(graph)) == 2 * (5 + 2) + 1
 
 
 def test_every_node_is_planned_and_every_fp32_node_has_its_reason(bundle: Path) -> None:
@@ -211,7 +211,7 @@ def test_an_encoder_without_a_head_exports_its_states(minilm: Path, tiny: Path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--keep-fp32", "no.such.module"], "'no.such.module' names no node (--keep-fp32)"),
+        (["--keep-fp32", "no.such.module"], "'no.such.module' matches no node (--keep-fp32)"),
         (["--opset", "11"], "--opset is 11 (--opset)"),
         (["--task", "poetry"], "unknown task 'poetry' (--task)"),
     ],

@@ -1,4 +1,4 @@
-"""The reasons to keep a node in FP32: one small class each, which returns the reason or None."""
+"""The rules that keep nodes in FP32: one small class each, which returns the reason or None."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bertmp.export.precision.rules.operators import (
     Softmax,
 )
 from bertmp.export.precision.rules.pins import Pinned, check_patterns, names_node
-from bertmp.export.precision.rules.rule import Rule, Strength
+from bertmp.export.precision.rules.rule import Rule, RuleContext, Strength
 from bertmp.export.precision.rules.values import (
     BeyondHeadroom,
     ConstantBeyondRange,
@@ -22,11 +22,11 @@ from bertmp.export.precision.rules.values import (
     SmallWeights,
 )
 
-__all__ = ["Rule", "Strength", "check_patterns", "names_node", "standard_rules"]
+__all__ = ["Rule", "RuleContext", "Strength", "check_patterns", "names_node", "standard_rules"]
 
 
 def standard_rules(pins: Sequence[str] = (), rewritten: Collection[str] = ()) -> tuple[Rule, ...]:
-    """The rules of every plan, the one to name first in front, and the user's pins.
+    """The rules of every plan, in the order in which their reasons are listed, and the user's pins.
 
     Args:
         rewritten: mask constants that get another value.

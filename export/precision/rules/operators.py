@@ -4,39 +4,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx import NodeProto
+import onnx_ir as ir
 
-from bertmp.export.graph.graph_index import GraphFacts
-from bertmp.export.graph.types import FLOAT, has_low_form, is_known, subgraphs
+from bertmp.export.graph.operators import (
+    DEQUANTIZE_OPS,
+    NORMALISATION_OPS,
+    QUANTIZE_OPS,
+    REDUCTION_OPS,
+    SOFTMAX_OPS,
+    is_onnx_op,
+    subgraphs,
+)
+from bertmp.export.graph.types import accepts_low_type
+from bertmp.export.graph.use_def import input_names, name_of, output_names, readers_of
 from bertmp.export.precision.plan import Reason
-from bertmp.export.precision.rules.rule import Strength
+from bertmp.export.precision.rules.rule import RuleContext, Strength
 
 
 @dataclass(frozen=True)
 class Normalisation:
     """Normalisations sum squares over the hidden width: FP16 sums overflow or lose their small parts."""
 
-    strength: Strength = "principle"
-    operators: tuple[str, ...] = (
-        "LayerNormalization",
-        "RMSNormalization",
-        "InstanceNormalization",
-        "GroupNormalization",
-        "BatchNormalization",
-        "LpNormalization",
-        "MeanVarianceNormalization",
-    )
+    strength: Strength = "policy"
 
-    def reason(self, node: NodeProto, facts: GraphFacts) -> Reason | None:
-        whole = node.op_type in self.operators
-        if not whole and node.name not in facts.norms:
+    def reason(self, node: ir.Node, context: RuleContext) -> Reason | None:
+        part_of = context.graph.norms.get(name_of(node))
+        if node.op_type not in NORMALISATION_OPS and part_of is None:
             return None
-        subject = node.op_type if whole else f"{node.op_type} is part of {facts.norms[node.name]}, which"
+        low = context.low
+        subject = f"{node.op_type} is part of {part_of}, which" if part_of else node.op_type
         return Reason(
             "normalisation",
-            f"{subject} sums squares over the hidden width; {facts.low.label} sums overflow beyond "
-            f"{facts.low.largest:.5g} and round away small terms",
-            {"limit": facts.low.largest},
+            f"{subject} sums squares over the hidden width; {low.label} sums overflow beyond "
+            f"{low.largest:.5g} and round away small terms",
+            {"limit": low.largest},
         )
 
 
@@ -45,20 +46,20 @@ class FeedsDecomposedNorm:
     """The sum before a decomposed normalisation: a cast must not stand between them.
 
     ONNX Runtime fuses the normalisation together with a cast before it, and from opset 17 on refuses the
-    result: its input is then low, its scale FP32.
+    result: its input is then in the low type, its scale in FP32.
     """
 
-    strength: Strength = "must"
+    strength: Strength = "hard"
 
-    def reason(self, node: NodeProto, facts: GraphFacts) -> Reason | None:
-        if facts.opset < 17 or node.op_type != "Add" or node.name in facts.norms:
+    def reason(self, node: ir.Node, context: RuleContext) -> Reason | None:
+        norms = context.graph.norms
+        if context.graph.opset < 17 or node.op_type != "Add" or node.name in norms:
             return None
-        for reader in facts.wiring.readers.get(node.output[0], ()):
-            if reader.op_type == "ReduceMean" and reader.name in facts.norms:
+        for reader in readers_of(node.outputs[0]):
+            if reader.op_type == "ReduceMean" and reader.name in norms:
                 return Reason(
                     "feeds-normalisation",
-                    f"writes what {facts.norms[reader.name]} normalises; ONNX Runtime refuses a cast "
-                    "between them",
+                    f"writes the input of {norms[name_of(reader)]}; ONNX Runtime refuses a cast between them",
                 )
         return None
 
@@ -67,18 +68,17 @@ class FeedsDecomposedNorm:
 class Softmax:
     """Softmax exponentiates and sums: FP16 has 11 bits for terms that differ by orders of magnitude."""
 
-    strength: Strength = "principle"
-    operators: tuple[str, ...] = ("Softmax", "LogSoftmax")
+    strength: Strength = "policy"
 
-    def reason(self, node: NodeProto, facts: GraphFacts) -> Reason | None:
-        if node.op_type not in self.operators:
+    def reason(self, node: ir.Node, context: RuleContext) -> Reason | None:
+        if node.op_type not in SOFTMAX_OPS:
             return None
-        bits = significand_bits(facts)
+        low = context.low
         return Reason(
             "softmax",
-            f"{node.op_type} sums exponentials of very different size; {facts.low.label} keeps {bits} bits "
-            "of them",
-            {"significand_bits": bits},
+            f"{node.op_type} sums exponentials of very different size, of which {low.label} keeps "
+            f"{low.significand_bits} bits",
+            {"significand_bits": low.significand_bits},
         )
 
 
@@ -86,99 +86,78 @@ class Softmax:
 class Reduction:
     """Sums over many elements accumulate rounding errors in 16 bits."""
 
-    strength: Strength = "judged"
-    operators: tuple[str, ...] = (
-        "ReduceMean",
-        "ReduceSum",
-        "ReduceSumSquare",
-        "ReduceL1",
-        "ReduceL2",
-        "ReduceLogSum",
-        "ReduceLogSumExp",
-        "ReduceProd",
-        "CumSum",
-        "GlobalAveragePool",
-    )
+    strength: Strength = "heuristic"
 
-    def reason(self, node: NodeProto, facts: GraphFacts) -> Reason | None:
-        if node.op_type not in self.operators:
+    def reason(self, node: ir.Node, context: RuleContext) -> Reason | None:
+        if node.op_type not in REDUCTION_OPS:
             return None
-        bits = significand_bits(facts)
+        low = context.low
         return Reason(
             "reduction",
-            f"{node.op_type} accumulates many terms; {facts.low.label} keeps {bits} bits of the sum and "
-            "loses the small ones",
-            {"significand_bits": bits},
+            f"{node.op_type} accumulates many terms; {low.label} keeps {low.significand_bits} bits of the "
+            "sum and loses the small terms",
+            {"significand_bits": low.significand_bits},
         )
 
 
 @dataclass(frozen=True)
 class NoLowForm:
-    """The operator's definition has no low form, or a tensor of the node is of a kind that cannot be cast."""
+    """The operator is not defined for the low type, or one of its tensors cannot be cast."""
 
-    strength: Strength = "must"
+    strength: Strength = "hard"
 
-    def reason(self, node: NodeProto, facts: GraphFacts) -> Reason | None:
-        if not is_known(node) or any(subgraphs(node)):
+    def reason(self, node: ir.Node, context: RuleContext) -> Reason | None:
+        if not is_onnx_op(node) or subgraphs(node):
             return None  # another rule's
-        strange = [name for name in (*node.input, *node.output) if name and not facts.types.get(name)]
-        if strange:
-            return Reason("not-a-tensor", f"{strange[0]} is a sequence or an optional, which has no cast")
-        if has_low_form(node, facts.types, facts.opset, facts.low.element):
+        graph = context.graph
+        for name in (*input_names(node), *output_names(node)):
+            if name and not graph.types.get(name):
+                return Reason("not-a-tensor", f"{name} is a sequence or an optional, which cannot be cast")
+        if accepts_low_type(node, graph.types, graph.opset, context.low.element):
             return None
         return Reason(
             "no-low-form",
-            f"{node.op_type} of opset {facts.opset} is not defined for {facts.low.label}",
-            {"opset": facts.opset},
+            f"{node.op_type} of opset {graph.opset} is not defined for {context.low.label}",
+            {"opset": graph.opset},
         )
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """Operators of other domains and control flow: what they do with another type is not known."""
+    """Operators of other domains and control flow: their behaviour with another type is not known."""
 
-    strength: Strength = "must"
+    strength: Strength = "hard"
 
-    def reason(self, node: NodeProto, facts: GraphFacts) -> Reason | None:
-        if any(subgraphs(node)):
-            return Reason("control-flow", f"{node.op_type} carries graphs of its own, which stay FP32 whole")
-        if is_known(node):
+    def reason(self, node: ir.Node, context: RuleContext) -> Reason | None:
+        if subgraphs(node):
+            return Reason("control-flow", f"{node.op_type} has subgraphs, which stay FP32")
+        if is_onnx_op(node):
             return None
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        return Reason("unknown-operator", f"{operator} is none of ONNX's operators: its types are not known")
+        return Reason(
+            "unknown-operator", f"{operator} is not one of ONNX's operators: its types are not known"
+        )
 
 
 @dataclass(frozen=True)
 class Quantised:
     """Quantised regions are left as they are: from each DequantizeLinear to the next QuantizeLinear."""
 
-    strength: Strength = "must"
-    into: tuple[str, ...] = ("QuantizeLinear", "DynamicQuantizeLinear")
-    out_of: tuple[str, ...] = ("DequantizeLinear",)
+    strength: Strength = "hard"
 
-    def reason(self, node: NodeProto, facts: GraphFacts) -> Reason | None:
-        if node.op_type in (*self.into, *self.out_of):
+    def reason(self, node: ir.Node, context: RuleContext) -> Reason | None:
+        if node.op_type in (*QUANTIZE_OPS, *DEQUANTIZE_OPS):
             return Reason(
                 "quantised", f"{node.op_type} belongs to a quantised region, which is left as it is"
             )
-        wiring = facts.wiring
-        before = [wiring.writers[name] for name in node.input if name in wiring.writers]
-        after = [reader for name in node.output for reader in wiring.readers.get(name, ())]
-        for neighbour in (*before, *after):
-            wanted = self.out_of if neighbour in before else self.into
-            if neighbour.op_type in wanted:
-                return Reason(
-                    "quantised",
-                    f"{node.op_type} is joined to {neighbour.name}: quantised regions are left as they are",
-                )
-        return None
-
-
-def significand_bits(facts: GraphFacts) -> int:
-    """Bits of a normal number's significand, the leading one included."""
-    return {"fp16": 11, "bf16": 8}[facts.low.name]
-
-
-def touches(node: NodeProto, facts: GraphFacts) -> list[str]:
-    """The FP32 tensors that a node reads or writes, each once."""
-    return [name for name in dict.fromkeys((*node.input, *node.output)) if facts.types.get(name) == FLOAT]
+        before = [value.producer() for value in node.inputs if value is not None]
+        neighbours = [one for one in before if one is not None and one.op_type in DEQUANTIZE_OPS]
+        neighbours += [
+            reader for value in node.outputs for reader in readers_of(value) if reader.op_type in QUANTIZE_OPS
+        ]
+        if not neighbours:
+            return None
+        return Reason(
+            "quantised",
+            f"{node.op_type} is connected to {neighbours[0].name}: quantised regions are left as they are",
+        )

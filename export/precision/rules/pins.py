@@ -1,4 +1,4 @@
-"""What the user said: patterns that name nodes."""
+"""What the user decides: patterns that name nodes."""
 
 from __future__ import annotations
 
@@ -6,47 +6,53 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from onnx import NodeProto
+import onnx_ir as ir
 
 from bertmp.core.errors import InputError
-from bertmp.export.graph.graph_index import GraphFacts
-from bertmp.export.graph.tracing import module_of
+from bertmp.export.graph.module_groups import module_of
+from bertmp.export.graph.use_def import name_of
 from bertmp.export.precision.plan import Reason
-from bertmp.export.precision.rules.rule import Strength
+from bertmp.export.precision.rules.rule import RuleContext, Strength
 
 
 @dataclass(frozen=True)
 class Pinned:
-    """The user said so: a pattern that matches the node's name, its operator or its module."""
+    """The user keeps the node in FP32: a pattern matches its name, its operator or its module."""
 
     patterns: Sequence[str]
-    strength: Strength = "must"
+    strength: Strength = "hard"
 
-    def reason(self, node: NodeProto, facts: GraphFacts) -> Reason | None:
+    def reason(self, node: ir.Node, context: RuleContext) -> Reason | None:
         for pattern in self.patterns:
             if names_node(pattern, node):
-                return Reason("pinned", f"--keep-fp32 {pattern} names it")
+                return Reason("pinned", f"--keep-fp32 {pattern} matches it")
         return None
 
 
-def names_node(pattern: str, node: NodeProto) -> bool:
-    """Whether a pattern names a node by its name, its operator or its module.
+def names_node(pattern: str, node: ir.Node) -> bool:
+    """Whether a pattern matches a node's name, its operator or its module.
 
-    A module's name stands for everything inside it; it may leave out its first parts
-    (`encoder.layer.3.attention` for `bert.encoder.layer.3.attention`). A graph that does not note its
+    A module's name stands for everything inside it; its first parts may be left out
+    (`encoder.layer.3.attention` for `bert.encoder.layer.3.attention`). A graph that does not record its
     modules has them in its nodes' names, between slashes.
     """
-    noted = module_of(node)
-    module = noted or ".".join(part for part in node.name.split("/")[:-1] if part)
+    name = name_of(node)
+    module = module_of(node) or ".".join(part for part in name.split("/")[:-1] if part)
     inside = f".{pattern}." in f".{module}." or fnmatch.fnmatchcase(module, pattern)
-    return inside or node.op_type == pattern or fnmatch.fnmatchcase(node.name, pattern)
+    return inside or node.op_type == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
-def check_patterns(patterns: Sequence[str], nodes: Iterable[NodeProto], option: str) -> None:
-    """Errors: InputError for a pattern that names no node."""
+def check_patterns(patterns: Sequence[str], nodes: Iterable[ir.Node], option: str) -> None:
+    """Checks that every pattern matches a node.
+
+    Raises:
+        InputError: one matches none.
+    """
     nodes = list(nodes)
     for pattern in patterns:
         if not any(names_node(pattern, node) for node in nodes):
             raise InputError(
-                f"'{pattern}' names no node", option, "use a node's name, an operator or a module, * allowed"
+                f"'{pattern}' matches no node",
+                option,
+                "give a node's name, an operator or a module; * is allowed",
             )

@@ -47,7 +47,7 @@ class TestConvert:
         strange = g.node("FastGelu", g.product("x"), domain="com.microsoft")
         graph = g.model(g.product(strange), domains=["com.microsoft"])
         result = convert(save(graph, tmp_path), tmp_path / "out.onnx")
-        assert result.remarks == ("operators that are none of ONNX's stay FP32: 1 com.microsoft.FastGelu",)
+        assert result.remarks == ("operators that are not ONNX's own stay FP32: 1 com.microsoft.FastGelu",)
 
 
 class TestReading:

@@ -6,15 +6,15 @@ from itertools import product
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import ModelProto, TensorProto
+from onnx import TensorProto
 
-from bertmp.export.graph.graph_index import GraphFacts
-from bertmp.export.graph.types import LOW_TYPES
-from bertmp.export.precision.apply import apply_plan, cast_count
-from bertmp.export.precision.cast_placement import PRODUCTS, Placement, is_placed, place
+from bertmp.export.graph.graph_index import GraphIndex
+from bertmp.export.graph.operators import MATMUL_OPS
+from bertmp.export.precision.apply import apply_plan, inserted_casts
+from bertmp.export.precision.cast_placement import Placement, is_placed, place
 from bertmp.export.precision.plan import PrecisionPlan
-from bertmp.export.precision.planner import Planner, extremes
-from tests.export.precision_graphs import WIDTH, Builder, chain
+from bertmp.export.precision.planner import Planner
+from tests.export.precision_graphs import WIDTH, Builder, chain, extremes
 
 FORCED = ("Softmax", "LayerNormalization")
 
@@ -36,7 +36,7 @@ def test_the_residual_stream_and_the_mask_addition_stay_fp32_at_no_cost() -> Non
     most, fewest = extremes(Planner(graph))
     assert {node.op for node in most.nodes if node.precision == "fp16"} == {"MatMul"}
     assert {node.op for node in fewest.kept_fp32()} == set(FORCED)
-    counts = [cast_count(apply_plan(graph, plan).graph.node) for plan in (most, fewest)]
+    counts = [len(inserted_casts(apply_plan(graph, plan))) for plan in (most, fewest)]
     # A block's products are cast into and out of, one after the other: no placement does with less.
     assert counts == [8, 8]
     added = next(node for node in most.nodes if node.name == "n3_Add")
@@ -74,16 +74,12 @@ def test_casts_and_shapes_read_any_type() -> None:
     plan = Planner(graph).plan()
     assert precisions(plan)["n1_Cast"] == "integer"
     assert precisions(plan)["n2_Cast"] == "fp16"
-    assert cast_count(apply_plan(graph, plan).graph.node) == 2  # x down and the output up
+    assert len(inserted_casts(apply_plan(graph, plan))) == 2  # x down and the output up
 
 
-def facts_of(graph: ModelProto) -> GraphFacts:
-    return GraphFacts.of(graph, LOW_TYPES["fp16"])
-
-
-def least_casts(facts: GraphFacts, placement: Placement, fp32: set[str], low: set[str]) -> int:
+def least_casts(index: GraphIndex, placement: Placement, fp32: set[str], low: set[str]) -> int:
     """The minimum over every choice there is."""
-    free = [n.name for n in facts.wiring.nodes if is_placed(n, facts) and n.name not in fp32 | low]
+    free = [n.name for n in index.nodes if is_placed(n, index) and n.name not in fp32 | low]
 
     def casts(above: set[str]) -> int:
         return sum(0 < sum(name in above for name in net) < len(net) for net in placement.nets)
@@ -103,9 +99,9 @@ def least_casts(facts: GraphFacts, placement: Placement, fp32: set[str], low: se
     )
 )
 def test_no_placement_needs_fewer_casts(operators: list[str]) -> None:
-    facts = facts_of(chain(operators))
-    fp32 = {node.name for node in facts.wiring.nodes if node.op_type in FORCED}
-    low = {node.name for node in facts.wiring.nodes if node.op_type in PRODUCTS}
-    most, fewest = (place(facts, fp32, low, side) for side in ("fp32", "low"))
-    assert most.casts == fewest.casts == least_casts(facts, most, fp32, low)
+    index = GraphIndex(chain(operators))
+    fp32 = {node.name for node in index.nodes if node.op_type in FORCED}
+    low = {node.name for node in index.nodes if node.op_type in MATMUL_OPS}
+    most, fewest = (place(index, fp32, low, side) for side in ("fp32", "low"))
+    assert most.casts == fewest.casts == least_casts(index, most, fp32, low)
     assert fewest.fp32 <= most.fp32

@@ -104,7 +104,7 @@ def test_padding_does_not_count_and_changed_labels_do() -> None:
 def test_a_graph_that_overflows_in_fp32_has_no_error_to_measure() -> None:
     g = Builder()
     graph = g.model(g.node("Div", "x", g.constant(0.0)))
-    with pytest.raises(InputError, match="the FP32 graph itself answers with infinities"):
+    with pytest.raises(InputError, match="the FP32 graph itself returns infinities"):
         Evaluator(graph, given_values(np.ones((1, WIDTH)))).measure(make_plan(graph))
 
 

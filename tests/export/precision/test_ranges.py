@@ -15,6 +15,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from bertmp import export_checkpoint
 from bertmp.core.errors import InputError
+from bertmp.export.graph.graph_index import GraphIndex
 from bertmp.export.graph.module_groups import blocks_of
 from bertmp.export.graph.types import element_types
 from bertmp.export.precision.calibration import Calibration, read_calibration
@@ -147,7 +148,7 @@ def test_a_block_without_large_numbers_has_endless_headroom() -> None:
     g = Builder()
     graph = g.model(g.product("x"))
     ranges = Ranges({"t0": 0.0}, "calibration", "x", "", 1)
-    assert record(ranges, graph, 65504.0).blocks == {"segment 0": float("inf")}
+    assert record(ranges, GraphIndex(graph), 65504.0).blocks == {"segment 0": float("inf")}
 
 
 def test_ranges_of_training_are_those_of_the_graphs_tensors(

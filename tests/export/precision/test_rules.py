@@ -8,11 +8,11 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from bertmp.core.errors import InputError
 from bertmp.export.graph.loading import check_graph
-from bertmp.export.precision.apply import apply_plan, cast_count
+from bertmp.export.precision.apply import apply_plan, inserted_casts
 from bertmp.export.precision.plan import PrecisionPlan, Reason
-from bertmp.export.precision.planner import Planner, extremes, make_plan
+from bertmp.export.precision.planner import Planner, make_plan
 from bertmp.export.precision.ranges import Ranges
-from tests.export.precision_graphs import WIDTH, Builder, chain, run, tensor
+from tests.export.precision_graphs import WIDTH, Builder, chain, extremes, run, tensor
 
 
 def rules_of(plan: PrecisionPlan) -> dict[str, list[str]]:
@@ -67,7 +67,7 @@ class TestDecomposedNorms:
         fewest = extremes(Planner(graph))[1]
         assert fewest.nodes[1].reasons[0].rule == "feeds-normalisation"
         mixed = apply_plan(graph, plan)
-        assert cast_count(mixed.graph.node) == 4
+        assert len(inserted_casts(mixed)) == 4
         x = 300 * np.random.default_rng(0).normal(size=(4, WIDTH)).astype(
             np.float32
         )  # whose squares overflow
@@ -181,7 +181,7 @@ class TestRegions:
         chosen = g.node("If", flag, **branches)
         graph = g.model(g.node("Add", g.product(chosen), made))
         plan = make_plan(graph)
-        assert reason(plan, "n3_If", "control-flow").sentence.startswith("If carries graphs of its own")
+        assert reason(plan, "n3_If", "control-flow").sentence.startswith("If has subgraphs")
         mixed = apply_plan(graph, plan)
         check_graph(mixed, "here")  # type: ignore[arg-type]
         x = np.ones((2, WIDTH), np.float32)
@@ -195,7 +195,7 @@ class TestRegions:
         assert rules_of(plan) == {"n1_FastGelu": ["unknown-operator"]}
         mixed = apply_plan(graph, plan)
         check_graph(mixed, "here")  # type: ignore[arg-type]
-        assert cast_count(mixed.graph.node) == 4
+        assert len(inserted_casts(mixed)) == 4
 
     def test_operators_without_a_low_form(self) -> None:
         g = Builder()
@@ -224,9 +224,9 @@ class TestWhatTheUserSays:
         ):
             plan = make_plan(graph, [pattern])
             assert [node.name for node in plan.kept_fp32()] == kept
-            assert reason(plan, kept[0], "pinned").sentence == f"--keep-fp32 {pattern} names it"
+            assert reason(plan, kept[0], "pinned").sentence == f"--keep-fp32 {pattern} matches it"
 
-    def test_a_softmax_may_be_lowered_where_the_user_asks(self) -> None:
+    def test_a_softmax_may_be_demoted_where_the_user_asks(self) -> None:
         graph = chain(["MatMul", "Softmax", "MatMul"])
         assert make_plan(graph, allow=["Softmax"]).kept_fp32() == []
         assert [n.name for n in make_plan(graph, ["Softmax"], allow=["Softmax"]).kept_fp32()] == [
@@ -236,9 +236,9 @@ class TestWhatTheUserSays:
     @pytest.mark.parametrize(
         ("options", "says"),
         [
-            ({"pins": ["Gelu"]}, "'Gelu' names no node (--keep-fp32)"),
-            ({"allow": ["Gelu"]}, "'Gelu' names no node (--allow-fp16)"),
-            ({"target": "fp8"}, "unknown type 'fp8' (--to)"),
+            ({"pins": ["Gelu"]}, "'Gelu' matches no node (--keep-fp32)"),
+            ({"allow": ["Gelu"]}, "'Gelu' matches no node (--allow-fp16)"),
+            ({"target": "fp8"}, "unknown type 'fp8' (--precision)"),
             ({"headroom": 0.5}, "a headroom of 0.5 lets tensors overflow (--headroom)"),
         ],
     )
@@ -249,7 +249,7 @@ class TestWhatTheUserSays:
 
 
 class TestPlanner:
-    def test_raised_and_lowered_nodes(self) -> None:
+    def test_raised_and_demoted_nodes(self) -> None:
         graph = chain(["MatMul", "Softmax", "MatMul", "MatMul"])
         graph.graph.initializer[2].CopyFrom(
             numpy_helper.from_array(np.full((WIDTH,) * 2, 1e-7, np.float32), "w2")
@@ -259,10 +259,10 @@ class TestPlanner:
         raised = planner.plan({"n0_MatMul": because})
         assert reason(raised, "n0_MatMul", "measured") == because
         assert rules_of(planner.plan()) == {"n1_Softmax": ["softmax"], "n3_MatMul": ["small-weights"]}
-        assert not planner.can_lower("n1_Softmax")
-        assert planner.can_lower("n3_MatMul")
-        lowered = planner.plan(lowered=["n1_Softmax", "n3_MatMul"])
-        assert [node.name for node in lowered.kept_fp32()] == ["n1_Softmax"]
+        assert not planner.can_demote("n1_Softmax")
+        assert planner.can_demote("n3_MatMul")
+        demoted = planner.plan(demoted=["n1_Softmax", "n3_MatMul"])
+        assert [node.name for node in demoted.kept_fp32()] == ["n1_Softmax"]
 
     def test_planning_leaves_the_graph_alone_and_is_deterministic(self) -> None:
         graph = chain(["MatMul", "LayerNormalization", "Residual", "Softmax"])

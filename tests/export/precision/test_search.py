@@ -16,13 +16,13 @@ from bertmp.export.graph.module_groups import blocks_of
 from bertmp.export.precision.calibration import Calibration, read_calibration
 from bertmp.export.precision.fp16_emulation import Evaluator
 from bertmp.export.precision.plan import PrecisionPlan
-from bertmp.export.precision.planner import Planner, extremes
+from bertmp.export.precision.planner import Planner
 from bertmp.export.precision.ranges import Ranges, measure
 from bertmp.export.precision.search import EVALUATIONS, measured, search
 from bertmp.model.checkpoint import save_checkpoint
 from bertmp.model.config import BertConfig
 from tests.conftest import RunBertmp
-from tests.export.precision_graphs import WIDTH, Builder
+from tests.export.precision_graphs import WIDTH, Builder, extremes
 from tests.models import classifier
 
 CONFIG = BertConfig(
