@@ -108,8 +108,8 @@ def _has_engine_if_needed(model: Path) -> bool:
 def copy_backends(folder: Path, runtime: TritonRuntime) -> None:
     """Copies the backends into a folder of this launch, unless the server has its own.
 
-    Links would not do: the Python backend finds its own process beside itself, and a link would lead it to
-    the folder of another Python.
+    They are copied, not linked: the Python backend starts the stub process that is beside it, and through a
+    link it would find the one for another Python.
     """
     if runtime.kind == "system":
         return
