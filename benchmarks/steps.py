@@ -113,12 +113,13 @@ def make_trainer(
         learning_rate=learning_rate,
         max_rollbacks=0,
         log_every=1,
+        progress=clock,
     )
     with torch.device(context.device):
         head = PreTraining(config)
     initialise(head, config, torch.Generator(context.device).manual_seed(0))
     policy = PrecisionPolicy.resolve(precision, "dynamic", context.device.type)
-    return Trainer(Objective(head, LossOptions()), data, None, settings, policy, context, {}, clock)
+    return Trainer(Objective(head, LossOptions()), data, None, settings, policy, context, {})
 
 
 def _losses(trainer: Trainer) -> tuple[float, ...]:

@@ -33,7 +33,7 @@ def _show(console: Any, result: TrainResult) -> None:
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_row("checkpoint", str(result.checkpoint))
-    skipped = f", {result.skipped_steps} left out" if result.skipped_steps else ""
+    skipped = f", {result.skipped_steps} skipped" if result.skipped_steps else ""
     table.add_row("steps", f"{result.steps}{skipped}")
     table.add_row("precision", result.precision)
     for name, value in result.evaluation.figures.items() if result.evaluation else ():

@@ -1,5 +1,4 @@
-"""Mixed precision as one policy (Micikevicius et al. 2018): which type the matrix products run in, and
-how the loss is scaled.
+"""Mixed precision (Micikevicius et al. 2018): the dtype of the matrix products and the loss scaling.
 
 Master weights, their gradients, the optimizer, LayerNorm, softmax, the pooler's tanh and the loss are FP32
 under every policy: the model casts explicitly, whatever the device's autocast would do.
@@ -48,7 +47,8 @@ class PrecisionPolicy:
 
         `auto` is FP16 on CUDA and BF16 on the CPU, which has matrix instructions for it and none for FP16.
 
-        Errors: InputError for an unknown precision or a loss scale that is no positive number.
+        Raises:
+            InputError: an unknown precision, or a loss scale that is not a positive number.
         """
         if precision not in MODES:
             raise InputError(
@@ -99,7 +99,7 @@ class LossScaler:
 
     @property
     def status(self) -> ScaleStatus:
-        """Whether the next step that is not finite can lower the scale."""
+        """Whether a non-finite step can reduce the scale."""
         if not self.enabled or self._static is not None:
             return "fixed"
         return (
@@ -124,11 +124,11 @@ class LossScaler:
         self._scaler.update(self._static)
 
     def skip(self) -> None:
-        """Leaves a step out after `unscale`, and lowers a dynamic scale as far as its minimum."""
+        """Skips a step after `unscale`, and reduces a dynamic scale, at most to its minimum."""
         if not self.enabled:
             return
         before = self.value
-        self._scaler.update(self._static)  # starts the growth interval anew where its own check failed, too
+        self._scaler.update(self._static)  # restarts the growth interval, also where its own check failed
         if self._static is None and self.value >= before:
             # Its check passed: each gradient was finite, but not their norm or the loss.
             self._scaler.update(before * self._scaling.loss_scale_backoff)

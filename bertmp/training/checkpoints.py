@@ -31,11 +31,11 @@ _RECORD = "state.json"
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands, in plain numbers.
+    """How far a run is.
 
     Attributes:
         step: steps done.
-        skipped: of these, the ones left out because something was not finite.
+        skipped: of these, skipped because something was not finite.
         seconds: training time so far.
         examples, tokens: seen so far.
     """
@@ -49,13 +49,13 @@ class Position:
 
 @dataclass(frozen=True)
 class State:
-    """What a run goes on from.
+    """What a run continues from.
 
     Attributes:
-        position: where it stands.
-        progress: what its parts remember, as JSON has it: the watch, the log, the last evaluation.
+        position: how far it is.
+        progress: plain JSON: the state of monitor, log and early stopping, and the last evaluation.
         tensors: state dictionaries of model, optimizer and loss scaler.
-        good: whether nothing was amiss: a state that the overflow watch may go back to.
+        good: whether the monitor may roll back to it: it was saved while no fault was pending.
     """
 
     position: Position
@@ -69,9 +69,9 @@ class States:
     """A folder of states.
 
     Attributes:
-        folder: holds one folder a state, `step-00000042`.
+        folder: holds one folder per state, such as `step-00000042`.
         keep: how many are kept; the oldest go first.
-        identity: what must be the same for a state to be honoured; see `identity.py`.
+        identity: what a state must match to be loaded; see `resume_check`.
     """
 
     folder: Path
@@ -79,9 +79,10 @@ class States:
     identity: Mapping[str, Any]
 
     def save(self, state: State) -> Path:
-        """Writes a state, whole or not at all, and drops those that are too many.
+        """Writes a state atomically and removes the oldest ones beyond `keep`.
 
-        Errors: InputError where the disk is full or cannot be written.
+        Raises:
+            InputError: the disk is full or cannot be written.
         """
         target = self.folder / _name(state.position.step)
         with atomic_folder(target) as temporary:
@@ -99,20 +100,19 @@ class States:
         return target
 
     def newest(self, warn: ProgressCallback) -> State | None:
-        """The newest state that is whole; None where there is none.
+        """The newest intact state; None if there is none. A damaged one is skipped with a warning.
 
-        A damaged state is passed over for the one before, and `warn` says so.
-
-        Errors: InputError where the state belongs to other data, another model or other settings.
+        Raises:
+            InputError: the state belongs to other data, another model or other options.
         """
-        return next((state for _, state in self._whole(warn)), None)
+        return next((state for _, state in self._intact(warn)), None)
 
     def last_good(self, warn: ProgressCallback) -> tuple[Path, State] | None:
-        """The newest whole state that was saved while nothing was amiss, and its folder."""
-        return next(((folder, state) for folder, state in self._whole(warn) if state.good), None)
+        """The newest intact good state and its folder."""
+        return next(((folder, state) for folder, state in self._intact(warn) if state.good), None)
 
     def newest_step(self) -> int | None:
-        """The step of the newest state, whole or not; None where there is none."""
+        """The step of the newest state, intact or not; None if there is none."""
         folders = self._newest_first()
         return int(folders[0].name.rpartition("-")[2]) if folders else None
 
@@ -122,7 +122,7 @@ class States:
             if folder.name > _name(step):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _whole(self, warn: ProgressCallback) -> Iterator[tuple[Path, State]]:
+    def _intact(self, warn: ProgressCallback) -> Iterator[tuple[Path, State]]:
         for folder in self._newest_first():
             try:
                 record = read_json(folder / _RECORD)
@@ -152,21 +152,22 @@ _UNREADABLE = (RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
 def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     """Writes tensors that `torch.load(weights_only=True)` reads.
 
-    Errors: OSError where the disk does not take them.
+    Raises:
+        OSError: the disk does not take them.
     """
     stream = _Stream(path)
     try:
         with stream:
             torch.save(dict(tensors), cast(IO[bytes], stream))
     except RuntimeError:
-        # torch hides what its writer met behind an error of its own.
+        # torch raises an error of its own in place of the writer's.
         if stream.error is None:
             raise
         raise stream.error from None
 
 
 class _Stream:
-    """A file that remembers why it could not be written."""
+    """A file that keeps the error of a failed write."""
 
     def __init__(self, path: Path) -> None:
         self.error: OSError | None = None
@@ -204,58 +205,59 @@ def _checksum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-MOST, FEWEST_STEPS = 4, 500
+MAX_FALLBACK_SAVES, MIN_FALLBACK_STEPS = 4, 500
 
 
 class CheckpointManager:
-    """A run's states.
+    """Decides which states a run saves, and which one it rolls back to.
 
-    A run that saves states goes back to those. One that does not still needs something to go back to: it
-    keeps one state in `last-good/`, written at most `MOST` times a run and `FEWEST_STEPS` or more apart, the
-    first time at the start, and removed at the end. It costs the disk three times the FP32 weights.
+    A run that saves resumable states rolls back to those. Any other run keeps one state in `last-good/`,
+    saved at the start and then at most `MAX_FALLBACK_SAVES` times, `MIN_FALLBACK_STEPS` or more apart, and
+    removed at the end. It takes three times the FP32 weights on disk.
 
     Args:
-        identity: what a state must agree with to be resumed.
+        identity: what a state must match to be resumed; see `resume_check`.
         total: steps of the run.
 
     Attributes:
-        states: those that can be resumed, in `steps/`.
+        states: the resumable ones, in `steps/`.
     """
 
     def __init__(self, settings: TrainOptions, identity: Mapping[str, Any], total: int) -> None:
         self.states = States(settings.out / "steps", settings.save_total_limit, identity)
         self._fallback = States(settings.out / "last-good", 1, {})
         self._every = settings.save_every
-        self._goes_back = settings.max_rollbacks > 0
-        self._fallback_every = max(FEWEST_STEPS, math.ceil(total / MOST))
+        self._rolls_back = settings.max_rollbacks > 0
+        self._fallback_every = max(MIN_FALLBACK_STEPS, math.ceil(total / MAX_FALLBACK_SAVES))
         self._total = total
 
     def due(self, step: int) -> States | None:
-        """Where the state after `step` steps is to be saved; None where it is not."""
+        """Where to save the state after `step` steps; None if none is due."""
         if step == 0 or not self._every:
-            wanted = self._goes_back and step < self._total and step % self._fallback_every == 0
+            wanted = self._rolls_back and step < self._total and step % self._fallback_every == 0
             return self._fallback if wanted else None
         return self.states if step % self._every == 0 else None
 
     @staticmethod
-    def save(states: States, state: State, say: ProgressCallback) -> None:
-        """Writes a state, unless it is one that nobody should go on from.
+    def save(states: States, state: State, progress: ProgressCallback) -> None:
+        """Writes a state, unless its tensors are not finite.
 
-        Errors: InputError where the disk does not take it.
+        Raises:
+            InputError: the disk does not take it.
         """
         if all_finite(state.tensors):
             states.save(state)
         else:
-            say(f"step {state.position.step}: weights or moments are not finite, no state is saved")
+            progress(f"step {state.position.step}: weights or moments are not finite, no state is saved")
 
-    def last_good(self, say: ProgressCallback) -> tuple[Path, State] | None:
-        """The state to go back to and its folder; None where there is none."""
-        return self.states.last_good(say) or self._fallback.last_good(say)
+    def last_good(self, progress: ProgressCallback) -> tuple[Path, State] | None:
+        """The state to roll back to and its folder; None if there is none."""
+        return self.states.last_good(progress) or self._fallback.last_good(progress)
 
     def drop_after(self, step: int) -> None:
-        """Removes the states of steps that are done anew, which would be taken for newer ones."""
+        """Removes the states of later steps, which the run repeats."""
         self.states.drop_after(step)
 
     def forget(self) -> None:
-        """Removes what only a running run needs."""
+        """Removes the fallback state at the end of a run."""
         shutil.rmtree(self._fallback.folder, ignore_errors=True)

@@ -80,8 +80,8 @@ def evaluate(head: Head, data: TrainingData, context: DistributedContext) -> Eva
     """Evaluates without dropout; the head is left in its mode. Random parts are those of epoch 0.
 
     Args:
-        head: with all its weights, in every process; see `DistributedContext.whole`.
-        context: its processes share out the examples and all get the same result.
+        head: with its full weights, in every process; see `DistributedContext.full_head`.
+        context: its processes split the examples and all get the same result.
     """
     training = head.training
     head.eval()

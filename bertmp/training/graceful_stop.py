@@ -1,4 +1,4 @@
-"""Ctrl-C and a request to end (SIGTERM) in training: held back until the step at hand is done."""
+"""Ctrl-C and SIGTERM during training take effect after the current step."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from types import FrameType
 
 @contextmanager
 def graceful_stop() -> Iterator[Callable[[], bool]]:
-    """Notes the first Ctrl-C or SIGTERM and says so when asked; a second one is not held back.
+    """Yields a function that tells whether Ctrl-C or SIGTERM came; a second one interrupts at once.
 
-    In the middle of a step weights and optimizer would not fit together. SIGTERM is what batch systems send
-    before they take the machine away.
+    In the middle of a step, weights and optimizer state would not match. Batch systems send SIGTERM before
+    they reclaim the machine.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked = False
+    requested = False
 
     def note(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal requested
+        if requested:
             raise KeyboardInterrupt
-        asked = True
+        requested = True
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

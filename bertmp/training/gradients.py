@@ -1,4 +1,4 @@
-"""One step's gradients, from however many micro-batches and processes its batch is dealt out to."""
+"""The gradients of one step, accumulated over its micro-batches and processes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from bertmp.training.steps import RankBatch, StepDataset
 
 @dataclass(frozen=True)
 class LossNormalizer:
-    """What a step consists of, over all processes; known before its forward pass.
+    """What the loss of a step is divided by, over all processes; known before the forward pass.
 
     Attributes:
-        counts: FP32 `[losses]`, the terms of each of the loss's parts, at least 1.
-        tokens: how many are read.
+        counts: FP32 `[losses]`, the number of terms of each part of the loss, at least 1.
+        tokens: in the step.
     """
 
     counts: Tensor
@@ -31,7 +31,7 @@ class LossNormalizer:
 
 @dataclass(frozen=True)
 class GradientAccumulator:
-    """Computes them, as often as asked, the same each time.
+    """Computes the gradients of a step; every call gives the same result.
 
     Attributes:
         objective: the head and its loss.
@@ -46,7 +46,7 @@ class GradientAccumulator:
     seed: int
 
     def normalizer(self, rank_batch: RankBatch) -> LossNormalizer:
-        """Counts a step's terms."""
+        """Counts the terms of a step's loss."""
         parts = len(self.objective.head.losses)
         total = torch.zeros(parts + 1, dtype=torch.float64)
         for batch in rank_batch.micro_batches:
@@ -75,11 +75,11 @@ class GradientAccumulator:
         self, batch: Batch | None, counts: Tensor, step: int, number: int, scale: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """One micro-batch's gradients; returns its summed losses, `[losses]`."""
-        # Dropout depends on seed, step and place alone, so that a resumed run draws what the first one drew.
+        # Dropout depends on seed, step, micro-batch and rank alone, so that a resumed run draws the same.
         torch.manual_seed(_mixed(self.seed, step, number, self.context.data_rank))
         weight = 1.0
         if batch is None:
-            # A short batch left this process nothing: it still takes part in the exchange, with no weight.
+            # A short batch has no examples for this process, which still joins the reduction, with weight 0.
             batch, weight = self.steps.data.batch(self.steps.any_row, 0), 0.0
         with self.policy.autocast():
             sums = self.module(batch.to(self.context.device))

@@ -1,4 +1,4 @@
-"""The training loop: forward, loss, scaled backward, clip, watch, step; logged, evaluated, saved."""
+"""The training loop: forward, scaled backward, clip, monitor, step; with logs, evaluations and states."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bertmp.core.errors import TrainingStopped
-from bertmp.core.progress import ProgressCallback
 from bertmp.model.heads import Head
 from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.checkpoints import CheckpointManager, Position, State, States
@@ -39,16 +38,16 @@ from bertmp.training.train_options import TrainOptions
 
 @dataclass
 class Trainer:
-    """One training run at work.
+    """One training run.
 
     Attributes:
         objective: the head and its loss, on the run's device.
-        identity: what a resumable state must agree with.
+        identity: what a resumed state must match; see `resume_check`.
         position: where the run stands.
         evaluation: the last one.
-        ranges: each module's largest activation at the last evaluation, where the run ended with one.
+        ranges: each module's largest activation in the evaluation after the last step, if there was one.
         best: the best evaluation so far.
-        on_best: takes the whole model whenever an evaluation is the best so far; every process calls it.
+        on_best: called in every process with the full model after each evaluation that is the best so far.
     """
 
     objective: Objective
@@ -58,7 +57,6 @@ class Trainer:
     policy: PrecisionPolicy
     context: DistributedContext
     identity: Mapping[str, Any]
-    progress: ProgressCallback
     position: Position = field(default_factory=Position)
     evaluation: Evaluation | None = None
     ranges: Ranges | None = None
@@ -67,6 +65,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         settings, context = self.settings, self.context
+        self.progress = settings.progress
         module = context.wrap(self.objective, self.policy)
         self.optimizer = context.split_optimizer_groups(make_optimizer(self.objective.head, settings))
         self.scaler = self.policy.scaler(context.grad_scaler)
@@ -90,7 +89,7 @@ class Trainer:
         self.log = StepLog(self.metrics, settings.log_every, self.total, self.position)
 
     def restore(self, state: State) -> None:
-        """Takes over a saved state."""
+        """Loads a saved state."""
         self.position = state.position
         self.context.load_state_dict(self.objective, self.optimizer, state.tensors)
         self.scaler.load_state_dict(state.tensors["scaler"])
@@ -100,36 +99,37 @@ class Trainer:
         self.log.restart(self.position, state.progress["losses"])
 
     def resume(self, state: State) -> None:
-        """Goes on from a state of an earlier process: what that one wrote after it is written anew."""
+        """Continues from a state of an earlier process; drops the metrics logged after that state."""
         self.restore(state)
         self.monitor.state = MonitorState.from_json(state.progress["watch"])
-        self.metrics.keep(state.progress["metrics"])
+        self.metrics.truncate(state.progress["metrics"])
 
     def train(self) -> Evaluation | None:
         """Trains to the end; returns the last evaluation.
 
-        Errors: TrainingStopped where the overflow watch knows no other way. KeyboardInterrupt after the
-        step at which Ctrl-C came; its state is saved where the run saves states.
+        Raises:
+            TrainingStopped: the divergence monitor stops the run.
+            KeyboardInterrupt: Ctrl-C; raised after the step, whose state is saved if the run saves states.
         """
         if self.position.step == 0:
-            self.metrics.keep(0)
+            self.metrics.truncate(0)
         self.objective.train()
         self.progress("training", self.position.step, self.total)
-        with graceful_stop() as interrupted:
+        with graceful_stop() as stop_requested:
             if self.context.is_main:
                 self.checkpoints.drop_after(self.position.step)
             if self.position.step == 0:
                 self._save()
             while not self._is_done():
-                self._run_until_rollback(interrupted)
+                self._run_until_rollback(stop_requested)
         if self.context.is_main:
             self.checkpoints.forget()
         return self.evaluation
 
-    def _run_until_rollback(self, interrupted: Callable[[], bool]) -> None:
-        """Trains to the end, or until the run has gone back to an earlier step."""
+    def _run_until_rollback(self, stop_requested: Callable[[], bool]) -> None:
+        """Trains to the end, or until the run is rolled back to an earlier step."""
         for rank_batch in self.steps.load(self.position.step, self.total, self.settings.num_workers):
-            if self.context.any(interrupted()):
+            if self.context.any(stop_requested()):
                 self._stop_early()
             if not self._step(rank_batch):
                 return
@@ -140,7 +140,7 @@ class Trainer:
                 return
 
     def _step(self, rank_batch: RankBatch) -> bool:
-        """One step; False where the run has gone back instead."""
+        """One step; False if the run was rolled back instead."""
         started = time.perf_counter()
         step = self.position.step
         rate = learning_rate(step, self.total, self.settings) * self.monitor.state.rate_factor
@@ -154,12 +154,12 @@ class Trainer:
         facts = StepFacts(loss)
         if not finite:
             facts = diagnose_step(self.gradients, rank_batch, normalizer, step, loss, self.scaler)
-        action = self.monitor.observe(facts)
-        self._log_decision(action, facts, scale)
-        if action.do in (Action.ROLL_BACK, Action.STOP):
-            self._roll_back(action)
+        decision = self.monitor.observe(facts)
+        self._log_decision(decision, facts, scale)
+        if decision.action in (Action.ROLL_BACK, Action.STOP):
+            self._roll_back(decision)
             return False
-        if action.do is Action.USE:
+        if decision.action is Action.USE:
             self.scaler.step(self.optimizer)
         else:
             self.scaler.skip()
@@ -177,29 +177,33 @@ class Trainer:
         self.progress(f"training: loss {loss:.4f}, {speed:.1f} examples/s", step + 1, self.total)
         return True
 
-    def _log_decision(self, action: Decision, facts: StepFacts, scale: float) -> None:
-        if action.cause:
-            self._log_event(**event(action, facts, scale))
-        if action.do is Action.SKIP:
-            where = f" at {facts.fault.module}" if action.expected and facts.fault else ""
-            self.progress(f"step {self.position.step + 1}: {action.cause}{where}; the step is left out")
+    def _log_decision(self, decision: Decision, facts: StepFacts, scale: float) -> None:
+        if decision.cause:
+            self._log_event(**event(decision, facts, scale))
+        if decision.action is Action.SKIP:
+            where = f" at {facts.fault.module}" if decision.expected and facts.fault else ""
+            self.progress(f"step {self.position.step + 1}: {decision.cause}{where}; the step is skipped")
 
     def _log_event(self, **values: Any) -> None:
-        """An event of the step at hand, in the metrics file."""
+        """Writes an event of the current step to the metrics file."""
         self.metrics.write({"step": self.position.step + 1, **values})
 
-    def _roll_back(self, action: Decision) -> None:
-        """Takes over the last good state with a lower learning rate; stops the run where there is none."""
+    def _roll_back(self, decision: Decision) -> None:
+        """Loads the last good state and reduces the learning rate.
+
+        Raises:
+            TrainingStopped: the monitor stops the run, or there is no good state.
+        """
         step = self.position.step + 1
         found = self.checkpoints.last_good(self.progress)
-        if action.do is Action.STOP or found is None:
+        if decision.action is Action.STOP or found is None:
             good = f"the last good state is {found[0]}" if found else "no good state was saved before it"
-            todo = f"{good}; check the data, or start anew with a lower --learning-rate or in bf16 or fp32"
-            raise TrainingStopped(action.cause, f"step {step}", todo)
+            todo = f"{good}; check the data, or start again with a lower --learning-rate or in bf16 or fp32"
+            raise TrainingStopped(decision.cause, f"step {step}", todo)
         self.monitor.record_rollback()
         factor = self.monitor.state.rate_factor
         to_step = found[1].position.step
-        self._log_event(event="rollback", to_step=to_step, rate_factor=factor, cause=action.cause)
+        self._log_event(event="rollback", to_step=to_step, rate_factor=factor, cause=decision.cause)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler = self.policy.scaler(self.context.grad_scaler)
         self.restore(found[1])
@@ -207,14 +211,15 @@ class Trainer:
         if self.context.is_main:
             self.checkpoints.drop_after(self.position.step)
         self.progress(
-            f"step {step}: {action.cause}; back to step {self.position.step}, "
+            f"step {step}: {decision.cause}; back to step {self.position.step}, "
             f"with {factor:g} times the learning rate"
         )
 
     def _is_done(self) -> bool:
-        """Whether all steps are done; a last step that ruined the weights is one to go back from.
+        """Whether all steps are done; a last step that ruined the weights leads to a rollback.
 
-        Errors: TrainingStopped where every single step was left out.
+        Raises:
+            TrainingStopped: every step was skipped.
         """
         if self.position.step < self.total and not self._early_stop():
             return False
@@ -225,15 +230,15 @@ class Trainer:
             self._check_any_step_applied()
             return True
         facts = StepFacts(math.nan, finite=False, fault=fault)
-        action = self.monitor.refuse(facts)
-        self._log_decision(action, facts, self.scaler.value)
-        self._roll_back(action)
+        decision = self.monitor.observe_end(facts)
+        self._log_decision(decision, facts, self.scaler.value)
+        self._roll_back(decision)
         return False
 
     def _outputs_nonfinite(self) -> FaultSite | None:
-        """Whether finite weights answer even the first step's texts with numbers that are not.
+        """Where finite weights give non-finite outputs for the first step's examples; None if nowhere.
 
-        A run that ends with steps left out met bad texts there, or has exploded.
+        A run that ends with skipped steps had bad examples there, or has diverged.
         """
         rank_batch = self.steps[0]
         return locate_nonfinite(self.gradients, rank_batch, self.gradients.normalizer(rank_batch), 0)
@@ -241,9 +246,9 @@ class Trainer:
     def _check_any_step_applied(self) -> None:
         if self.position.skipped >= self.position.step:
             raise TrainingStopped(
-                "every step was left out: nothing was learnt",
+                "every step was skipped: nothing was learned",
                 f"step {self.position.step}",
-                "lower a fixed --loss-scale, raise --steps, or train in bf16 or fp32",
+                "reduce a fixed --loss-scale, increase --steps, or train in bf16 or fp32",
             )
 
     def _evaluation_is_due(self) -> bool:
@@ -268,7 +273,7 @@ class Trainer:
         return 0 < self.settings.patience <= self.best.waited
 
     def _save(self) -> None:
-        """Writes the state of this moment where one is due."""
+        """Saves a state if one is due at this step."""
         states = self.checkpoints.due(self.position.step)
         if states is not None:
             self._save_to(states)

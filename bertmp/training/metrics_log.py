@@ -30,8 +30,8 @@ class MetricsLog:
     def __init__(self, path: Path | None, events: EventFiles | None = None) -> None:
         self._path, self._events, self.lines = path, events, 0
 
-    def keep(self, lines: int) -> None:
-        """Drops all but the first lines: those that a resumed run writes anew."""
+    def truncate(self, lines: int) -> None:
+        """Drops all but the first lines: a resumed run writes the others again."""
         self.lines = lines
         if self._path is not None:
             kept = read_metrics(self._path)[:lines] if self._path.is_file() else []
@@ -49,7 +49,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut short by a crash is left out."""
+    """The lines of a metrics file; an incomplete last line, as after a crash, is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
 
@@ -106,8 +106,8 @@ def _finite(value: Any) -> Any:
 class EventFiles:
     """Writes scalars by step.
 
-    The file is opened at the first number, and TensorBoard is told to forget what earlier files have from
-    that step on: a resumed run writes it anew.
+    The file is opened at the first number; `purge_step` drops what earlier files have from that step on,
+    which a resumed run writes again.
     """
 
     def __init__(self, folder: Path) -> None:

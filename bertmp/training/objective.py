@@ -1,4 +1,4 @@
-"""The training step's forward pass as a module, so that it can be wrapped for several devices."""
+"""The forward pass of a training step as a module, which DDP and FSDP2 can wrap."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bertmp.model.heads import Head, LossOptions
 
 
 class Objective(nn.Module):
-    """A head and how its loss is taken.
+    """A head and the options of its loss.
 
     Args:
         head: the model.

@@ -52,8 +52,8 @@ def _below_top(name: str, depth: int) -> int:
 def learning_rate(step: int, total: int, settings: TrainOptions) -> float:
     """The rate of a step counted from 0: linear from 0 to the peak, then linear to 0 at `total`."""
     warm = round(settings.warmup_ratio * total)
-    share = (step + 1) / warm if step < warm else (total - step) / max(1, total - warm)
-    return settings.learning_rate * share
+    fraction = (step + 1) / warm if step < warm else (total - step) / max(1, total - warm)
+    return settings.learning_rate * fraction
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -119,6 +119,6 @@ class Lamb(torch.optim.Optimizer):
         if group["weight_decay"]:
             direction.add_(parameter, alpha=group["weight_decay"])
             size, length = parameter.norm(), direction.norm()
-            # A tensor of zeros has no scale of its own to keep to.
+            # A tensor of zeros has no norm to scale by.
             trust = torch.where((size > 0) & (length > 0), size / length, torch.ones_like(size))
         parameter.sub_(direction * trust, alpha=group["lr"])

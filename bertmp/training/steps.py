@@ -1,4 +1,4 @@
-"""The batches of a run as a dataset whose items are steps, so that worker processes can prepare them."""
+"""A dataset whose items are the steps of a run, so that DataLoader workers can prepare them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from bertmp.training.tasks import TrainingData
 
 @dataclass(frozen=True)
 class RankBatch:
-    """A process's part of one step.
+    """One process's part of a step.
 
     Attributes:
-        micro_batches: to be accumulated into one step; None where a short batch leaves this process without.
-        examples: of the whole step, over all processes.
+        micro_batches: accumulated into one step; None where a short batch has no examples for this process.
+        examples: in the step, over all processes.
     """
 
     micro_batches: tuple[Batch | None, ...]
@@ -33,8 +33,8 @@ class StepDataset(Dataset[RankBatch]):
     """Item `n` is this process's part of step `n`, a pure function of data, seed and `n`.
 
     Args:
-        batch_size: examples a step, over all processes and micro-batches.
-        accumulate: micro-batches a step and process.
+        batch_size: examples per step, over all processes and micro-batches.
+        accumulate: micro-batches per step and process.
         rank, size: this process among the data-parallel ones.
     """
 
@@ -89,5 +89,5 @@ class StepDataset(Dataset[RankBatch]):
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches a terminal's whole process group; only the main process answers it."""
+    """Ctrl-C reaches all processes of a terminal; only the main process handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

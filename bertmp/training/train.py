@@ -1,4 +1,4 @@
-"""`bertmp train`: settings in, a checkpoint out."""
+"""`bertmp train`: from options to a trained checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.options import keywords_of
-from bertmp.core.progress import ProgressCallback, null_progress
+from bertmp.core.progress import null_progress
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.environment.downloads import downloaded
 from bertmp.model.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
@@ -35,13 +35,13 @@ from bertmp.training.train_options import TrainOptions
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run reached.
+    """The result of a run.
 
     Attributes:
         checkpoint: the trained checkpoint's folder, `RUN/final`.
-        steps, skipped_steps: done, and of these left out.
+        steps, skipped_steps: steps done, and how many of these were skipped as non-finite.
         examples_per_second, tokens_per_second: over training alone, without set-up and evaluation.
-        evaluation: the last one, where there was evaluation data.
+        evaluation: the last one; None without evaluation data.
         precision: `fp32`, `bf16` or `fp16`.
         peak_memory_bytes: of the process on the CPU, of the allocator on CUDA.
         truncated: examples cut to the maximum length.
@@ -82,40 +82,42 @@ def train(options: TrainOptions) -> TrainResult:
     with join() as processes:
         options = replace(options, model=downloaded(options.model))
         context = processes.arrange(options.data_parallel, options.tensor_parallel, options.fsdp)
-        result = _train(options, context, options.progress if context.is_main else null_progress)
+        if not context.is_main:
+            options = replace(options, progress=null_progress)
+        result = _train(options, context)
         context.barrier()  # until the first process has written the checkpoint
         return result
 
 
-def _train(settings: TrainOptions, context: DistributedContext, progress: ProgressCallback) -> TrainResult:
+def _train(settings: TrainOptions, context: DistributedContext) -> TrainResult:
     keep_freed_memory()
     policy = PrecisionPolicy.resolve(settings.precision, settings.loss_scale, context.device.type, settings)
-    prepared = READERS[settings.task](settings)
-    loaded = load_checkpoint(settings.model, prepared.head or settings.task, prepared.labels, settings.seed)
-    train_data, eval_data = prepared.encode(_shortened(loaded, settings.max_length))
+    task = READERS[settings.task](settings)
+    loaded = load_checkpoint(settings.model, task.head or settings.task, task.labels, settings.seed)
+    train_data, eval_data = task.encode(_tokenizer(loaded, settings.max_length))
     _check_folder(settings.out)
-    objective = Objective(loaded.model, _loss_options(settings, prepared))
+    objective = Objective(loaded.model, _loss_options(settings, task))
     if settings.activation_checkpointing:
         checkpoint_activations(objective.head)
-    own = run_identity(settings, loaded, policy)
-    trainer = Trainer(objective, train_data, eval_data, settings, policy, context, own, progress)
+    identity = run_identity(settings, loaded, policy)
+    trainer = Trainer(objective, train_data, eval_data, settings, policy, context, identity)
     if settings.keep_best and context.is_main:
         trainer.on_best = lambda head: save_checkpoint(
             settings.out / "best", head, loaded.config, loaded.tokenizer
         )
-    notes = _resume(trainer) if settings.resume else _replaced(trainer)
+    notes = _resume(trainer) if settings.resume else _replaced_states(trainer)
     context.barrier()
     if context.is_main:
-        _prepare(settings)
+        _prepare_folder(settings)
     context.barrier()
-    for line in (*notes, *_remarks(loaded, train_data.truncated, policy, settings)):
-        progress(line)
+    for line in (*notes, *_warnings(loaded, train_data.truncated, policy, settings)):
+        settings.progress(line)
     evaluation = trainer.train()
     checkpoint = settings.out / "final"
     trained = context.full_head(objective.head)
     if settings.keep_best and trainer.eval_data is not None and trainer.best.step != trainer.position.step:
         context.barrier()
-        best = load_checkpoint(settings.out / "best", trained.task, prepared.labels)
+        best = load_checkpoint(settings.out / "best", trained.task, task.labels)
         trained, trainer.ranges = best.model.to(context.device), None
         evaluation = evaluate(trained, trainer.eval_data, context)
     ranges = _ranges(trainer, trained)
@@ -126,7 +128,7 @@ def _train(settings: TrainOptions, context: DistributedContext, progress: Progre
 
 
 def _resume(trainer: Trainer) -> list[str]:
-    """Goes back to the newest whole state; returns what there is to say about it."""
+    """Loads the newest intact state; returns lines for the log."""
     notes: list[str] = []
     state = trainer.checkpoints.states.newest(lambda message, *_: notes.append(message))
     step = state.position.step if state else None
@@ -137,8 +139,8 @@ def _resume(trainer: Trainer) -> list[str]:
     return [*notes, f"resuming after step {trainer.position.step}"]
 
 
-def _replaced(trainer: Trainer) -> list[str]:
-    """What there is to say where a new run takes the place of one that could be resumed."""
+def _replaced_states(trainer: Trainer) -> list[str]:
+    """Lines for the log if a new run replaces one that could be resumed."""
     newest = trainer.checkpoints.states.newest_step()
     if newest is None:
         return []
@@ -150,29 +152,33 @@ def _loss_options(settings: TrainOptions, task: Task) -> LossOptions:
     if settings.class_weights == "none":
         return LossOptions(settings.label_smoothing)
     if not task.class_counts:
-        raise InputError("the task has no classes to be balanced", "--class-weights", "leave it out")
+        raise InputError("the task has no classes to balance", "--class-weights", "leave it out")
     mean = sum(task.class_counts) / len(task.class_counts)
     return LossOptions(settings.label_smoothing, [mean / count for count in task.class_counts])
 
 
-def _shortened(loaded: LoadedCheckpoint, max_length: int | None) -> Tokenizer:
+def _tokenizer(loaded: LoadedCheckpoint, max_length: int | None) -> Tokenizer:
     positions = loaded.config.max_position_embeddings
     if max_length is not None and max_length > positions:
         raise InputError(
             f"--max-length {max_length} is beyond the model's {positions} positions",
             "--max-length",
-            "lower it",
+            "reduce it",
         )
     loaded.tokenizer.max_length = max_length or positions
     return loaded.tokenizer
 
 
 def _check_folder(out: Path) -> None:
-    """A new run replaces an old one, but nothing that is not a run's."""
+    """Checks that the folder is empty or a run's: a new run replaces an old one, nothing else.
+
+    Raises:
+        InputError: it holds something else, or is a file.
+    """
     if out.is_dir() and any(out.iterdir()) and not _is_run(out):
         raise InputError("the folder holds something that is not a run", out, "choose another --out")
     if out.exists() and not out.is_dir():
-        raise InputError("a file where the run's folder is to be", out, "choose another --out")
+        raise InputError("the run's folder is a file", out, "choose another --out")
 
 
 def _is_run(folder: Path) -> bool:
@@ -180,8 +186,8 @@ def _is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.toml", "metrics.jsonl"))
 
 
-def _prepare(settings: TrainOptions) -> None:
-    """Makes the run's folder ready, once nothing stands against the run any more."""
+def _prepare_folder(settings: TrainOptions) -> None:
+    """Prepares the run's folder, after all checks of the input have passed."""
     remove_leftovers(settings.out)
     if not settings.resume:
         for folder in ("steps", "last-good", "best", "tensorboard"):
@@ -194,21 +200,21 @@ def _prepare(settings: TrainOptions) -> None:
 
 
 def _ranges(trainer: Trainer, trained: Head) -> dict[str, Any]:
-    """The activation ranges of the trained model: those of the last evaluation where that was of it."""
+    """The activation ranges of the trained model, measured unless its last evaluation recorded them."""
     settings, context = trainer.settings, trainer.context
     ranges = trainer.ranges or measured(trained, trainer.eval_data, trainer.data, context)
     return to_json(ranges, str(Path(settings.eval_data or settings.data).resolve()), context)
 
 
-def _remarks(
+def _warnings(
     loaded: LoadedCheckpoint, truncated: int, policy: PrecisionPolicy, settings: TrainOptions
 ) -> Iterator[str]:
-    """What the user should know before the run begins."""
+    """Lines for the log before the run begins."""
     yield from loaded.remarks()
     if truncated:
-        yield f"{truncated} training texts are longer than the model takes and were cut"
+        yield f"{truncated} training examples are longer than the model takes and were truncated"
     if settings.loss_scale != "dynamic" and policy.mode != "fp16":
-        yield f"--loss-scale has no part in {policy.mode}, whose range is that of FP32"
+        yield f"--loss-scale has no effect in {policy.mode}, which has the range of FP32"
     yield f"training in {policy.mode} on {policy.device}"
 
 

@@ -103,7 +103,8 @@ class DistributedContext:
     def wrap(self, objective: Objective, policy: PrecisionPolicy) -> nn.Module:
         """The objective on its device, wrapped for tensor parallelism, FSDP2 or DDP as the layout needs.
 
-        Errors: InputError where the model's layers do not divide by `tensor_size`.
+        Raises:
+            InputError: the model's layers do not divide by `tensor_size`.
         """
         objective.to(self.device)
         if self.mesh is None:
@@ -201,7 +202,8 @@ class DistributedContext:
     def assert_equal_across_ranks(self, value: T, what: str) -> T:
         """Checks that all processes have the same value.
 
-        Errors: InputError where they differ, as on hosts that do not share the run's folder.
+        Raises:
+            InputError: they differ, as on hosts that do not share the run's folder.
         """
         values = self.gather(value)
         if any(other != values[0] for other in values):

@@ -51,7 +51,8 @@ class Processes:
             tensor_parallel: processes per group, which split the weights of each layer.
             fsdp: whether weights and optimizer states are sharded over the groups, or replicated.
 
-        Errors: InputError the sizes do not multiply to the number of processes.
+        Raises:
+            InputError: the sizes do not multiply to the number of processes.
         """
         groups = data_parallel or max(1, self.size // tensor_parallel)
         needed = groups * tensor_parallel
@@ -84,7 +85,8 @@ def join() -> Iterator[Processes]:
     Where processes fail, the first to do so raises its error and the others end quietly with its kind of
     exit code: one line is printed, however many there are.
 
-    Errors: ProcessLost where another process ended without an error of its own.
+    Raises:
+        ProcessLost: another process ended without an error of its own.
     """
     if dist.is_initialized():  # the caller's own process group: the caller ends it
         yield Processes(dist.get_rank(), dist.get_world_size(), _device())

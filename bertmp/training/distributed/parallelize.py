@@ -27,7 +27,8 @@ MESH_DIMS = ("replicate", "shard", "tensor")
 def check_tensor_parallel(config: BertConfig, size: int) -> None:
     """Checks that a model can be split over `size` processes.
 
-    Errors: InputError where the heads or the feed-forward network's width do not divide by it.
+    Raises:
+        InputError: the heads or the feed-forward network's width do not divide by it.
     """
     for name, value in (
         ("heads", config.num_attention_heads),

@@ -27,9 +27,9 @@ sum of residual and projection that no module outputs."""
 
 @contextmanager
 def recording(head: nn.Module, wanted: bool = True) -> Iterator[Ranges | None]:
-    """Records every forward pass of `head`'s modules until the context ends; None where not wanted.
+    """Records every forward pass of `head`'s modules until the context ends; yields None if not `wanted`.
 
-    Nothing waits for the device: the maxima stay there until they are read.
+    Does not synchronise with the device: the maxima stay there until they are read.
     """
     if not wanted:
         yield None
@@ -53,11 +53,16 @@ def recording(head: nn.Module, wanted: bool = True) -> Iterator[Ranges | None]:
 
 
 def measured(
-    head: Head, examples: TrainingData | None, instead: TrainingData, context: DistributedContext
+    head: Head, examples: TrainingData | None, train_examples: TrainingData, context: DistributedContext
 ) -> Ranges:
-    """Runs `head` over the examples in FP32, over the first `SAMPLE` of `instead` where there are none."""
+    """Runs `head` in FP32 over the evaluation examples, or the first `SAMPLE` training examples.
+
+    Args:
+        examples: the evaluation examples, if there are any.
+        train_examples: the training examples.
+    """
     head.eval()
-    data = instead if examples is None else examples
+    data = train_examples if examples is None else examples
     lengths = data.lengths(0)
     batches = by_length(lengths[:SAMPLE] if examples is None else lengths, BATCH)
     own, processes = context.rank_and_size
@@ -68,7 +73,7 @@ def measured(
 
 
 def to_json(ranges: Ranges, data: str, context: DistributedContext) -> dict[str, Any]:
-    """What the file holds; called by all processes, each of which saw its share of data and layers.
+    """The content of the file; called by all processes, each of which saw part of the data and layers.
 
     Args:
         data: what the activations were measured on.

@@ -1,7 +1,7 @@
-"""The overflow watch's decisions: from what a step showed to what is done about it, without a model.
+"""The divergence monitor: decides what to do about a step from its facts, without a model.
 
-In this order: a step that is not finite is skipped, up to a number in a row; then the run goes back to the
-last good state with a lower learning rate, up to a number of times; then it stops.
+A non-finite step is skipped, up to a number in a row; then the run is rolled back to the last good state
+with a lower learning rate, up to a number of times; then it stops.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ KINDS: tuple[Kind, ...] = ("parameter", "input", "output", "gradient")
 RECENT = 64
 JUDGED_FROM = 16
 FLOOR = 0.1
-"""An explosion is measured against the median of the `RECENT` last losses, once there are `JUDGED_FROM` of
-them, but never against less than this share of the run's first median: a loss that has all but vanished
-may well double."""
+"""A loss spike is measured against the median of the `RECENT` last losses, once there are `JUDGED_FROM` of
+them, but never against less than this share of the run's first median: a loss near zero may
+well double."""
 
 
 @dataclass(frozen=True)
 class FaultSite:
-    """Where something first was not finite.
+    """Where a value was first not finite.
 
     Attributes:
         module: its name in the model; `loss` for the loss itself, a target's name for the input.
@@ -51,13 +51,13 @@ class FaultSite:
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What a step showed, before its gradients are used.
+    """Facts about a step, before its gradients are used.
 
     Attributes:
         loss: over all processes.
         finite: whether loss and gradients are.
-        fault: where they first were not, as far as the replay found it.
-        scale_too_high: whether the unscaled gradients are finite, and only the loss scale was too much.
+        fault: where they first were not, as the replay found; None if unknown.
+        scale_too_high: whether the gradients of the unscaled loss are finite.
         scale_status: whether the loss scale can fall, has reached its minimum, or does not move.
     """
 
@@ -69,7 +69,7 @@ class StepFacts:
 
 
 class Action(Enum):
-    """What is done about a step."""
+    """What to do about a step."""
 
     USE = "use"
     SKIP = "skip"
@@ -83,24 +83,24 @@ class Decision:
 
     Attributes:
         cause: why, in a clause; empty where the step is used.
-        expected: whether it is the scale finding its level and no fault.
+        expected: whether a dynamic loss scale is just adapting, which is not a fault.
     """
 
-    do: Action
+    action: Action
     cause: str = ""
     expected: bool = False
 
 
 @dataclass(frozen=True)
 class MonitorState:
-    """What the watch remembers: part of a resumable state, since what it decides depends on it.
+    """The state of the monitor, part of every resumable state.
 
     Attributes:
         skipped: faulty steps in a row.
-        exploding: exploding losses in a row.
-        rollbacks: how often the run went back.
-        rate_factor: what the learning rate is multiplied with by now.
-        losses: the last ones that were not exploding.
+        exploding: loss spikes in a row.
+        rollbacks: how often the run was rolled back.
+        rate_factor: current factor on the learning rate.
+        losses: the most recent ones without spikes.
         first_median: of the run's first `JUDGED_FROM` losses, once there are so many.
     """
 
@@ -113,7 +113,7 @@ class MonitorState:
 
     @property
     def calm(self) -> bool:
-        """Whether a state of this moment is one to go back to."""
+        """Whether a state saved now is good to roll back to."""
         return not self.skipped and not self.exploding
 
     def to_json(self) -> dict[str, Any]:
@@ -125,14 +125,14 @@ class MonitorState:
 
 
 class DivergenceMonitor:
-    """Decides step by step.
+    """Decides about one step after the other.
 
     Args:
-        memory: what an earlier part of the run left.
+        state: of an earlier part of the run.
     """
 
-    def __init__(self, settings: MonitorOptions, memory: MonitorState | None = None) -> None:
-        self.settings, self.state = settings, memory or MonitorState()
+    def __init__(self, settings: MonitorOptions, state: MonitorState | None = None) -> None:
+        self.settings, self.state = settings, state or MonitorState()
 
     def observe(self, facts: StepFacts) -> Decision:
         """What to do about a step."""
@@ -144,25 +144,25 @@ class DivergenceMonitor:
         cause = _cause(facts)
         broken = facts.fault is not None and facts.fault.kind == "parameter"
         if broken or (facts.scale_too_high and facts.scale_status == "at minimum"):
-            return self._escalate(cause)  # skipping mends neither weights nor a collapsed scale
+            return self._escalate(cause)  # skipping repairs neither weights nor a scale at its minimum
         self.state = replace(self.state, skipped=self.state.skipped + 1)
         if self.state.skipped < self.settings.max_consecutive_skips:
             return Decision(Action.SKIP, cause)
         return self._escalate(f"{self.state.skipped} steps in a row were not finite: {cause}")
 
-    def refuse(self, facts: StepFacts) -> Decision:
-        """What to do about an end of the run with weights that are of no use: skipping mends none."""
+    def observe_end(self, facts: StepFacts) -> Decision:
+        """What to do if the run ends with unusable weights, which skipping does not repair."""
         return self._escalate(_cause(facts))
 
     def record_rollback(self) -> None:
-        """Notes that the run stands at its last good state again, and lowers the learning rate."""
-        memory = self.state
+        """Notes that the run was rolled back, and reduces the learning rate."""
+        state = self.state
         self.state = replace(
-            memory,
+            state,
             skipped=0,
             exploding=0,
-            rollbacks=memory.rollbacks + 1,
-            rate_factor=memory.rate_factor * self.settings.rollback_lr_factor,
+            rollbacks=state.rollbacks + 1,
+            rate_factor=state.rate_factor * self.settings.rollback_lr_factor,
         )
 
     def _escalate(self, cause: str) -> Decision:
@@ -170,32 +170,32 @@ class DivergenceMonitor:
         return Decision(Action.ROLL_BACK if left else Action.STOP, cause)
 
     def _judge_loss(self, loss: float) -> Decision:
-        memory = replace(self.state, skipped=0)
+        state = replace(self.state, skipped=0)
         limit = self._limit()
         if limit is not None and loss > limit:
-            self.state = replace(memory, exploding=memory.exploding + 1)
+            self.state = replace(state, exploding=state.exploding + 1)
             if self.state.exploding < self.settings.loss_spike_patience:
                 return Decision(Action.USE)
             return self._escalate(
-                f"the loss explodes: above {limit:.4g} for {self.state.exploding} steps in a row"
+                f"the loss spikes: above {limit:.4g} for {self.state.exploding} steps in a row"
             )
-        losses = (*memory.losses, loss)[-RECENT:]
-        first = memory.first_median
+        losses = (*state.losses, loss)[-RECENT:]
+        first = state.first_median
         if first is None and len(losses) >= JUDGED_FROM:
             first = median(losses)
-        self.state = replace(memory, exploding=0, losses=losses, first_median=first)
+        self.state = replace(state, exploding=0, losses=losses, first_median=first)
         return Decision(Action.USE)
 
     def _limit(self) -> float | None:
-        """The loss that counts as exploding; None where there is nothing to judge by."""
-        memory, factor = self.state, self.settings.loss_spike_factor
-        if memory.first_median is None or not factor:
+        """The loss above which a step is a spike; None if there is nothing to compare with."""
+        state, factor = self.state, self.settings.loss_spike_factor
+        if state.first_median is None or not factor:
             return None
-        usual = max(median(memory.losses), FLOOR * memory.first_median)
+        usual = max(median(state.losses), FLOOR * state.first_median)
         return factor * usual if usual > 0 else None  # a loss that can be negative is not judged
 
 
-def event(action: Decision, facts: StepFacts, scale: float) -> dict[str, Any]:
+def event(decision: Decision, facts: StepFacts, scale: float) -> dict[str, Any]:
     """A decision as a line of the metrics file.
 
     Args:
@@ -206,9 +206,9 @@ def event(action: Decision, facts: StepFacts, scale: float) -> dict[str, Any]:
         "module": facts.fault.module if facts.fault else None,
         "kind": facts.fault.kind if facts.fault else None,
         "loss_scale": scale,
-        "expected": action.expected,
-        "action": action.do.value,
-        "cause": action.cause,
+        "expected": decision.expected,
+        "action": decision.action.value,
+        "cause": decision.cause,
     }
 
 

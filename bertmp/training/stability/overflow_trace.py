@@ -1,6 +1,6 @@
-"""Naming the module that overflowed: one step again, this time with hooks everywhere.
+"""Finds the module where a step first was not finite, by replaying the step with hooks on every module.
 
-Healthy steps carry no hooks. A replay meets the same weights, batch, dropout and precision as the step did.
+Normal steps run without hooks. A replay has the weights, batch, dropout and precision of the step.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from bertmp.training.amp import LossScaler
 from bertmp.training.distributed import DistributedContext
+from bertmp.training.distributed.dtensor_grads import local_tensor
 from bertmp.training.gradients import GradientAccumulator, LossNormalizer
 from bertmp.training.stability.monitor import KINDS, FaultSite, Kind, StepFacts
 from bertmp.training.steps import RankBatch
@@ -27,10 +28,10 @@ def diagnose_step(
     loss: float,
     scaler: LossScaler,
 ) -> StepFacts:
-    """What was wrong with a step that was not finite.
+    """The facts of a step that was not finite.
 
-    Where only a gradient of the scaled loss was not, a second replay without scaling tells a scale that is
-    too high from a fault.
+    If only gradients of the scaled loss were not finite, a second replay without loss scaling tells whether
+    the scale is too high or there is a fault.
     """
     fault = locate_nonfinite(gradients, rank_batch, normalizer, step, scaler.scale)
     scaled = scaler.enabled and fault is not None and fault.kind == "gradient"
@@ -51,16 +52,16 @@ def locate_nonfinite(
     step: int,
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> FaultSite | None:
-    """Runs a step's forward and backward pass again and says where it first was not finite.
+    """Runs a step's forward and backward pass again and returns where it first was not finite.
 
-    Called by every process at the same moment; all get the same answer. The parameters' gradients are
+    Called by every process at the same time; all get the same result. The parameters' gradients are
     cleared before and after.
 
     Args:
-        scale: multiplies the loss, as in the step; the identity for a replay without loss scaling.
+        scale: multiplies the loss, as in the step; by default a replay without loss scaling.
 
     Returns:
-        None where parameters, batch, outputs and gradients are all finite.
+        None if parameters, batch, outputs and gradients are all finite.
     """
     gradients.module.zero_grad(set_to_none=True)
     with Hooks(gradients.objective) as hooks:
@@ -81,14 +82,14 @@ def locate_nonfinite_weight(objective: nn.Module, context: DistributedContext) -
 
 def all_finite(values: Any) -> bool:
     """Whether every floating-point tensor in a nest of containers is finite."""
-    return all(bool(_local(tensor).isfinite().all()) for tensor in _tensors(values))
+    return all(bool(local_tensor(tensor).isfinite().all()) for tensor in _tensors(values))
 
 
 class Hooks:
-    """Forward and full backward hooks on every module, for as long as the context lasts.
+    """Forward and full backward hooks on every module, while the context is active.
 
     Attributes:
-        found: the first thing seen that was not finite.
+        found: the first value that was not finite.
         names: every module's name, in the model's order.
     """
 
@@ -108,60 +109,60 @@ class Hooks:
             for parameter in module.parameters(recurse=False):
                 if parameter.requires_grad:
                     self._handles.append(parameter.register_hook(self._on_gradient(name)))
-        self._quiet = warnings.catch_warnings()
-        self._quiet.__enter__()
-        # Token ids have no gradient, and a hooked output is a view: torch remarks on both.
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        # Token ids have no gradient, and a hooked output is a view: torch warns of both.
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._quiet.__exit__(None, None, None)
+        self._warnings.__exit__(None, None, None)
         for handle in self._handles:
             handle.remove()
 
     def check_weights(self) -> None:
-        """Looks at the parameters."""
+        """Checks the parameters."""
         for name, module in self._modules.items():
-            self._look(name, "parameter", list(module.parameters(recurse=False)))
+            self._check(name, "parameter", list(module.parameters(recurse=False)))
 
     def check_batch(self, rank_batch: RankBatch) -> None:
-        """Looks at the targets: token ids are always finite."""
+        """Checks the targets: token ids are always finite."""
         for batch in rank_batch.micro_batches:
             for target, values in (batch.targets if batch else {}).items():
-                self._look(target, "input", values)
+                self._check(target, "input", values)
 
     def check_gradients(self) -> None:
-        """Looks at the parameters' gradients: those of sharded parameters pass no hook."""
+        """Checks the parameters' gradients: those of sharded parameters pass no hook."""
         for name, module in reversed(self._modules.items()):
-            self._look(name, "gradient", [parameter.grad for parameter in module.parameters(recurse=False)])
+            self._check(name, "gradient", [parameter.grad for parameter in module.parameters(recurse=False)])
 
-    def _look(self, name: str, kind: Kind, values: Any) -> None:
+    def _check(self, name: str, kind: Kind, values: Any) -> None:
         if self.found is None and not all_finite(values):
             self.found = FaultSite(name, kind)
 
     def _after_forward(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._look(name, "output", output)
+            self._check(name, "output", output)
 
         return hook
 
     def _after_backward(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, grad_input: Any, grad_output: Any) -> None:
-            self._look(name, "gradient", (grad_input, grad_output))
+            self._check(name, "gradient", (grad_input, grad_output))
 
         return hook
 
     def _on_gradient(self, name: str) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
-            self._look(name, "gradient", gradient)
+            self._check(name, "gradient", gradient)
 
         return hook
 
 
 def _first(own: FaultSite | None, names: list[str], context: DistributedContext) -> FaultSite | None:
-    """One answer for all processes: of what they saw, the first kind, at the first module in order."""
-    order = {name: place for place, name in enumerate(names)}
+    """The same result for all processes: the first kind of fault at the first module in order."""
+    order = {name: position for position, name in enumerate(names)}
     seen = [fault for fault in context.gather(own) if fault is not None]
     return min(seen, key=lambda c: (KINDS.index(c.kind), order.get(c.module, -1)), default=None)
 
@@ -181,9 +182,3 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, (list, tuple)):
         for value in values:
             yield from _tensors(value)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor; the tensor itself where it is whole."""
-    to_local = getattr(tensor, "to_local", None)
-    return to_local() if to_local is not None else tensor

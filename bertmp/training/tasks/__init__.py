@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bertmp.training.tasks.classification import read_single_label
-from bertmp.training.tasks.multi_label import read_multi_label
+from bertmp.training.tasks.classification import read_classification
 from bertmp.training.tasks.pretraining import read_pretraining
 from bertmp.training.tasks.regression import read_regression
 from bertmp.training.tasks.task import Task, TrainingData
 from bertmp.training.tasks.token_classification import read_token_classification
 from bertmp.training.train_options import TrainOptions
-
-
-def read_classification(settings: TrainOptions) -> Task:
-    """Reads texts of one label each or, where the settings say so, of any number."""
-    return read_multi_label(settings) if settings.multi_label else read_single_label(settings)
-
 
 READERS: dict[str, Callable[[TrainOptions], Task]] = {
     "classification": read_classification,

@@ -1,4 +1,4 @@
-"""Pre-training: a corpus, prepared where it is not yet, as samples with some of their tokens masked."""
+"""Pre-training: samples of a prepared corpus with some of their tokens masked."""
 
 from __future__ import annotations
 
@@ -96,51 +96,48 @@ class PretrainingData:
 
 
 def read_pretraining(settings: TrainOptions) -> Task:
-    """Looks at the corpora; they are prepared and opened once the tokenizer is known.
+    """Checks the corpora; they are prepared and opened once the tokenizer is known.
 
-    Errors: InputError where a corpus is missing, of no known kind or without text.
+    Raises:
+        InputError: a corpus is missing, of an unknown kind or without text.
     """
     columns = Columns(settings.text_column, settings.text_pair_column)
-    paths = [settings.data, *([settings.eval_data] if settings.eval_data else [])]
-    for path in paths:
-        if not is_store(path):
+    for path in (settings.data, settings.eval_data):
+        if path is not None and not is_store(path):
             open_corpus(path, columns)
 
-    def encode(tokenizer: Tokenizer) -> tuple[PretrainingData, PretrainingData | None]:
+    def encode(path: Path, tokenizer: Tokenizer) -> PretrainingData:
         recipe = Recipe(
             tokenizer.max_length, settings.seed, not settings.no_nsp, short_seq_prob=settings.short_seq_prob
         )
+        store = open_store(path, columns, tokenizer, settings.progress)
         masking = Masking(Vocabulary.of(tokenizer), settings.mlm_probability, settings.whole_word_masking)
-        train, *test = [
-            PretrainingData.of(store, recipe, masking, tokenizer, path)
-            for path in paths
-            for store in [open_store(path, columns, tokenizer, settings.progress)]
-        ]
-        return train, test[0] if test else None
+        return PretrainingData.of(store, recipe, masking, tokenizer, path)
 
-    return Task(None, encode)
+    return Task(None, settings.data, settings.eval_data, encode)
 
 
 def open_store(
     path: Path, columns: Columns, tokenizer: Tokenizer, progress: ProgressCallback = null_progress
 ) -> Store:
-    """A prepared corpus; one that is not yet is prepared under `BERTMP_HOME`, and found there again.
+    """Opens a prepared corpus; a text corpus is prepared first and cached under `BERTMP_HOME`.
 
-    A corpus is known by its content: where the file, its columns or the tokenizer changed, it is another.
+    The cache key is the content of the file, its columns and the tokenizer.
 
-    Errors: InputError, see `prepare` and `Store.open`.
+    Raises:
+        InputError: see `prepare` and `Store.open`.
     """
     if is_store(path):
         return Store.open(path, tokenizer)
-    mark = json.dumps(
+    cache_key = json.dumps(
         [sha256_file(path), path.suffix, columns.text, columns.text_pair, tokenizer.fingerprint()]
     )
-    folder = home() / "corpora" / f"{path.stem}-{hashlib.sha256(mark.encode()).hexdigest()[:16]}"
+    folder = home() / "corpora" / f"{path.stem}-{hashlib.sha256(cache_key.encode()).hexdigest()[:16]}"
     with file_lock(folder.with_name(f"{folder.name}.lock")):  # of several processes, one prepares it
         if is_store(folder):
             try:
                 return Store.open(folder, tokenizer)
-            except InputError:  # it was damaged since; it is ours to make anew
+            except InputError:  # damaged in the cache: prepare it again
                 shutil.rmtree(folder)
         for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a preparation that was killed
             shutil.rmtree(left, ignore_errors=True)

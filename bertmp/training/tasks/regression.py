@@ -1,4 +1,4 @@
-"""A number for each text or pair of texts."""
+"""Regression: a number for each text or text pair."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from bertmp.core.errors import InputError
 from bertmp.data.readers import Examples, read_examples
 from bertmp.data.tokenizer import Tokenizer
-from bertmp.training.tasks.labelled import columns_of, read_evaluation
+from bertmp.training.tasks.classification import columns_of, read_evaluation
 from bertmp.training.tasks.task import Encodings, Task
 from bertmp.training.train_options import TrainOptions
 
@@ -17,25 +17,25 @@ from bertmp.training.train_options import TrainOptions
 def read_regression(settings: TrainOptions) -> Task:
     """Reads the data files.
 
-    Errors: InputError where a label is no finite number; see `read_examples` for the rest.
+    Raises:
+        InputError: a label is not a finite number; see `read_examples` for the rest.
     """
     train = read_examples(settings.data, columns_of(settings), need_labels=True)
     test = read_evaluation(settings, train)
-    truth, test_truth = numbers(train), numbers(test) if test else None
+    values = {examples.source: numbers(examples) for examples in (train, test) if examples is not None}
 
-    def encode(tokenizer: Tokenizer) -> tuple[Encodings, Encodings | None]:
-        return (
-            _encodings(train, truth, tokenizer),
-            _encodings(test, test_truth, tokenizer) if test and test_truth is not None else None,
-        )
+    def encode(examples: Examples, tokenizer: Tokenizer) -> Encodings:
+        encoded = tokenizer.encode(examples.texts, examples.pairs)
+        return Encodings(encoded, {"labels": values[examples.source]})
 
-    return Task(None, encode)
+    return Task(None, train, test, encode)
 
 
 def numbers(examples: Examples) -> np.ndarray:
     """The labels as numbers, FP32 `[examples]`.
 
-    Errors: InputError for the first label that is none, with its line.
+    Raises:
+        InputError: a label is not a number; names the first one's line.
     """
     limit = float(np.finfo(np.float32).max)
     values = np.empty(len(examples), dtype=np.float32)
@@ -43,7 +43,7 @@ def numbers(examples: Examples) -> np.ndarray:
         value = _number(label)
         if not abs(value) <= limit:
             raise InputError(
-                f"the label '{label}' is no number",
+                f"the label '{label}' is not a number",
                 f"{examples.source}, line {examples.lines[row]}",
                 "give each text a number, or train classification",
             )
@@ -56,7 +56,3 @@ def _number(label: str) -> float:
         return float(label)
     except ValueError:
         return math.nan
-
-
-def _encodings(examples: Examples, truth: np.ndarray, tokenizer: Tokenizer) -> Encodings:
-    return Encodings(tokenizer.encode(examples.texts, examples.pairs), {"labels": truth})

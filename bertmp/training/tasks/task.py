@@ -1,10 +1,10 @@
-"""What a task brings to the trainer: labels for the head, examples to learn from and to be judged by."""
+"""A task as the trainer sees it: labels for the head, training and evaluation examples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -36,11 +36,11 @@ class Encodings:
 
     Attributes:
         rows: token ids of each example.
-        targets: name → `[examples]` or `[examples, …]`, what the head's loss compares with.
+        targets: name → array `[examples, …]`, the targets of the head's loss.
     """
 
     rows: Sequence[Encoded]
-    targets: Mapping[str, np.ndarray]
+    targets: Mapping[str, Any]
 
     @property
     def truncated(self) -> int:
@@ -62,13 +62,21 @@ class Task:
     """A task's files, read and checked; tokenised once the checkpoint's tokenizer is known.
 
     Attributes:
-        labels: the classes' names in the order of the logits; None where the head has none.
-        encode: makes the training and the evaluation examples.
-        class_counts: training examples of each class, for balanced class weights; empty without classes.
-        head: the head that is trained, where the task does not say it.
+        labels: the classes in the order of the logits; None for a head without classes.
+        train, evaluation: the files' content; the evaluation's is None if there is no such file.
+        encode_examples: tokenises the content of a file.
+        class_counts: training examples per class, for balanced class weights; empty without classes.
+        head: the head to train, if it is not the one that the task names.
     """
 
     labels: tuple[str, ...] | None
-    encode: Callable[[Tokenizer], tuple[TrainingData, TrainingData | None]]
-    class_counts: Sequence[int] = field(default=())
+    train: Any
+    evaluation: Any | None
+    encode_examples: Callable[[Any, Tokenizer], TrainingData]
+    class_counts: Sequence[int] = ()
     head: str | None = None
+
+    def encode(self, tokenizer: Tokenizer) -> tuple[TrainingData, TrainingData | None]:
+        """The training and the evaluation examples."""
+        train = self.encode_examples(self.train, tokenizer)
+        return train, None if self.evaluation is None else self.encode_examples(self.evaluation, tokenizer)

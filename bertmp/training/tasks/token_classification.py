@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -13,46 +13,32 @@ import torch
 from bertmp.core.errors import InputError
 from bertmp.data.conll import Sentences, read_sentences
 from bertmp.data.readers import Columns
-from bertmp.data.tokenizer import Encoded, Tokenizer
+from bertmp.data.tokenizer import Tokenizer
 from bertmp.model.batch import Batch, pack
 from bertmp.model.heads.token_classification import IGNORED
-from bertmp.training.tasks.labelled import check_known, check_repeated, sort_labels
-from bertmp.training.tasks.task import Task
+from bertmp.training.tasks.classification import check_known, check_repeated, sort_labels
+from bertmp.training.tasks.task import Encodings, Task
 from bertmp.training.train_options import TrainOptions
 
 
-@dataclass(frozen=True)
-class TokenEncodings:
-    """Tokenised sentences; each word's label stands at its first piece.
+class TokenEncodings(Encodings):
+    """Tokenised sentences.
 
-    Attributes:
-        rows: token ids of each sentence.
-        labels: of each sentence, INT64 `[tokens]`, `IGNORED` at every other place.
+    `targets["labels"]` has one INT64 `[tokens]` array per sentence: a word's label at its first token,
+    `IGNORED` elsewhere.
     """
 
-    rows: Sequence[Encoded]
-    labels: Sequence[np.ndarray]
-
-    @property
-    def truncated(self) -> int:
-        return sum(row.truncated for row in self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def lengths(self, epoch: int) -> Sequence[int]:
-        return [len(row) for row in self.rows]
-
     def batch(self, rows: np.ndarray, epoch: int) -> Batch:
-        labels = np.concatenate([self.labels[row] for row in rows])
+        labels = np.concatenate([self.targets["labels"][row] for row in rows])
         return pack([self.rows[row] for row in rows], {"labels": torch.from_numpy(labels)})
 
 
 def read_token_classification(settings: TrainOptions) -> Task:
     """Reads the data files.
 
-    Errors: InputError where there is one label only, or where the evaluation data has a label that the
-    training data lacks; see `read_sentences` for the rest.
+    Raises:
+        InputError: a single label, or evaluation data with a label that the training data lacks; see
+            `read_sentences` for the rest.
     """
     names = _column_names(settings)
     train = read_sentences(settings.data, *names)
@@ -62,20 +48,13 @@ def read_token_classification(settings: TrainOptions) -> Task:
         raise InputError(f"one label only: '{labels[0]}'", settings.data, "give words of at least two labels")
     check_repeated(labels, counts.total(), settings.data)
     test = read_sentences(settings.eval_data, *names) if settings.eval_data else None
-    if test:
+    if test is not None:
         check_known(chain.from_iterable(test.labels), labels, test.source)
-    return Task(
-        labels,
-        lambda tokenizer: (
-            encode(train, labels, tokenizer),
-            encode(test, labels, tokenizer) if test else None,
-        ),
-        [counts[label] for label in labels],
-    )
+    return Task(labels, train, test, partial(encode, labels), [counts[label] for label in labels])
 
 
 def _column_names(settings: TrainOptions) -> tuple[str, str]:
-    """The columns of words and labels: `tokens` and `labels`, where the user names no others."""
+    """The columns of words and labels: `tokens` and `labels` by default."""
     standard = Columns()
     return (
         "tokens" if settings.text_column == standard.text else settings.text_column,
@@ -83,7 +62,7 @@ def _column_names(settings: TrainOptions) -> tuple[str, str]:
     )
 
 
-def encode(sentences: Sentences, labels: Sequence[str], tokenizer: Tokenizer) -> TokenEncodings:
+def encode(labels: Sequence[str], sentences: Sentences, tokenizer: Tokenizer) -> TokenEncodings:
     """Token ids and targets of labelled sentences."""
     index = {label: number for number, label in enumerate(labels)}
     encoded = tokenizer.encode_words(sentences.words)
@@ -93,4 +72,4 @@ def encode(sentences: Sentences, labels: Sequence[str], tokenizer: Tokenizer) ->
         for word, place in words.first.items():
             row[place] = index[names[word]]
         targets.append(row)
-    return TokenEncodings([words.row for words in encoded], targets)
+    return TokenEncodings([words.row for words in encoded], {"labels": targets})

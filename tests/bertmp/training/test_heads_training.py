@@ -171,9 +171,9 @@ def test_sentences_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
 
 Bad = tuple[str, str, str, dict[str, Any]]
 BAD: dict[str, Bad] = {
-    "the label 'high' is no number": ("regression", "data.tsv", "1.5\ta\nhigh\tb\n", {}),
-    "the label 'nan' is no number": ("regression", "data.tsv", "nan\ta\n", {}),
-    "the label '1e60' is no number": ("regression", "data.tsv", "1e60\ta\n", {}),
+    "the label 'high' is not a number": ("regression", "data.tsv", "1.5\ta\nhigh\tb\n", {}),
+    "the label 'nan' is not a number": ("regression", "data.tsv", "nan\ta\n", {}),
+    "the label '1e60' is not a number": ("regression", "data.tsv", "1e60\ta\n", {}),
     "a word without a label": ("token-classification", "data.txt", "Anna\tB-PER\nsees\n", {}),
     "a label of several words: 'What is an atom ?'": (
         "token-classification", "data.tsv", "DESC\tWhat is an atom ?\n", {},
@@ -231,7 +231,7 @@ def test_the_command_says_it_in_one_line(model: Path, tmp_path: Path, run_bertmp
     done = run_bertmp("train", "regression", "--data", data, "--model", model, "--out", tmp_path / "run")
     assert done.returncode == 2
     assert done.stderr == (
-        f"error: the label 'much' is no number ({data}, line 2): "
+        f"error: the label 'much' is not a number ({data}, line 2): "
         "give each text a number, or train classification\n"
     )
     assert not (tmp_path / "run").exists()

@@ -25,7 +25,7 @@ TOO_HIGH = StepFacts(
 
 
 def decisions(watch: DivergenceMonitor, *facts: StepFacts) -> list[Action]:
-    return [watch.observe(each).do for each in facts]
+    return [watch.observe(each).action for each in facts]
 
 
 class TestDeciding:
@@ -48,7 +48,7 @@ class TestDeciding:
     def test_a_scale_that_is_too_high_is_expected_and_no_fault(self) -> None:
         watch = DivergenceMonitor(MonitorOptions(max_consecutive_skips=2))
         actions = [watch.observe(TOO_HIGH) for _ in range(16)]
-        assert {(action.do, action.expected) for action in actions} == {(Action.SKIP, True)}
+        assert {(action.action, action.expected) for action in actions} == {(Action.SKIP, True)}
         assert watch.state.calm
 
     def test_a_scale_that_has_collapsed_is_a_fault_at_once(self) -> None:
@@ -56,7 +56,7 @@ class TestDeciding:
             1.0, False, FaultSite("classifier", "gradient"), scale_too_high=True, scale_status="at minimum"
         )
         action = DivergenceMonitor(MonitorOptions()).observe(collapsed)
-        assert action.do is Action.ROLL_BACK
+        assert action.action is Action.ROLL_BACK
         assert (
             action.cause == "the loss scale has fallen to its minimum: a gradient at classifier is not finite"
         )
@@ -70,8 +70,8 @@ class TestDeciding:
 
     def test_broken_weights_are_not_skipped(self) -> None:
         broken = StepFacts(math.nan, False, FaultSite("bert.pooler.dense", "parameter"))
-        assert DivergenceMonitor(MonitorOptions()).observe(broken).do is Action.ROLL_BACK
-        assert DivergenceMonitor(MonitorOptions(max_rollbacks=0)).observe(broken).do is Action.STOP
+        assert DivergenceMonitor(MonitorOptions()).observe(broken).action is Action.ROLL_BACK
+        assert DivergenceMonitor(MonitorOptions(max_rollbacks=0)).observe(broken).action is Action.STOP
 
     @pytest.mark.parametrize("usual", [1e-3, 1.0, 1e4])
     def test_a_loss_that_explodes_while_finite(self, usual: float) -> None:

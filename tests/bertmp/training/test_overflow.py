@@ -56,11 +56,12 @@ def toy(
         length = int(rng.integers(3, 12))
         rows.append(Encoded(rng.integers(1, 50, length).tolist(), [0] * length, False))
     data = Encodings(rows, {"labels": np.arange(64) % 3})
-    options = {"steps": 20, "batch_size": 8, "learning_rate": 1e-3, "log_every": 1, **options}
+    fixed = {"steps": 20, "batch_size": 8, "learning_rate": 1e-3, "log_every": 1, "progress": Said()}
+    options = {**fixed, **options}
     settings = TrainOptions("classification", Path("data"), Path("model"), out, **options)
     policy = PrecisionPolicy.resolve(precision, settings.loss_scale, "cpu", scaling)
     objective = Objective(classifier(config), LossOptions())
-    return Trainer(objective, data, None, settings, policy, DistributedContext.single(), {}, Said())
+    return Trainer(objective, data, None, settings, policy, DistributedContext.single(), {})
 
 
 def part(trainer: Trainer, name: str) -> nn.Module:
@@ -123,7 +124,7 @@ def test_a_skipped_step_changes_nothing(tmp_path: Path) -> None:
     trainer = toy(tmp_path, steps=1)
     before = [weight.clone() for weight in trainer.objective.parameters()]
     not_a_number(trainer, "classifier.bias", lambda: trainer.position.step == 0)
-    with pytest.raises(TrainingStopped, match="every step was left out"):
+    with pytest.raises(TrainingStopped, match="every step was skipped"):
         trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.objective.parameters(), strict=True))
     assert not trainer.optimizer.state
@@ -301,7 +302,7 @@ class TestGoingBack:
         trainer.train()
         explosion, rollback = events(trainer)
         assert explosion["event"] == "explosion"
-        assert explosion["cause"].startswith("the loss explodes: above ")
+        assert explosion["cause"].startswith("the loss spikes: above ")
         assert rollback["to_step"] == 30
 
 

@@ -257,7 +257,7 @@ def test_a_run_that_ends_in_ruins_is_stopped_with_code_3(
 
 
 def test_a_run_that_takes_no_step_is_stopped(data: Path, tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingStopped, match="every step was left out: nothing was learnt"):
+    with pytest.raises(TrainingStopped, match="every step was skipped: nothing was learned"):
         run(data, tiny, tmp_path / "run", steps=2, precision="fp16", loss_scale="1e30")
 
 
