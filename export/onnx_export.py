@@ -17,7 +17,7 @@ from bertmp.export.bundle import bundle as names
 from bertmp.export.bundle.manifest import Manifest, StageRecord, record
 from bertmp.export.export_options import ExportOptions
 from bertmp.export.graph.loading import check_graph
-from bertmp.export.graph.storage import size_of, write_graph
+from bertmp.export.graph.storage import save_graph, size_of
 from bertmp.export.graph.tracing import export_graph
 from bertmp.export.precision.pipeline import Planned, plan_precision
 from bertmp.export.precision.precision_options import PrecisionOptions
@@ -95,7 +95,7 @@ def export_checkpoint(options: ExportOptions) -> ExportResult:
     with atomic_folder(options.out) as folder:
         options.progress("tracing the model")
         graph = export_graph(loaded.model, options.opset)
-        write_graph(graph, folder / names.FP32_GRAPH)
+        save_graph(graph, folder / names.FP32_GRAPH)
         _write_companions(loaded, folder)
         manifest = Manifest().with_stage(names.EXPORT, _export_record(loaded, folder, options.opset, started))
         planned = None
@@ -112,7 +112,7 @@ def _convert(graph: ModelProto, folder: Path, options: ExportOptions) -> tuple[P
     trained = options.checkpoint / TRAINED_RANGES
     planned = plan_precision(graph, options, tokenizer=folder, trained=trained if trained.is_file() else None)
     check_graph(planned.graph, folder / names.FP16_GRAPH)
-    written = write_graph(planned.graph, folder / names.FP16_GRAPH)
+    written = save_graph(planned.graph, folder / names.FP16_GRAPH)
     planned.plan.save(folder / names.PLAN)
     ratio = size_of(folder / names.FP16_GRAPH) / size_of(folder / names.FP32_GRAPH)
     entry = record(

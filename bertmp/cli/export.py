@@ -66,8 +66,8 @@ def _command_result(result: ExportResult | Conversion, text: str, explain: bool)
                 console.print(part, soft_wrap=isinstance(part, str), markup=False, width=width)
         console.print(text, markup=False)
 
-    kept = result.planned is None or result.planned.kept
-    return CommandResult(result.to_json(), show, exit_code=0 if kept else 1)
+    met = result.planned is None or result.planned.meets_budget
+    return CommandResult(result.to_json(), show, exit_code=0 if met else 1)
 
 
 def _describe_export(result: ExportResult) -> str:

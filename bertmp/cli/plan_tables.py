@@ -17,7 +17,7 @@ def plan_tables(plan: PrecisionPlan) -> Iterator[Any]:
     counts = ", ".join(f"{number} {kind}" for kind, number in plan.counts().items())
     yield f"{len(plan.nodes)} nodes: {counts}; headroom wanted: {plan.headroom:g}"
     for rewrite in plan.rewrites:
-        yield f"{rewrite.tensor}: {rewrite.before:g} becomes {rewrite.after:g}: {rewrite.proof}"
+        yield f"{rewrite.tensor}: {rewrite.before:g} becomes {rewrite.after:g}: {rewrite.justification}"
     yield _nodes(plan)
     if plan.ranges is not None:
         yield _headroom(plan)

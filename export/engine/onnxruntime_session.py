@@ -20,14 +20,12 @@ from bertmp.core.errors import BuildFailed, InputError, MissingComponent
 from bertmp.core.io import atomic_folder, write_json
 from bertmp.export.bundle.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, Bundle
 from bertmp.export.bundle.manifest import record
+from bertmp.export.graph import ort_sessions
 
 STAGE = "build-onnxruntime"
 FOLDER, GRAPH_FILE, SESSION_FILE = "onnxruntime", "model.onnx", "session.json"
 PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 """In the order in which they are preferred."""
-
-_EXTERNAL_FROM = 1 << 30
-"""Graphs of so many bytes get their weights in a file beside them: protobuf ends at 2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +76,16 @@ def build_session(bundle_folder: Path, providers: Sequence[str] = PROVIDERS) -> 
     if Path(bundle_folder).is_file():
         raise InputError("--onnxruntime takes a bundle", bundle_folder, "make one with 'bertmp export'")
     bundle = Bundle.open(Path(bundle_folder))
-    ort = _runtime()
+    ort = ort_sessions.onnxruntime_module()
     available = ort.get_available_providers()
     provider = next((name for name in providers if name in available), None)
     if provider is None:
         raise MissingComponent("no provider of ONNX Runtime", ", ".join(providers), "see 'bertmp doctor'")
     source, stage = _source(bundle, provider)
     with atomic_folder(bundle.folder / FOLDER) as folder:
-        nodes = _optimise(ort, bundle.folder / source, folder / GRAPH_FILE, provider)
+        nodes = _optimise(bundle.folder / source, folder / GRAPH_FILE, provider)
         before = _count_nodes(bundle.folder / source)
-        difference = _difference(ort, bundle.folder / source, folder / GRAPH_FILE, provider)
+        difference = _difference(bundle.folder / source, folder / GRAPH_FILE, provider)
         options = {"graph": GRAPH_FILE, "providers": _chain(provider), "optimisation": "none: it is done"}
         write_json(folder / SESSION_FILE, {**options, "source": source, "onnxruntime": ort.__version__})
         written = sorted(f"{FOLDER}/{path.name}" for path in folder.iterdir())
@@ -111,17 +109,7 @@ def open_session(bundle_folder: Path) -> Any:
     from bertmp.core.io import read_json
 
     settings = read_json(folder / FOLDER / SESSION_FILE)
-    return _session(_runtime(), folder / FOLDER / settings["graph"], settings["providers"], optimise=None)
-
-
-def _runtime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingComponent(
-            "ONNX Runtime does not import", str(error), "install 'bertmp[cpu]' or 'bertmp[gpu]'"
-        ) from error
-    return onnxruntime
+    return _session(folder / FOLDER / settings["graph"], settings["providers"])
 
 
 def _source(bundle: Bundle, provider: str) -> tuple[str, str]:
@@ -136,29 +124,24 @@ def _chain(provider: str) -> list[str]:
     return list(PROVIDERS[PROVIDERS.index(provider) :])
 
 
-def _session(ort: Any, graph: Path, providers: Sequence[str], optimise: Path | None) -> Any:
-    """A session; with `optimise`, the optimised graph is written there."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_DISABLE_ALL
-    if optimise is not None:
-        options.graph_optimization_level = level.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(optimise)
-        if graph.stat().st_size > _EXTERNAL_FROM:
-            key = "session.optimized_model_external_initializers_file_name"
-            options.add_session_config_entry(key, f"{optimise.name}.data")
+def _session(graph: Path, providers: Sequence[str], optimized: Path | None = None) -> Any:
+    """A session that runs the graph as it is; with `optimized`, one that writes the optimised graph there."""
     try:
-        return ort.InferenceSession(str(graph), options, providers=list(providers))
-    except Exception as error:  # ONNX Runtime's own exceptions have no base of theirs
-        raise BuildFailed(f"ONNX Runtime does not take the graph: {error}", graph) from error
+        return ort_sessions.open_session(
+            graph,
+            providers=providers,
+            optimization="disable_all" if optimized is None else "extended",
+            optimized=optimized,
+        )
+    except InputError as error:
+        raise BuildFailed("ONNX Runtime does not load the graph", graph, error.todo) from error
 
 
-def _optimise(ort: Any, source: Path, target: Path, provider: str) -> int:
+def _optimise(source: Path, target: Path, provider: str) -> int:
     """Writes the optimised graph. Returns the number of its nodes."""
     # TensorRT's provider swallows whole parts of a graph, which cannot be saved: the rest is optimised.
     providers = [name for name in _chain(provider) if name != PROVIDERS[0]]
-    _session(ort, source, providers, optimise=target)
+    _session(source, providers, optimized=target)
     return _count_nodes(target)
 
 
@@ -168,9 +151,9 @@ def _count_nodes(graph: Path) -> int:
     return len(onnx.load(graph, load_external_data=False).graph.node)
 
 
-def _difference(ort: Any, source: Path, made: Path, provider: str) -> float:
+def _difference(source: Path, made: Path, provider: str) -> float:
     """The largest absolute difference of any output between the two graphs, on a batch of random tokens."""
-    old, new = (_session(ort, path, _chain(provider), optimise=None) for path in (source, made))
+    old, new = (_session(path, _chain(provider)) for path in (source, made))
     feed = _sample([value.name for value in old.get_inputs()])
     pairs = zip(old.run(None, feed), new.run(None, feed), strict=True)
     return max(float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max()) for a, b in pairs)

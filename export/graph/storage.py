@@ -32,6 +32,16 @@ def size_of(file: Path) -> int:
     return file.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
+def save_graph(graph: ModelProto, target: Path) -> list[Path]:
+    """As `write_graph`, into a folder that is itself written completely or not at all."""
+    if stored_size(graph) <= ONE_FILE:
+        onnx.save(graph, target)
+        return [target]
+    data = _data_file(target)
+    onnx.save(_externalised(graph, data.name, data), target)
+    return [target, data]
+
+
 def write_graph(graph: ModelProto, target: Path, *, one_file: int = ONE_FILE) -> list[Path]:
     """Writes a graph, completely or not at all; one too large for a file has its weights in `TARGET.data`.
 

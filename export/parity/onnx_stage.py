@@ -6,17 +6,16 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bertmp.core.errors import MissingComponent
+from bertmp.core.errors import InputError
+from bertmp.export.graph.ort_sessions import CPU, Provider, onnxruntime_module, open_session
 from bertmp.export.parity.inputs import Batch, answer_all
 from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
 
 _CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
 """TF32 rounds the factors of a product to 10 bits: an FP32 graph would no longer be one."""
-_CPU = "CPUExecutionProvider"
 _FP16_ON_CPU = "FP16 weights with FP32 arithmetic: the x86 CPU provider has no FP16 kernels and casts"
 
 
@@ -42,8 +41,8 @@ class OnnxStage:
         if not self.graph.is_file():
             return NotRun(f"the bundle has no {self.graph.name}")
         try:
-            session = open_session(self.graph)
-        except Exception as error:  # the runtime's own exceptions share no other base
+            session = open_session(self.graph, providers=_providers())
+        except InputError as error:
             if "NOT_IMPLEMENTED" not in str(error):
                 raise
             return NotRun("ONNX Runtime has no kernels for the graph's 16-bit type on this machine")
@@ -56,23 +55,12 @@ class OnnxStage:
         details: dict[str, object] = {
             "runs on": f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}"
         }
-        if self.half and provider == _CPU and platform.machine() in ("x86_64", "AMD64"):
+        if self.half and provider == CPU and platform.machine() in ("x86_64", "AMD64"):
             details["arithmetic"] = _FP16_ON_CPU
         return StageOutput(logits, details=details)
 
 
-def open_session(graph: Path) -> Any:
-    """An ONNX Runtime session: CUDA without TF32 where there is one, else the CPU.
-
-    Errors: MissingComponent where ONNX Runtime is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingComponent(
-            "ONNX Runtime is not installed", "", "pip install 'bertmp[cpu]' or 'bertmp[gpu]'"
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    has_cuda = _CUDA[0] in onnxruntime.get_available_providers()
-    return onnxruntime.InferenceSession(str(graph), options, providers=[_CUDA, _CPU] if has_cuda else [_CPU])
+def _providers() -> list[Provider]:
+    """CUDA without TF32 where there is one, else the CPU."""
+    has_cuda = _CUDA[0] in onnxruntime_module().get_available_providers()
+    return [_CUDA, CPU] if has_cuda else [CPU]

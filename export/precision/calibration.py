@@ -1,8 +1,7 @@
-"""Real texts as a graph's inputs: what ranges and errors are measured on.
+"""Calibration: real examples as a graph's inputs, on which ranges and errors are measured.
 
-Padding and length are part of what a graph meets in service, so that they are part of this: each text
-without padding, texts padded to the longest of them, and rows of the greatest length that the model takes,
-one full and one nearly all padding.
+Padding and length matter in service, so the inputs vary them: each example without padding, examples padded to
+the longest of them, and rows of the greatest length that the model takes, one full and one nearly all padding.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from bertmp.data.readers import Columns, Examples, read_examples
 from bertmp.data.tokenizer import Encoded, Tokenizer
 from bertmp.export.graph.ort_sessions import Feed
 
-TEXTS = 64
-BRIEF = 256
+EXAMPLES = 64
+BRIEF_TOKENS = 256
 _PADDED = 8
 _BATCH = 16
 _LONGEST = 4096
-"""A tokenizer that names a greater length does not know its model's."""
+"""A tokenizer that gives a greater length does not know the model's."""
 
-_MEANINGS = {
+_ROLES = {
     "input_ids": "ids",
     "ids": "ids",
     "attention_mask": "mask",
@@ -40,19 +39,19 @@ _MEANINGS = {
     "segment_ids": "types",
     "position_ids": "positions",
 }
-"""What encoder graphs call their inputs."""
+"""Name of an input → its role, as encoder graphs name them."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Texts as a graph's inputs.
+    """Examples as a graph's inputs.
 
     Attributes:
         feeds: input name → array `[batch, length]`, batch after batch.
-        masks: for every feed, which tokens are no padding, truth values `[batch, length]`.
-        file: the file of texts.
+        masks: for every feed, which tokens are not padding, BOOL `[batch, length]`.
+        file: the file of examples.
         sha256: of that file.
-        texts: how many texts of it were taken.
+        texts: how many examples of it are used.
     """
 
     feeds: Sequence[Feed]
@@ -62,10 +61,10 @@ class Calibration:
     texts: int
 
     def brief(self) -> Calibration:
-        """The smallest batches, of `BRIEF` tokens in all or a little more."""
+        """The smallest batches, of `BRIEF_TOKENS` tokens in all or a little more."""
         chosen, tokens = [], 0
         for number in sorted(range(len(self.feeds)), key=lambda each: self.masks[each].size):
-            if tokens >= BRIEF:
+            if tokens >= BRIEF_TOKENS:
                 break
             chosen.append(number)
             tokens += self.masks[number].size
@@ -79,7 +78,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What a graph's inputs are: meaning → (name, numpy type); batch and length where they are fixed."""
+    """A graph's inputs: role → (name, numpy type); batch and length where they are fixed."""
 
     inputs: Mapping[str, tuple[str, np.dtype[Any]]]
     batch: int | None
@@ -87,19 +86,19 @@ class _Shape:
 
 
 def read_calibration(
-    data: Path, tokenizer: Path, graph: ModelProto, *, texts: int = TEXTS, seed: int = 0
+    data: Path, tokenizer: Path, graph: ModelProto, *, texts: int = EXAMPLES, seed: int = 0
 ) -> Calibration:
-    """Reads texts and makes them the graph's inputs.
+    """Reads examples and encodes them as the graph's inputs.
 
     Args:
         data: a data file; labels in it are ignored.
-        tokenizer: the folder of a tokenizer, and of a `config.json` where the model's greatest length is
-            known.
+        tokenizer: the folder of a tokenizer; the model's greatest length is read from its `config.json`.
         graph: takes token ids, and any of attention mask, token types and positions, all `[batch, length]`.
-        texts: at most so many are taken, drawn with `seed`; the shortest and the longest are among them.
+        texts: the most examples, drawn with `seed`; the shortest and the longest are among them.
 
-    Errors: InputError for a file that cannot be read or holds no text, for a folder without a tokenizer, and
-    for a graph whose inputs texts cannot become.
+    Raises:
+        InputError: the file cannot be read or is empty, the folder has no tokenizer, or the graph has an input
+            that is not a text encoder's.
     """
     examples = _sample(read_examples(Path(data), Columns()), texts, seed)
     shape = _shape(graph, data)
@@ -125,7 +124,7 @@ def read_calibration(
 
 
 def _sample(examples: Examples, texts: int, seed: int) -> Examples:
-    """At most `texts` rows in the file's order, the same ones every time, with the extremes of length."""
+    """At most `texts` rows in the file's order, always the same ones, the shortest and the longest included."""
     if len(examples) <= texts:
         return examples
     by_length = sorted(range(len(examples)), key=lambda row: len(examples.texts[row]))
@@ -138,7 +137,7 @@ def _sample(examples: Examples, texts: int, seed: int) -> Examples:
 
 
 def _greatest_length(folder: Path) -> int | None:
-    """The most tokens that the model takes, as `config.json` or the tokenizer's settings say it."""
+    """The most tokens that the model takes, by `config.json` or the tokenizer's settings."""
     keys = (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length"))
     for file, key in keys:
         if (folder / file).is_file():
@@ -152,15 +151,15 @@ def _greatest_length(folder: Path) -> int | None:
 def _tokenizer(folder: Path, limit: int) -> Tokenizer:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(
-            "no tokenizer for the calibration texts: neither tokenizer.json nor vocab.txt",
+            "no tokenizer for the calibration examples: neither tokenizer.json nor vocab.txt",
             folder,
-            "name its folder with --tokenizer",
+            "give its folder with --tokenizer",
         )
     return Tokenizer.load(folder, limit)
 
 
 def _shape(graph: ModelProto, data: Path) -> _Shape:
-    """Errors: InputError for an input that is none of a text encoder's."""
+    """Finds the role of every input; refuses a graph with one that is not a text encoder's."""
     weights = {tensor.name for tensor in graph.graph.initializer}
     inputs: dict[str, tuple[str, np.dtype[Any]]] = {}
     fixed: list[int | None] = [None, None]
@@ -168,12 +167,12 @@ def _shape(graph: ModelProto, data: Path) -> _Shape:
         if value.name in weights:
             continue
         kind, dims = value.type.tensor_type, value.type.tensor_type.shape.dim
-        meaning = _MEANINGS.get(value.name.lower())
-        if meaning is None or meaning in inputs or len(dims) != 2:
+        role = _ROLES.get(value.name.lower())
+        if role is None or role in inputs or len(dims) != 2:
             raise InputError(
-                f"texts cannot become the graph's input '{value.name}'", data, "calibrate a text encoder"
+                f"the graph's input '{value.name}' is not a text encoder's", data, "calibrate a text encoder"
             )
-        inputs[meaning] = (value.name, helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        inputs[role] = (value.name, helper.tensor_dtype_to_np_dtype(kind.elem_type))
         fixed = [dim.dim_value or known for dim, known in zip(dims, fixed, strict=True)]
     if "ids" not in inputs:
         raise InputError("the graph takes no token ids", data, "calibrate a text encoder")
@@ -184,7 +183,7 @@ Rows = Sequence[Encoded]
 
 
 def _of_equal_length(rows: Rows) -> list[tuple[Rows, int]]:
-    """Every text without padding; texts of the same length share a batch."""
+    """Every example without padding; examples of the same length share a batch."""
     groups = [list(group) for _, group in groupby(rows, key=len)]
     return [
         (group[start : start + _BATCH], len(group[0]))
@@ -194,15 +193,15 @@ def _of_equal_length(rows: Rows) -> list[tuple[Rows, int]]:
 
 
 def _padded(rows: Rows) -> tuple[Rows, int]:
-    """Some texts from the shortest to the longest, padded to the longest."""
-    places = np.linspace(0, len(rows) - 1, min(_PADDED, len(rows)))
-    return [rows[int(place)] for place in places], len(rows[-1])
+    """Some examples from the shortest to the longest, padded to the longest."""
+    chosen = np.linspace(0, len(rows) - 1, min(_PADDED, len(rows)))
+    return [rows[int(index)] for index in chosen], len(rows[-1])
 
 
 def _full_row(reader: Tokenizer, examples: Examples, rows: Rows, limit: int) -> Encoded:
-    """The texts one after the other, as many as fill a row of the greatest length."""
-    again = 1 + limit // max(1, sum(len(row) - 2 for row in rows))
-    return reader.encode([" ".join(list(examples.texts) * again)])[0]
+    """The examples one after the other, as many as fill a row of the greatest length."""
+    repeats = 1 + limit // max(1, sum(len(row) - 2 for row in rows))
+    return reader.encode([" ".join(list(examples.texts) * repeats)])[0]
 
 
 def _in_batches(rows: Rows, size: int | None) -> list[Rows]:
@@ -214,7 +213,7 @@ def _in_batches(rows: Rows, size: int | None) -> list[Rows]:
 
 
 def _feed(rows: Rows, length: int, shape: _Shape, pad_id: int) -> tuple[Feed, np.ndarray]:
-    """The tensors for some texts, padded to `length`, and which of their tokens are no padding."""
+    """The tensors for some examples, padded to `length`, and which of their tokens are not padding."""
     size = (len(rows), length)
     values = {
         "ids": np.full(size, pad_id, np.int64),
@@ -222,9 +221,9 @@ def _feed(rows: Rows, length: int, shape: _Shape, pad_id: int) -> tuple[Feed, np
         "types": np.zeros(size, np.int64),
         "positions": np.broadcast_to(np.arange(length), size),
     }
-    for place, text in enumerate(rows):
-        values["ids"][place, : len(text)] = text.input_ids
-        values["mask"][place, : len(text)] = 1
-        values["types"][place, : len(text)] = text.token_type_ids
-    feed = {name: values[meaning].astype(kind) for meaning, (name, kind) in shape.inputs.items()}
+    for row, encoded in enumerate(rows):
+        values["ids"][row, : len(encoded)] = encoded.input_ids
+        values["mask"][row, : len(encoded)] = 1
+        values["types"][row, : len(encoded)] = encoded.token_type_ids
+    feed = {name: values[role].astype(kind) for role, (name, kind) in shape.inputs.items()}
     return feed, values["mask"].astype(bool)

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from onnx import ModelProto
 
 from bertmp.core.errors import InputError
 from bertmp.core.options import keywords_of
 from bertmp.export.graph.loading import check_graph, read_graph
 from bertmp.export.graph.storage import stored_size, write_graph
-from bertmp.export.precision.apply import apply_plan
 from bertmp.export.precision.pipeline import Planned, plan_precision
-from bertmp.export.precision.plan import PrecisionPlan
-from bertmp.export.precision.planner import make_plan
 from bertmp.export.precision.precision_options import ConvertOptions
 
 
@@ -30,7 +24,7 @@ class Conversion:
         planned: the plan itself and what was measured.
         bytes, bytes_fp32: sizes of the two graphs' files, their external data included.
         seconds: wall time.
-        remarks: how the graph was understood, and what of it was left alone.
+        remarks: how the graph was understood, and which parts of it were left as they are.
     """
 
     graph: Path
@@ -80,9 +74,9 @@ def convert(options: ConvertOptions) -> Conversion:
     started = time.monotonic()
     source, target = options.source, options.target
     if target.exists() and source.exists() and target.samefile(source):
-        raise InputError("the graph would be written over", source, "give the FP16 graph another name")
+        raise InputError("the output would overwrite the input", source, "give the output another name")
     if target.is_dir():
-        raise InputError("a folder stands where the graph is to be", target, "name a file")
+        raise InputError("the output is a folder", target, "give a file name")
     plan_file = options.plan_file or target.with_name(f"{target.stem}.precision-plan.json")
     notes: list[str] = []
     graph = read_graph(source, notes.append)
@@ -99,12 +93,3 @@ def convert(options: ConvertOptions) -> Conversion:
         time.monotonic() - started,
         tuple(notes),
     )
-
-
-def plan_of(graph: ModelProto, keep_fp32: Sequence[str] = ()) -> tuple[PrecisionPlan, ModelProto]:
-    """The plan for a graph in memory, and the graph that follows from it."""
-    plan = make_plan(graph, keep_fp32)
-    return plan, apply_plan(graph, plan)
-
-
-__all__ = ["Conversion", "check_graph", "convert", "plan_of", "read_graph"]

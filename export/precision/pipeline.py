@@ -1,4 +1,4 @@
-"""From the user's settings to a plan and the graph that follows: rules, ranges, search, in this order."""
+"""From the options to a plan and the converted graph: ranges, rules, search, conversion, in this order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bertmp.export.precision.trained_ranges import trained_ranges
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and what it makes of the graph.
+    """A plan and the graph converted by it.
 
     Attributes:
         plan: the plan.
@@ -38,13 +38,13 @@ class Planned:
     casts: int
 
     @property
-    def kept(self) -> bool:
-        """Whether what was measured is finite and within the budget, where there is one."""
+    def meets_budget(self) -> bool:
+        """Whether the measured error is finite and within the budget, where there is one."""
         search = self.plan.search
         return search is None or (search.bound_by is None and search.error < float("inf"))
 
     def summary(self) -> dict[str, Any]:
-        """What came of it, as plain values: for the manifest and `--json`."""
+        """Counts and measured errors as plain values: for the manifest and `--json`."""
         plan = self.plan
         found: dict[str, Any] = {"nodes": plan.counts(), "casts": self.casts, "rewrites": len(plan.rewrites)}
         if plan.ranges is not None:
@@ -78,25 +78,25 @@ def plan_precision(
     """Makes a plan by the options, or reads the one they name, and applies it.
 
     Args:
-        graph: an FP32 graph whose nodes have names of their own.
-        tokenizer: the folder of the tokenizer for calibration texts.
+        graph: an FP32 graph whose nodes have unique names.
+        tokenizer: the folder of the tokenizer for the calibration examples.
         trained: the ranges that training recorded, used where there is no calibration file.
 
     Raises:
         InputError: the calibration file or the tokenizer cannot be used, the examples do not fit the graph,
-            or the plan is another graph's.
+            or the plan is for another graph.
     """
     calibration = read_calibration(options.calibration, tokenizer, graph) if options.calibration else None
     if options.plan is not None:
-        plan = _given(graph, options.plan, calibration, options.progress)
+        plan = _loaded(graph, options.plan, calibration, options.progress)
     else:
-        plan = _made(graph, options, calibration, trained)
+        plan = _planned(graph, options, calibration, trained)
     options.progress("converting")
     mixed = apply_plan(graph, plan)
     return Planned(plan, mixed, len(inserted_casts(mixed)))
 
 
-def _made(
+def _planned(
     graph: ModelProto,
     options: PrecisionOptions,
     calibration: Calibration | None,
@@ -126,10 +126,10 @@ def _made(
     else:
         counting = _counting(progress, "searching, plan at most")
         plan = search(planner, evaluator, options.max_error, blocks_of(graph), counting)
-    return _explained(plan, evaluator, progress)
+    return _with_measured_reasons(plan, evaluator, progress)
 
 
-def _given(
+def _loaded(
     graph: ModelProto, file: Path, calibration: Calibration | None, progress: ProgressCallback
 ) -> PrecisionPlan:
     """A plan from the disk, perhaps edited; its error is measured again where there are examples."""
@@ -138,7 +138,7 @@ def _given(
         raise InputError("the plan is for another graph", file, "make a plan for this one")
     _check_nodes(graph, plan, file)
     unexplained = [node.name for node in plan.kept_fp32() if not node.reasons]
-    plan = plan.with_precision(unexplained, "fp32", Reason("edited", "the plan that was given says so"))
+    plan = plan.with_precision(unexplained, "fp32", Reason("edited", "the given plan sets it"))
     plan = replace(plan, nodes=tuple(replace(node, error=None) for node in plan.nodes), search=None)
     if calibration is None:
         return plan
@@ -152,18 +152,21 @@ def _given(
         ranges=planner.range_record,
         search=SearchRecord(None, found.max_error, found.flips, calibration.texts),
     )
-    return _explained(plan, evaluator, progress)
+    return _with_measured_reasons(plan, evaluator, progress)
 
 
 def _check_nodes(graph: ModelProto, plan: PrecisionPlan, file: Path) -> None:
-    """Errors: InputError where an edited plan lists other nodes than the graph has, or gives a precision to
-    a node that touches no floating-point tensor, or none to one that does."""
+    """Checks that an edited plan lists the graph's nodes, and gives a precision to those of floating point.
+
+    Raises:
+        InputError: it does not.
+    """
     made = Planner(graph, target=plan.target).plan()
     known = {node.name: node for node in made.nodes}
     listed = {node.name for node in plan.nodes}
     for name in [*(listed - known.keys()), *(known.keys() - listed)]:
-        what = "names a node that the graph has not" if name in listed else "leaves out the node"
-        raise InputError(f"the plan {what}: {name}", file, "edit precisions alone")
+        what = "names a node that the graph does not have" if name in listed else "leaves out the node"
+        raise InputError(f"the plan {what}: {name}", file, "edit only the precisions")
     for node in plan.nodes:
         if (node.precision == "integer") != (known[node.name].precision == "integer"):
             kind = "touches no" if node.precision != "integer" else "touches a"
@@ -174,9 +177,11 @@ def _check_nodes(graph: ModelProto, plan: PrecisionPlan, file: Path) -> None:
             )
 
 
-def _explained(plan: PrecisionPlan, evaluator: Evaluator, progress: ProgressCallback) -> PrecisionPlan:
+def _with_measured_reasons(
+    plan: PrecisionPlan, evaluator: Evaluator, progress: ProgressCallback
+) -> PrecisionPlan:
     """The plan with the measured error behind every FP32 node."""
-    # There are dozens of reasons to be measured, and their order of size is what counts.
+    # There are dozens of reasons to measure, and only their order of magnitude matters.
     brief = Evaluator(evaluator.graph, evaluator.calibration.brief())
     counting = _counting(progress, "measuring the reasons, group")
     return with_errors(plan, evaluator, brief, blocks_of(evaluator.graph), counting)

@@ -1,6 +1,6 @@
-"""The precision plan as data: per node its precision and every reason for FP32.
+"""The precision plan as data: for every node its precision and every reason for FP32.
 
-A plan is made once, printed, edited and applied; nothing here looks at a graph.
+A plan is made once, printed, edited and applied; this module knows no graph.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, write_json
@@ -31,8 +33,8 @@ class Reason:
 
     Attributes:
         rule: the rule's name, e.g. `softmax`.
-        sentence: the reason in words, complete by itself.
-        numbers: what the rule looked at, by name; may be infinite.
+        sentence: the reason in words.
+        numbers: the values behind it, by name; may be infinite.
     """
 
     rule: str
@@ -50,8 +52,8 @@ class NodePlan:
         module: the module it came from, e.g. `bert.encoder.layer.3.attention.self`; empty where unknown.
         precision: `fp32`, or the plan's target; `integer` where the node touches no FP32 tensor.
         reasons: why it is FP32; empty otherwise.
-        error: the largest change of any output value when this node, with what the same reason binds to
-            it, runs in the low type and all else in FP32; None where it was not measured.
+        error: the largest change of any output value when this node, together with the nodes of its block
+            that have the same reason, runs in the low type and all else in FP32; None where not measured.
     """
 
     name: str
@@ -64,18 +66,18 @@ class NodePlan:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A constant that the mask pass replaces.
+    """A mask constant that the conversion replaces.
 
     Attributes:
         tensor: the initializer's or Constant node's output's name.
         before, after: its extreme value and what stands in its place; `before` may be −inf.
-        proof: why the result is the same, in words, with the numbers that it stands on.
+        justification: why the result stays the same, with the numbers behind it; `proof` in version 0.1.
     """
 
     tensor: str
     before: float
     after: float
-    proof: str
+    justification: Annotated[str, Field(validation_alias=AliasChoices("justification", "proof"))]
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,10 @@ class RangeRecord:
     """Which ranges the plan was made with.
 
     Attributes:
-        source: `calibration` where the graph was run on texts, `training` where training recorded them.
-        file: the file of texts or of recorded ranges.
+        source: `calibration` where the graph was run on examples, `training` where training recorded them.
+        file: the file of examples or of recorded ranges.
         sha256: of that file.
-        texts: how many texts were run; 0 for `training`.
+        texts: how many examples were run; 0 for `training`.
         blocks: block → headroom, the target's largest number over the block's largest magnitude.
     """
 
@@ -103,9 +105,9 @@ class SearchStep:
 
     Attributes:
         fp32_nodes: FP32 nodes at this step.
-        error: largest change of any output value on the calibration texts.
-        flips: texts whose label changed.
-        changed: what was raised or dropped to come here.
+        error: largest change of any output value on the calibration examples.
+        flips: examples whose label changed.
+        changed: what was promoted or demoted in this step.
     """
 
     fp32_nodes: int
@@ -120,9 +122,9 @@ class SearchRecord:
 
     Attributes:
         max_error: the budget; None where none was given and the error was only measured.
-        error, label_flips: of the final plan, on `texts` texts.
-        steps: the way to it.
-        bound_by: the node that keeps the budget from being met; None where it is met.
+        error, label_flips: of the final plan, on `texts` examples.
+        steps: the plans measured on the way.
+        bound_by: the node that prevents the budget from being met; None where it is met.
     """
 
     max_error: float | None
@@ -142,7 +144,7 @@ class PrecisionPlan:
         nodes: every node, in graph order.
         target: the low type.
         headroom: the factor by which tensors in the low type stay below its largest number.
-        rewrites: constants that applying the plan replaces.
+        rewrites: constants that the conversion replaces.
         ranges: the measured ranges behind it; None where it was made without.
         search: the measured error; None where it was not measured.
     """
@@ -170,9 +172,10 @@ class PrecisionPlan:
         """The plan with the named nodes in another precision.
 
         Args:
-            reason: added to what an FP32 node has already; a node in the low type has none.
+            reason: added to the reasons of an FP32 node; a node in the low type has none.
 
-        Errors: InputError for a name that the plan does not have.
+        Raises:
+            InputError: the plan has no node of a name.
         """
         unknown = set(names) - {node.name for node in self.nodes}
         if unknown:
@@ -200,77 +203,43 @@ class PrecisionPlan:
         return plain
 
     def save(self, path: Path) -> None:
-        """Writes the plan as JSON, whole or not at all."""
+        """Writes the plan as JSON, completely or not at all."""
         write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> PrecisionPlan:
-        """Reads a plan.
+        """Reads a plan, perhaps edited by hand.
 
-        Errors: InputError where the file is missing, no plan, of another format or edited wrongly.
+        Raises:
+            InputError: the file is missing, not a plan, of another format, damaged, or names a precision that
+                its target does not allow.
         """
         todo = "make one with 'bertmp export' or 'bertmp convert'"
         data = read_json(path)
         if not isinstance(data, dict) or "graph_sha256" not in data:
             raise InputError("not a precision plan", path, todo)
-        if data.get("format") != FORMAT:
-            raise InputError(f"a precision plan of format {data.get('format')}, not {FORMAT}", path, todo)
+        if data.pop("format", None) != FORMAT:
+            raise InputError(f"not a precision plan of format {FORMAT}", path, todo)
         try:
-            plan = _plan_from(data)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError("a damaged precision plan", path, f"mend it ({error}) or {todo}") from error
-        _check(plan, path)
+            plan = TypeAdapter(cls).validate_python(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(
+                f"a damaged precision plan: {where}: {first['msg']}", path, f"fix it or {todo}"
+            ) from error
+        for node in plan.nodes:
+            if node.precision not in (plan.target, "fp32", "integer"):
+                raise InputError(
+                    f"node '{node.name}' has the precision '{node.precision}'",
+                    path,
+                    f"use {plan.target} or fp32",
+                )
         return plan
 
 
-def _check(plan: PrecisionPlan, path: Path) -> None:
-    """Errors: InputError for a precision that the plan's target does not know: plans are edited by hand."""
-    if plan.target not in TARGETS:
-        raise InputError(f"unknown target '{plan.target}'", path, f"use {' or '.join(TARGETS)}")
-    allowed = {plan.target, "fp32", "integer"}
-    for node in plan.nodes:
-        if node.precision not in allowed:
-            raise InputError(
-                f"node '{node.name}' has the precision '{node.precision}'", path, f"use {plan.target} or fp32"
-            )
-
-
-def _plan_from(data: Mapping[str, Any]) -> PrecisionPlan:
-    ranges, search = data["ranges"], data["search"]
-    return PrecisionPlan(
-        graph_sha256=data["graph_sha256"],
-        nodes=tuple(_node_from(node) for node in data["nodes"]),
-        target=data["target"],
-        headroom=float(data["headroom"]),
-        rewrites=tuple(
-            Rewrite(**{**item, "before": float(item["before"]), "after": float(item["after"])})
-            for item in data["rewrites"]
-        ),
-        ranges=RangeRecord(**{**ranges, "blocks": _floats(ranges["blocks"])}) if ranges else None,
-        search=_search_from(search) if search else None,
-    )
-
-
-def _node_from(data: Mapping[str, Any]) -> NodePlan:
-    reasons = tuple(
-        Reason(**{**reason, "numbers": _floats(reason.get("numbers", {}))})
-        for reason in data.get("reasons", ())
-    )
-    error = data.get("error")
-    return NodePlan(**{**data, "reasons": reasons, "error": None if error is None else float(error)})
-
-
-def _search_from(data: Mapping[str, Any]) -> SearchRecord:
-    steps = tuple(SearchStep(**{**step, "error": float(step["error"])}) for step in data["steps"])
-    return SearchRecord(**{**data, "error": float(data["error"]), "steps": steps})
-
-
-def _floats(numbers: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in numbers.items()}
-
-
 def _without_infinities(value: Any) -> Any:
-    """JSON has no infinity: written as the text `inf`, `-inf` or `nan`, which `float` reads again."""
+    """JSON has no infinity: written as the string `inf`, `-inf` or `nan`, which is read as a number again."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

@@ -79,10 +79,10 @@ def test_an_edited_plan_may_change_precisions_alone(tmp_path: Path) -> None:
         lambda nodes: nodes[0].update(precision="fp16")
     )
     assert "leaves out the node: n1_Tanh" in refused(lambda nodes: nodes.pop(1))
-    assert "names a node that the graph has not: other" in refused(
+    assert "names a node that the graph does not have: other" in refused(
         lambda nodes: nodes[1].update(name="other")
     )
-    with pytest.raises(InputError, match="a folder stands"):
+    with pytest.raises(InputError, match="the output is a folder"):
         convert(tmp_path / "in.onnx", tmp_path)
 
 

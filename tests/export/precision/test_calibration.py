@@ -111,7 +111,7 @@ def test_pairs_become_two_segments(folder: Path) -> None:
 def test_what_is_no_text_encoder_is_refused(folder: Path) -> None:
     data = texts_in(folder, "the cat")
     pictures = reader({"pixels": TensorProto.INT64})
-    with pytest.raises(InputError, match="texts cannot become the graph's input 'pixels'"):
+    with pytest.raises(InputError, match="the graph's input 'pixels' is not a text encoder's"):
         read_calibration(data, folder, pictures)
     with pytest.raises(InputError, match="takes no token ids"):
         read_calibration(data, folder, reader({"attention_mask": TensorProto.INT64}))
@@ -122,7 +122,7 @@ def test_what_is_no_text_encoder_is_refused(folder: Path) -> None:
     [
         ("", {}, "the data file has no rows"),
         (None, {}, "no such data file"),
-        ("the cat\n", {"tokenizer": "nowhere"}, "no tokenizer for the calibration texts"),
+        ("the cat\n", {"tokenizer": "nowhere"}, "no tokenizer for the calibration examples"),
         ("the cat\n", {"rows": 6}, "the examples do not fit the graph's inputs"),
         ("the cat\n", {"max_error": -1.0}, "--max-error is -1.0"),
         ("the cat\n", {"headroom": 0.5}, "a headroom of 0.5 lets tensors overflow"),

@@ -71,7 +71,7 @@ def test_the_constant_is_replaced_where_that_saves_casts(constant: float, way: s
     plan = planner.plan(prefer="low")
     (rewrite,) = plan.rewrites
     assert (rewrite.before, rewrite.after) == (pytest.approx(constant), SAFE_MASK_BIAS)
-    assert "scores reach 30 on real inputs" in rewrite.proof
+    assert "scores reach 30 on real inputs" in rewrite.justification
     mixed = apply_plan(graph, plan)
     assert len(inserted_casts(mixed)) == 2  # in and out of the whole
     if way != "Mul" or np.isfinite(constant):

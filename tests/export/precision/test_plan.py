@@ -32,7 +32,7 @@ PLAN = PrecisionPlan(
     headroom=8.0,
     rewrites=(Rewrite("mask", -math.inf, -16384.0, "it vanishes"),),
     ranges=RangeRecord("calibration", "texts.txt", "1" * 64, 64, {"layer.0": 12.5}),
-    search=SearchRecord(0.1, 0.05, 0, 64, (SearchStep(1, math.inf, 3, "raised b"),), None),
+    search=SearchRecord(0.1, 0.05, 0, 64, (SearchStep(1, math.inf, 3, "promoted b"),), None),
 )
 
 
@@ -74,9 +74,9 @@ def test_the_digest_is_of_what_applying_depends_on() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"format": 1}, "a precision plan of format 1, not 2"),
+        ({"format": 1}, "not a precision plan of format 2"),
         ({"nodes": [{"name": "a"}]}, "a damaged precision plan"),
-        ({"target": "fp8"}, "unknown target 'fp8'"),
+        ({"target": "fp8"}, "target: Input should be 'fp16' or 'bf16'"),
         ({"target": "bf16"}, "node 'a' has the precision 'fp16'"),
         ({"graph_sha256": None, "nodes": 3}, "a damaged precision plan"),
     ],
@@ -88,3 +88,10 @@ def test_what_is_no_plan_is_refused_in_one_line(change: dict[str, object], says:
     (tmp_path / "plan.json").write_text("[]")
     with pytest.raises(InputError, match="not a precision plan"):
         PrecisionPlan.load(tmp_path / "plan.json")
+
+
+def test_a_plan_of_version_0_1_is_read(tmp_path: Path) -> None:
+    text = json.dumps(PLAN.to_json()).replace('"justification"', '"proof"')
+    assert '"proof": "it vanishes"' in text
+    (tmp_path / "plan.json").write_text(text)
+    assert PrecisionPlan.load(tmp_path / "plan.json") == PLAN
