@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import bertmp
 from bertmp.cli.command import CommandResult
 from bertmp.cli.progress import progress_bar
+from bertmp.cli.tables import new_table
 from bertmp.core.errors import InputError
 from bertmp.core.options import declared_options, option
 from bertmp.export.engine.engine_options import EngineOptions
@@ -66,14 +67,14 @@ def _describe_session(result: SessionResult) -> str:
 
 
 def _show(console: Any, result: EngineResult) -> None:
-    from rich.table import Table
-
-    table = Table("layers", "precision", "count", title="Precision, verified", title_justify="left")
-    for kind, precisions in result.summary.items():
-        # Constants and shape arithmetic compute nothing of the model: network.json has them.
-        for precision, count in precisions.items() if kind in _SHOWN else ():
-            table.add_row(kind, precision, str(count))
-    console.print(table)
+    rows = (
+        (kind, precision, count)
+        for kind, precisions in result.summary.items()
+        if kind
+        in _SHOWN  # constants and shape arithmetic compute nothing of the model: network.json has them
+        for precision, count in precisions.items()
+    )
+    console.print(new_table(rows, ("layers", "precision"), ("count",), "Precision, verified"))
     counts = result.counts
     added = sum(number for name, number in counts.items() if name.startswith("added_"))
     console.print(
@@ -101,21 +102,22 @@ def _facts(result: EngineResult) -> dict[str, str]:
         f"{result.memory['weights_bytes'] / 2**20:,.0f} of them weights",
         "inspected": built,
         "engine": f"{result.engine} ({result.engine_bytes / 2**20:.1f} MiB in {result.seconds:.1f} s)",
-        "proof": str(result.network),
+        "layers": str(result.network),
     }
 
 
 def _show_bench(console: Any, result: EngineBench) -> None:
-    from rich.table import Table
-
-    table = Table("shape", "texts/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms")
-    for row in result.rows:
-        table.add_row(
-            row.shape, f"{row.texts_per_second:,.1f}", f"{row.tokens_per_second:,.0f}",
+    rows = (
+        (
+            row.shape,
+            f"{row.texts_per_second:,.1f}",
+            f"{row.tokens_per_second:,.0f}",
             *(f"{value:.3f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms)),
-        )  # fmt: skip
+        )
+        for row in result.rows
+    )
     console.print(f"{result.engine} on {result.gpu}, {result.builder}")
-    console.print(table)
+    console.print(new_table(rows, ("shape",), ("texts/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms")))
 
 
 _SHOWN = (
@@ -128,3 +130,4 @@ _SHOWN = (
     "GATHER",
     "REDUCE",
 )
+"""The types of layers that the plan is about."""

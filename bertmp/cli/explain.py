@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 import bertmp
 from bertmp.cli.command import CommandResult
 from bertmp.cli.progress import progress_bar
+from bertmp.cli.tables import new_table
 from bertmp.export.lint.explain_options import ExplainOptions
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from bertmp.export.lint.findings import Explanation
 
 _LOW = ("fp16", "bf16")
@@ -61,24 +64,19 @@ def _casts(result: Explanation) -> str:
     return f"casts: {casts.total}{f' ({kinds})' if kinds else ''}; {len(casts.spared)} could be spared"
 
 
-def _table(result: Explanation) -> Any:
-    from rich.table import Table
-
-    measured = result.calibration is not None
+def _table(result: Explanation) -> Table:
     title = f"on {result.calibration['texts']} texts" if result.calibration else "from the weights alone"
-    table = Table(title=f"Ranges {title}", title_justify="left")
-    table.add_column("block", no_wrap=True)
-    for name in ("16-bit", "fp32", "weights", "largest", "headroom", "subnormal"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for block in result.blocks:
-        low = sum(number for kind, number in block.nodes.items() if kind in _LOW)
-        table.add_row(
+    rows = (
+        (
             block.name or "-",
-            str(low),
-            str(block.nodes.get("fp32", 0)),
+            sum(number for kind, number in block.nodes.items() if kind in _LOW),
+            block.nodes.get("fp32", 0),
             f"{block.weights_largest:.4g}" if block.weights_largest else "-",
             "-" if block.largest is None else f"{block.largest:.4g}",
             f"{block.headroom:.3g}",
-            f"{block.subnormal:.1%}" if measured and block.subnormal is not None else "-",
+            "-" if block.subnormal is None or not result.calibration else f"{block.subnormal:.1%}",
         )
-    return table
+        for block in result.blocks
+    )
+    numbers = ("16-bit", "fp32", "weights", "largest", "headroom", "subnormal")
+    return new_table(rows, ("block",), numbers, f"Ranges {title}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import bertmp
 from bertmp.cli.command import CommandResult
 from bertmp.cli.progress import progress_bar
+from bertmp.cli.tables import new_table
 from bertmp.core.errors import InputError
 from bertmp.core.options import option
 from bertmp.export.parity.parity_options import ParityOptions
@@ -54,14 +55,15 @@ def _describe(result: ParityReport) -> Callable[[Any], None]:
     def show(console: Any) -> None:
         from rich.markup import escape
 
-        console.print(_table(result))
+        rows = ((stage.name, result.verdict(stage), *_figures(stage)) for stage in result.stages)
+        console.print(new_table(rows, ("stage", ""), _FIGURES))
         for note in _notes(result):
             console.print(escape(note))
         for gate in result.failed_gates:
             console.print(f"[red]failed[/] {escape(f'{gate.stage} {gate.name}: {gate.sentence}')}")
-        held = len(result.gates) - len(result.failed_gates)
+        passed = len(result.gates) - len(result.failed_gates)
         verdict = "[green]passed[/]" if result.passed else "[red]not passed[/]"
-        console.print(f"parity {verdict}: {held} of {len(result.gates)} gates held")
+        console.print(f"parity {verdict}: {passed} of {len(result.gates)} gates passed")
         console.print(escape(f"report: {result.folder / 'report.html'}"))
 
     return show
@@ -74,24 +76,11 @@ def _notes(result: ParityReport) -> list[str]:
     if result.note:
         notes.append(result.note)
     if result.data.truncated:
-        notes.append(
-            f"{result.data.truncated} of {result.data.texts} texts were too long and lost their tail"
-        )
+        notes.append(f"{result.data.truncated} of {result.data.texts} texts were too long and were truncated")
     return notes
 
 
-def _table(result: ParityReport) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("stage")
-    table.add_column("")
-    for heading in ("max error", "mean error", "flips", "accuracy", "texts/s"):
-        table.add_column(heading, justify="right")
-    for stage in result.stages:
-        table.add_row(stage.name, result.verdict(stage), *_figures(stage))
-    return table
+_FIGURES = ("max error", "mean error", "flips", "accuracy", "texts/s")
 
 
 def _figures(stage: StageReport) -> list[str]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from bertmp.cli.tables import new_table
 from bertmp.export.precision.plan import NodePlan, PrecisionPlan, SearchRecord
 
 if TYPE_CHECKING:
@@ -33,14 +34,13 @@ def number(value: float | None) -> str:
 
 
 def _nodes(plan: PrecisionPlan) -> Table:
-    has_errors = any(node.error is not None for node in plan.nodes)
-    table = _table("FP32 nodes", "node", "why", "numbers")
-    if has_errors:
-        table.add_column(f"error in {plan.target.upper()}", justify="right")
-    for node in plan.kept_fp32():
-        cells = (node.name, _why(node), _numbers(node))
-        table.add_row(*cells, *([number(node.error)] if has_errors else []))
-    return table
+    nodes = plan.kept_fp32()
+    if all(node.error is None for node in nodes):
+        rows = [(node.name, _why(node), _numbers(node)) for node in nodes]
+        return new_table(rows, ("node", "why", "numbers"), title="FP32 nodes")
+    measured = [(node.name, _why(node), _numbers(node), number(node.error)) for node in nodes]
+    error = f"error in {plan.target.upper()}"
+    return new_table(measured, ("node", "why", "numbers"), (error,), "FP32 nodes")
 
 
 def _why(node: NodePlan) -> str:
@@ -55,25 +55,25 @@ def _numbers(node: NodePlan) -> str:
 def _headroom(plan: PrecisionPlan) -> Table:
     assert plan.ranges is not None
     source = f"{plan.ranges.texts} texts of " if plan.ranges.source == "calibration" else "training, "
-    table = _table(f"Headroom on {source}{plan.ranges.file}", "block")
-    table.add_column("headroom", justify="right")
-    for block, headroom in plan.ranges.blocks.items():
-        short = (
-            "  less than 1: overflows" if headroom < 1 else "  too little" if headroom < plan.headroom else ""
-        )
-        table.add_row(block or "-", f"{headroom:.4g}{short}")
-    return table
+    rows = (
+        (block or "-", f"{headroom:.4g}", _shortfall(headroom, plan.headroom))
+        for block, headroom in plan.ranges.blocks.items()
+    )
+    return new_table(rows, ("block", "headroom", ""), title=f"Headroom on {source}{plan.ranges.file}")
+
+
+def _shortfall(headroom: float, wanted: float) -> str:
+    if headroom < 1:
+        return "less than 1: overflows"
+    return "too little" if headroom < wanted else ""
 
 
 def _measured(search: SearchRecord) -> Iterator[Any]:
     if len(search.steps) > 1:
-        table = _table("Error against FP32 nodes")
-        for heading in ("FP32 nodes", "largest error", "labels changed"):
-            table.add_column(heading, justify="right")
-        table.add_column("how", overflow="fold")
-        for step in sorted(search.steps, key=lambda step: (step.fp32_nodes, step.error)):
-            table.add_row(str(step.fp32_nodes), number(step.error), str(step.flips), step.changed)
-        yield table
+        steps = sorted(search.steps, key=lambda step: (step.fp32_nodes, step.error))
+        rows = ((step.changed, step.fp32_nodes, number(step.error), step.flips) for step in steps)
+        numbers = ("FP32 nodes", "largest error", "labels changed")
+        yield new_table(rows, ("how",), numbers, "Error against FP32 nodes")
     yield describe(search)
 
 
@@ -87,12 +87,3 @@ def describe(search: SearchRecord) -> str:
     if search.bound_by is None:
         return f"{found}: within the budget of {search.max_error:g}"
     return f"{found}: the budget of {search.max_error:g} cannot be met, {search.bound_by} bounds it"
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import bertmp
 from bertmp.cli.command import CommandResult
 from bertmp.cli.progress import progress_bar
+from bertmp.cli.tables import new_table
 from bertmp.core.errors import InputError
 from bertmp.core.options import option
 from bertmp.serve.serving_options import (
@@ -124,43 +125,30 @@ def _answers(found: list[Answer]) -> str:
     return "\n".join(f"{answer.label}\t{answer.probability:.4f}" for answer in found)
 
 
-def _table(*columns: str) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(
-            column, justify="right" if column not in ("model", "state", "parity", "created") else "left"
-        )
-    return table
-
-
 def _print_models(console: Any, found: list[VersionRecord]) -> None:
     if not found:
         console.print("nothing is deployed")
         return
-    table = _table("model", "version", "state", "parity", "created")
-    for entry in found:
-        table.add_row(entry.name, str(entry.version), entry.state, entry.parity_verdict, entry.created)
-    console.print(table)
+    rows = ((entry.name, entry.version, entry.state, entry.parity_verdict, entry.created) for entry in found)
+    console.print(new_table(rows, ("model", "version", "state", "parity", "created")))
 
 
 def _print_bench(console: Any, result: BenchResult) -> None:
     from rich.markup import escape
 
     console.print(f"{escape(result.model)} at {result.address} over {result.protocol}, one text per request")
-    table = _table("clients", "req/s", "texts/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms", "failed")
-    for level in result.levels:
-        rates = (level.requests_per_second, level.texts_per_second, level.tokens_per_second)
-        times = (level.p50_ms, level.p90_ms, level.p99_ms)
-        table.add_row(
-            str(level.concurrency),
-            *(f"{rate:,.1f}" for rate in rates),
-            *("-" if value is None else f"{value:.1f}" for value in times),
-            str(level.failures),
-        )
-    console.print(table)
+    rows = (
+        (level.concurrency, *map(_one_decimal, speeds), *map(_one_decimal, times), level.failures)
+        for level in result.levels
+        for speeds in [(level.requests_per_second, level.texts_per_second, level.tokens_per_second)]
+        for times in [(level.p50_ms, level.p90_ms, level.p99_ms)]
+    )
+    numbers = ("clients", "req/s", "texts/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms", "failed")
+    console.print(new_table(rows, (), numbers))
     for level in result.levels:
         for message, count in level.errors.items():
             console.print(f"[red]{count} failed with {level.concurrency} clients:[/red] {escape(message)}")
+
+
+def _one_decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"
