@@ -59,11 +59,13 @@ def writing_to(target: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        refusal = _refusal(error, target)
+    except (OSError, InputError) as error:
+        # An InputError is a nested call's, whose target may be a temporary file in ours.
+        cause = error if isinstance(error, OSError) else error.__cause__
+        refusal = _refusal(cause, target) if isinstance(cause, OSError) else None
         if refusal is None:
             raise
-        raise refusal from error
+        raise refusal from cause
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -133,6 +134,17 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert "no space left on the disk" in done.stdout
     assert str(target) in done.stdout
+    assert names(tmp_path) == []
+
+
+def test_nested_writing_without_space_names_the_outermost_target(tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_folder(tmp_path / "bundle") as folder, atomic_file(folder / "model.onnx"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(InputError, match="no space left on the disk") as caught:
+        write()
+    assert caught.value.where == str(tmp_path / "bundle")
     assert names(tmp_path) == []
 
 
