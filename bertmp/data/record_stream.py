@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bertmp.core.errors import InputError
+from bertmp.data.arrow_column import arrow
 from bertmp.data.readers import Columns
 from bertmp.data.text_stream import open_text, whole_lines
-from bertmp.pretraining.arrow_column import arrow
 
 Row = tuple[Mapping[str, str], int]
 """The texts of a row by their columns' names, and how far the file is read with it."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, sha256_file, write_json
+from bertmp.data.arrow_column import Column, ColumnWriter
 from bertmp.data.tokenizer import Tokenizer
-from bertmp.pretraining.arrow_column import Column, ColumnWriter
 
 FORMAT = "bertmp-corpus-1"
 MANIFEST = "manifest.json"

@@ -17,13 +17,13 @@ from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, write_json
+from bertmp.export.precision.precision_options import Target
 
 FORMAT = 2
 CAST_PREFIX = "precision_cast/"
 """Names of the casts that the conversion inserts begin with this; every other node keeps its name."""
 
 Precision = Literal["fp16", "bf16", "fp32", "integer"]
-Target = Literal["fp16", "bf16"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
 

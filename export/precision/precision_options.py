@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from bertmp.core.errors import InputError
 from bertmp.core.options import Options, argument, declared_options, option
 from bertmp.core.progress import ProgressCallback, null_progress
-from bertmp.export.precision.plan import Target
 
+Target = Literal["fp16", "bf16"]
 HEADROOM = 4.0
 PRECISION = "Precision"
 

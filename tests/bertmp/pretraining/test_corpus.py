@@ -25,9 +25,9 @@ import pytest
 from bertmp import prepare
 from bertmp.core.errors import InputError
 from bertmp.core.progress import ProgressCallback
+from bertmp.data.arrow_column import CHUNK, Column, ColumnWriter
 from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
-from bertmp.pretraining.arrow_column import CHUNK, Column, ColumnWriter
 from bertmp.pretraining.corpus import SENTENCES, Corpus, Piece, open_corpus
 from bertmp.pretraining.prepare import LONGEST, tokenised
 from bertmp.pretraining.token_store import Store
