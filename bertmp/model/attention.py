@@ -10,13 +10,15 @@ because the CPU's autocast, unlike CUDA's, leaves softmax in the type it is give
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from bertmp.model.dropout import dropout as drop
+Dropout = Callable[[Tensor], Tensor] | None
+"""Applied to the attention probabilities; None outside training."""
 
 MASKED = -10000.0
 """Added to the scores of padding. exp(-1e4) is 0 in FP32, and scores below -5e4 stay within FP16's range,
@@ -30,7 +32,7 @@ class Layout(Protocol):
     def positions(self) -> Tensor:
         """INT64, broadcastable to `…`: each token's place in its text."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: float) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: Dropout) -> Tensor:
         """Attention within each text; `[…, hidden]` each → `[…, hidden]`."""
 
     def first(self, hidden: Tensor) -> Tensor:
@@ -46,13 +48,13 @@ class Layout(Protocol):
         """`[…, hidden]` without those tokens."""
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: Dropout) -> Tensor:
     """softmax(query · keyᵀ / √head_size + bias) · value.
 
     Args:
         query, key, value: `[batch, heads, length, head_size]`.
         bias: FP32 `[batch, 1, 1, length]`, or None where there is no padding.
-        dropout: rate at which attention probabilities are dropped; 0 outside training.
+        dropout: of the attention probabilities; None outside training.
 
     Returns:
         `[batch, heads, length, head_size]` in the type the matrix products run in.
@@ -60,8 +62,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropo
     scores = torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(query.shape[-1])
     scores = scores.float()
     probabilities = torch.softmax(scores if bias is None else scores + bias, dim=-1)
-    if dropout:
-        probabilities = drop(probabilities, dropout)
+    if dropout is not None:
+        probabilities = dropout(probabilities)
     return torch.matmul(probabilities, value)
 
 
@@ -96,7 +98,7 @@ class Padded:
         bias = (1.0 - attention_mask[:, None, None, :].float()) * MASKED
         return cls(attention_mask, positions, bias)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: float) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: Dropout) -> Tensor:
         query, key, value = (split_heads(x, head_size) for x in (query, key, value))
         return merge_heads(attend(query, key, value, self.bias, dropout))
 

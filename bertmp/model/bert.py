@@ -8,6 +8,7 @@ residual stream between them stays FP32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,6 @@ from torch.nn import functional as F
 
 from bertmp.model.attention import Layout, Padded
 from bertmp.model.config import BertConfig
-from bertmp.model.dropout import Dropout
-from bertmp.model.embedding import WordEmbedding
 
 
 def _gelu_new(x: Tensor) -> Tensor:
@@ -39,11 +38,11 @@ class Embeddings(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.word_embeddings = WordEmbedding(config.vocab_size, width, config.pad_token_id)
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.LayerNorm = LayerNorm(width, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor) -> Tensor:
         """INT64 `[…]` each (positions broadcastable to it) → FP32 `[…, hidden]`."""
@@ -62,6 +61,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.head_size = config.head_size
         self.dropout_rate = config.attention_probs_dropout_prob
+        self.drop: Callable[..., Tensor] = F.dropout
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
@@ -70,7 +70,8 @@ class SelfAttention(nn.Module):
         """`[…, hidden]` → `[…, hidden]` of the tokens that ask."""
         hidden = _in_product_type(hidden)
         query, key, value = self.query(layout.ask(hidden)), self.key(hidden), self.value(hidden)
-        return layout.attend(query, key, value, self.head_size, self.dropout_rate if self.training else 0.0)
+        dropout = partial(self.drop, p=self.dropout_rate) if self.training and self.dropout_rate else None
+        return layout.attend(query, key, value, self.head_size, dropout)
 
 
 def _in_product_type(x: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class Residual(nn.Module):
         super().__init__()
         self.dense = nn.Linear(width_in, config.hidden_size)
         self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
         """`[…, width_in]` and FP32 `[…, hidden]` → FP32 `[…, hidden]`."""

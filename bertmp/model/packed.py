@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bertmp.model.attention import MASKED, attend, merge_heads, split_heads
+from bertmp.model.attention import MASKED, Dropout, attend, merge_heads, split_heads
 
 WASTE, SMALL = 0.25, 256
 """A run of texts takes no further one where padding would be over this share of its tokens and this many."""
@@ -52,7 +52,13 @@ class Run:
         return cls(first, last, len(lengths), longest, slots, bias)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: float, asking: Run
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        head_size: int,
+        dropout: Dropout,
+        asking: Run,
     ) -> Tensor:
         """The run's part of a layout's `attend`.
 
@@ -125,17 +131,23 @@ class Packed:
         runs = tuple(Run.of(int(starts[a]), lengths[a:b], device) for a, b in cuts)
         return cls(tuple(lengths), filler, positions.to(device), starts.to(device), bounds.to(device), runs)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: float) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: Dropout) -> Tensor:
         return self.answer(query, key, value, head_size, dropout, self)
 
     def answer(
-        self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: float, asking: Packed
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        head_size: int,
+        dropout: Dropout,
+        asking: Packed,
     ) -> Tensor:
         """Attention in which only some tokens ask, `asking` saying which text each is from.
 
         `[asking tokens, hidden]`, `[tokens, hidden]` twice → `[asking tokens, hidden]`.
         """
-        if _has_varlen_kernel(query) and not dropout:
+        if _has_varlen_kernel(query) and dropout is None:
             return self._answer_varlen(query, key, value, head_size, asking)
         parts = [
             run.attend(query, key, value, head_size, dropout, own)
@@ -213,7 +225,7 @@ class Narrowed:
     def positions(self) -> Tensor:
         return self.whole.positions
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: float) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: Dropout) -> Tensor:
         return self.whole.answer(query, key, value, head_size, dropout, self.asking)
 
     def first(self, hidden: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from bertmp.core.errors import TrainingStopped
 from bertmp.model.heads import Head
 from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.checkpoints import CheckpointManager, Position, State, States
+from bertmp.training.cpu_tuning import tune_for_cpu
 from bertmp.training.distributed import DistributedContext
 from bertmp.training.distributed.dtensor_grads import clip_gradients
 from bertmp.training.evaluate import BestEvaluation, Evaluation, evaluate
@@ -66,6 +67,8 @@ class Trainer:
     def __post_init__(self) -> None:
         settings, context = self.settings, self.context
         self.progress = settings.progress
+        if context.device.type == "cpu":
+            tune_for_cpu(self.objective.head)
         module = context.wrap(self.objective, self.policy)
         self.optimizer = context.split_optimizer_groups(make_optimizer(self.objective.head, settings))
         self.scaler = self.policy.scaler(context.grad_scaler)

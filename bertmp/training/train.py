@@ -24,7 +24,6 @@ from bertmp.training.checkpoints import remove_leftovers
 from bertmp.training.distributed import DistributedContext, checkpoint_activations, join
 from bertmp.training.evaluate import Evaluation, evaluate
 from bertmp.training.loop import Trainer
-from bertmp.training.malloc import keep_freed_memory
 from bertmp.training.objective import Objective
 from bertmp.training.resume_check import run_identity
 from bertmp.training.stability.activation_ranges import FILE as RANGES
@@ -90,7 +89,6 @@ def train(options: TrainOptions) -> TrainResult:
 
 
 def _train(settings: TrainOptions, context: DistributedContext) -> TrainResult:
-    keep_freed_memory()
     policy = PrecisionPolicy.resolve(settings.precision, settings.loss_scale, context.device.type, settings)
     task = READERS[settings.task](settings)
     loaded = load_checkpoint(settings.model, task.head or settings.task, task.labels, settings.seed)

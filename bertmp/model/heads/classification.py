@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from bertmp.model.batch import Batch
 from bertmp.model.config import BertConfig
-from bertmp.model.dropout import Dropout
 from bertmp.model.heads.head import Head, LossOptions
 
 
@@ -22,7 +21,7 @@ class SequenceHead(Head):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.dropout = Dropout(rate)
+        self.dropout = nn.Dropout(rate)
         self.classifier = nn.Linear(config.hidden_size, len(config.labels))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:

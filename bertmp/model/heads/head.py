@@ -64,7 +64,6 @@ class Head(nn.Module):
         super().__init__()
         self.config = config
         self.bert = Bert(config, self.pooling)
-        self.bert.embeddings.word_embeddings.is_read_whole = bool(self.tied)
 
     def read(self, batch: Batch) -> Tensor:
         """The states of a packed batch's tokens, FP32 `[tokens, hidden]`."""

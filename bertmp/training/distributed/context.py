@@ -17,9 +17,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from bertmp.core.errors import InputError
-from bertmp.model.embedding import word_embeddings
 from bertmp.model.heads import Head, head_for
 from bertmp.training.amp import PrecisionPolicy
+from bertmp.training.cpu_tuning import word_embeddings
 from bertmp.training.distributed.dtensor_grads import ShardedGradScaler, split_groups_by_mesh
 from bertmp.training.distributed.full_state_dict import (
     full_weights,
@@ -110,7 +110,7 @@ class DistributedContext:
         if self.mesh is None:
             return objective
         for table in word_embeddings(objective):
-            table.is_read_whole = True
+            table.dense_grad = True
         if self.tensor_size > 1:
             check_tensor_parallel(objective.head.config, self.tensor_size)
             apply_tensor_parallel(objective.head, self.mesh["tensor"])
@@ -152,7 +152,7 @@ class DistributedContext:
         """Clears the gradients after a step."""
         if self.mesh is None:
             for table in word_embeddings(objective):
-                table.take_back()
+                table.recycle_grad()
         optimizer.zero_grad(set_to_none=True)
 
     def sum(self, values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
-from bertmp.model.embedding import word_embeddings
+from bertmp.training.cpu_tuning import word_embeddings
 
 
 def local_tensor(tensor: Tensor) -> Tensor:

@@ -162,11 +162,11 @@ def test_one_long_text_does_not_pad_the_others() -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = sum(lengths)
     query, key, value = (torch.randn(tokens, 8, generator=generator) for _ in range(3))
-    together = layout.cut(layout.attend(query, key, value, 4, 0.0))
+    together = layout.cut(layout.attend(query, key, value, 4, None))
     starts = [0, *itertools.accumulate(lengths)]
     for a, b in itertools.pairwise(starts):
         one = Packed.of([b - a], torch.device("cpu"))
-        alone = one.cut(one.attend(query[a:b], key[a:b], value[a:b], 4, 0.0))
+        alone = one.cut(one.attend(query[a:b], key[a:b], value[a:b], 4, None))
         assert torch.allclose(together[a:b], alone, atol=1e-6)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bertmp.model.dropout import Dropout, dropout
+from bertmp.training.cpu_tuning import Dropout, dropout
 
 SHAPE = (501, 37)
 

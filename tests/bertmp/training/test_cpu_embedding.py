@@ -6,8 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from bertmp.model.embedding import WordEmbedding, word_embeddings
+from bertmp.model.config import BertConfig
+from bertmp.training.cpu_tuning import Dropout, WordEmbedding, tune_for_cpu, word_embeddings
 from bertmp.training.distributed.dtensor_grads import clip_gradients
+from tests.models import classifier
+
+CONFIG = BertConfig(
+    vocab_size=50,
+    hidden_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=16,
+    max_position_embeddings=16,
+).with_labels(("a", "b"))
 
 
 class Reader(nn.Module):
@@ -45,7 +56,7 @@ def test_gradients_and_clipping_are_those_of_the_plain_table(limit: float) -> No
         for one, other in zip(theirs.parameters(), ours.parameters(), strict=True):
             assert torch.allclose(one.grad, other.grad, rtol=1e-5, atol=1e-9)
         theirs.zero_grad()
-        ours.table.take_back()
+        ours.table.recycle_grad()
         ours.zero_grad()
 
 
@@ -53,7 +64,7 @@ def test_memory_comes_again_and_is_clear() -> None:
     _, ours = pair()
     ours(BATCHES[0]).backward()
     first = ours.table.weight.grad.data_ptr()
-    ours.table.take_back()
+    ours.table.recycle_grad()
     assert ours.table.weight.grad is None
     ours(BATCHES[1]).backward()
     gradient = ours.table.weight.grad
@@ -61,15 +72,15 @@ def test_memory_comes_again_and_is_clear() -> None:
     assert gradient.abs().sum(1).nonzero().flatten().tolist() == [1, 2]
 
 
-def test_a_table_that_is_read_whole_is_cleared_whole() -> None:
+def test_table_with_dense_grad_is_cleared_entirely() -> None:
     _, ours = pair()
-    ours.table.is_read_whole = True
+    ours.table.dense_grad = True
     for _ in range(2):
         (ours(BATCHES[0]) + ours.table.weight.square().sum()).backward()
         assert ours.table.rows() is None
         expected = (2 * ours.table.weight)[[5, 6]]
         assert torch.allclose(ours.table.weight.grad[[5, 6]], expected)
-        ours.table.take_back()
+        ours.table.recycle_grad()
     assert word_embeddings(ours) == [ours.table]
 
 
@@ -80,3 +91,15 @@ def test_it_looks_up_plainly_outside_training() -> None:
     ours.eval()
     ours(BATCHES[0]).backward()
     assert ours.table.rows() is None
+
+
+def test_tuned_model_has_the_same_names_and_parameters() -> None:
+    head = classifier(CONFIG)
+    modules, parameters = [name for name, _ in head.named_modules()], dict(head.named_parameters())
+    tune_for_cpu(head)
+    assert [name for name, _ in head.named_modules()] == modules
+    tuned = dict(head.named_parameters())
+    assert list(tuned) == list(parameters)
+    assert all(tuned[name] is parameter for name, parameter in parameters.items())
+    assert isinstance(head.bert.embeddings.word_embeddings, WordEmbedding)
+    assert {type(module) for module in head.modules() if isinstance(module, nn.Dropout)} == {Dropout}
