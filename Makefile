@@ -1,21 +1,22 @@
 # Everything works in .venv/ inside the clone; downloads are kept in BERTMP_HOME (default: the user's
 # cache folder), so that a second clone does not download again.
 #
-#   make quickstart   the whole pipeline on real questions, from set-up to two answers
+#   make quickstart   the whole pipeline on TREC questions, from set-up to two served answers
 #   make test         lint, types and tests
-#   make bench-train  fine-tuning and pre-training against the usual way: benchmarks/results/train.json
+#   make bench-train  fine-tuning and pre-training against transformers: benchmarks/results/train.json
 #   make bench-precision  FP16 conversion against other converters: benchmarks/results/precision.json
 #   make bench-pipeline  time and memory from checkpoint to engine: benchmarks/results/pipeline.json
-#   make test-gpu     the tests that need CUDA; from a plain checkout with whatever PYTHON has,
-#   make bench-gpu    its benchmark: benchmarks/results/gpu.json; neither installs or fetches anything
+#   make docs         the documentation site: build/site
+#   make test-gpu     the tests that need CUDA; from a plain checkout, with the packages that PYTHON has
+#   make bench-gpu    the benchmark that needs CUDA: benchmarks/results/gpu.json; neither installs anything
 #
 # PYTHON=python3.12           another Python (3.10 or later) for .venv
 # EXTRAS=gpu,dev              other extras of pyproject.toml
-# TORCH_INDEX=URL             one more package index to take torch from: PyTorch's CPU index saves a
+# TORCH_INDEX=URL             an additional package index for torch: PyTorch's CPU index saves a
 #                             machine without a GPU several gigabytes of CUDA libraries
-# TEST_SECONDS=600            after which the tests are stopped
-# TEST_WORKERS=               one after the other, with a debugger; by default two files at once
-# BENCH_OPTIONS=--quick       further options of a benchmark
+# TEST_SECONDS=600            time limit of the tests
+# TEST_WORKERS=               run the tests in one process (for a debugger); default: two processes
+# BENCH_OPTIONS=--quick       more options for a benchmark
 
 PYTHON ?= python3
 EXTRAS ?= cpu,dev
@@ -70,13 +71,13 @@ quickstart: triton data
 lint: $(INSTALLED)
 	$(call stage,lint,$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .)
 	$(call stage,types,$(BIN)/mypy)
-	$(call stage,the rooms' order,$(BIN)/lint-imports --no-logo)
+	$(call stage,import contracts,$(BIN)/lint-imports --no-logo)
 
 test: triton data lint
 	$(call stage,tests,timeout --foreground --signal=INT --kill-after=30 $(TEST_SECONDS) env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TEST_WORKERS))
 
 bench-train: data
-	$(call stage,training against the usual way,$(BIN)/python -m benchmarks.train $(BENCH_OPTIONS))
+	$(call stage,training against transformers,$(BIN)/python -m benchmarks.train $(BENCH_OPTIONS))
 
 bench-precision: data
 	$(call stage,conversion against other converters,$(BIN)/python -m benchmarks.precision $(BENCH_OPTIONS))
@@ -84,7 +85,7 @@ bench-precision: data
 bench-pipeline: $(INSTALLED)
 	$(call stage,from checkpoint to engine,$(BIN)/python -m benchmarks.pipeline $(BENCH_OPTIONS))
 
-# Without a GPU both say so in one line and leave with 4, which make reports and turns into its own code 2.
+# Without a GPU both print one line and exit with code 4; make itself then exits with 2.
 test-gpu:
 	@PYTHONPATH=. $(PYTHON) -m tests.gpu
 
