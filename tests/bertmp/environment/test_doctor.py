@@ -155,7 +155,7 @@ def test_doctor_in_an_environment_with_hardly_anything(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_library_that_fails_to_load_is_told_with_its_reason(tmp_path: Path, run_bertmp) -> None:  # type: ignore[no-untyped-def]
+def test_a_library_that_fails_to_load_is_shown_with_its_reason(tmp_path: Path, run_bertmp) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "tensorrt.py").write_text(
         "raise ImportError('libnvinfer.so.11: cannot open shared object file')\n"
     )

@@ -135,7 +135,7 @@ def test_a_second_call_does_nothing(own_home: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "no record", "broken record", "other recipe"])
-def test_what_is_damaged_is_made_anew(own_home: Path, damage: str) -> None:
+def test_what_is_damaged_is_made_again(own_home: Path, damage: str) -> None:
     folder = download(["trec"])["trec"]
     whole = sha256_file(folder / "test.tsv")
     record = folder / "assets.json"
@@ -216,7 +216,7 @@ def test_unknown_and_missing_names(run_bertmp) -> None:  # type: ignore[no-untyp
         download([])
 
 
-def test_folders_are_printed_a_line_each(own_home: Path, run_bertmp) -> None:  # type: ignore[no-untyped-def]
+def test_folders_are_printed_one_per_line(own_home: Path, run_bertmp) -> None:  # type: ignore[no-untyped-def]
     done = run_bertmp("download", "trec", "sms-spam")
     folders = [str(own_home / "assets" / name) for name in ("trec", "sms-spam")]
     assert (done.returncode, done.stdout.splitlines()) == (0, folders)
