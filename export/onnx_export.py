@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from bertmp.model.checkpoint import LoadedCheckpoint
 
 TRAINED_RANGES = "activation-ranges.json"
-"""What training leaves beside the weights."""
+"""What training writes beside the weights."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export made.
+    """What an export wrote.
 
     Attributes:
         bundle: the folder.
@@ -39,7 +39,7 @@ class ExportResult:
         planned: the precision plan, and what was measured; None with `--no-fp16`.
         bytes_fp32, bytes_fp16: sizes of the graphs' files; the second is 0 with `--no-fp16`.
         seconds: wall time.
-        remarks: how the checkpoint was understood, where that is worth knowing.
+        remarks: how the checkpoint was understood, where that is not obvious.
     """
 
     bundle: Path
@@ -128,7 +128,7 @@ def _convert(graph: ModelProto, folder: Path, options: ExportOptions) -> tuple[P
 
 
 def _check_is_trained(loaded: LoadedCheckpoint) -> None:
-    """Errors: InputError where nothing of the head is in the checkpoint: its answers would be random."""
+    """Refuses a checkpoint without weights of the head: its outputs would be random."""
     own = [name for name in loaded.model.state_dict() if name.startswith(loaded.model.own_keys or "bert.")]
     if set(own) <= set(loaded.new):
         raise InputError(
@@ -139,15 +139,16 @@ def _check_is_trained(loaded: LoadedCheckpoint) -> None:
 
 
 def _require_replaceable(out: Path) -> None:
-    """A bundle may be replaced, and nothing else that stands at its place.
+    """Checks that nothing but a bundle or an empty folder would be replaced.
 
-    Errors: InputError where `out` is a file, or a folder that holds something else.
+    Raises:
+        InputError: `out` is a file, or a folder that holds something else.
     """
     if not os.path.lexists(out):
         return
     if out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").is_file()):
         return
-    what = "the folder holds something that is not a bundle" if out.is_dir() else "a file stands there"
+    what = "the folder holds something that is not a bundle" if out.is_dir() else "it is a file"
     raise InputError(what, out, "choose another --out")
 
 

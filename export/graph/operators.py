@@ -27,11 +27,8 @@ DTYPE_AGNOSTIC_OPS = frozenset(("Cast", "Shape", "Size"))
 """Operators that read a tensor in whatever type it has: it is never cast for them."""
 
 DTYPE_ATTRIBUTES: Mapping[str, str] = {
-    "Cast": "to",
-    "EyeLike": "dtype",
-    "RandomNormalLike": "dtype",
-    "RandomUniformLike": "dtype",
-}
+    "Cast": "to", "EyeLike": "dtype", "RandomNormalLike": "dtype", "RandomUniformLike": "dtype",
+}  # fmt: skip
 """Operator → the attribute that names its output's type."""
 
 MATMUL_OPS = frozenset(
@@ -40,29 +37,16 @@ MATMUL_OPS = frozenset(
 """Operators that multiply matrices: where the time of a network goes."""
 
 NORMALISATION_OPS = (
-    "LayerNormalization",
-    "RMSNormalization",
-    "InstanceNormalization",
-    "GroupNormalization",
-    "BatchNormalization",
-    "LpNormalization",
-    "MeanVarianceNormalization",
-)
+    "LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization",
+    "BatchNormalization", "LpNormalization", "MeanVarianceNormalization",
+)  # fmt: skip
 
 SOFTMAX_OPS = ("Softmax", "LogSoftmax")
 
 REDUCTION_OPS = (
-    "ReduceMean",
-    "ReduceSum",
-    "ReduceSumSquare",
-    "ReduceL1",
-    "ReduceL2",
-    "ReduceLogSum",
-    "ReduceLogSumExp",
-    "ReduceProd",
-    "CumSum",
-    "GlobalAveragePool",
-)
+    "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp",
+    "ReduceProd", "CumSum", "GlobalAveragePool",
+)  # fmt: skip
 
 QUANTIZE_OPS = ("QuantizeLinear", "DynamicQuantizeLinear")
 DEQUANTIZE_OPS = ("DequantizeLinear",)

@@ -7,13 +7,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
-from onnx import ModelProto, NodeProto
+import onnx_ir as ir
+from onnx import ModelProto
 
 from bertmp.core.errors import InputError
-from bertmp.export.graph.module_groups import MODULE_KEY
+from bertmp.export.graph.module_groups import MODULE_KEY, module_of
 
 if TYPE_CHECKING:
     from bertmp.model.heads import Head
@@ -38,13 +39,16 @@ def export_graph(model: Head, opset: int = OPSET) -> ModelProto:
     """
     if opset not in OPSETS:
         raise InputError(f"opset {opset} is not supported", "--opset", f"use {OPSETS[0]} to {OPSETS[-1]}")
-    graph = _trace(model, opset)
-    name_after_modules(graph)
+    traced = _trace(model, opset)
+    name_after_modules(traced)
+    graph: ModelProto = ir.to_proto(traced)
+    for item in (graph, graph.graph, *graph.graph.node, *graph.graph.initializer):
+        item.doc_string = ""  # present though empty, as in version 0.1: a plan knows its graph by the bytes
     onnx.checker.check_model(graph, full_check=True)
     return graph
 
 
-def _trace(model: Head, opset: int) -> ModelProto:
+def _trace(model: Head, opset: int) -> ir.Model:
     import torch
 
     batch = torch.export.Dim("batch", min=1, max=65536)
@@ -63,7 +67,7 @@ def _trace(model: Head, opset: int) -> ModelProto:
             verbose=False,
         )
     assert program is not None
-    return program.model_proto
+    return program.model
 
 
 @contextmanager
@@ -80,44 +84,59 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def name_after_modules(graph: ModelProto) -> None:
+def name_after_modules(model: ir.Model) -> None:
     """Renames nodes and tensors after modules, and drops the exporter's metadata (stack traces, paths).
 
     A node becomes `bert/encoder/layer.0/attention/self/query/MatMul`, its outputs the same with `_output`;
     a weight that the exporter transposed and gave a number becomes `bert.….query.weight/transposed`.
     """
-    _name_nodes(graph.graph.node)
-    _rename_tensors(graph, {**_value_names(graph), **_weight_names(graph)})
-    for value in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output):
-        del value.metadata_props[:]
-    for tensor in graph.graph.initializer:
-        del tensor.metadata_props[:]
-        tensor.doc_string = ""
-    del graph.graph.metadata_props[:]
-    del graph.metadata_props[:]
-    graph.doc_string = graph.graph.doc_string = ""
-    graph.graph.name = "bert"
+    graph = model.graph
+    _name_nodes(graph)
+    _name_weights(graph)
+    outputs = [output for node in graph for output in node.outputs]
+    tensors = [value.const_value for value in graph.initializers.values()]
+    for owner in (model, graph, *graph.inputs, *graph.initializers.values(), *outputs, *tensors):
+        if owner is not None:
+            owner.metadata_props.clear()
+    graph.name = "bert"
 
 
-def _name_nodes(nodes: Any) -> None:
+def _name_nodes(graph: ir.Graph) -> None:
     taken: Counter[str] = Counter()
-    for node in nodes:
-        module = _scope(node)
-        name = "/".join((*_path(module), node.op_type))
-        number = taken[name]
-        taken[name] += 1
-        node.name = f"{name}_{number}" if number else name
-        node.doc_string = ""
-        del node.metadata_props[:]
+    for node in graph:
+        module = _scope(node.metadata_props.get(_SCOPES, ""))
+        node.name = _unique("/".join((*_path(module), node.op_type)), taken)
+        node.metadata_props.clear()
         if module:
-            node.metadata_props.add(key=MODULE_KEY, value=module)
+            node.metadata_props[MODULE_KEY] = module
+        for number, output in enumerate(node.outputs):
+            if output.name and not output.is_graph_output():
+                output.name = f"{node.name}_output" + (f"_{number}" if number else "")
 
 
-def _scope(node: NodeProto) -> str:
+def _name_weights(graph: ir.Graph) -> None:
+    """Names the initializers that the exporter numbered after their first reader."""
+    taken: Counter[str] = Counter()
+    for name, value in list(graph.initializers.items()):
+        node = next(iter(value.consumers()), None)
+        if node is None or "." in name:
+            continue
+        module = module_of(node)
+        is_weight = module and node.op_type == "MatMul" and value.shape is not None and len(value.shape) == 2
+        value.name = _unique(f"{module}.weight/transposed" if is_weight else f"{node.name}/constant", taken)
+
+
+def _unique(name: str, taken: Counter[str]) -> str:
+    """The name, with a number where it has been given already."""
+    number = taken[name]
+    taken[name] += 1
+    return f"{name}_{number}" if number else name
+
+
+def _scope(scopes: str) -> str:
     """The innermost module in the exporter's metadata: the entry before the operation's own name."""
-    note = next((item.value for item in node.metadata_props if item.key == _SCOPES), "")
-    scopes = [part.strip("' \"") for part in note.strip("[]").split(",")]
-    return scopes[-2] if len(scopes) >= 2 and not scopes[-2].startswith("_empty") else ""
+    names = [part.strip("' \"") for part in scopes.strip("[]").split(",")]
+    return names[-2] if len(names) >= 2 and not names[-2].startswith("_empty") else ""
 
 
 def _path(module: str) -> list[str]:
@@ -129,44 +148,3 @@ def _path(module: str) -> list[str]:
         else:
             parts.append(part)
     return parts
-
-
-def _value_names(graph: ModelProto) -> dict[str, str]:
-    outside = {value.name for value in (*graph.graph.input, *graph.graph.output)}
-    names = {}
-    for node in graph.graph.node:
-        for number, output in enumerate(node.output):
-            if output and output not in outside:
-                names[output] = f"{node.name}_output" + (f"_{number}" if number else "")
-    return names
-
-
-def _weight_names(graph: ModelProto) -> dict[str, str]:
-    """Names for the initializers that the exporter numbered, after their first reader."""
-    readers: dict[str, NodeProto] = {}
-    for node in graph.graph.node:
-        for name in node.input:
-            readers.setdefault(name, node)
-    names: dict[str, str] = {}
-    taken: Counter[str] = Counter()
-    for tensor in graph.graph.initializer:
-        node = readers.get(tensor.name)
-        if node is None or "." in tensor.name:
-            continue
-        module = next((item.value for item in node.metadata_props if item.key == MODULE_KEY), "")
-        is_weight = module and node.op_type == "MatMul" and len(tensor.dims) == 2
-        name = f"{module}.weight/transposed" if is_weight else f"{node.name}/constant"
-        number = taken[name]
-        taken[name] += 1
-        names[tensor.name] = f"{name}_{number}" if number else name
-    return names
-
-
-def _rename_tensors(graph: ModelProto, names: dict[str, str]) -> None:
-    for node in graph.graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    for tensor in graph.graph.initializer:
-        tensor.name = names.get(tensor.name, tensor.name)
-    for value in graph.graph.value_info:
-        value.name = names.get(value.name, value.name)

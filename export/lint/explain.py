@@ -68,7 +68,7 @@ def explain(options: ExplainOptions) -> Explanation:
 def _measured(
     view: GraphView, texts: Calibration, progress: ProgressCallback
 ) -> tuple[tuple[Tensor, ...], list[Finding]]:
-    """What the texts show; that ONNX Runtime does not load the graph is a finding, too."""
+    """What calibration shows; that ONNX Runtime does not load the graph is a finding, too."""
     try:
         return measure_tensors(view, texts, partial(progress, "running the examples")), []
     except InputError as error:

@@ -21,7 +21,7 @@ class Finding:
     Attributes:
         severity: see `Severity`.
         rule: what was looked at, e.g. `mask-constant`.
-        node: the node where it shows, the first of several; empty where it is the whole graph.
+        node: the node where it shows, the first of several; empty where it concerns the entire graph.
         sentence: what was found, with its numbers.
         advice: what to do.
         nodes: every node that it concerns.
@@ -57,7 +57,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Tensor:
-    """What one tensor becomes on the calibration texts.
+    """The magnitudes of one tensor on the calibration examples.
 
     Attributes:
         name, node, block: the tensor, the node that writes it and where that is.
@@ -83,7 +83,7 @@ class Block:
     Attributes:
         nodes: precision → number of nodes.
         weights_largest: largest magnitude of its weights.
-        largest: of its tensors on the calibration texts, mask constants' ways apart; None without.
+        largest: of its tensors on the calibration examples, mask paths excepted; None without calibration.
         headroom: the least of its tensors'; without calibration, of its weights.
         subnormal: the largest share of its tensors, softmax's apart; None without calibration.
         tensor: the one with the least headroom; empty without calibration.

@@ -52,7 +52,7 @@ def _judge(path: MaskPath, view: GraphView) -> Finding | None:
     return Finding(
         "warning", "mask-constant", path.nodes[0] if path.nodes else path.softmaxes[0],
         f"{what} does not survive in FP16: {effect}",
-        "'bertmp convert' replaces it or keeps its way to the softmax in FP32", path.nodes,
+        "'bertmp convert' replaces it or keeps its path to the softmax in FP32", path.nodes,
     )  # fmt: skip
 
 
@@ -64,13 +64,13 @@ def _held(path: MaskPath) -> bool:
 def _effect(path: MaskPath, view: GraphView) -> str:
     if _held(path):
         return (
-            "with a negative score it overflows to -inf, and a row that is masked whole becomes NaN"
+            "with a negative score it overflows to -inf, and a fully masked row becomes NaN"
             if path.value < 0
             else "with a positive score it overflows"
         )
     if any(view.named[name].op_type == "Mul" for name in path.nodes):
-        return "it becomes infinite, and times the mask's 0 that is NaN for every text"
-    return "it becomes infinite, and a row that is masked whole becomes NaN"
+        return "it becomes infinite, and times the mask's 0 that is NaN for every input"
+    return "it becomes infinite, and a fully masked row becomes NaN"
 
 
 def _changing(path: MaskPath, view: GraphView) -> list[str]:

@@ -26,12 +26,13 @@ _PREFIX = "explained/"
 
 
 def measure_tensors(view: GraphView, calibration: Calibration, progress: Progress) -> tuple[Tensor, ...]:
-    """Runs the graph and notes every floating-point tensor's extremes and small values.
+    """Runs the graph and records every floating-point tensor's extremes and small values.
 
     Each 16-bit tensor is rounded to its type and all arithmetic is FP32: what overflows becomes infinite,
     whatever this machine's kernels would hide, and BF16 needs no kernels.
 
-    Errors: InputError where ONNX Runtime does not load the graph or the texts do not fit its inputs.
+    Raises:
+        InputError: ONNX Runtime does not load the graph or the examples do not fit its inputs.
     """
     names = [
         name
@@ -128,7 +129,7 @@ def _overflows(tensors: tuple[Tensor, ...], view: GraphView) -> list[Finding]:
     return [
         Finding(
             "error", "overflow", first.node,
-            f"{first.name} ({first.type}) is not finite on these texts, nor are {len(wrong) - 1} others",
+            f"{first.name} ({first.type}) is not finite on these examples, nor are {len(wrong) - 1} others",
             "keep the node that writes it in FP32, and what reads it; 'bertmp convert --calibration' does",
             tuple(tensor.node for tensor in wrong),
         )
@@ -151,8 +152,8 @@ def _near_overflow(tensors: tuple[Tensor, ...], view: GraphView) -> list[Finding
         found.append(
             Finding(
                 "warning", "headroom", tensor.node,
-                f"{tensor.name} reaches {tensor.largest:.4g} on these texts: {over} "
-                f"({limit:.5g} is {tensor.headroom:.2g} times that, {HEADROOM:g} is wanted)"
+                f"{tensor.name} reaches {tensor.largest:.4g} on these examples: {over} "
+                f"({limit:.5g} is {tensor.headroom:.2g} times that, {HEADROOM:g} is required)"
                 + (f", like {len(those) - 1} others in {block or 'the graph'}" if len(those) > 1 else ""),
                 "keep these nodes in FP32; 'bertmp convert --calibration' does",
                 tuple(item.node for item in those),
@@ -172,7 +173,7 @@ def _too_small(tensors: tuple[Tensor, ...], view: GraphView) -> list[Finding]:
             Finding(
                 "warning", "subnormal", tensor.node,
                 f"{tensor.subnormal:.0%} of {tensor.name} lie below FP16's smallest normal number "
-                f"{FP16.smallest_normal:.2g} on these texts: they keep fewer than 11 bits",
+                f"{FP16.smallest_normal:.2g} on these examples: they keep fewer than 11 bits",
                 "keep this node in FP32, or scale the tensor up where it is made", (tensor.node,),
             )
         )  # fmt: skip

@@ -26,7 +26,7 @@ def structure_findings(view: GraphView) -> list[Finding]:
     return [
         *_invalid(view),
         *_decomposed_in_16_bits(view),
-        *_whole_in_16_bits(view),
+        *_single_nodes_in_16_bits(view),
         *_left_alone(view),
     ]
 
@@ -35,12 +35,14 @@ def _invalid(view: GraphView) -> list[Finding]:
     if not view.type_error:
         return []
     advice = (
-        "convert the FP32 graph again with a tool that keeps its types together, such as 'bertmp convert'"
+        "convert the FP32 graph again with a tool that keeps its types consistent, such as 'bertmp convert'"
     )
-    return [Finding("error", "types", "", f"the graph's types are at odds: {view.type_error}", advice)]
+    return [
+        Finding("error", "types", "", f"the graph's types contradict each other: {view.type_error}", advice)
+    ]
 
 
-def _whole_in_16_bits(view: GraphView) -> list[Finding]:
+def _single_nodes_in_16_bits(view: GraphView) -> list[Finding]:
     kinds: tuple[tuple[str, Sequence[str], str, str], ...] = (
         (
             "normalisation",
@@ -71,19 +73,19 @@ def _whole_in_16_bits(view: GraphView) -> list[Finding]:
 
 
 def _decomposed_in_16_bits(view: GraphView) -> list[Finding]:
-    """A normalisation in single operators has no inside that a runtime could compute in FP32."""
+    """A runtime can compute a LayerNormalization node in FP32 internally, but not a decomposed one."""
     nodes = _names(view, lambda node: name_of(node) in view.norms and _is_low(node, view))
     squares = [name for name in nodes if view.named[name].op_type in ("Pow", "ReduceMean")]
     if not nodes:
         return []
-    whole = len({view.norms[name] for name in nodes})
+    norms = len({view.norms[name] for name in nodes})
     sums = f", {len(squares)} of them squares and means" if squares else ""
     return [
         Finding(
             "warning", "decomposed-normalisation", (squares or nodes)[0],
-            f"{whole} normalisations are taken apart, and {len(nodes)} of their nodes run in 16 bits{sums}: "
+            f"{norms} normalisations are decomposed, and {len(nodes)} of their nodes run in 16 bits{sums}: "
             "squares overflow from 256 on in FP16, and every step rounds",
-            "keep them in FP32 whole, or export at opset 17 or later, which has LayerNormalization", nodes,
+            "keep all of them in FP32, or export at opset 17 or later, which has LayerNormalization", nodes,
         )
     ]  # fmt: skip
 
@@ -99,14 +101,14 @@ def _left_alone(view: GraphView) -> list[Finding]:
         (
             "control-flow",
             lambda node: bool(subgraphs(node)),
-            "nodes carry graphs of their own, which are not looked into",
-            "a conversion keeps them in FP32 whole",
+            "nodes have subgraphs, which are not checked",
+            "a conversion keeps them in FP32",
         ),
         (
             "unknown-operator",
             lambda node: not is_onnx_op(node),
-            "nodes are none of ONNX's operators",
-            "only a runtime that brings them loads the graph; a conversion keeps them in FP32",
+            "nodes are not ONNX's own operators",
+            "only a runtime that has them loads the graph; a conversion keeps them in FP32",
         ),
     )
     found = []

@@ -1,7 +1,7 @@
 """Calibration: real examples as a graph's inputs, on which ranges and errors are measured.
 
-Padding and length matter in service, so the inputs vary them: each example without padding, examples padded to
-the longest of them, and rows of the greatest length that the model takes, one full and one nearly all padding.
+Padding and length matter in service, so the inputs vary them: each example without padding, examples padded
+to the longest of them, and rows of the model's greatest length, one full and one nearly all padding.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def read_calibration(
         texts: the most examples, drawn with `seed`; the shortest and the longest are among them.
 
     Raises:
-        InputError: the file cannot be read or is empty, the folder has no tokenizer, or the graph has an input
-            that is not a text encoder's.
+        InputError: the file cannot be read or is empty, the folder has no tokenizer, or the graph has
+            an input that is not a text encoder's.
     """
     examples = _sample(read_examples(Path(data), Columns()), texts, seed)
     shape = _shape(graph, data)
@@ -124,7 +124,7 @@ def read_calibration(
 
 
 def _sample(examples: Examples, texts: int, seed: int) -> Examples:
-    """At most `texts` rows in the file's order, always the same ones, the shortest and the longest included."""
+    """At most `texts` rows in the file's order, always the same, with the shortest and the longest."""
     if len(examples) <= texts:
         return examples
     by_length = sorted(range(len(examples)), key=lambda row: len(examples.texts[row]))
