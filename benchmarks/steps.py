@@ -91,7 +91,9 @@ def measure_steps(
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     work = Work.of([length] * batch).times(measured)
     flops = pretraining_flops(config, work, masked(length) * work.texts)
-    return Measured(clock.seconds, round(work.texts), round(work.tokens), flops, memory, _losses(trainer))
+    return Measured(
+        clock.seconds, round(work.texts), round(work.tokens), flops, memory, logged_losses(trainer)
+    )
 
 
 def make_trainer(
@@ -122,7 +124,8 @@ def make_trainer(
     return Trainer(Objective(head, LossOptions()), data, None, settings, policy, context, {})
 
 
-def _losses(trainer: Trainer) -> tuple[float, ...]:
+def logged_losses(trainer: Trainer) -> tuple[float, ...]:
+    """The loss of each step, from the metrics file that the main process writes."""
     lines = read_metrics(trainer.settings.out / "metrics.jsonl")
     return tuple(line["loss"] for line in lines if "loss" in line)
 

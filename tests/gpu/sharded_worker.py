@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from benchmarks.machine import synchroniser
-from benchmarks.steps import Clock, make_trainer
+from benchmarks.steps import Clock, logged_losses, make_trainer
 from benchmarks.synthetic import RandomTexts
 from bertmp.model.config import BertConfig
 from bertmp.training.distributed.context import DistributedContext, make_context
@@ -35,12 +36,13 @@ SIZES = (20, 33, 5, 64, 12, 12, 40, 7)
 STEPS = 16
 
 
-def losses(context: DistributedContext, precision: str) -> tuple[list[float], bool]:
-    """Each step's loss, and whether the weights lay in pieces."""
+def losses(context: DistributedContext, precision: str) -> tuple[Sequence[float], bool]:
+    """Each step's loss, in the main process, and whether the weights were DTensors."""
     clock = Clock(1, STEPS, synchroniser(context.device))
     trainer = make_trainer(CONFIG, precision, context, RandomTexts.of(CONFIG, SIZES), clock, 3e-3)
     trainer.train()
-    return clock.losses, all(isinstance(p, DTensor) for p in trainer.objective.head.parameters())
+    found = logged_losses(trainer) if context.is_main else ()
+    return found, all(isinstance(p, DTensor) for p in trainer.objective.head.parameters())
 
 
 def main() -> None:
@@ -51,10 +53,10 @@ def main() -> None:
     if on_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-    found, pieces = losses(make_context(device, rank, size, 1, fsdp=True), precision)
+    found, sharded = losses(make_context(device, rank, size, 1, fsdp=True), precision)
     if rank == 0:
         backend = dist.get_backend_config().split(",") if on_gpu else ["cpu:gloo"]
-        out.write_text(json.dumps({"losses": found, "pieces": pieces, "size": size, "backends": backend}))
+        out.write_text(json.dumps({"losses": found, "sharded": sharded, "size": size, "backends": backend}))
     dist.destroy_process_group()
 
 

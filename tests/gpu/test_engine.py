@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("onnx", reason="needs onnx")
+for package in ("onnx", "onnx_ir", "pydantic"):
+    pytest.importorskip(package, reason=f"needs {package}")
 
 from bertmp.core.errors import InputError
 from bertmp.core.hardware import find_gpu

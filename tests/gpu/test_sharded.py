@@ -39,7 +39,7 @@ def test_sharded_losses_are_those_of_one_process(
     assert done.returncode == 0, done.stderr[-4000:]
     sharded = json.loads(out.read_text())
     alone, _ = losses(DistributedContext(device), precision)
-    assert sharded["pieces"], "the weights were not sharded"
+    assert sharded["sharded"], "the weights were not sharded"
     assert sharded["size"] == size
     if device.type == "cuda":
         assert "cuda:nccl" in sharded["backends"]
