@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-for package in ("onnx", "onnx_ir", "pydantic"):
-    pytest.importorskip(package, reason=f"needs {package}")
+pytest.importorskip("onnx", reason="needs onnx")
+pytest.importorskip("onnx_ir", reason="needs onnx-ir")
+pytest.importorskip("pydantic", reason="needs pydantic")
 
 from bertmp.core.errors import InputError
 from bertmp.core.hardware import find_gpu
