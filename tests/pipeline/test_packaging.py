@@ -1,4 +1,4 @@
-"""The wheel holds every room under its import name and nothing beside them; a plain install works."""
+"""The wheel holds every package under its import name and nothing else; a plain install works."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from zipfile import ZipFile
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ROOMS = {"bertmp": "bertmp", "export": "bertmp/export", "serve": "bertmp/serve"}
+FOLDERS = {"bertmp": "bertmp", "export": "bertmp/export", "serve": "bertmp/serve"}
 """Folder in the repository → folder in the wheel."""
 
 
 def run(*command: object, cwd: Path) -> str:
-    """The standard output of a command, run without what would lend it this checkout's modules."""
+    """The standard output of a command, run without this checkout on PYTHONPATH."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         list(map(str, command)),
@@ -38,9 +38,9 @@ def run(*command: object, cwd: Path) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy of the sources, so that no older build is packed with them."""
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for room in ROOMS:
+    for folder in FOLDERS:
         shutil.copytree(
-            REPOSITORY / room, source / room, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+            REPOSITORY / folder, source / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
         )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
@@ -52,7 +52,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fresh_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python in a new environment with the wheel installed; it borrows our dependencies, not bertmp."""
+    """A Python in a new environment with the wheel installed; it sees our dependencies, but not this checkout."""
     folder = tmp_path_factory.mktemp("fresh")
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
     python = folder / "bin" / "python"
@@ -69,8 +69,8 @@ def fresh_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_source_file_is_in_the_wheel(wheel: Path) -> None:
     packed = set(ZipFile(wheel).namelist())
     sources = set()
-    for folder, packed_as in ROOMS.items():
-        for path in (REPOSITORY / folder).rglob("*"):  # rglob does not follow the rooms' links
+    for folder, packed_as in FOLDERS.items():
+        for path in (REPOSITORY / folder).rglob("*"):  # rglob does not follow links
             if path.is_file() and "__pycache__" not in path.parts and path.name[0] != ".":
                 sources.add(f"{packed_as}/{path.relative_to(REPOSITORY / folder).as_posix()}")
     assert sources - packed == set()
@@ -82,15 +82,23 @@ def test_the_wheel_has_one_top_level_name(wheel: Path) -> None:
         tops = {name.split("/")[0] for name in opened.namelist()}
         assert {top for top in tops if not top.endswith(".dist-info")} == {"bertmp"}
         # Real files, not links: a link would be packed as a short file that names its target.
-        assert b"From a checkpoint to ONNX" in opened.read("bertmp/export/__init__.py")
+        source = REPOSITORY / "export" / "__init__.py"
+        assert opened.read("bertmp/export/__init__.py") == source.read_bytes()
 
 
-def test_a_plain_install_imports_every_room(fresh_python: Path, tmp_path: Path) -> None:
+def test_wheel_holds_type_marker_and_package_data(wheel: Path) -> None:
+    """`py.typed` tells type checkers that the package has annotations (PEP 561)."""
+    packed = set(ZipFile(wheel).namelist())
+    assert "bertmp/py.typed" in packed
+    assert "bertmp/export/parity/report/page.html.j2" in packed
+
+
+def test_plain_install_imports_every_package(fresh_python: Path, tmp_path: Path) -> None:
     code = (
         "import importlib.util, json, bertmp, bertmp.export, bertmp.serve, bertmp.cli.app\n"
-        "rooms = [bertmp, bertmp.export, bertmp.serve]\n"
+        "packages = [bertmp, bertmp.export, bertmp.serve]\n"
         "tops = [name for name in ('export', 'serve') if importlib.util.find_spec(name)]\n"
-        "print(json.dumps({'files': [room.__file__ for room in rooms], 'tops': tops}))"
+        "print(json.dumps({'files': [package.__file__ for package in packages], 'tops': tops}))"
     )
     found = json.loads(run(fresh_python, "-c", code, cwd=tmp_path))
     assert found["tops"] == []
@@ -109,11 +117,11 @@ def test_every_public_name_leads_somewhere(fresh_python: Path, tmp_path: Path) -
     run(fresh_python, "-c", code, cwd=tmp_path)
 
 
-def test_the_rooms_order_is_checked_through_the_links() -> None:
-    """import-linter sees what its graph holds; a room missing there would never break a contract."""
+def test_import_contracts_see_every_module_through_the_links() -> None:
+    """import-linter sees what its graph holds; a module missing there would never break a contract."""
     grimp = pytest.importorskip("grimp", reason="import-linter is not installed")
     modules = grimp.build_graph("bertmp").modules
-    for folder, packed_as in ROOMS.items():
+    for folder, packed_as in FOLDERS.items():
         name = packed_as.replace("/", ".")
         for path in (REPOSITORY / folder).glob("*.py"):
             expected = name if path.stem == "__init__" else f"{name}.{path.stem}"
