@@ -33,7 +33,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRAS)
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup triton data quickstart test bench-train bench-precision bench-pipeline test-gpu bench-gpu lint clean
+.PHONY: help setup triton data quickstart test docs bench-train bench-precision bench-pipeline test-gpu bench-gpu lint clean
 
 # $(call stage,TITLE,COMMAND): runs it between two lines that say what it is and how long it took.
 define stage
@@ -75,6 +75,10 @@ lint: $(INSTALLED)
 
 test: triton data lint
 	$(call stage,tests,timeout --foreground --signal=INT --kill-after=30 $(TEST_SECONDS) env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TEST_WORKERS))
+
+docs: $(INSTALLED)
+	$(call stage,documentation packages,$(PIP) -c constraints.txt -e '.[docs]')
+	$(call stage,documentation,$(BIN)/python scripts/docs.py)
 
 bench-train: data
 	$(call stage,training against transformers,$(BIN)/python -m benchmarks.train $(BENCH_OPTIONS))
