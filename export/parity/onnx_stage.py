@@ -44,7 +44,7 @@ class OnnxStage:
             session = open_session(self.graph, providers=_providers())
         except InputError as error:
             if "NOT_IMPLEMENTED" not in str(error):
-                raise
+                raise error.__cause__ or error from None  # the runtime's own: the stage failed, not the input
             return NotRun("ONNX Runtime has no kernels for the graph's 16-bit type on this machine")
 
         def answer(batch: Batch) -> np.ndarray:
