@@ -34,16 +34,19 @@ def progress_bar(*, log: bool = True, transfers: bool = False) -> Iterator[Progr
         else (MofNCompleteColumn(), TimeRemainingColumn())
     )
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counts)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, visible=False)
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task("", total=None)
 
-        def show(message: str, completed: int | None = None, total: int | None = None, /) -> None:
-            started = transfers and not console.is_terminal and message != bar.tasks[task].description
-            if started or (log and completed is None):
-                console.print(message, markup=False)
-            if completed is not None or not log:
-                bar.update(
-                    task, description=message, completed=completed or 0, total=total or None, visible=True
-                )
+    def show(message: str, completed: int | None = None, total: int | None = None, /) -> None:
+        begins = transfers and not console.is_terminal and message != bar.tasks[task].description
+        if begins or (log and completed is None):
+            console.print(message, markup=False)
+        if completed is not None or not log:
+            bar.start()  # not before there is something to show: a process of torchrun may have nothing
+            bar.update(task, description=message, completed=completed or 0, total=total or None)
 
+    try:
         yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()

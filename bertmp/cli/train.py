@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import bertmp
 from bertmp.cli.command import CommandResult
+from bertmp.cli.progress import progress_bar
 from bertmp.training.train_options import TrainOptions
 
 if TYPE_CHECKING:
@@ -13,14 +16,10 @@ if TYPE_CHECKING:
 
 def train(options: TrainOptions) -> CommandResult:
     """Train a BERT in mixed precision, with FP32 master weights, LayerNorm, softmax and loss."""
-    from dataclasses import replace
-
-    import bertmp
-    from bertmp.cli.progress import progress_bar
-    from bertmp.training.distributed import is_first
-
     with progress_bar() as progress:
         result = bertmp.train(replace(options, progress=progress))
+    from bertmp.training.distributed import is_first
+
     if not is_first():
         raise SystemExit(0)
     return CommandResult(result.to_json(), lambda console: _show(console, result))
