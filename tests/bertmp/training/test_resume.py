@@ -23,6 +23,7 @@ from bertmp import train
 from bertmp.core.errors import InputError, TrainingStopped
 from bertmp.training.checkpoints import Position, State, States, remove_leftovers, write_tensors
 from bertmp.training.metrics_log import read_metrics
+from bertmp.training.resume_check import check_identity
 from bertmp.training.train import TrainResult
 from tests.conftest import RunBertmp
 
@@ -383,3 +384,10 @@ def _nudge(model: Path) -> None:
 def _relabel(model: Path) -> None:
     path = model / "tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"poison"', '"poisom"'), encoding="utf-8")
+
+
+def test_identity_recorded_by_version_0_1_matches_under_its_former_names() -> None:
+    wanted = {"--layerwise-lr-decay": 0.9, "--warmup-ratio": 0.2, "--seed": 3}
+    check_identity({"--layer-decay": 0.9, "--warmup": 0.2, "--seed": 3}, wanted, Path("state"))
+    with pytest.raises(InputError, match=r"was made with --warmup-ratio 0\.5, now it is 0\.2"):
+        check_identity({"--layer-decay": 0.9, "--warmup": 0.5, "--seed": 3}, wanted, Path("state"))
