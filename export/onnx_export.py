@@ -14,7 +14,7 @@ from bertmp.core.errors import InputError
 from bertmp.core.io import atomic_folder, write_json
 from bertmp.core.options import keywords_of
 from bertmp.export.bundle import bundle as names
-from bertmp.export.bundle.manifest import Manifest, StageRecord, record
+from bertmp.export.bundle.bundle import Bundle
 from bertmp.export.export_options import ExportOptions
 from bertmp.export.graph.loading import check_graph
 from bertmp.export.graph.storage import save_graph, size_of
@@ -97,26 +97,23 @@ def export_checkpoint(options: ExportOptions) -> ExportResult:
         graph = export_graph(loaded.model, options.opset)
         save_graph(graph, folder / names.FP32_GRAPH)
         _write_companions(loaded, folder)
-        manifest = Manifest().with_stage(names.EXPORT, _export_record(loaded, folder, options.opset, started))
-        planned = None
-        if options.fp16:
-            planned, entry = _convert(graph, folder, options)
-            manifest = manifest.with_stage(names.CONVERT, entry)
-        manifest.save(folder)
+        bundle = Bundle(folder)
+        _record_export(bundle, loaded, options.opset, started)
+        planned = _convert(graph, bundle, options) if options.fp16 else None
     return _result(options.out, loaded, planned, started)
 
 
-def _convert(graph: ModelProto, folder: Path, options: ExportOptions) -> tuple[Planned, StageRecord]:
+def _convert(graph: ModelProto, bundle: Bundle, options: ExportOptions) -> Planned:
     """Plans the precision and writes the FP16 graph and the plan."""
-    started = time.monotonic()
+    started, folder = time.monotonic(), bundle.folder
     trained = options.checkpoint / TRAINED_RANGES
     planned = plan_precision(graph, options, tokenizer=folder, trained=trained if trained.is_file() else None)
     check_graph(planned.graph, folder / names.FP16_GRAPH)
     written = save_graph(planned.graph, folder / names.FP16_GRAPH)
     planned.plan.save(folder / names.PLAN)
     ratio = size_of(folder / names.FP16_GRAPH) / size_of(folder / names.FP32_GRAPH)
-    entry = record(
-        folder,
+    bundle.record(
+        names.CONVERT,
         inputs=[names.FP32_GRAPH],
         outputs=[*(file.name for file in written), names.PLAN],
         tools=["bertmp", "onnx", "onnxruntime", "numpy"],
@@ -124,7 +121,7 @@ def _convert(graph: ModelProto, folder: Path, options: ExportOptions) -> tuple[P
         results={**planned.summary(), "size_ratio": ratio},
         seconds=time.monotonic() - started,
     )
-    return planned, entry
+    return planned
 
 
 def _check_is_trained(loaded: LoadedCheckpoint) -> None:
@@ -163,14 +160,13 @@ def _write_companions(loaded: LoadedCheckpoint, folder: Path) -> None:
         loaded.tokenizer.save(folder)
 
 
-def _export_record(loaded: LoadedCheckpoint, folder: Path, opset: int, started: float) -> Any:
+def _record_export(bundle: Bundle, loaded: LoadedCheckpoint, opset: int, started: float) -> None:
     from bertmp.model.weights import fingerprint
 
-    written = sorted(path.name for path in folder.iterdir())
-    return record(
-        folder,
-        inputs=[],
-        outputs=written,
+    bundle.record(
+        names.EXPORT,
+        inputs=(),
+        outputs=sorted(path.name for path in bundle.folder.iterdir()),
         tools=["bertmp", "torch", "onnx", "onnxscript"],
         settings={"checkpoint": str(loaded.folder.resolve()), "opset": opset, "task": loaded.model.task},
         results={

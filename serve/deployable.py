@@ -13,7 +13,6 @@ from typing import Any
 from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import sha256_file, write_json
 from bertmp.export.bundle.bundle import BUILD_ENGINE, ENGINE, EXPORT, FP32_GRAPH, PARITY, Bundle
-from bertmp.export.bundle.manifest import Manifest
 from bertmp.export.engine.profiles import parse_profile
 from bertmp.export.engine.triton_releases import find_release, require_match
 from bertmp.serve.model_config import MAX_BATCH, ModelSignature, signature_of, text_settings
@@ -96,8 +95,7 @@ def inspect_bundle(bundle: Bundle) -> Deployable:
         InputError: it is stale, not a classifier, or has an engine for batches smaller than MAX_BATCH.
         GateFailed: its parity did not pass.
     """
-    manifest = bundle.manifest
-    exported = manifest.stage(EXPORT, bundle.folder, "bertmp export")
+    exported = bundle.stage(EXPORT, "bertmp export")
     task = exported.settings.get("task", "classification")
     if task != "classification" or not bundle.labels:
         what = f"the bundle is not a text classifier: its task is {task}"
@@ -106,11 +104,11 @@ def inspect_bundle(bundle: Bundle) -> Deployable:
         raise InputError(f"the bundle has no {TOKENIZER}", bundle.folder, "export the checkpoint again")
     signature = signature_of(bundle.config, bundle.labels)
     graphs = (FP32_GRAPH, *(name for name in exported.outputs if name.startswith(f"{FP32_GRAPH}.")))
-    engine, notes = _engine(manifest, bundle)
-    parity = _parity(manifest, bundle)
+    engine, notes = _engine(bundle)
+    parity = _parity(bundle)
     files = {name: exported.outputs[name] for name in (*graphs, TOKENIZER)}
     if engine is not None:
-        files["model.plan"] = manifest.stages[BUILD_ENGINE].outputs[ENGINE]
+        files["model.plan"] = bundle.manifest.stages[BUILD_ENGINE].outputs[ENGINE]
     files["model.py"] = sha256_file(TEXT_CODE)
     content = json.dumps([files, asdict(signature)], sort_keys=True).encode()
     return Deployable(
@@ -124,11 +122,11 @@ def inspect_bundle(bundle: Bundle) -> Deployable:
     )
 
 
-def _engine(manifest: Manifest, bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:
+def _engine(bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:
     """The bundle's engine where Triton can load it, and notes for the user."""
-    if BUILD_ENGINE not in manifest.stages:
+    if BUILD_ENGINE not in bundle.manifest.stages:
         return None, ["the bundle has no engine: it can be served on a CPU only"]
-    built = manifest.stage(BUILD_ENGINE, bundle.folder, "bertmp build-engine")
+    built = bundle.stage(BUILD_ENGINE, "bertmp build-engine")
     results, plan = built.results, bundle.folder / ENGINE
     builder = results.get("builder")
     if builder != "tensorrt":
@@ -155,16 +153,16 @@ def _engine(manifest: Manifest, bundle: Bundle) -> tuple[DeployableEngine | None
     return engine, []
 
 
-def _parity(manifest: Manifest, bundle: Bundle) -> dict[str, Any] | None:
+def _parity(bundle: Bundle) -> dict[str, Any] | None:
     """The scalars of the bundle's parity; None where it was not checked.
 
     Raises:
         InputError: it is stale.
         GateFailed: it did not pass.
     """
-    if PARITY not in manifest.stages:
+    if PARITY not in bundle.manifest.stages:
         return None
-    checked = manifest.stage(PARITY, bundle.folder, "bertmp parity")
+    checked = bundle.stage(PARITY, "bertmp parity")
     results = checked.results
     if not results.get("passed"):
         failed = ", ".join(map(str, results.get("failed_gates", []))) or "see its report"

@@ -1,16 +1,20 @@
-"""The bundle: the folder that `export` makes and the later stages complete."""
+"""The bundle: the folder that `export` writes and the later stages complete.
+
+A stage whose recorded inputs or outputs no longer match the files is stale, and later stages refuse it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import read_json
+from bertmp.core.io import read_json, sha256_file
 from bertmp.data.tokenizer import Tokenizer
-from bertmp.export.bundle.manifest import Manifest
+from bertmp.export.bundle.manifest import Manifest, StageRecord, tool_versions
 
 FP32_GRAPH = "model.onnx"
 FP16_GRAPH = "model.fp16.onnx"
@@ -24,34 +28,95 @@ EXPORT, CONVERT, BUILD_ENGINE, PARITY = "export", "convert", "build-engine", "pa
 """The stages' names in the manifest."""
 
 
-@dataclass(frozen=True)
 class Bundle:
-    """A bundle on the disk; its files are read when asked for.
+    """A bundle on the disk. A command opens it once: the manifest is read once, and a file is hashed once.
 
     Attributes:
         folder: the bundle's folder.
+        manifest: its stages; `record` adds to them.
     """
 
-    folder: Path
+    def __init__(self, folder: Path, manifest: Manifest | None = None) -> None:
+        self.folder = folder
+        self.manifest = manifest or Manifest()
+        self._digests: dict[tuple[str, int, int], str] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
-        """Checks that `folder` is a bundle whose graphs are there.
+        """Opens a bundle after checking that it has its FP32 graph.
 
-        Errors: InputError where it is not.
+        Raises:
+            InputError: `folder` is not a bundle.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError("no such bundle", folder, "make one with 'bertmp export'")
-        Manifest.load(folder)
+        manifest = Manifest.load(folder)
         if not (folder / FP32_GRAPH).is_file():
             raise InputError(f"the bundle has no {FP32_GRAPH}", folder, "export the checkpoint again")
-        return cls(folder)
+        return cls(folder, manifest)
 
-    @property
-    def manifest(self) -> Manifest:
-        """The manifest as it stands on the disk now."""
-        return Manifest.load(self.folder)
+    def sha256(self, name: str) -> str:
+        """SHA-256 of one of the bundle's files; it is read again only where it has changed since."""
+        path = self.folder / name
+        stat = path.stat()
+        key = (name, stat.st_mtime_ns, stat.st_size)
+        if key not in self._digests:
+            self._digests[key] = sha256_file(path)
+        return self._digests[key]
+
+    def stage(self, name: str, command: str) -> StageRecord:
+        """A stage's entry, after checking that it is there and fresh.
+
+        Args:
+            command: the command that runs the stage, for the message.
+
+        Raises:
+            InputError: the stage has not run, or a file that it read or wrote has changed since.
+        """
+        record = self.manifest.stages.get(name)
+        if record is None:
+            raise InputError(f"the bundle has no {name} stage", self.folder, f"run '{command}' first")
+        for file, digest in {**record.inputs, **record.outputs}.items():
+            if not (self.folder / file).is_file() or self.sha256(file) != digest:
+                what = f"the {name} stage is stale: {file} changed"
+                raise InputError(what, self.folder, f"run '{command}' again")
+        return record
+
+    def record(
+        self,
+        name: str,
+        *,
+        inputs: Iterable[str],
+        outputs: Iterable[str],
+        tools: Mapping[str, str] | Iterable[str],
+        settings: Mapping[str, Any],
+        results: Mapping[str, Any],
+        seconds: float,
+    ) -> None:
+        """Adds a stage's entry to the manifest and writes the manifest.
+
+        Args:
+            inputs, outputs: names of files in the bundle.
+            tools: packages that did the work, or their versions by name.
+            settings, results, seconds: see `StageRecord`.
+        """
+        versions = tool_versions(() if isinstance(tools, Mapping) else tools)
+        entry = StageRecord(
+            inputs={file: self.sha256(file) for file in inputs},
+            outputs={file: self.sha256(file) for file in outputs},
+            tools={**versions, **(tools if isinstance(tools, Mapping) else {})},
+            settings=dict(settings),
+            results=dict(results),
+            seconds=round(seconds, 3),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        self.manifest = self.manifest.with_stage(name, entry)
+        self.manifest.save(self.folder)
+
+    def weights_beside(self, stage: str, graph: str) -> list[str]:
+        """The files that hold the weights of a graph of more than 2 GiB; usually none."""
+        return [name for name in self.manifest.stages[stage].outputs if name.startswith(f"{graph}.")]
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -66,7 +131,7 @@ class Bundle:
 
     @property
     def max_positions(self) -> int:
-        """The longest sequence the model takes, in tokens."""
+        """The longest sequence that the model takes, in tokens."""
         return int(self.config["max_position_embeddings"])
 
     @cached_property
@@ -77,4 +142,5 @@ class Bundle:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the checkpoint was trained with."""
         return Tokenizer.load(self.folder, self.max_positions)

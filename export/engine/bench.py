@@ -75,7 +75,7 @@ def bench_engine(bundle: Path, texts: Path | None = None, seconds: float = 10.0)
     if seconds <= 0:
         raise InputError(f"{seconds:g} s of measuring", "--seconds", "give more than 0")
     opened = Bundle.open(Path(bundle))
-    opened.manifest.stage(BUILD_ENGINE, opened.folder, f"bertmp build-engine {bundle}")
+    opened.stage(BUILD_ENGINE, f"bertmp build-engine {bundle}")
     engine = load_engine((opened.folder / ENGINE).parent)
     shapes = [profile.opt for profile in engine.profiles] if texts is None else _shapes(engine, opened, texts)
     rows = tuple(_measure(engine, shape, seconds / len(shapes)) for shape in shapes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from bertmp.export.bundle.bundle import (
     PLAN,
     Bundle,
 )
-from bertmp.export.bundle.manifest import record
 from bertmp.export.engine.build_progress import BuildProgress
 from bertmp.export.engine.engine_options import EngineOptions
 from bertmp.export.engine.job import ENGINE_FILE, NETWORK_FILE, Job
@@ -155,7 +154,7 @@ def _find_source(target: Path, out: Path | None) -> _Source:
     if out is not None:
         raise InputError("a bundle's engine goes into the bundle", f"--out {out}", "leave --out out")
     bundle = Bundle.open(target)
-    bundle.manifest.stage(CONVERT, target, f"bertmp export CHECKPOINT --out {target}")
+    bundle.stage(CONVERT, f"bertmp export CHECKPOINT --out {target}")
     return _Source(target / FP16_GRAPH, target / PLAN, target / ENGINE_FOLDER, bundle, bundle.max_positions)
 
 
@@ -178,28 +177,27 @@ def _result(source: _Source, found: Mapping[str, Any], started: float) -> Engine
         folder=source.out,
         engine=source.out / ENGINE_FILE,
         network=source.out / NETWORK_FILE,
-        graph_sha256=sha256_file(source.graph),
-        plan_sha256=sha256_file(source.plan) if source.plan else None,
+        graph_sha256=_sha256(source, source.graph),
+        plan_sha256=_sha256(source, source.plan) if source.plan else None,
         seconds=round(time.monotonic() - started, 3),
         **told,
     )
 
 
+def _sha256(source: _Source, file: Path) -> str:
+    return source.bundle.sha256(file.name) if source.bundle else sha256_file(file)
+
+
 def _record(bundle: Bundle, result: EngineResult, options: EngineOptions) -> None:
     """Enters the stage `build-engine` into the bundle's manifest."""
-    manifest = bundle.manifest
-    # A graph of more than 2 GiB keeps its weights in files beside it.
-    weights = [name for name in manifest.stages[CONVERT].outputs if name.startswith(f"{FP16_GRAPH}.")]
     results = {key: value for key, value in result.to_json().items()
                if key not in ("folder", "engine", "network", "seconds")}  # fmt: skip
-    entry = record(
-        bundle.folder,
-        inputs=[FP16_GRAPH, PLAN, *weights],
+    bundle.record(
+        BUILD_ENGINE,
+        inputs=[FP16_GRAPH, PLAN, *bundle.weights_beside(CONVERT, FP16_GRAPH)],
         outputs=[ENGINE, NETWORK],
-        tools=[],
+        tools={result.builder: result.builder_version},
         settings=options.to_json(EngineOptions),
         results=results,
         seconds=result.seconds,
     )
-    entry = replace(entry, tools={**entry.tools, result.builder: result.builder_version})
-    manifest.with_stage(BUILD_ENGINE, entry).save(bundle.folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import numpy as np
 from bertmp.core.errors import BuildFailed, InputError, MissingComponent
 from bertmp.core.io import atomic_folder, write_json
 from bertmp.export.bundle.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, Bundle
-from bertmp.export.bundle.manifest import record
 from bertmp.export.graph import ort_sessions
 
 STAGE = "build-onnxruntime"
@@ -105,7 +104,7 @@ def open_session(bundle_folder: Path) -> Any:
     Errors: InputError where it was not prepared or is stale.
     """
     folder = Path(bundle_folder)
-    Bundle.open(folder).manifest.stage(STAGE, folder, f"bertmp build-engine {folder} --onnxruntime")
+    Bundle.open(folder).stage(STAGE, f"bertmp build-engine {folder} --onnxruntime")
     from bertmp.core.io import read_json
 
     settings = read_json(folder / FOLDER / SESSION_FILE)
@@ -115,7 +114,7 @@ def open_session(bundle_folder: Path) -> Any:
 def _source(bundle: Bundle, provider: str) -> tuple[str, str]:
     """The graph for a provider and the stage that wrote it, after checking that it is fresh."""
     file, stage = (FP32_GRAPH, EXPORT) if provider == PROVIDERS[-1] else (FP16_GRAPH, CONVERT)
-    bundle.manifest.stage(stage, bundle.folder, f"bertmp export CHECKPOINT --out {bundle.folder}")
+    bundle.stage(stage, f"bertmp export CHECKPOINT --out {bundle.folder}")
     return file, stage
 
 
@@ -167,18 +166,14 @@ def _sample(names: Sequence[str], batch: int = 2, length: int = 8) -> Mapping[st
 
 
 def _record(bundle: Bundle, result: SessionResult, stage: str, written: Sequence[str]) -> None:
-    manifest = bundle.manifest
-    weights = [name for name in manifest.stages[stage].outputs if name.startswith(f"{result.source}.")]
     results = {key: value for key, value in result.to_json().items()
                if key not in ("folder", "graph", "session", "seconds")}  # fmt: skip
-    entry = record(
-        bundle.folder,
-        inputs=[result.source, *weights],
-        outputs=list(written),
-        tools=[],
+    bundle.record(
+        STAGE,
+        inputs=[result.source, *bundle.weights_beside(stage, result.source)],
+        outputs=written,
+        tools={"onnxruntime": result.version},
         settings={"providers": _chain(result.provider)},
         results=results,
         seconds=result.seconds,
     )
-    entry = replace(entry, tools={**entry.tools, "onnxruntime": result.version})
-    manifest.with_stage(STAGE, entry).save(bundle.folder)

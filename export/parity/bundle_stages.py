@@ -34,21 +34,21 @@ def chain(bundle: Bundle, checkpoint: Path | None) -> tuple[Stage, ...]:
     Errors: InputError where the bundle was not exported, or where one of its stages is stale.
     """
     manifest = bundle.manifest
-    export = manifest.stage(EXPORT, bundle.folder, "bertmp export")
+    export = bundle.stage(EXPORT, "bertmp export")
     stages: list[Stage] = [
         TorchStage.of(export, checkpoint, TORCH),
         OnnxStage(ONNX_FP32, bundle.folder / FP32_GRAPH, half=False),
     ]
     if CONVERT in manifest.stages:
-        manifest.stage(CONVERT, bundle.folder, "bertmp export")
+        bundle.stage(CONVERT, "bertmp export")
         stages.append(OnnxStage(ONNX_FP16, bundle.folder / FP16_GRAPH, half=True))
     else:
         stages.append(AbsentStage(ONNX_FP16, "the bundle has no FP16 graph"))
     if BUILD_ENGINE in manifest.stages:
-        manifest.stage(BUILD_ENGINE, bundle.folder, "bertmp build-engine")
+        bundle.stage(BUILD_ENGINE, "bertmp build-engine")
         from bertmp.export.parity.engine_stage import EngineStage
 
-        stages.append(EngineStage(bundle.folder))
+        stages.append(EngineStage(bundle))
     else:
         stages.append(AbsentStage(ENGINE, "no engine was built"))
     return tuple(stages)

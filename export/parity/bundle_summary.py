@@ -11,7 +11,7 @@ from typing import Any
 from bertmp.core.hardware import machine
 from bertmp.core.io import read_json
 from bertmp.export.bundle.bundle import BUILD_ENGINE, FP16_GRAPH, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
-from bertmp.export.bundle.manifest import tool_version
+from bertmp.export.bundle.manifest import tool_versions
 from bertmp.export.parity.stage_metrics import finite
 from bertmp.export.precision.plan import NodePlan, PrecisionPlan, RangeRecord
 
@@ -160,10 +160,5 @@ def _layers(network: Any) -> dict[str, dict[str, int]]:
 
 def environment() -> dict[str, str]:
     """The machine and the versions that did the work, in words."""
-    versions = {tool: tool_version(tool) for tool in _TOOLS}
-    return {
-        "machine": str(machine()),
-        "system": platform.platform(terse=True),
-        "python": platform.python_version(),
-        **{tool: version for tool, version in versions.items() if version != "not installed"},
-    }
+    system = platform.platform(terse=True)
+    return {"machine": str(machine()), "system": system, **tool_versions(_TOOLS)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -28,10 +27,10 @@ class EngineStage:
     """The bundle's engine answers the texts; without a GPU only its proof counts.
 
     Attributes:
-        folder: the bundle's folder.
+        bundle: the bundle.
     """
 
-    folder: Path
+    bundle: Bundle
 
     @property
     def name(self) -> str:
@@ -43,11 +42,10 @@ class EngineStage:
         Errors: InputError where the engine is stale, truncated, of another builder's version or GPU, or too
         small for the texts; BuildFailed where the runtime refuses it.
         """
-        manifest = Bundle.open(self.folder).manifest
-        if BUILD_ENGINE not in manifest.stages:
+        if BUILD_ENGINE not in self.bundle.manifest.stages:
             return NotRun("no engine: 'bertmp build-engine' has not run")
-        manifest.stage(BUILD_ENGINE, self.folder, f"bertmp build-engine {self.folder}")
-        place = (self.folder / ENGINE).parent
+        self.bundle.stage(BUILD_ENGINE, f"bertmp build-engine {self.bundle.folder}")
+        place = (self.bundle.folder / ENGINE).parent
         file = open_engine(place)
         installed = probe(file.builder)
         if isinstance(installed, Toolchain):  # told even where no GPU would run it
@@ -65,7 +63,7 @@ class EngineStage:
 
     def proof(self) -> dict[str, object]:
         """What `network.json` proves of the engine: counts of nodes and layers, and types by layer."""
-        network = read_json(self.folder / NETWORK)
+        network = read_json(self.bundle.folder / NETWORK)
         parts = {name: network[name] for name in ("builder", "builder_version")}
         return {**parts, **{name: network["proof"][name] for name in ("proven", "counts", "summary")}}
 

@@ -11,7 +11,6 @@ from typing import Any, cast
 from bertmp.core.errors import InputError
 from bertmp.core.options import keywords_of
 from bertmp.data.readers import Columns
-from bertmp.export.bundle import manifest as manifests
 from bertmp.export.bundle.bundle import (
     BUILD_ENGINE,
     ENGINE,
@@ -204,9 +203,8 @@ def _flip_rows(row: StageReport, texts: ParityData) -> list[FlipRow]:
 
 
 def _record(bundle: Bundle, result: ParityReport, limits: Mapping[str, Limits]) -> None:
-    """Adds the stage to the manifest, as it stands now."""
-    manifest = bundle.manifest
-    engine = [ENGINE, NETWORK] if BUILD_ENGINE in manifest.stages else []
+    """Adds the stage to the manifest."""
+    engine = [ENGINE, NETWORK] if BUILD_ENGINE in bundle.manifest.stages else []
     inputs = [FP32_GRAPH, FP16_GRAPH, PLAN, *engine]
     outputs = [result.folder / name for name in FILES]
     home = bundle.folder.resolve()
@@ -215,8 +213,8 @@ def _record(bundle: Bundle, result: ParityReport, limits: Mapping[str, Limits]) 
         "gates": {name: _plain(limit) for name, limit in limits.items()},
         "report": str(result.folder),
     }
-    entry = manifests.record(
-        bundle.folder,
+    bundle.record(
+        PARITY,
         inputs=[name for name in inputs if (bundle.folder / name).is_file()],
         outputs=[
             str(path.resolve().relative_to(home)) for path in outputs if path.resolve().is_relative_to(home)
@@ -226,7 +224,6 @@ def _record(bundle: Bundle, result: ParityReport, limits: Mapping[str, Limits]) 
         results=result.summary(),
         seconds=result.seconds,
     )
-    manifest.with_stage(PARITY, entry).save(bundle.folder)
 
 
 def _plain(limits: Limits) -> dict[str, Any]:

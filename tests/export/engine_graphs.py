@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bertmp.core.io import write_json
-from bertmp.export.bundle.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, PLAN
-from bertmp.export.bundle.manifest import Manifest, record
+from bertmp.export.bundle.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, PLAN, Bundle
 from bertmp.export.precision.plan import CAST_PREFIX, NodePlan, PrecisionPlan, Reason
 
 HIDDEN, HEADS, FFN, VOCABULARY, POSITIONS, LABELS = 32, 2, 64, 50, 64, 3
@@ -204,8 +204,8 @@ def save_bundle(folder: Path, faults: Faults | None = None, layers: int = 1) -> 
     onnx.save(small_bert()[0], folder / FP32_GRAPH)
     plan.save(folder / PLAN)
     write_json(folder / "config.json", {"max_position_embeddings": POSITIONS})
-    common = {"tools": [], "settings": {}, "results": {}, "seconds": 0.0}
-    export = record(folder, inputs=[], outputs=[FP32_GRAPH, "config.json"], **common)
-    convert = record(folder, inputs=[FP32_GRAPH], outputs=[FP16_GRAPH, PLAN], **common)
-    Manifest().with_stage(EXPORT, export).with_stage(CONVERT, convert).save(folder)
+    common: dict[str, Any] = {"tools": (), "settings": {}, "results": {}, "seconds": 0.0}
+    bundle = Bundle(folder)
+    bundle.record(EXPORT, inputs=(), outputs=[FP32_GRAPH, "config.json"], **common)
+    bundle.record(CONVERT, inputs=[FP32_GRAPH], outputs=[FP16_GRAPH, PLAN], **common)
     return folder

@@ -172,9 +172,9 @@ def test_the_bundle_knows_what_it_was_made_of(checkpoint: Path, bundle: Path) ->
     opened = Bundle.open(bundle)
     assert opened.labels == ["no", "perhaps", "yes"]
     assert opened.max_positions == 64
-    stage = opened.manifest.stage("export", bundle, "bertmp export")
+    stage = opened.stage("export", "bertmp export")
     assert stage.settings["checkpoint"] == str(checkpoint)
-    assert opened.manifest.stage("convert", bundle, "bertmp export").outputs.keys() == {
+    assert opened.stage("convert", "bertmp export").outputs.keys() == {
         "model.fp16.onnx",
         "precision-plan.json",
     }

@@ -72,7 +72,11 @@ def test_every_stage_answers_like_the_checkpoint(pipeline: Pipeline, tmp_path: P
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org/", "")
-    assert ElementTree.parse(tmp_path / "junit.xml").getroot().iter("testcase")
+    suites = ElementTree.parse(tmp_path / "junit.xml").getroot().findall("testsuite")
+    assert [suite.get("name") for suite in suites] == list(by_name)
+    cases = {suite.get("name"): [case.get("name") for case in suite.iter("testcase")] for suite in suites}
+    assert cases["onnx-fp32"] == ["non_finite", "max_error"]
+    assert "max_probability_error" in cases["triton"]
 
 
 def test_the_network_is_what_the_plan_says(pipeline: Pipeline) -> None:
@@ -104,8 +108,7 @@ def test_both_protocols_give_the_label_of_the_graph(pipeline: Pipeline) -> None:
 
 
 def test_an_engine_of_tensorrt_rtx_is_not_deployed_as_a_plan(pipeline: Pipeline) -> None:
-    manifest = Bundle.open(pipeline.bundle).manifest
-    record = manifest.stage("build-engine", pipeline.bundle, "bertmp build-engine")
+    record = Bundle.open(pipeline.bundle).stage("build-engine", "bertmp build-engine")
     encoder = pipeline.repository / f"{NAME}_encoder"
     assert 'platform: "tensorrt_plan"' in (encoder / "config.pbtxt").read_text()
     assert (encoder / "1" / "model.plan").is_file() == (record.results["builder"] == "tensorrt")

@@ -12,7 +12,6 @@ import numpy as np
 
 from bertmp.export.bundle import bundle as names
 from bertmp.export.bundle.bundle import Bundle
-from bertmp.export.bundle.manifest import fingerprints, record
 
 LABELS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 POSITIONS = 64
@@ -68,23 +67,22 @@ def altered(bundle: Path, folder: Path, **files: bytes) -> Path:
         (copy / name.replace("__", ".")).write_bytes(content)
     manifest = Bundle.open(copy).manifest
     exported = manifest.stages[names.EXPORT]
-    updated = replace(exported, outputs=fingerprints(copy, list(exported.outputs)))
+    updated = replace(exported, outputs={name: Bundle(copy).sha256(name) for name in exported.outputs})
     manifest.with_stage(names.EXPORT, updated).save(copy)
     return copy
 
 
 def with_stage(bundle: Path, stage: str, results: dict[str, Any], outputs: Sequence[str] = ()) -> None:
     """Adds a stage to a bundle's manifest, as the command of that name would."""
-    entry = record(
-        bundle,
+    Bundle.open(bundle).record(
+        stage,
         inputs=[names.FP32_GRAPH],
-        outputs=list(outputs),
-        tools=[],
+        outputs=outputs,
+        tools=(),
         settings={},
         results=results,
         seconds=0.0,
     )
-    Bundle.open(bundle).manifest.with_stage(stage, entry).save(bundle)
 
 
 def answer_in_process(bundle: Path, texts: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:

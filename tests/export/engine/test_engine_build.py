@@ -92,7 +92,7 @@ def test_the_manifest_knows_the_builder_and_what_it_built(
     built: tuple[Path, EngineResult, list[State]],
 ) -> None:
     bundle, result, _ = built
-    entry = Bundle.open(bundle).manifest.stage(BUILD_ENGINE, bundle, "bertmp build-engine")
+    entry = Bundle.open(bundle).stage(BUILD_ENGINE, "bertmp build-engine")
     assert set(entry.inputs) == {FP16_GRAPH, PLAN}
     assert set(entry.outputs) == {ENGINE, NETWORK}
     assert entry.results["builder"] == "tensorrt-rtx"

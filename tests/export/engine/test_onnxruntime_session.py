@@ -38,7 +38,7 @@ def test_the_first_provider_that_is_here_is_taken_and_recorded(exported: Path) -
     result = build_session(exported)
     available = onnxruntime.get_available_providers()
     assert result.provider == next(name for name in PROVIDERS if name in available)
-    entry = Bundle.open(exported).manifest.stage(STAGE, exported, "bertmp build-engine --onnxruntime")
+    entry = Bundle.open(exported).stage(STAGE, "bertmp build-engine --onnxruntime")
     assert entry.results["provider"] == result.provider
     assert entry.tools["onnxruntime"] == onnxruntime.__version__
     assert set(entry.outputs) == {"onnxruntime/model.onnx", "onnxruntime/session.json"}

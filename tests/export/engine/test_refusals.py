@@ -15,7 +15,6 @@ from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.hardware import find_gpu
 from bertmp.core.io import read_json, sha256_file, write_json
 from bertmp.export.bundle.bundle import BUILD_ENGINE, ENGINE, NETWORK, PLAN, Bundle
-from bertmp.export.bundle.manifest import fingerprints
 from bertmp.export.engine.build import EngineResult, build_engine
 from bertmp.export.engine.compatibility import open_engine, require_runtime
 from bertmp.export.engine.runtime import load_engine
@@ -54,7 +53,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_the_manifest_says_what_the_engine_needs(built: tuple[Path, EngineResult]) -> None:
     folder, result = built
-    entry = Bundle.open(folder).manifest.stage(BUILD_ENGINE, folder, "bertmp build-engine").results
+    entry = Bundle.open(folder).stage(BUILD_ENGINE, "bertmp build-engine").results
     assert entry["graph_sha256"] == sha256_file(folder / "model.fp16.onnx")
     assert entry["plan_sha256"] == sha256_file(folder / PLAN)
     assert entry["engine_sha256"] == sha256_file(folder / ENGINE)
@@ -188,7 +187,7 @@ def edit_plan(bundle: Path) -> None:
     plan = PrecisionPlan.load(bundle / PLAN)
     write_json(bundle / PLAN, {**plan.to_json(), "graph_sha256": "1" * 64})
     data = read_json(bundle / "manifest.json")
-    data["stages"]["convert"]["outputs"].update(fingerprints(bundle, [PLAN]))
+    data["stages"]["convert"]["outputs"].update({name: Bundle(bundle).sha256(name) for name in [PLAN]})
     write_json(bundle / "manifest.json", data)
 
 
@@ -199,15 +198,15 @@ def test_a_plan_edited_after_the_build_makes_the_engine_stale(bundle: Path) -> N
     edit_plan(bundle)
     stale = r"the build-engine stage is stale: precision-plan\.json changed"
     with pytest.raises(InputError, match=stale):
-        EngineStage(bundle).run(None, advance=lambda count: None)  # type: ignore[arg-type]
+        EngineStage(Bundle.open(bundle)).run(None, advance=lambda count: None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=stale):
         chain(Bundle.open(bundle), bundle)
     complete_for_deployment(bundle)
     with pytest.raises(InputError, match=stale):
         inspect_bundle(Bundle.open(bundle))
     build(bundle)  # and a new build mends it
-    assert EngineStage(bundle).name == "engine"
-    Bundle.open(bundle).manifest.stage(BUILD_ENGINE, bundle, "bertmp build-engine")
+    assert EngineStage(Bundle.open(bundle)).name == "engine"
+    Bundle.open(bundle).stage(BUILD_ENGINE, "bertmp build-engine")
 
 
 def complete_for_deployment(bundle: Path) -> None:
@@ -217,7 +216,7 @@ def complete_for_deployment(bundle: Path) -> None:
     write_json(bundle / "config.json", {"max_position_embeddings": 64, "vocab_size": 50})
     data = read_json(bundle / "manifest.json")
     files = ["model.onnx", "labels.txt", "tokenizer.json", "config.json"]
-    data["stages"]["export"]["outputs"] = fingerprints(bundle, files)
+    data["stages"]["export"]["outputs"] = {name: Bundle(bundle).sha256(name) for name in files}
     write_json(bundle / "manifest.json", data)
 
 
@@ -227,10 +226,12 @@ def test_an_engine_of_another_version_is_refused_by_parity(bundle: Path) -> None
     data = read_json(bundle / NETWORK)
     write_json(bundle / NETWORK, {**data, "builder_version": "1.0.0.0"})
     manifest = read_json(bundle / "manifest.json")
-    manifest["stages"]["build-engine"]["outputs"].update(fingerprints(bundle, [NETWORK]))
+    manifest["stages"]["build-engine"]["outputs"].update(
+        {name: Bundle(bundle).sha256(name) for name in [NETWORK]}
+    )
     write_json(bundle / "manifest.json", manifest)
     with pytest.raises(InputError, match=r"of tensorrt-rtx 1\.0\.0\.0, and 1\.\d+\.\d+\.\d+ is installed"):
-        EngineStage(bundle).run(None, advance=lambda count: None)  # type: ignore[arg-type]
+        EngineStage(Bundle.open(bundle)).run(None, advance=lambda count: None)  # type: ignore[arg-type]
 
 
 def test_a_built_engine_is_known_again_and_fits_its_builder(built: tuple[Path, EngineResult]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bertmp.core.errors import InputError
 from bertmp.data.tokenizer import Encoded
-from bertmp.export.bundle.bundle import ENGINE, FP16_GRAPH
+from bertmp.export.bundle.bundle import ENGINE, FP16_GRAPH, Bundle
 from bertmp.export.engine.build import build_engine
 from bertmp.export.engine.profiles import Shape, default_profiles, parse_profile
 from bertmp.export.parity.engine_stage import EngineStage, fill_batch, plan_batches
@@ -42,7 +42,7 @@ def some_inputs(*lengths: int) -> ParityInputs:
 def test_without_a_gpu_the_proof_stands_in(tmp_path: Path) -> None:
     bundle = save_bundle(tmp_path / "bundle")
     build_engine(bundle, profiles=["1x1:2x8:4x16"])
-    answer = EngineStage(bundle).run(some_inputs(5, 7), advance=lambda count: None)
+    answer = EngineStage(Bundle.open(bundle)).run(some_inputs(5, 7), advance=lambda count: None)
     assert isinstance(answer, NotRun)
     assert answer.reason == "no GPU"
     assert answer.proof["proven"] is True
@@ -56,15 +56,17 @@ def test_a_stale_engine_is_refused(tmp_path: Path) -> None:
     whole = (bundle / ENGINE).read_bytes()
     (bundle / ENGINE).write_bytes(whole[:1000])
     with pytest.raises(InputError, match=r"build-engine stage is stale: engine/model\.plan"):
-        EngineStage(bundle).run(some_inputs(5), advance=lambda count: None)
+        EngineStage(Bundle.open(bundle)).run(some_inputs(5), advance=lambda count: None)
     (bundle / ENGINE).write_bytes(whole)
     (bundle / FP16_GRAPH).write_bytes(b"another graph")
     with pytest.raises(InputError, match=r"build-engine stage is stale: model\.fp16\.onnx"):
-        EngineStage(bundle).run(some_inputs(5), advance=lambda count: None)
+        EngineStage(Bundle.open(bundle)).run(some_inputs(5), advance=lambda count: None)
 
 
 def test_a_bundle_without_an_engine_says_so(tmp_path: Path) -> None:
-    answer = EngineStage(save_bundle(tmp_path / "bundle")).run(some_inputs(5), advance=lambda count: None)
+    answer = EngineStage(Bundle.open(save_bundle(tmp_path / "bundle"))).run(
+        some_inputs(5), advance=lambda count: None
+    )
     assert isinstance(answer, NotRun)
     assert "build-engine" in answer.reason
 
@@ -101,7 +103,7 @@ def test_on_a_gpu_the_engine_answers_like_the_graph(tmp_path: Path) -> None:
     build_engine(bundle)
     inputs = some_inputs(5, 7, 20, 40, 64, 1)
     counted: list[int] = []
-    answer = EngineStage(bundle).run(inputs, advance=counted.append)
+    answer = EngineStage(Bundle.open(bundle)).run(inputs, advance=counted.append)
     if isinstance(answer, NotRun):
         pytest.skip(answer.reason)
     assert isinstance(answer, StageOutput)

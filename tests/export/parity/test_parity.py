@@ -21,7 +21,8 @@ import pytest
 
 from bertmp import export_checkpoint, parity
 from bertmp.core.errors import InputError
-from bertmp.export.bundle.manifest import Manifest, fingerprints
+from bertmp.export.bundle.bundle import Bundle
+from bertmp.export.bundle.manifest import Manifest
 from bertmp.export.parity.gates import DEFAULTS, override
 from bertmp.export.parity.onnx_stage import OnnxStage
 from bertmp.export.parity.report import FILES
@@ -140,8 +141,25 @@ def adopt(bundle: Path) -> None:
     """Makes the files of the stage `convert` what the manifest says."""
     manifest = Manifest.load(bundle)
     entry = manifest.stages["convert"]
-    entry = replace(entry, outputs=fingerprints(bundle, list(entry.outputs)))
+    entry = replace(entry, outputs={name: Bundle(bundle).sha256(name) for name in entry.outputs})
     manifest.with_stage("convert", entry).save(bundle)
+
+
+def test_parity_reads_the_manifest_once_and_each_file_once(
+    bundle: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bertmp.export.bundle import bundle as bundles
+    from bertmp.export.bundle import manifest as manifests
+
+    hashed: list[str] = []
+    read: list[str] = []
+    sha256_file, read_json = bundles.sha256_file, manifests.read_json
+    monkeypatch.setattr(bundles, "sha256_file", lambda path: hashed.append(path.name) or sha256_file(path))
+    monkeypatch.setattr(manifests, "read_json", lambda path: read.append(path.name) or read_json(path))
+    parity(bundle, labelled)
+    assert read == ["manifest.json"]
+    assert {"model.onnx", "model.fp16.onnx", "precision-plan.json"} <= set(hashed)
+    assert len(hashed) == len(set(hashed))
 
 
 def test_a_sound_bundle_passes_every_gate(bundle: Path, labelled: Path) -> None:
@@ -179,7 +197,7 @@ def test_the_three_files_tell_the_same(bundle: Path, labelled: Path) -> None:
 
 def test_the_manifest_keeps_the_verdict_and_goes_stale_with_the_bundle(bundle: Path, labelled: Path) -> None:
     result = parity(bundle, labelled)
-    entry = Manifest.load(bundle).stage("parity", bundle, "bertmp parity")
+    entry = Bundle.open(bundle).stage("parity", "bertmp parity")
     assert set(entry.inputs) == {"model.onnx", "model.fp16.onnx", "precision-plan.json"}
     assert entry.results["passed"] is True
     assert entry.results["texts"] == 60
@@ -187,7 +205,7 @@ def test_the_manifest_keeps_the_verdict_and_goes_stale_with_the_bundle(bundle: P
     assert entry.results["stages"]["onnx-fp16"]["flips"] == 0
     damage(bundle, 0.1)
     with pytest.raises(InputError, match="stale"):
-        Manifest.load(bundle).stage("parity", bundle, "bertmp parity")
+        Bundle.open(bundle).stage("parity", "bertmp parity")
 
 
 def test_a_damaged_graph_fails_and_the_report_says_where(bundle: Path, labelled: Path) -> None:
