@@ -86,7 +86,8 @@ def make_checkpoint(folder: Path, config: BertConfig) -> None:
 def run_stage(stage: Stage, folder: Path) -> tuple[Measured, dict[str, Any]]:
     """Runs one stage; how it went, and the object that it printed.
 
-    Errors: StageFailed.
+    Raises:
+        StageFailed: a command failed.
     """
     command = [sys.executable, "-m", "bertmp", *stage.arguments(folder), "--json"]
     done = run_measured(command, {"PYTHONPATH": str(REPOSITORY)})
@@ -98,16 +99,17 @@ def run_stage(stage: Stage, folder: Path) -> tuple[Measured, dict[str, Any]]:
 def measure(name: str, config: BertConfig, folder: Path) -> dict[str, Any]:
     """All stages one after the other; the results file's content without its provenance.
 
-    Errors: StageFailed.
+    Raises:
+        StageFailed: a command failed.
     """
     say(f"{name}: making the checkpoint (not measured)")
     make_checkpoint(folder / "checkpoint", config)
-    seconds, memory, told = {}, {}, {}
+    seconds, memory, results = {}, {}, {}
     for stage in STAGES:
-        done, told[stage.name] = run_stage(stage, folder)
+        done, results[stage.name] = run_stage(stage, folder)
         seconds[stage.name], memory[stage.name] = done.seconds, done.peak_memory_bytes
         say(f"  {stage.name:12} {done.seconds:6.1f} s {done.peak_memory_bytes / 2**20:8.0f} MiB")
-    engine = told["build-engine"]
+    engine = results["build-engine"]
     return {
         "model": name,
         "seconds": seconds,
@@ -118,8 +120,8 @@ def measure(name: str, config: BertConfig, folder: Path) -> dict[str, Any]:
         "layers": engine["layers"],
         "proven": engine["proven"],
         "engine_bytes": engine["engine_bytes"],
-        "graph_bytes": told["convert"]["bytes"],
-        "casts": told["convert"]["casts"],
+        "graph_bytes": results["convert"]["bytes"],
+        "casts": results["convert"]["casts"],
     }
 
 

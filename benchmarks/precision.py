@@ -117,8 +117,8 @@ def table(rows: Sequence[dict[str, Any]]) -> Any:
     return shown
 
 
-def _error(judged: dict[str, Any]) -> str:
-    return "not finite" if judged.get("not_finite") else _figure(judged.get("max_error"), "{:.1e}")
+def _error(scores: dict[str, Any]) -> str:
+    return "not finite" if scores.get("not_finite") else _figure(scores.get("max_error"), "{:.1e}")
 
 
 def _figure(value: Any, form: str) -> str:

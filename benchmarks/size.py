@@ -13,9 +13,9 @@ class Size:
         seeds: runs of each side.
         examples: fine-tuning examples; all of them where None.
         epochs: passes over these.
-        steps, unmeasured: pre-training steps in all, and how many of the first the speed leaves out.
-        judged: batches that the judge of pre-training looks at.
-        gemm_seconds: for each matrix size of the peak.
+        steps, unmeasured: all pre-training steps, and how many of the first ones the speed leaves out.
+        held_out_batches: batches of the held-out loss of pre-training.
+        gemm_seconds: time for each matrix size of the peak measurement.
         threads: of every process.
     """
 
@@ -24,11 +24,20 @@ class Size:
     epochs: int = 3
     steps: int = 60
     unmeasured: int = 10
-    judged: int = 16
+    held_out_batches: int = 16
     gemm_seconds: float = 1.0
     threads: int = 1
 
 
 def quick(threads: int) -> Size:
     """Enough to see that every part runs."""
-    return Size(1, examples=256, epochs=1, steps=6, unmeasured=2, judged=1, gemm_seconds=0.1, threads=threads)
+    return Size(
+        1,
+        examples=256,
+        epochs=1,
+        steps=6,
+        unmeasured=2,
+        held_out_batches=1,
+        gemm_seconds=0.1,
+        threads=threads,
+    )

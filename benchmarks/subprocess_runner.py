@@ -34,7 +34,8 @@ def run_child(
         threads: for every library that reads the usual variables; all sides get the same.
         python: of another environment, where a peer lives in one.
 
-    Errors: ChildFailed.
+    Raises:
+        ChildFailed: see its docstring.
     """
     with tempfile.TemporaryDirectory(prefix="bertmp-measure-") as folder:
         given, result = Path(folder) / "arguments.json", Path(folder) / "result.json"

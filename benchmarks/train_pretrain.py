@@ -1,4 +1,4 @@
-"""Pre-training a model of MiniLM's size on film dialogues, against the usual `BertForPreTraining` loop."""
+"""Pre-training a model of MiniLM's size on film dialogues, against `BertForPreTraining`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from benchmarks.subprocess_runner import run_child
 SETTINGS: dict[str, Any] = {"batch_size": 32, "max_length": 128, "learning_rate": 1e-4}
 OURS, PEER = "benchmarks.bertmp.pretrain", "benchmarks.baselines.pretrain"
 HELD_OUT = 512
-"""Pairs at the file's end that nobody trains on: the judge's."""
+"""Pairs at the file's end that neither side trains on: for the held-out loss."""
 MASKED = 0.15
 
 
 def pretrain(size: Size, scratch: Path) -> dict[str, Any]:
-    """Measures both sides from one set of random weights, and lets one judge compare what they learnt.
+    """Measures both sides from one set of random weights, and scores both results with one script.
 
     The loss is the mean over the last half of the steps and all seeds, each step's as the side reports it;
-    `held_out_loss` is the judge's, the same batches and masks for both.
+    `held_out_loss` is computed by `baselines/score.py`, on the same batches and masks for both.
     """
     from bertmp import download
 
@@ -58,7 +58,7 @@ def pretrain(size: Size, scratch: Path) -> dict[str, Any]:
     runs += alternate({"padded": side("padded", PEER, fewer, padded=True)}, 1, show)
     peaks = {name: max(of_side(runs, "peak", name)) for name in ("bf16", "fp32")}
     ours, peer, padded = (speed(runs, name, "tokens") for name in ("ours", "peer", "padded"))
-    flops = flops_a_token(data, model)
+    flops = flops_per_token(data, model)
     return {
         "unit": "tokens/s",
         "ours": ours,
@@ -67,7 +67,7 @@ def pretrain(size: Size, scratch: Path) -> dict[str, Any]:
         "peer_padded_to_128": padded,
         "loss": both(runs, "losses", lambda losses: statistics.fmean(settled(losses))),
         "loss_standard_error": both(runs, "losses", lambda losses: standard_error(settled(losses))),
-        "held_out_loss": judge(size, scratch, held_out),
+        "held_out_loss": held_out_loss(size, scratch, held_out),
         "peak_memory_bytes": both(runs, "peak_memory_bytes", max),
         "flops_share": ours * flops / peaks["bf16"],
         "peer_flops_share": peer * flops / peaks["bf16"],
@@ -92,11 +92,11 @@ def settled(runs: Sequence[Sequence[float]]) -> list[float]:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of the values; 0 where there is one alone."""
+    """Standard error of the mean; 0 for a single value."""
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
-def judge(size: Size, scratch: Path, held_out: Path) -> dict[str, float]:
+def held_out_loss(size: Size, scratch: Path, held_out: Path) -> dict[str, float]:
     """Each side's mean loss on held-out pairs over its seeds."""
 
     def loss(side: str, seed: int) -> float:
@@ -105,7 +105,7 @@ def judge(size: Size, scratch: Path, held_out: Path) -> dict[str, float]:
             "checkpoint": str(scratch / f"{side}-{seed}"),
             "max_length": SETTINGS["max_length"],
             "batch_size": SETTINGS["batch_size"],
-            "count": size.judged,
+            "count": size.held_out_batches,
         }
         return float(run_child("benchmarks.baselines.score", arguments, size.threads)["loss"])
 
@@ -124,10 +124,10 @@ def split(pairs: Path, scratch: Path) -> tuple[Path, Path]:
     return parts[0], parts[1]
 
 
-def flops_a_token(data: Path, model: Path) -> float:
-    """What one real token costs on average, the vocabulary's projection of the masked ones included.
+def flops_per_token(data: Path, model: Path) -> float:
+    """FLOPs per real token, on average, including the projection to the vocabulary at masked positions.
 
-    Taken from the first 4,000 pairs as they stand: the mixture of lengths is all that matters.
+    Counted on the first 4,000 pairs: only the distribution of lengths matters.
     """
     from bertmp.data.readers import read_examples
     from bertmp.data.tokenizer import Tokenizer

@@ -1,4 +1,4 @@
-"""One judge for both sides' pre-trained checkpoints: the peer's model, held-out pairs, fixed masks."""
+"""Scores both sides' pre-trained checkpoints: the peer's model, held-out pairs, fixed masks."""
 
 from __future__ import annotations
 

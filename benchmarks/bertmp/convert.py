@@ -1,4 +1,4 @@
-"""Conversion as a user of this project does it: `bertmp.export.convert`."""
+"""Conversion as a user of this project does it: `bertmp.convert`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 def measure(
     source: str, target: str, calibration: str = "", max_error: float | None = None
 ) -> dict[str, Any]:
-    """Converts `source`; the time is from file to file, imports apart.
+    """Converts `source`; the time is from file to file, without imports.
 
     Args:
         calibration: a file of texts; the tokenizer lies beside the graph.

@@ -31,7 +31,7 @@ def measure(
             warmup_ratio=0.1,
             weight_decay=0.01,
             max_grad_norm=1.0,
-            max_rollbacks=0,  # no states to go back to are saved meanwhile: the peer saves none
+            max_rollbacks=0,  # saves no states for a rollback: the peer saves none
             seed=seed,
             eval_every=10**9,  # the last step is always followed by one
             progress=watch,

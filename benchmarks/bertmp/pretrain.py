@@ -22,8 +22,8 @@ def measure(
 ) -> dict[str, Any]:
     """Trains `steps` steps and writes the checkpoint to `out`; the speed leaves out the first `unmeasured`.
 
-    The tokens are those of the metrics file: real ones, there is no padding. Preparing the corpus is not
-    timed, as little as the peer's reading of it; its memory counts.
+    The tokens are those of the metrics file: real ones, without padding. Neither preparing the corpus
+    nor the peer's reading of it is timed; its memory counts.
     """
     from bertmp import train
     from bertmp.training.metrics_log import read_metrics
@@ -40,12 +40,12 @@ def measure(
             steps=steps,
             batch_size=batch_size,
             max_length=max_length,
-            short_seq_prob=0.0,  # the peer shortens no pairs
+            short_seq_prob=0.0,  # the peer does not shorten pairs
             learning_rate=learning_rate,
             warmup_ratio=0.1,
             weight_decay=0.01,
             max_grad_norm=1.0,
-            max_rollbacks=0,  # no states to go back to are saved meanwhile: the peer saves none
+            max_rollbacks=0,  # saves no states for a rollback: the peer saves none
             seed=seed,
             log_every=1,
             progress=watch,
@@ -60,7 +60,7 @@ def measure(
 
 
 def tokens(lines: list[dict[str, Any]], unmeasured: int) -> int:
-    """Tokens of all but the first steps, from a metrics file with a line a step."""
+    """Tokens of all but the first steps, from a metrics file with one line per step."""
     total, before = 0.0, 0.0
     for line in lines:
         if "loss" not in line:

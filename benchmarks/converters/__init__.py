@@ -1,1 +1,1 @@
-"""Precision converters side by side: the graphs, the tools, and how their results are judged."""
+"""Precision converters side by side: the graphs, the tools, and how their results are scored."""

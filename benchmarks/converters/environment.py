@@ -25,9 +25,10 @@ class NoEnvironment(Exception):
 
 
 def peers_python() -> Path:
-    """The Python of the peers' environment, which is made at the first call.
+    """The Python of the peers' environment, created at the first call.
 
-    Errors: NoEnvironment.
+    Raises:
+        NoEnvironment: the packages cannot be installed.
     """
     stamp, python = FOLDER / ".installed", FOLDER / "bin" / "python"
     if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == _key()):

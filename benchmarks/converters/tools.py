@@ -36,9 +36,9 @@ class Subject:
     Attributes:
         name: as the table shows it.
         graph: the FP32 graph.
-        reference: its logits, as judge.py keeps them.
+        reference: its logits, as score.py keeps them.
         stride: every how many texts one is asked.
-        few_reference, few_stride: the same for the slower judgement with every FP16 tensor rounded.
+        few_reference, few_stride: the same for the slower scoring with every FP16 tensor rounded.
         size: `facts` of the FP32 graph.
     """
 
@@ -63,7 +63,7 @@ def tools(calibration: Path) -> list[Tool]:
 
 
 def row(tool: Tool, subject: Subject, data: Path, scratch: Path, threads: int) -> dict[str, Any]:
-    """Converts and judges; whatever the tool does, there is a row: a failure is one with its first line."""
+    """Converts and scores. A failure gives a row, too, with the first line of its message."""
     target = scratch / "converted" / "model.onnx"
     target.parent.mkdir(exist_ok=True)
     for left in target.parent.iterdir():
@@ -82,11 +82,11 @@ def row(tool: Tool, subject: Subject, data: Path, scratch: Path, threads: int) -
         found |= _without_memory(
             run_child("benchmarks.converters.load_check", {"graph": str(target)}, threads)
         )
-        judged = {"graph": str(target), "data": str(data), "out": str(scratch / "logits.npy")}
+        scoring = {"graph": str(target), "data": str(data), "out": str(scratch / "logits.npy")}
         asked = {"stride": subject.stride, "reference": str(subject.reference)}
-        found |= _judge({**judged, **asked}, threads)
+        found |= _score({**scoring, **asked}, threads)
         asked = {"stride": subject.few_stride, "reference": str(subject.few_reference)}
-        found["rounded"] = _judge({**judged, **asked, "rounded": True}, threads)
+        found["rounded"] = _score({**scoring, **asked, "rounded": True}, threads)
     except ChildFailed as error:
         found |= {"loads": False, "error": found.get("error") or _last_line(str(error))}
     return {"graph": subject.name, "tool": tool.name, **found}
@@ -99,12 +99,12 @@ def _convert(tool: Tool, subject: Subject, target: Path, threads: int) -> dict[s
     return run_child(tool.module, arguments, threads)
 
 
-def _judge(arguments: Mapping[str, Any], threads: int) -> dict[str, Any]:
+def _score(arguments: Mapping[str, Any], threads: int) -> dict[str, Any]:
     return _without_memory(run_child("benchmarks.converters.score", arguments, threads))
 
 
 def _without_memory(result: dict[str, Any]) -> dict[str, Any]:
-    """A judge's memory is nobody's figure."""
+    """The memory of scoring is not reported."""
     return {key: value for key, value in result.items() if key != "peak_memory_bytes"}
 
 

@@ -43,14 +43,14 @@ def test_a_widened_model_has_the_small_ones_activations_twice() -> None:
     assert 0.6 < float(weights.std() / before.std()) < 0.8
 
 
-def test_the_judge_on_our_own_conversion(questions: Questions, tmp_path: Path) -> None:
+def test_score_own_conversion_matches_reference(questions: Questions, tmp_path: Path) -> None:
     data = tmp_path / "data.tsv"
     texts = questions.texts.read_text(encoding="utf-8").splitlines()
     data.write_text("".join(f"HUM\t{text}\n" for text in texts), encoding="utf-8")
     reference = tmp_path / "reference.npy"
     graph = questions.bundle / "model.onnx"
     assert measure(str(graph), str(data), 4, str(reference)) == {"texts": 9}
-    made = convert(graph, questions.bundle / "judged.onnx")
+    made = convert(graph, questions.bundle / "scored.onnx")
     for rounded in (False, True):
         out = str(tmp_path / "out.npy")
         found = measure(str(made.graph), str(data), 4, out, str(reference), rounded)

@@ -1,6 +1,6 @@
 """`make test-gpu`: from a plain checkout, with torch, transformers, pytest and the like, and no network.
 
-Says in one line why there is nothing to run on, and leaves with 4, where there is no GPU.
+Without a GPU, prints one line that says so and exits with code 4.
 """
 
 from __future__ import annotations

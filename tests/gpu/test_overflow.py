@@ -1,4 +1,4 @@
-"""Overflow put in on purpose: the watch names the module, and acts as it was told."""
+"""Injected overflow: the divergence monitor names the module and acts as its options say."""
 
 from __future__ import annotations
 
