@@ -90,7 +90,7 @@ def test_wheel_holds_type_marker_and_package_data(wheel: Path) -> None:
     """`py.typed` tells type checkers that the package has annotations (PEP 561)."""
     packed = set(ZipFile(wheel).namelist())
     assert "bertmp/py.typed" in packed
-    assert "bertmp/export/parity/report/page.html.j2" in packed
+    assert "bertmp/report/parity.html.j2" in packed
 
 
 def test_plain_install_imports_every_package(fresh_python: Path, tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from bertmp.export.parity.bundle_summary import BundleFacts, FileFacts, RuleFacts
 from bertmp.export.parity.gates import Evidence, decide, limits_of
-from bertmp.export.parity.report import junit_xml, render
-from bertmp.export.parity.report.svg import LogScale, scientific
+from bertmp.export.parity.junit import junit_xml
+from bertmp.export.parity.report import render
 from bertmp.export.parity.result import DataFacts, FlipRow, ParityReport, StageReport
 from bertmp.export.parity.stage import StageOutput
 from bertmp.export.parity.stage_metrics import measure
+from bertmp.report.svg import LogScale, scientific
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m"
 

@@ -1,24 +1,30 @@
-"""The HTML page: what the template shows, already in words."""
+"""The report of a parity run: an HTML page, the same as JSON, and JUnit's XML."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from bertmp.core.io import write_text
 from bertmp.export.parity.gates import Gate
-from bertmp.export.parity.report.charts import (
-    chain_picture,
-    distribution_picture,
-    scatter_picture,
-)
-from bertmp.export.parity.report.svg import scientific
+from bertmp.export.parity.junit import junit_xml
 from bertmp.export.parity.result import ParityReport, StageReport
+from bertmp.report.charts import ChainLink, ErrorSeries, chain_chart, histogram_chart, margin_chart
+from bertmp.report.page import render_page
+from bertmp.report.svg import scientific
 
+FILES = ("report.html", "report.json", "junit.xml")
+
+_ARTEFACTS = {
+    "torch-fp32": "checkpoint",
+    "onnx-fp32": "model.onnx",
+    "onnx-fp16": "model.fp16.onnx",
+    "engine": "model.plan",
+}
+_VERBS = {"onnx-fp32": "export", "onnx-fp16": "convert", "engine": "build", "triton": "deploy"}
 _MOST_FLIPS = 500
 """Rows of the table of changed labels; report.json has all of them."""
 
@@ -55,32 +61,76 @@ class Tile:
     stage: str = ""
 
 
+def write_report(result: ParityReport) -> None:
+    """Writes the three files into the result's folder, each atomically.
+
+    All three are made before the first is written, so that an error leaves no mixture of old and new. Other
+    files in the folder stay.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written.
+    """
+    contents = {
+        "report.json": json.dumps(result.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "junit.xml": junit_xml(result),
+        "report.html": render(result),
+    }
+    for name, content in contents.items():
+        write_text(result.folder / name, content)
+
+
 def render(result: ParityReport) -> str:
-    """The whole page: no script, no font, no picture or style from elsewhere; every text is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(scientific=scientific, megabytes=_megabytes, words=_words, label=_label)
-    compared = [stage for stage in result.stages if stage.measures and stage.status == "run"]
-    limits = {gate.stage: float(gate.limit) for gate in result.gates if gate.name == "max_error"}
-    return environment.get_template("page.html.j2").render(
+    """The HTML page."""
+    series = _series(result)
+    return render_page(
+        "parity.html.j2",
         report=result,
         name=result.bundle.resolve().name,
         tiles=_tiles(result),
         stages=[(stage, result.verdict(stage)) for stage in result.stages],
         gates=[_gate_row(gate) for gate in result.gates],
-        chain=Markup(chain_picture(result)),
-        distribution=Markup(distribution_picture(compared, limits)) if compared else "",
-        scatters=[
-            (stage, Markup(scatter_picture(stage, stage.measures))) for stage in compared if stage.measures
-        ],
+        chain=Markup(chain_chart(_chain(result))),
+        distribution=Markup(histogram_chart(series)) if series else "",
+        scatters=[(one.name, Markup(margin_chart(one))) for one in series],
         flips=result.flips[:_MOST_FLIPS],
         precisions=_shares(result.facts.precisions),
     )
+
+
+def _chain(result: ParityReport) -> list[ChainLink]:
+    data = result.data
+    kind = "labelled" if data.labelled else "unlabelled"
+    links = [ChainLink("data", data.file.name, f"{data.texts:,}", f"{kind} inputs")]
+    for stage in result.stages:
+        subtitle = f"serves {stage.serves}" if stage.serves else _ARTEFACTS.get(stage.name, "")
+        verb = _VERBS.get(stage.name) or _VERBS.get(stage.name.partition("-")[0], "")
+        links.append(ChainLink(stage.name, subtitle, *_figure(stage), result.verdict(stage), verb))
+    return links
+
+
+def _figure(stage: StageReport) -> tuple[str, str]:
+    if stage.status == "reference":
+        return "FP32", "the reference"
+    if stage.measures is None:
+        proven = stage.proof.get("proven")
+        return ("proven", f"not run: {stage.reason}") if proven else (stage.status, stage.reason)
+    return scientific(stage.measures.max_error), "largest logit error"
+
+
+def _series(result: ParityReport) -> list[ErrorSeries]:
+    limits = {gate.stage: float(gate.limit) for gate in result.gates if gate.name == "max_error"}
+    return [
+        ErrorSeries(
+            name=stage.name,
+            errors=stage.measures.row_errors,
+            margins=stage.measures.margins,
+            largest=stage.measures.max_error,
+            limit=limits.get(stage.name),
+            flips=[(flip.margin, flip.error, flip.explained) for flip in stage.measures.flips],
+        )
+        for stage in result.stages
+        if stage.measures is not None and stage.status == "run"
+    ]
 
 
 def _tiles(result: ParityReport) -> list[Tile]:
@@ -135,26 +185,3 @@ def _shares(precisions: Mapping[str, int]) -> list[tuple[str, int, float]]:
     total = sum(precisions.values())
     order = [kind for kind in ("fp16", "bf16", "fp32", "integer") if precisions.get(kind)]
     return [(kind, precisions[kind], 100 * precisions[kind] / total) for kind in order]
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
-
-
-def _label(key: str) -> str:
-    return key.replace("_", " ")
-
-
-def _words(value: Any) -> str:
-    """A plain JSON value as a reader would write it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return scientific(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, dict):
-        return ", ".join(f"{_label(key)} {_words(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_words(item) for item in value) or "none"
-    return str(value)
