@@ -35,7 +35,7 @@ def run_child(
         python: of another environment, where a peer lives in one.
 
     Raises:
-        ChildFailed: see its docstring.
+        ChildFailed: the process failed; the message is the end of its output.
     """
     with tempfile.TemporaryDirectory(prefix="bertmp-measure-") as folder:
         given, result = Path(folder) / "arguments.json", Path(folder) / "result.json"

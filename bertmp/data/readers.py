@@ -194,7 +194,7 @@ def _fields(values: Sequence[str], header: Sequence[str], path: Path, line: int)
         raise InputError(
             f"{len(values)} fields where the header names {len(header)}",
             f"{path}, line {line}",
-            "mend the line",
+            "fix the line",
         )
     return dict(zip(header, values, strict=True))
 
@@ -206,9 +206,7 @@ def _read_csv(path: Path, columns: Columns) -> list[Row]:
     try:
         lines = [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
     except csv.Error as error:
-        raise InputError(
-            f"broken CSV: {error}", f"{path}, line {reader.line_num}", "mend the line"
-        ) from error
+        raise InputError(f"broken CSV: {error}", f"{path}, line {reader.line_num}", "fix the line") from error
     if not lines:
         return []
     if _is_header(lines[0][1], columns):

@@ -34,7 +34,7 @@ def delimited_rows(path: Path) -> Iterator[Row]:
                 raise InputError(
                     f"{len(fields)} fields where the header names {len(header)}",
                     f"{path}, line {line}",
-                    "mend the line",
+                    "fix the line",
                 )
             yield dict(zip(header, fields, strict=True)), stream.buffer.tell()
 
@@ -52,9 +52,7 @@ def _fields(stream: TextIO, path: Path) -> Iterator[tuple[int, Sequence[str]]]:
             if any(field.strip() for field in row):
                 yield reader.line_num, row
     except csv.Error as error:
-        raise InputError(
-            f"broken CSV: {error}", f"{path}, line {reader.line_num}", "mend the line"
-        ) from error
+        raise InputError(f"broken CSV: {error}", f"{path}, line {reader.line_num}", "fix the line") from error
 
 
 def json_rows(path: Path, columns: Columns) -> Iterator[Row]:

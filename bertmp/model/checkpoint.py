@@ -196,7 +196,7 @@ def _check_is_bert(config: BertConfig, weights: Mapping[str, Tensor], folder: Pa
         raise InputError(
             f"the weights have {words.shape[0]} tokens, config.json says {config.vocab_size}",
             folder,
-            "mend vocab_size or use the right weights",
+            "fix vocab_size or use the right weights",
         )
 
 

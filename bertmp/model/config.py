@@ -105,26 +105,26 @@ class BertConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(
-                    f"{name} is {value!r}, not a positive whole number", where, "mend config.json"
+                    f"{name} is {value!r}, not a positive whole number", where, "fix config.json"
                 )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             value = getattr(self, name)
             if name == "classifier_dropout" and value is None:
                 continue
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
-                raise InputError(f"{name} is {value!r}, not a rate from 0 to 1", where, "mend config.json")
+                raise InputError(f"{name} is {value!r}, not a rate from 0 to 1", where, "fix config.json")
         for name in ("layer_norm_eps", "initializer_range"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 < value < 1:
-                raise InputError(f"{name} is {value!r}, not a small number", where, "mend config.json")
+                raise InputError(f"{name} is {value!r}, not a small number", where, "fix config.json")
         pad = self.pad_token_id
         if not isinstance(pad, int) or not 0 <= pad < self.vocab_size:
-            raise InputError(f"pad_token_id is {pad!r}, not a token's number", where, "mend config.json")
+            raise InputError(f"pad_token_id is {pad!r}, not a token's number", where, "fix config.json")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads",
                 where,
-                "mend config.json",
+                "fix config.json",
             )
         if self.hidden_act not in ACTIVATIONS:
             raise InputError(
@@ -164,7 +164,7 @@ def _labels(id2label: Any, where: Path) -> tuple[str, ...]:
     try:
         by_id = {int(number): str(label) for number, label in id2label.items()}
     except (AttributeError, ValueError, TypeError) as error:
-        raise InputError("id2label does not map numbers to names", where, "mend config.json") from error
+        raise InputError("id2label does not map numbers to names", where, "fix config.json") from error
     if sorted(by_id) != list(range(len(by_id))):
         raise InputError("id2label has gaps", where, "number the labels 0, 1, 2, …")
     return tuple(by_id[number] for number in range(len(by_id)))

@@ -100,7 +100,7 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         raise InputError("damaged weights", path, f"replace the file ({error})") from error
     tensors = _unwrap(data)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise InputError("the file is no list of weights by name", path, "use a state dictionary")
+        raise InputError("the file is not a dictionary of weights", path, "use a state dictionary")
     return tensors
 
 

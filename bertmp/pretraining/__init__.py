@@ -1,1 +1,1 @@
-"""Corpora for pre-training: prepared once, read through a memory map, masked anew every epoch."""
+"""Corpora for pre-training: prepared once, read through a memory map, masked again every epoch."""

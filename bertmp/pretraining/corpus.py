@@ -83,7 +83,7 @@ def open_corpus(path: Path, columns: Columns) -> Corpus:
     """
     path = Path(path)
     if not path.is_file():
-        what = "a folder that is no prepared corpus" if path.is_dir() else "no such corpus"
+        what = "a folder that is not a prepared corpus" if path.is_dir() else "no such corpus"
         raise InputError(what, path, "name a corpus file or the folder of a prepared one")
     kind = path.suffix.lower()
     if kind not in _KINDS:

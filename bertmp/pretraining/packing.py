@@ -6,7 +6,7 @@ many sentences as fit from a random place of another document. Of a corpus of pa
 a negative's B is the second text of another pair.
 
 What is packed together is settled once; where A ends, which samples are negative and what their B is are
-drawn anew every epoch. Everything is a function of (seed, epoch, sample), for any number of samples at once.
+drawn again every epoch. Everything is a function of (seed, epoch, sample), for any number of samples at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Recipe:
     short_seq_prob: float = 0.1
 
     @property
-    def room(self) -> int:
+    def max_text_tokens(self) -> int:
         """Tokens left for text."""
         return self.max_length - (3 if self.pairs else 2)
 
@@ -90,7 +90,7 @@ class Samples:
 
         Errors: InputError where next-sentence prediction has no negatives or no true pairs.
         """
-        if recipe.room < 2:
+        if recipe.max_text_tokens < 2:
             raise InputError(f"--max-length is {recipe.max_length}", "--max-length", "give at least 5")
         if recipe.pairs and store.counts.documents < 2:
             raise InputError(
@@ -120,7 +120,7 @@ class Samples:
             rows = np.arange(start, min(start + BLOCK, len(self)))
             plan = self.plan(rows, epoch)
             out[rows] = plan.first_length + plan.second_length
-        return out + (self.recipe.max_length - self.recipe.room)
+        return out + (self.recipe.max_length - self.recipe.max_text_tokens)
 
     def cut(self) -> int:
         """How many samples have more text of their own than fits."""
@@ -128,7 +128,7 @@ class Samples:
         for start in range(0, len(self), BLOCK):
             rows = slice(start, start + BLOCK)
             tokens = self._tokens_between(self.first[rows], self.first[rows] + self.count[rows])
-            own += int((tokens > self.recipe.room).sum())
+            own += int((tokens > self.recipe.max_text_tokens).sum())
         return own
 
     def plan(self, rows: np.ndarray, epoch: int) -> Plan:
@@ -136,7 +136,7 @@ class Samples:
         first, count = self.first[rows], self.count[rows].astype(np.int64)
         if not self.recipe.pairs:
             start = self.store.sentences.take(first)
-            length = np.minimum(self._tokens_between(first, first + count), self.recipe.room)
+            length = np.minimum(self._tokens_between(first, first + count), self.recipe.max_text_tokens)
             nothing = np.zeros(len(rows), dtype=np.int64)
             return Plan(start, length, nothing, nothing, nothing)
         split = first + 1 + draws.below(self._key(_SPLIT, epoch), rows, np.maximum(count - 1, 1))
@@ -158,9 +158,9 @@ class Samples:
     ) -> Plan:
         """Cuts what is too long, the longer segment first: A at its front and B at its end, so that what is
         left of both meets where one may follow the other."""
-        room = self.recipe.room
-        kept_second = np.minimum(second_length, np.maximum(room - first_length, room // 2))
-        kept_first = np.minimum(first_length, room - kept_second)
+        limit_tokens = self.recipe.max_text_tokens
+        kept_second = np.minimum(second_length, np.maximum(limit_tokens - first_length, limit_tokens // 2))
+        kept_first = np.minimum(first_length, limit_tokens - kept_second)
         start = self.store.sentences.take(first) + first_length - kept_first
         return Plan(
             start, kept_first, self.store.sentences.take(second), kept_second, negative.astype(np.int64)
@@ -180,11 +180,11 @@ class Samples:
         target = _targets(self.recipe, self.first[rows])
         return sentence, self._fitting(sentence, end, np.maximum(target - first_length, target // 2))
 
-    def _fitting(self, sentence: np.ndarray, end: np.ndarray, room: np.ndarray) -> np.ndarray:
-        """The end of the sentences from `sentence` on, before `end`, that fit into `room`; one at least."""
-        limit = self.store.sentences.take(sentence) + room
+    def _fitting(self, sentence: np.ndarray, end: np.ndarray, limit_tokens: np.ndarray) -> np.ndarray:
+        """The end of the sentences from `sentence` on, before `end`, that fit the limit; at least one."""
+        limit = self.store.sentences.take(sentence) + limit_tokens
         low = sentence + 1
-        high = np.minimum(end, low + room)
+        high = np.minimum(end, low + limit_tokens)
         while (wide := high > low).any():
             middle = (low + high + 1) // 2
             fits = self.store.sentences.take(middle) <= limit
@@ -203,10 +203,10 @@ class Samples:
 def _targets(recipe: Recipe, first: np.ndarray) -> np.ndarray:
     """The tokens to which the sample that begins with each sentence is packed."""
     if not recipe.short_seq_prob:
-        return np.full(len(first), recipe.room)
+        return np.full(len(first), recipe.max_text_tokens)
     is_short = draws.uniform(draws.key(recipe.seed, _IS_SHORT), first) < recipe.short_seq_prob
-    short = 2 + draws.below(draws.key(recipe.seed, _SHORT_LENGTH), first, recipe.room - 1)
-    return np.where(is_short, short, recipe.room)
+    short = 2 + draws.below(draws.key(recipe.seed, _SHORT_LENGTH), first, recipe.max_text_tokens - 1)
+    return np.where(is_short, short, recipe.max_text_tokens)
 
 
 def _pairs(store: Store) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -78,7 +78,7 @@ def prepare_store(
 ) -> Prepared:
     """`prepare`, with a tokenizer at hand."""
     if out.exists() and not is_store(out) and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("something that is no prepared corpus stands there", out, "choose another --out")
+        raise InputError("something that is not a prepared corpus stands there", out, "choose another --out")
     started = time.perf_counter()
     corpus = open_corpus(data, columns)
     source = Source(data.name, sha256_file(data), columns.text, columns.text_pair)

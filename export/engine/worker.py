@@ -147,7 +147,7 @@ def _parse(tools: Toolchain, builder: Any, logger: Any, job: Job) -> tuple[Any, 
         named = any(error.node_name() for error in found)
         raise InputError(
             f"the ONNX parser of {tools.name} refuses the graph: {'; '.join(texts) or logger.last_error}",
-            job.graph, "replace these nodes" if named else "is it a whole ONNX file? export it anew",
+            job.graph, "replace these nodes" if named else "is it a whole ONNX file? export it again",
         )  # fmt: skip
     return network, parser
 

@@ -65,7 +65,7 @@ class BundleFacts:
         files: the files that its stages wrote.
         precisions: `fp16`, `fp32`, `integer` → number of nodes; empty without a plan.
         rules: why nodes stay FP32, rule by rule.
-        headroom: block → how many times its largest number fits into the low type; empty where no ranges
+        headroom: block → how many times its largest number fits into the low precision; empty where no ranges
             were known.
         ranges: where the ranges are from, in words; empty as well.
         engine: the results that the engine's build recorded; empty without an engine.

@@ -184,7 +184,7 @@ def _checked(stage: str, name: str, value: object, where: str) -> Any:
     if name == "proven":
         if isinstance(value, bool):
             return value
-        raise InputError(f"the limit of {stage}.{name} is no true or false", where, "mend it")
+        raise InputError(f"the limit of {stage}.{name} is no true or false", where, "fix it")
     if value is False:
         return None
     kinds: tuple[type, ...] = (int,) if "float" not in str(known[name]) else (int, float)
@@ -193,6 +193,6 @@ def _checked(stage: str, name: str, value: object, where: str) -> Any:
         raise InputError(
             f"the limit of {stage}.{name} is no {kind} from 0 up",
             where,
-            "mend it, or write false for no limit",
+            "fix it, or write false for no limit",
         )
     return value

@@ -245,7 +245,7 @@ def _rename(graph: GraphProto, names: dict[str, str]) -> None:
 
 
 def _retype(node: NodeProto, low: LowType) -> None:
-    """Sets the attributes that name or hold FP32 to the low type."""
+    """Sets the attributes that name or hold FP32 to the low precision."""
     typed = DTYPE_ATTRIBUTES.get(node.op_type)
     for attribute in node.attribute:
         if attribute.name == typed and attribute.i == FLOAT:

@@ -31,8 +31,8 @@ MIN_SHARED_WEIGHT = 1024
 """Smaller weights may be stored twice."""
 
 LOW_WHERE_FREE = DATA_MOVEMENT_OPS | {"Where", "IsNaN"}
-"""Operators that give the same result in the low type and then move half the bytes. TensorRT also needs the
-guard against NaN behind a softmax in the type of the matrix product that follows."""
+"""Operators that give the same result in the low precision and then move half the bytes. TensorRT also needs
+the guard against NaN behind a softmax in the type of the matrix product that follows."""
 
 OUTSIDE = ""
 """Stands in a net for the graph's inputs and outputs, which are FP32."""
@@ -87,7 +87,7 @@ def place(graph: GraphIndex, fp32: Iterable[str], low: Iterable[str], prefer: Si
     Args:
         fp32, low: nodes whose type is decided.
         prefer: of the equally cheap placements, the one with the most nodes in this type; data movement
-            runs in the low type where that costs nothing.
+            runs in the low precision where that costs nothing.
     """
     fp32, low = frozenset(fp32), frozenset(low)
     nets, shared = list(_nets(graph)), list(_shared_weights(graph))

@@ -98,7 +98,7 @@ class Evaluator:
         wanted = {value.name: value.type for value in session.get_inputs()}
         results = []
         for feed in self.calibration.feeds:
-            # A float input that the graph takes in the low type is FP32 in its emulation.
+            # A float input that the graph takes in the low precision is FP32 in its emulation.
             taken = {
                 name: array.astype(np.float32) if wanted.get(name) == "tensor(float)" else array
                 for name, array in feed.items()
@@ -110,7 +110,7 @@ class Evaluator:
 def rounded(mixed: ModelProto) -> WeightlessGraph:
     """A mixed-precision graph as FP32 arithmetic: every low tensor is rounded to its type, and is FP32.
 
-    Inputs and outputs of a low type become FP32.
+    Inputs and outputs of a low precision become FP32.
     """
     light = split_weights(mixed)
     types = element_types(light.model)

@@ -1,4 +1,4 @@
-"""Replacing attention-mask constants that the low type cannot add to a score.
+"""Replacing attention-mask constants that the low precision cannot add to a score.
 
 FP16 cannot hold most mask constants, nor the sum of any of them and a negative score. Two ways keep the
 result equal: the addition stays FP32 (nothing changes), or the constant becomes one whose sum with any

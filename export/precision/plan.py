@@ -53,7 +53,7 @@ class NodePlan:
         precision: `fp32`, or the plan's target; `integer` where the node touches no FP32 tensor.
         reasons: why it is FP32; empty otherwise.
         error: the largest change of any output value when this node, together with the nodes of its block
-            that have the same reason, runs in the low type and all else in FP32; None where not measured.
+            that have the same reason, runs in the low precision and all else in FP32; None if not measured.
     """
 
     name: str
@@ -142,8 +142,8 @@ class PrecisionPlan:
     Attributes:
         graph_sha256: fingerprint of the FP32 graph that the plan is for.
         nodes: every node, in graph order.
-        target: the low type.
-        headroom: the factor by which tensors in the low type stay below its largest number.
+        target: the low precision.
+        headroom: the factor by which tensors in the low precision stay below its largest number.
         rewrites: constants that the conversion replaces.
         ranges: the measured ranges behind it; None where it was made without.
         search: the measured error; None where it was not measured.
@@ -172,7 +172,7 @@ class PrecisionPlan:
         """The plan with the named nodes in another precision.
 
         Args:
-            reason: added to the reasons of an FP32 node; a node in the low type has none.
+            reason: added to the reasons of an FP32 node; a node in the low precision has none.
 
         Raises:
             InputError: the plan has no node of a name.

@@ -53,7 +53,7 @@ def make_plan(
 
 @dataclass(frozen=True)
 class RuleVerdict:
-    """What the rules found against running one node in the low type.
+    """What the rules found against running one node in the low precision.
 
     Attributes:
         reasons: why it should be FP32, in the order of the rules; empty where there are none.
@@ -70,10 +70,10 @@ class Planner:
     Args:
         graph: an FP32 graph whose nodes have unique names.
         pins: patterns of nodes that the user keeps in FP32.
-        allow: patterns of nodes whose normalisation, softmax or reduction the user allows in the low type.
-        target: the low type.
+        allow: patterns of nodes whose normalisation, softmax or reduction may run in low precision.
+        target: the low precision.
         ranges: the tensors' largest magnitudes; None where they were not measured.
-        headroom: how many times a tensor's largest magnitude must fit into the low type's range.
+        headroom: how many times a tensor's largest magnitude must fit into the low precision's range.
 
     Raises:
         InputError: a pattern matches no node, or the graph is invalid.
@@ -124,7 +124,7 @@ class Planner:
 
         Args:
             promoted: nodes that must be FP32 beyond what the rules require, with the reason.
-            demoted: nodes that must run in the low type; those with a hard or policy reason stay FP32.
+            demoted: nodes that must run in the low precision; those with a hard or policy reason stay FP32.
             prefer: of equally cheap placements, the one with most nodes in this type.
         """
         promoted = promoted or {}
@@ -140,7 +140,7 @@ class Planner:
         )
 
     def can_demote(self, name: str) -> bool:
-        """Whether a measured error may put this FP32 node into the low type."""
+        """Whether a measured error may put this FP32 node into the low precision."""
         return self.verdicts.get(name, RuleVerdict()).strength == "heuristic"
 
     def _evaluate_rules(self) -> tuple[dict[str, RuleVerdict], tuple[Rewrite, ...]]:

@@ -96,7 +96,7 @@ def record(ranges: Ranges, graph: GraphIndex, limit: float) -> RangeRecord:
 
     Args:
         graph: tensors that hold a mask's large numbers are left out: they do not describe their block.
-        limit: the low type's largest number; a block's headroom is this over its largest magnitude.
+        limit: the low precision's largest number; a block's headroom is this over its largest magnitude.
     """
     blocks = module_groups(graph.nodes)
     masked = {name for path in graph.masks for name in path.tensors}

@@ -132,7 +132,7 @@ class _Search:
         return _Point(plan, found, prefer, promoted, frozenset(demoted))
 
     def alone(self, plan: PrecisionPlan, names: Sequence[str]) -> float:
-        """The error of these nodes in the low type, all else in FP32."""
+        """The error of these nodes in the low precision, all else in FP32."""
         return self._measure(all_fp32(plan).with_precision(names, plan.target)).max_error
 
     def settled(self, at: _Point, max_error: float | None, bound: str | None) -> PrecisionPlan:

@@ -1,4 +1,4 @@
-"""The measured error behind every FP32 node: of the low type there, with all else in FP32."""
+"""The measured error behind every FP32 node: of the low precision there, with all else in FP32."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class FeedsDecomposedNorm:
     """The sum before a decomposed normalisation: a cast must not stand between them.
 
     ONNX Runtime fuses the normalisation together with a cast before it, and from opset 17 on refuses the
-    result: its input is then in the low type, its scale in FP32.
+    result: its input is then in the low precision, its scale in FP32.
     """
 
     strength: Strength = "hard"
@@ -102,7 +102,7 @@ class Reduction:
 
 @dataclass(frozen=True)
 class NoLowForm:
-    """The operator is not defined for the low type, or one of its tensors cannot be cast."""
+    """The operator is not defined for the low precision, or one of its tensors cannot be cast."""
 
     strength: Strength = "hard"
 

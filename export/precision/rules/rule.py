@@ -23,9 +23,9 @@ class RuleContext:
 
     Attributes:
         graph: its nodes, types, constants and patterns.
-        low: the low type of the plan.
+        low: the low precision of the plan.
         largest: tensor → largest magnitude on real inputs; empty where it was not measured.
-        headroom: how many times a tensor's largest magnitude must fit into the low type's range.
+        headroom: how many times a tensor's largest magnitude must fit into the low precision's range.
     """
 
     graph: GraphIndex
@@ -42,4 +42,4 @@ class Rule(Protocol):
         """What overrules it."""
 
     def reason(self, node: ir.Node, context: RuleContext) -> Reason | None:
-        """Why `node` must stay FP32; None where this rule has nothing against the low type."""
+        """Why `node` must stay FP32; None where this rule has nothing against the low precision."""

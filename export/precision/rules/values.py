@@ -15,7 +15,7 @@ from bertmp.export.precision.rules.rule import RuleContext, Strength
 
 @dataclass(frozen=True)
 class ConstantBeyondRange:
-    """A weight or constant that the low type cannot hold would become infinite.
+    """A weight or constant that the low precision cannot hold would become infinite.
 
     Attributes:
         rewritten: constants that get another value.
@@ -42,7 +42,7 @@ class ConstantBeyondRange:
 
 @dataclass(frozen=True)
 class SmallWeights:
-    """Weights so small that many become zero or subnormal: the low type keeps few of their bits.
+    """Weights so small that many become zero or subnormal: the low precision keeps few of their bits.
 
     The measure is the rounding error of the tensor by norm. Normal numbers keep it below the type's roundoff;
     twice that can only come from small ones.

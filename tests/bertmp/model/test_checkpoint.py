@@ -141,7 +141,7 @@ def test_a_pickle_that_would_run_code_is_refused(folder: Path, tmp_path: Path) -
 
 def test_a_broken_pickle_and_one_without_weights_are_refused(folder: Path) -> None:
     as_pickle(folder, lambda w: list(w.values()))
-    with pytest.raises(InputError, match="no list of weights by name"):
+    with pytest.raises(InputError, match="not a dictionary of weights"):
         load_checkpoint(folder)
     (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(InputError, match=r"damaged weights|more than weights"):

@@ -199,7 +199,7 @@ class TestPreparation:
         (tmp_path / "story.txt").write_text(STORY)
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
-        with pytest.raises(InputError, match="no prepared corpus stands there"):
+        with pytest.raises(InputError, match="not a prepared corpus stands there"):
             prepare(tmp_path / "story.txt", minilm, tmp_path / "thesis")
         assert (tmp_path / "thesis" / "thesis.txt").read_text() == "years of work"
 

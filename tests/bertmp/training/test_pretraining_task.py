@@ -379,7 +379,7 @@ def test_a_store_that_is_damaged_or_of_another_tokenizer(
 
 
 def test_a_folder_that_is_no_store(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no prepared corpus"):
+    with pytest.raises(InputError, match="not a prepared corpus"):
         run(tmp_path, tiny, tmp_path / "run")
 
 
