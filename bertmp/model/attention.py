@@ -1,10 +1,10 @@
 """Scaled dot-product attention (Vaswani et al. 2017, section 3.2), over padded batches and over packed ones.
 
-Everything else in BERT works on one token at a time and does not care how tokens are laid out; a layout is
-what attention, positions and "the first token of each text" need to know.
+All other operations of BERT work on one token at a time. Only attention, the positions and the selection of
+`[CLS]` depend on how the tokens of a batch are laid out; a `Layout` provides these three.
 
-The softmax runs in FP32 whatever the autocast of the device would do: its input is made FP32 explicitly,
-because the CPU's autocast, unlike CUDA's, leaves softmax in the type it is given.
+The softmax always runs in FP32. Its input is converted explicitly because autocast on the CPU, unlike on
+CUDA, does not promote softmax.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 Dropout = Callable[[Tensor], Tensor] | None
 """Applied to the attention probabilities; None outside training."""
 
-MASKED = -10000.0
-"""Added to the scores of padding. exp(-1e4) is 0 in FP32, and scores below -5e4 stay within FP16's range,
-which the usual constants (-3.4e38, -65504) leave as soon as anything negative is added."""
+MASK_BIAS = -10000.0
+"""Added to the attention scores of padding. exp(-1e4) is 0 in FP32, and the sum stays finite in FP16 for
+scores down to -5e4. The usual constants (-3.4e38, -65504) overflow FP16 as soon as a negative score is added."""
 
 
 class Layout(Protocol):
@@ -30,22 +30,22 @@ class Layout(Protocol):
 
     @property
     def positions(self) -> Tensor:
-        """INT64, broadcastable to `…`: each token's place in its text."""
+        """INT64, broadcastable to `…`: each token's position in its sequence."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: Dropout) -> Tensor:
-        """Attention within each text; `[…, hidden]` each → `[…, hidden]`."""
+        """Attention within each sequence; `[…, hidden]` each → `[…, hidden]`."""
 
     def first(self, hidden: Tensor) -> Tensor:
-        """`[…, hidden]` → the first token's of each text, `[batch, hidden]`."""
+        """`[…, hidden]` → the first token of each sequence, `[batch, hidden]`."""
 
-    def ask(self, hidden: Tensor) -> Tensor:
-        """`[…, hidden]` → the tokens for which a block computes its output; they alone ask in `attend`."""
+    def select_queries(self, hidden: Tensor) -> Tensor:
+        """`[…, hidden]` → the tokens whose output a block computes: the queries of `attend`."""
 
-    def fill(self, ids: Tensor) -> Tensor:
-        """INT64 `…`, with the tokens added that bring the batch to a size that comes again."""
+    def pad(self, ids: Tensor) -> Tensor:
+        """INT64 `…`, with padding tokens added where the layout wants a fixed set of sizes."""
 
-    def cut(self, hidden: Tensor) -> Tensor:
-        """`[…, hidden]` without those tokens."""
+    def unpad(self, hidden: Tensor) -> Tensor:
+        """`[…, hidden]` without the tokens that `pad` added."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: Dropout) -> Tensor:
@@ -54,10 +54,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropo
     Args:
         query, key, value: `[batch, heads, length, head_size]`.
         bias: FP32 `[batch, 1, 1, length]`, or None where there is no padding.
-        dropout: of the attention probabilities; None outside training.
+        dropout: applied to the attention probabilities; None outside training.
 
     Returns:
-        `[batch, heads, length, head_size]` in the type the matrix products run in.
+        `[batch, heads, length, head_size]` in the dtype of the matrix products.
     """
     scores = torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(query.shape[-1])
     scores = scores.float()
@@ -79,12 +79,12 @@ def merge_heads(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Padded:
-    """Texts filled up to one length: what is exported, and what Hugging Face's models read.
+    """Sequences padded to one length, as in the exported graph and in Hugging Face's models.
 
     Attributes:
         attention_mask: INT64 `[batch, length]`, 1 for tokens and 0 for padding.
         positions: INT64 `[1, length]`.
-        bias: FP32 `[batch, 1, 1, length]`: 0 for tokens, `MASKED` for padding.
+        bias: FP32 `[batch, 1, 1, length]`: 0 for tokens, `MASK_BIAS` for padding.
     """
 
     attention_mask: Tensor
@@ -93,9 +93,9 @@ class Padded:
 
     @classmethod
     def of(cls, attention_mask: Tensor) -> Padded:
-        """The layout that a mask describes."""
+        """The layout of an attention mask, INT64 `[batch, length]`."""
         positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)[None, :]
-        bias = (1.0 - attention_mask[:, None, None, :].float()) * MASKED
+        bias = (1.0 - attention_mask[:, None, None, :].float()) * MASK_BIAS
         return cls(attention_mask, positions, bias)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: Dropout) -> Tensor:
@@ -105,11 +105,11 @@ class Padded:
     def first(self, hidden: Tensor) -> Tensor:
         return hidden[:, 0]
 
-    def ask(self, hidden: Tensor) -> Tensor:
+    def select_queries(self, hidden: Tensor) -> Tensor:
         return hidden
 
-    def fill(self, ids: Tensor) -> Tensor:
+    def pad(self, ids: Tensor) -> Tensor:
         return ids
 
-    def cut(self, hidden: Tensor) -> Tensor:
+    def unpad(self, hidden: Tensor) -> Tensor:
         return hidden

@@ -1,4 +1,4 @@
-"""What a model reads at once in training: packed texts and what they should have been answered with."""
+"""A batch of training examples: packed sequences and their targets."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bertmp.model.packed import Packed
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts end to end, without padding.
+    """Sequences concatenated without padding.
 
     Attributes:
         input_ids, token_type_ids: INT64 `[tokens]`.
-        lengths: tokens of each text.
-        targets: what the head's loss compares with, by name; see the heads.
+        lengths: number of tokens of each sequence.
+        targets: the targets of the head's loss by name; see the heads.
     """
 
     input_ids: Tensor
@@ -36,7 +36,7 @@ class Batch:
         return len(self.input_ids)
 
     def layout(self) -> Packed:
-        """The layout of the texts, on the batch's device."""
+        """The layout of the sequences, on the batch's device."""
         return Packed.of(self.lengths, self.input_ids.device)
 
     def to(self, device: torch.device) -> Batch:
@@ -47,7 +47,7 @@ class Batch:
 
 
 def pack(rows: Sequence[Encoded], targets: Mapping[str, Tensor]) -> Batch:
-    """One batch of some texts."""
+    """Concatenates encoded examples into one batch."""
     ids = np.fromiter((number for row in rows for number in row.input_ids), dtype=np.int64)
     types = np.fromiter((number for row in rows for number in row.token_type_ids), dtype=np.int64)
     return Batch(torch.from_numpy(ids), torch.from_numpy(types), tuple(len(row) for row in rows), targets)

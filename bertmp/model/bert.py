@@ -1,7 +1,7 @@
 """BERT: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers", top to bottom.
 
 Module names are Hugging Face's, so that a checkpoint's keys are this model's keys. Under autocast the
-matrix products run in the lower precision; LayerNorm, softmax and the pooler's tanh run in FP32, and the
+matrix products run in low precision; LayerNorm, softmax and the pooler's tanh run in FP32, and the
 residual stream between them stays FP32.
 """
 
@@ -26,7 +26,7 @@ ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_new":
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation in FP32 (Ba et al. 2016); `[…, hidden]` in any type → FP32 of the same shape."""
+    """Layer normalisation in FP32 (Ba et al. 2016); `[…, hidden]` of any dtype → FP32 of the same shape."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.layer_norm(input.float(), self.normalized_shape, self.weight, self.bias, self.eps)
@@ -55,7 +55,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of every token to every token of its text."""
+    """Multi-head self-attention within each sequence."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -67,21 +67,21 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """`[…, hidden]` → `[…, hidden]` of the tokens that ask."""
-        hidden = _in_product_type(hidden)
-        query, key, value = self.query(layout.ask(hidden)), self.key(hidden), self.value(hidden)
+        """`[…, hidden]` → `[…, hidden]` of the layout's queries."""
+        hidden = _to_autocast_dtype(hidden)
+        query, key, value = self.query(layout.select_queries(hidden)), self.key(hidden), self.value(hidden)
         dropout = partial(self.drop, p=self.dropout_rate) if self.training and self.dropout_rate else None
         return layout.attend(query, key, value, self.head_size, dropout)
 
 
-def _in_product_type(x: Tensor) -> Tensor:
-    """`x` in the type that autocast runs matrix products in: converted once, where three products read it."""
+def _to_autocast_dtype(x: Tensor) -> Tensor:
+    """`x` in the dtype of autocast's matrix products: cast once, since three projections read it."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-class Residual(nn.Module):
-    """Projection, dropout, sum with what came before, LayerNorm: the end of each half of a block."""
+class AddNorm(nn.Module):
+    """Projection, dropout, residual connection, LayerNorm: the end of both sublayers of a block."""
 
     def __init__(self, width_in: int, config: BertConfig) -> None:
         super().__init__()
@@ -95,15 +95,15 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """The first half of a block."""
+    """The attention sublayer of a block."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.self = SelfAttention(config)
-        self.output = Residual(config.hidden_size, config)
+        self.output = AddNorm(config.hidden_size, config)
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
-        return self.output(self.self(hidden, layout), layout.ask(hidden))
+        return self.output(self.self(hidden, layout), layout.select_queries(hidden))
 
 
 class Intermediate(nn.Module):
@@ -125,7 +125,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention = Attention(config)
         self.intermediate = Intermediate(config)
-        self.output = Residual(config.intermediate_size, config)
+        self.output = AddNorm(config.intermediate_size, config)
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         hidden = self.attention(hidden, layout)
@@ -148,7 +148,7 @@ class Encoder(nn.Module):
 
 
 class Pooler(nn.Module):
-    """The first token's state, projected and squashed: what stands for the whole text."""
+    """A dense layer and tanh over the first token's state: the representation of the sequence."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -163,17 +163,17 @@ class Bert(nn.Module):
     """Embeddings, encoder, pooler.
 
     Args:
-        pooling: False leaves the pooler out, for heads that read every token's state.
+        pooling: whether there is a pooler; token-level heads have none.
 
     Attributes:
-        whole: whether every token is read to the end, though a head wants a few of them: a graph does so,
-            and whoever measures for it must, too.
+        all_positions: whether the last block computes every token even if the head reads only a few of them.
+            The exported graph does, so activation ranges and FLOPs for it are measured this way.
     """
 
     def __init__(self, config: BertConfig, pooling: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.whole = False
+        self.all_positions = False
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(config) if pooling else None
@@ -181,13 +181,13 @@ class Bert(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Reads a padded batch.
+        """Encodes and pools a padded batch.
 
         Args:
             input_ids, attention_mask, token_type_ids: INT64 `[batch, length]`.
 
         Returns:
-            The last states, FP32 `[batch, length, hidden]`, and the pooled one, FP32 `[batch, hidden]`.
+            The last hidden states and the pooled states, FP32 `[batch, length, hidden]` and `[batch, hidden]`.
         """
         layout = Padded.of(attention_mask)
         hidden = self.encode(input_ids, token_type_ids, layout)
@@ -196,26 +196,26 @@ class Bert(nn.Module):
     def encode(
         self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout, last: Layout | None = None
     ) -> Tensor:
-        """Reads a batch in any layout, without pooling: INT64 `[…]` each → FP32 `[…, hidden]`.
+        """Encodes a batch in any layout, without pooling: INT64 `[…]` each → FP32 `[…, hidden]`.
 
         Args:
-            last: the last block's layout, where only some tokens' states are wanted: the result has those.
+            last: the last block's layout, a `QuerySubset` if only some tokens' states are needed.
         """
         last = last or layout
-        input_ids, token_type_ids = layout.fill(input_ids), layout.fill(token_type_ids)
+        input_ids, token_type_ids = layout.pad(input_ids), layout.pad(token_type_ids)
         hidden = self.embeddings(input_ids, token_type_ids, layout.positions)
-        return last.cut(self.encoder(hidden, layout, last))
+        return last.unpad(self.encoder(hidden, layout, last))
 
     def pool(self, first: Tensor) -> Tensor:
-        """The first tokens' states → the pooled ones, FP32 `[batch, hidden]` both."""
-        assert self.pooler is not None, "a BERT without a pooler is read with encode"
+        """The first tokens' states → the pooled states, FP32 `[batch, hidden]` both."""
+        assert self.pooler is not None, "a BERT without a pooler only encodes"
         pooled = self.pooler(first)
         assert isinstance(pooled, Tensor)
         return pooled
 
 
 def initialise(module: nn.Module, config: BertConfig, generator: torch.Generator | None = None) -> None:
-    """Random weights as the paper's code has them: normal of `initializer_range`, biases 0, LayerNorm 1."""
+    """Initialises as the paper's code does: normal of `initializer_range`, biases 0, LayerNorm 1."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=config.initializer_range, generator=generator)

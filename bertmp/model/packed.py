@@ -1,4 +1,4 @@
-"""Packed batches: texts end to end, without padding, none of which attends to another."""
+"""Packed batches: sequences concatenated without padding; no sequence attends to another."""
 
 from __future__ import annotations
 
@@ -9,47 +9,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bertmp.model.attention import MASKED, Dropout, attend, merge_heads, split_heads
+from bertmp.model.attention import MASK_BIAS, Dropout, attend, merge_heads, split_heads
 
-WASTE, SMALL = 0.25, 256
-"""A run of texts takes no further one where padding would be over this share of its tokens and this many."""
+MAX_PADDING_RATIO, MIN_PADDING = 0.25, 256
+"""A bucket takes no further sequence if its padding would exceed this ratio to its tokens and this many."""
 
-STEP, GRID = 32, 8
-"""On a processor, packed batches are brought to a multiple of `STEP` tokens, and runs to one of `GRID` texts
-and `GRID` tokens a text: see `Packed`."""
+CPU_TOKEN_MULTIPLE, CPU_BUCKET_MULTIPLE = 32, 8
+"""On the CPU, the number of tokens in a packed batch is padded to a multiple of the first. The number of
+sequences in a bucket and their padded length are multiples of the second where possible. See `Packed`."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """Neighbouring texts of similar length, whose attention scores are computed at once.
+class LengthBucket:
+    """Consecutive sequences of similar length, whose attention is computed as one padded batch.
 
     Attributes:
-        first, last: their tokens are `[first, last)` of the batch.
-        rows, longest: how many texts, and how many tokens each is padded to.
-        slots: INT64 `[tokens]`, each token's place in the padded run; None where there is no padding.
-        bias: FP32 `[rows, 1, 1, longest]`, as in `Padded`; None where there is no padding.
+        first, last: its tokens are `[first, last)` of the packed batch.
+        rows, longest: number of sequences, and the length that each is padded to.
+        scatter_index: INT64 `[tokens]`, each token's index in the flattened padded bucket; None without
+            padding.
+        bias: FP32 `[rows, 1, 1, longest]`, as in `Padded`; None without padding.
     """
 
     first: int
     last: int
     rows: int
     longest: int
-    slots: Tensor | None
+    scatter_index: Tensor | None
     bias: Tensor | None
 
     @classmethod
-    def of(cls, first: int, lengths: Sequence[int], device: torch.device) -> Run:
-        """The run of texts of these lengths whose first token is number `first` of the batch."""
+    def of(cls, first: int, lengths: Sequence[int], device: torch.device) -> LengthBucket:
+        """The bucket of sequences of these lengths that starts at token `first` of the packed batch."""
         sizes = torch.tensor(lengths)
         longest, last = max(lengths), first + sum(lengths)
         if device.type == "cpu" and longest > 1:
-            longest += -longest % GRID
+            longest += -longest % CPU_BUCKET_MULTIPLE
         if min(lengths) == longest:
             return cls(first, last, len(lengths), longest, None, None)
-        kept = torch.arange(longest)[None] < sizes[:, None]
-        slots = kept.flatten().nonzero()[:, 0].to(device)
-        bias = ((~kept).float() * MASKED)[:, None, None, :].to(device)
-        return cls(first, last, len(lengths), longest, slots, bias)
+        is_token = torch.arange(longest)[None] < sizes[:, None]
+        scatter_index = is_token.flatten().nonzero()[:, 0].to(device)
+        bias = ((~is_token).float() * MASK_BIAS)[:, None, None, :].to(device)
+        return cls(first, last, len(lengths), longest, scatter_index, bias)
 
     def attend(
         self,
@@ -58,206 +59,222 @@ class Run:
         value: Tensor,
         head_size: int,
         dropout: Dropout,
-        asking: Run,
+        queries: LengthBucket,
     ) -> Tensor:
-        """The run's part of a layout's `attend`.
+        """Attention within each sequence of the bucket.
 
         Args:
-            query: `[asking tokens, hidden]`.
-            key, value: `[tokens, hidden]`.
-            asking: the same texts, in `query`.
-        """
-        query = split_heads(asking._pad(query), head_size)
-        key, value = (split_heads(self._pad(x), head_size) for x in (key, value))
-        return asking._unpad(merge_heads(attend(query, key, value, self.bias, dropout)))
+            query: `[query tokens, hidden]` of the packed batch.
+            key, value: `[tokens, hidden]` of the packed batch.
+            head_size: width of an attention head.
+            dropout: applied to the attention probabilities; None outside training.
+            queries: the bucket of the same sequences in `query`.
 
-    def _unpad(self, x: Tensor) -> Tensor:
-        """`[rows, longest, hidden]` → the tokens among them, `[tokens, hidden]`."""
-        x = x.flatten(0, 1)
-        return x if self.slots is None else x.index_select(0, self.slots)
+        Returns:
+            `[query tokens of the bucket, hidden]`.
+        """
+        query = split_heads(queries._pad(query), head_size)
+        key, value = (split_heads(self._pad(x), head_size) for x in (key, value))
+        return queries._unpad(merge_heads(attend(query, key, value, self.bias, dropout)))
 
     def _pad(self, x: Tensor) -> Tensor:
-        """The run's rows of `[tokens, hidden]` → `[rows, longest, hidden]`, zeros where there is no token."""
+        """The bucket's rows of `[tokens, hidden]` → `[rows, longest, hidden]`, zero for padding."""
         x = x[self.first : self.last]
-        if self.slots is not None:
-            x = x.new_zeros(self.rows * self.longest, x.shape[-1]).index_copy(0, self.slots, x)
+        if self.scatter_index is not None:
+            x = x.new_zeros(self.rows * self.longest, x.shape[-1]).index_copy(0, self.scatter_index, x)
         return x.view(self.rows, self.longest, -1)
+
+    def _unpad(self, x: Tensor) -> Tensor:
+        """`[rows, longest, hidden]` → `[tokens, hidden]`."""
+        x = x.flatten(0, 1)
+        return x if self.scatter_index is None else x.index_select(0, self.scatter_index)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Texts end to end, without padding: no per-token operation computes anything in vain.
+    """Sequences concatenated without padding, so that operations per token compute nothing that is not used.
 
-    Only attention scores are padded for a moment, run by run, on devices without a variable-length
-    attention kernel. Texts never attend to each other.
+    On devices without a variable-length attention kernel, the queries, keys and values of one bucket at a
+    time are padded for its attention.
 
-    On a processor every new shape has the matrix library make, and keep, a new kernel for the product: 4 MB
-    a step in a small BERT. So up to `STEP` - 1 tokens are added behind the texts, and the shapes of runs lie
-    on a grid.
+    On the CPU, the matrix library compiles and caches a kernel for every new shape of a product, about 4 MB
+    per step for a small BERT. Padding tokens at the end of the batch and rounded bucket shapes keep the set
+    of shapes small.
 
     Attributes:
-        lengths: tokens of each text.
-        filler: tokens added behind the texts.
-        positions: INT64 `[tokens + filler]`, each token's place in its text.
-        starts: INT64 `[batch]`, each text's first token.
-        bounds: INT32 `[batch + 1]`, the running sum of lengths, as variable-length kernels want it.
-        runs: the texts in runs of similar length, in the batch's order.
+        lengths: number of tokens of each sequence.
+        pad_tokens: number of padding tokens at the end of the batch.
+        positions: INT64 `[tokens + pad_tokens]`, each token's position in its sequence.
+        cls_positions: INT64 `[batch]`, index of each sequence's first token.
+        cu_seqlens: INT32 `[batch + 1]`, cumulative lengths, as variable-length attention kernels take them.
+        buckets: the sequences by similar length, in the batch's order.
     """
 
     lengths: tuple[int, ...]
-    filler: int
+    pad_tokens: int
     positions: Tensor
-    starts: Tensor
-    bounds: Tensor
-    runs: tuple[Run, ...]
+    cls_positions: Tensor
+    cu_seqlens: Tensor
+    buckets: tuple[LengthBucket, ...]
 
     @classmethod
     def of(
-        cls, lengths: Sequence[int], device: torch.device, cuts: Sequence[tuple[int, int]] | None = None
+        cls,
+        lengths: Sequence[int],
+        device: torch.device,
+        bucket_bounds: Sequence[tuple[int, int]] | None = None,
     ) -> Packed:
-        """The layout of texts of these lengths, each at least 1.
+        """The layout of sequences of these lengths, each at least 1.
 
         Args:
-            cuts: the runs' texts `[a, b)`; None for those that waste little.
+            lengths: number of tokens of each sequence.
+            device: where the batch is.
+            bucket_bounds: the sequences `[a, b)` of each bucket; None to choose them by `bucket_by_length`.
         """
         sizes = torch.tensor(lengths)
         ends = sizes.cumsum(0)
         starts = ends - sizes
-        filler = -int(ends[-1]) % STEP if device.type == "cpu" else 0
-        positions = F.pad(torch.arange(int(ends[-1])) - starts.repeat_interleave(sizes), (0, filler))
-        bounds = F.pad(ends, (1, 0)).to(torch.int32)
-        if cuts is None:
-            cuts = split_by_length(lengths, GRID if device.type == "cpu" else 1)
-        runs = tuple(Run.of(int(starts[a]), lengths[a:b], device) for a, b in cuts)
-        return cls(tuple(lengths), filler, positions.to(device), starts.to(device), bounds.to(device), runs)
+        on_cpu = device.type == "cpu"
+        pad_tokens = -int(ends[-1]) % CPU_TOKEN_MULTIPLE if on_cpu else 0
+        positions = F.pad(torch.arange(int(ends[-1])) - starts.repeat_interleave(sizes), (0, pad_tokens))
+        cu_seqlens = F.pad(ends, (1, 0)).to(torch.int32)
+        if bucket_bounds is None:
+            bucket_bounds = bucket_by_length(lengths, CPU_BUCKET_MULTIPLE if on_cpu else 1)
+        return cls(
+            lengths=tuple(lengths),
+            pad_tokens=pad_tokens,
+            positions=positions.to(device),
+            cls_positions=starts.to(device),
+            cu_seqlens=cu_seqlens.to(device),
+            buckets=tuple(LengthBucket.of(int(starts[a]), lengths[a:b], device) for a, b in bucket_bounds),
+        )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: Dropout) -> Tensor:
-        return self.answer(query, key, value, head_size, dropout, self)
+        return self.attend_queries(query, key, value, head_size, dropout, self)
 
-    def answer(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        head_size: int,
-        dropout: Dropout,
-        asking: Packed,
+    def attend_queries(
+        self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: Dropout, queries: Packed
     ) -> Tensor:
-        """Attention in which only some tokens ask, `asking` saying which text each is from.
+        """Attention of a subset of the tokens to all tokens of their sequences.
 
-        `[asking tokens, hidden]`, `[tokens, hidden]` twice → `[asking tokens, hidden]`.
+        Args:
+            query: `[query tokens, hidden]`.
+            key, value: `[tokens, hidden]`.
+            head_size: width of an attention head.
+            dropout: applied to the attention probabilities; None outside training.
+            queries: the layout of `query`, with the same sequences and buckets.
+
+        Returns:
+            `[query tokens, hidden]`.
         """
         if _has_varlen_kernel(query) and dropout is None:
-            return self._answer_varlen(query, key, value, head_size, asking)
+            return self._attend_varlen(query, key, value, head_size, queries)
         parts = [
-            run.attend(query, key, value, head_size, dropout, own)
-            for run, own in zip(self.runs, asking.runs, strict=True)
+            bucket.attend(query, key, value, head_size, dropout, own)
+            for bucket, own in zip(self.buckets, queries.buckets, strict=True)
         ]
         context = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return F.pad(context, (0, 0, 0, asking.filler)) if asking.filler else context
+        return F.pad(context, (0, 0, 0, queries.pad_tokens)) if queries.pad_tokens else context
 
     def first(self, hidden: Tensor) -> Tensor:
-        return hidden.index_select(0, self.starts)
+        return hidden.index_select(0, self.cls_positions)
 
-    def ask(self, hidden: Tensor) -> Tensor:
+    def select_queries(self, hidden: Tensor) -> Tensor:
         return hidden
 
-    def fill(self, ids: Tensor) -> Tensor:
-        return F.pad(ids, (0, self.filler)) if self.filler else ids
+    def pad(self, ids: Tensor) -> Tensor:
+        return F.pad(ids, (0, self.pad_tokens)) if self.pad_tokens else ids
 
-    def cut(self, hidden: Tensor) -> Tensor:
-        return hidden[: len(hidden) - self.filler]
+    def unpad(self, hidden: Tensor) -> Tensor:
+        return hidden[: len(hidden) - self.pad_tokens]
 
-    def _answer_varlen(
-        self, query: Tensor, key: Tensor, value: Tensor, head_size: int, asking: Packed
+    def _attend_varlen(
+        self, query: Tensor, key: Tensor, value: Tensor, head_size: int, queries: Packed
     ) -> Tensor:
-        """Flash attention over packed texts, softmax accumulated in FP32 (Dao 2023); CUDA alone.
+        """Variable-length flash attention, with an FP32 softmax (Dao 2023); CUDA only.
 
-        Written to torch's documented interface; it has no dropout, so training with attention dropout
-        takes the other way.
+        torch's kernel has no dropout, so training with attention dropout uses the buckets instead.
         """
         from torch.nn.attention.varlen import varlen_attn
 
         query, key, value = (x.unflatten(-1, (-1, head_size)) for x in (query, key, value))
-        most, longest = max(asking.lengths), max(self.lengths)
-        context = varlen_attn(query, key, value, asking.bounds, self.bounds, most, longest)
+        max_query, max_key = max(queries.lengths), max(self.lengths)
+        context = varlen_attn(query, key, value, queries.cu_seqlens, self.cu_seqlens, max_query, max_key)
         assert isinstance(context, Tensor)
         return context.flatten(-2)
 
 
 @dataclass(frozen=True)
-class Narrowed:
-    """A packed batch of which only some tokens' states are wanted: the last block's layout.
+class QuerySubset:
+    """The last block's layout where only some tokens' states are needed.
 
-    Every token is a key and a value there; only the wanted ones are queries and go through the
-    feed-forward network, which nothing after them would have read of the others.
+    Every token is a key and a value. Only the selected tokens are queries and pass through the feed-forward
+    network: nothing reads the last block's output of the others.
 
     Attributes:
-        whole: the layout of all tokens.
-        asking: that of the wanted ones, text by text.
-        places: INT64 `[wanted + filler]`, where the tokens of `asking` stand in `whole`.
-        order: INT64 `[wanted]`, where each wanted token stands in `asking`.
+        tokens: the layout of all tokens.
+        queries: the layout of the selected tokens, sorted by position.
+        query_index: INT64 `[selected + pad_tokens]`, index in the batch of each token of `queries`.
+        order: INT64 `[selected]`, index in `queries` of each selected token, in the order asked for.
     """
 
-    whole: Packed
-    asking: Packed
-    places: Tensor
+    tokens: Packed
+    queries: Packed
+    query_index: Tensor
     order: Tensor
 
     @classmethod
-    def of(cls, whole: Packed, wanted: Tensor) -> Narrowed:
-        """The layout that gives the states of tokens `wanted`, INT64 `[wanted]`, in that order.
+    def of(cls, tokens: Packed, selected: Tensor) -> QuerySubset:
+        """The layout that returns the states of `selected`, INT64 `[selected]`, in that order.
 
-        Each text must have at least one among them.
+        Each sequence must have at least one selected token.
         """
-        places, by_place = torch.sort(wanted)
-        order = torch.empty_like(by_place)
-        order[by_place] = torch.arange(len(wanted), device=wanted.device)
-        counts = torch.diff(torch.searchsorted(places, whole.bounds.to(places.dtype)))
-        cuts: list[tuple[int, int]] = []
-        for run in whole.runs:
-            start = cuts[-1][1] if cuts else 0
-            cuts.append((start, start + run.rows))
-        asking = Packed.of(counts.tolist(), wanted.device, cuts)
-        return cls(whole, asking, F.pad(places, (0, asking.filler)), order)
+        query_index, by_position = torch.sort(selected)
+        order = torch.empty_like(by_position)
+        order[by_position] = torch.arange(len(selected), device=selected.device)
+        lengths = torch.diff(torch.searchsorted(query_index, tokens.cu_seqlens.to(query_index.dtype)))
+        ends = torch.tensor([bucket.rows for bucket in tokens.buckets]).cumsum(0).tolist()
+        bounds = list(zip([0, *ends[:-1]], ends, strict=True))
+        queries = Packed.of(lengths.tolist(), selected.device, bounds)
+        return cls(tokens, queries, F.pad(query_index, (0, queries.pad_tokens)), order)
 
     @property
     def positions(self) -> Tensor:
-        return self.whole.positions
+        return self.tokens.positions
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: Dropout) -> Tensor:
-        return self.whole.answer(query, key, value, head_size, dropout, self.asking)
+        return self.tokens.attend_queries(query, key, value, head_size, dropout, self.queries)
 
     def first(self, hidden: Tensor) -> Tensor:
-        return self.asking.first(hidden)
+        return self.queries.first(hidden)
 
-    def ask(self, hidden: Tensor) -> Tensor:
-        return hidden.index_select(0, self.places)
+    def select_queries(self, hidden: Tensor) -> Tensor:
+        return hidden.index_select(0, self.query_index)
 
-    def fill(self, ids: Tensor) -> Tensor:
-        return self.whole.fill(ids)
+    def pad(self, ids: Tensor) -> Tensor:
+        return self.tokens.pad(ids)
 
-    def cut(self, hidden: Tensor) -> Tensor:
+    def unpad(self, hidden: Tensor) -> Tensor:
         return hidden.index_select(0, self.order)
 
 
-def split_by_length(lengths: Sequence[int], grid: int = 1) -> list[tuple[int, int]]:
-    """Cuts a batch into runs `[a, b)` of texts in which padding to the longest wastes little.
+def bucket_by_length(lengths: Sequence[int], multiple: int = 1) -> list[tuple[int, int]]:
+    """Splits a batch into buckets `[a, b)` of consecutive sequences with little padding to the longest.
 
-    One long text would otherwise have every other one padded to its length. A run ends where the next text
-    would bring its padding over `WASTE` of its tokens and over `SMALL` tokens; where it has no multiple of
-    `grid` texts yet, over twice as many.
+    Without buckets, one long sequence would have all others padded to its length. A bucket ends where the
+    next sequence would raise its padding above `MAX_PADDING_RATIO` of its tokens and above `MIN_PADDING`
+    tokens, or above twice as many while its number of sequences is not a multiple of `multiple`.
     """
-    cuts, start, tokens, longest = [], 0, 0, 0
+    bounds, start, tokens, longest = [], 0, 0, 0
     for row, length in enumerate(lengths):
         padded = max(longest, length) * (row - start + 1)
         padding = padded - tokens - length
-        small = SMALL if (row - start) % grid == 0 else 2 * SMALL
-        if row > start and padding > max(small, WASTE * (tokens + length)):
-            cuts.append((start, row))
+        allowed = MIN_PADDING if (row - start) % multiple == 0 else 2 * MIN_PADDING
+        if row > start and padding > max(allowed, MAX_PADDING_RATIO * (tokens + length)):
+            bounds.append((start, row))
             start, tokens, longest = row, 0, 0
         tokens, longest = tokens + length, max(longest, length)
-    return [*cuts, (start, len(lengths))]
+    return [*bounds, (start, len(lengths))]
 
 
 def _has_varlen_kernel(x: Tensor) -> bool:

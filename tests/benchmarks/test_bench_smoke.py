@@ -62,7 +62,7 @@ def test_counted_work_is_what_torch_counts() -> None:
     sizes = [16, 16, 16, 16]  # a number of tokens to which none are added
     data = RandomTexts.of(TINY, sizes)
     head = PreTraining(TINY)
-    head.bert.whole = True  # what is counted is the whole model's, for both sides
+    head.bert.all_positions = True  # what is counted is the whole model's, for both sides
     batch = data.batch(torch.arange(4).numpy(), 0)
     with FlopCounterMode(display=False) as counter:
         head.sums(batch, LossOptions()).sum().backward()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bertmp.model.batch import Batch
 from bertmp.model.bert import Bert
 from bertmp.model.config import BertConfig
-from bertmp.model.packed import Narrowed
+from bertmp.model.packed import QuerySubset
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Head(nn.Module):
     def read_at(self, batch: Batch, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The pooled states of a packed batch and those of some tokens.
 
-        No other token's state is computed in the last block, unless someone looks on (`Bert.whole`).
+        No other token's state is computed in the last block, unless someone looks on (`Bert.all_positions`).
 
         Args:
             wanted: INT64 `[wanted]`, which tokens; none of them the first of a text.
@@ -81,8 +81,8 @@ class Head(nn.Module):
             FP32 `[batch, hidden]` and `[wanted, hidden]`.
         """
         layout = batch.layout()
-        places = layout.starts if wanted is None else torch.cat([layout.starts, wanted])
-        last = None if self.bert.whole else Narrowed.of(layout, places)
+        places = layout.cls_positions if wanted is None else torch.cat([layout.cls_positions, wanted])
+        last = None if self.bert.all_positions else QuerySubset.of(layout, places)
         hidden = self.bert.encode(batch.input_ids, batch.token_type_ids, layout, last)
         if last is None:
             hidden = hidden.index_select(0, places)

@@ -42,12 +42,12 @@ def recording(head: nn.Module, wanted: bool = True) -> Iterator[Ranges | None]:
         if name
     ]
     for reader in readers:
-        reader.whole = True
+        reader.all_positions = True
     try:
         yield ranges
     finally:
         for reader in readers:
-            reader.whole = False
+            reader.all_positions = False
         for handle in handles:
             handle.remove()
 

@@ -15,7 +15,7 @@ from bertmp.model.batch import Batch
 from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 from bertmp.model.config import ACTIVATIONS, BertConfig
 from bertmp.model.heads import LossOptions
-from bertmp.model.packed import Packed, split_by_length
+from bertmp.model.packed import Packed, bucket_by_length
 from tests.models import batch, classifier, packed
 
 TOLERANCE = 1e-5
@@ -133,16 +133,16 @@ def test_states_read_at_some_tokens_are_those_of_all() -> None:
     starts = torch.tensor([0, *itertools.accumulate(lengths)][:-1])
     wanted = torch.tensor([41, 2, 5, 37, 80, 11])
 
-    def run(whole: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def run(all_positions: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model = classifier(SMALL)
-        model.bert.whole = whole
+        model.bert.all_positions = all_positions
         pooled, states = model.read_at(texts, wanted)
         (pooled.square().sum() + states.square().sum()).backward()
         gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
         return torch.cat([model.read(texts)[starts], states]), gradients
 
-    all_read, expected = run(whole=True)
-    few_read, found = run(whole=False)
+    all_read, expected = run(all_positions=True)
+    few_read, found = run(all_positions=False)
     assert torch.allclose(few_read, all_read, atol=1e-5)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -151,22 +151,22 @@ def test_states_read_at_some_tokens_are_those_of_all() -> None:
 
 def test_one_long_text_does_not_pad_the_others() -> None:
     lengths = [6, 7, 6, 8] * 8 + [512, 500, 9]
-    assert split_by_length(lengths) == [(0, 32), (32, 34), (34, 35)]
-    assert split_by_length([9]) == [(0, 1)]
-    assert split_by_length([7] * 12 + [40] * 8, grid=8) == [(0, 16), (16, 20)]
-    assert split_by_length([7] * 12 + [512] * 8, grid=8) == [(0, 12), (12, 20)]
+    assert bucket_by_length(lengths) == [(0, 32), (32, 34), (34, 35)]
+    assert bucket_by_length([9]) == [(0, 1)]
+    assert bucket_by_length([7] * 12 + [40] * 8, multiple=8) == [(0, 16), (16, 20)]
+    assert bucket_by_length([7] * 12 + [512] * 8, multiple=8) == [(0, 12), (12, 20)]
     layout = Packed.of(lengths, torch.device("cpu"))
-    assert sum(run.rows * run.longest for run in layout.runs) <= 1.25 * sum(lengths)
-    assert [(run.rows, run.longest) for run in layout.runs] == [(32, 8), (2, 512), (1, 16)]
+    assert sum(bucket.rows * bucket.longest for bucket in layout.buckets) <= 1.25 * sum(lengths)
+    assert [(bucket.rows, bucket.longest) for bucket in layout.buckets] == [(32, 8), (2, 512), (1, 16)]
 
     generator = torch.Generator().manual_seed(0)
     tokens = sum(lengths)
     query, key, value = (torch.randn(tokens, 8, generator=generator) for _ in range(3))
-    together = layout.cut(layout.attend(query, key, value, 4, None))
+    together = layout.unpad(layout.attend(query, key, value, 4, None))
     starts = [0, *itertools.accumulate(lengths)]
     for a, b in itertools.pairwise(starts):
         one = Packed.of([b - a], torch.device("cpu"))
-        alone = one.cut(one.attend(query[a:b], key[a:b], value[a:b], 4, None))
+        alone = one.unpad(one.attend(query[a:b], key[a:b], value[a:b], 4, None))
         assert torch.allclose(together[a:b], alone, atol=1e-6)
 
 
