@@ -127,7 +127,7 @@ def _convert(graph: ModelProto, bundle: Bundle, options: ExportOptions) -> Plann
 def _check_is_trained(loaded: LoadedCheckpoint) -> None:
     """Refuses a checkpoint without weights of the head: its outputs would be random."""
     own = [name for name in loaded.model.state_dict() if name.startswith(loaded.model.own_keys or "bert.")]
-    if set(own) <= set(loaded.new):
+    if set(own) <= set(loaded.missing_keys):
         raise InputError(
             f"the checkpoint has no weights for {loaded.model.task}: {own[0]} is missing",
             loaded.folder,
@@ -172,9 +172,9 @@ def _record_export(bundle: Bundle, loaded: LoadedCheckpoint, opset: int, started
         results={
             "checkpoint_sha256": fingerprint(loaded.folder),
             "outputs": list(loaded.model.outputs),
-            "newly_initialised": list(loaded.new),
-            "unused": list(loaded.unused),
-            "assumed": dict(loaded.assumed),
+            "newly_initialised": list(loaded.missing_keys),
+            "unused": list(loaded.unexpected_keys),
+            "assumed": dict(loaded.inferred),
         },
         seconds=time.monotonic() - started,
     )
@@ -188,5 +188,5 @@ def _result(out: Path, loaded: LoadedCheckpoint, planned: Planned | None, starte
         bytes_fp32=size_of(out / names.FP32_GRAPH),
         bytes_fp16=size_of(out / names.FP16_GRAPH) if planned else 0,
         seconds=time.monotonic() - started,
-        remarks=tuple(loaded.remarks()),
+        remarks=tuple(loaded.notes()),
     )

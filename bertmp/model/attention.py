@@ -22,7 +22,7 @@ Dropout = Callable[[Tensor], Tensor] | None
 
 MASK_BIAS = -10000.0
 """Added to the attention scores of padding. exp(-1e4) is 0 in FP32, and the sum stays finite in FP16 for
-scores down to -5e4. The usual constants (-3.4e38, -65504) overflow FP16 as soon as a negative score is added."""
+scores down to -5e4. The usual constants (-3.4e38, -65504) overflow FP16 with any negative score."""
 
 
 class Layout(Protocol):

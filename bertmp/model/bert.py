@@ -187,7 +187,7 @@ class Bert(nn.Module):
             input_ids, attention_mask, token_type_ids: INT64 `[batch, length]`.
 
         Returns:
-            The last hidden states and the pooled states, FP32 `[batch, length, hidden]` and `[batch, hidden]`.
+            Last hidden states and pooled states, FP32 `[batch, length, hidden]` and `[batch, hidden]`.
         """
         layout = Padded.of(attention_mask)
         hidden = self.encode(input_ids, token_type_ids, layout)

@@ -19,70 +19,72 @@ from bertmp.data.tokenizer import Tokenizer
 from bertmp.model.bert import initialise
 from bertmp.model.config import BertConfig, unnamed_labels
 from bertmp.model.heads import EncoderOnly, Head, Regressor, head_for
-from bertmp.model.heads.infer_task import detect_task
-from bertmp.model.weights import WEIGHTS, WORDS, read_weights, sizes_of
+from bertmp.model.heads.infer_task import infer_task
+from bertmp.model.weights import WEIGHTS, WORD_EMBEDDINGS, infer_config, read_weights
 
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A model read from a folder.
+    """A model loaded from a folder.
 
     Attributes:
         model: the head with its weights, FP32, in evaluation mode.
-        config: what `config.json` says, corrected by the weights' shapes.
-        tokenizer: the folder's tokenizer, cutting at the model's positions.
-        new: the weights that the folder lacks and that were initialised at random.
-        unused: the folder's weights that this head has no place for.
-        folder: where it was read from.
-        assumed: sizes that `config.json` does not give and the weights do, by its names.
+        config: `config.json`, completed and corrected by the shapes of the weights.
+        tokenizer: the folder's tokenizer, truncating at the model's maximum length.
+        missing_keys: the model's weights that the folder lacks; they are initialised randomly.
+        unexpected_keys: the folder's weights that the model does not have.
+        folder: where it was loaded from.
+        inferred: fields of `config.json` that the file lacks and that follow from the weights.
     """
 
     model: Head
     config: BertConfig
     tokenizer: Tokenizer
-    new: tuple[str, ...]
-    unused: tuple[str, ...]
+    missing_keys: tuple[str, ...]
+    unexpected_keys: tuple[str, ...]
     folder: Path
-    assumed: Mapping[str, int] = field(default_factory=dict)
+    inferred: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes' names in the order of the logits."""
+        """The names of the classes, in the order of the logits."""
         return self.config.labels
 
-    def remarks(self) -> list[str]:
-        """What the user should know of how the folder was understood, a line each."""
+    def notes(self) -> list[str]:
+        """What the user should know about how the folder was read, one line each."""
         lines = []
-        if self.assumed:
-            sizes = ", ".join(f"{name} {value}" for name, value in self.assumed.items())
-            lines.append(f"taken from the weights, since config.json does not say it: {sizes}")
-        if "num_attention_heads" in self.assumed:
+        if self.inferred:
+            sizes = ", ".join(f"{name} {value}" for name, value in self.inferred.items())
+            lines.append(f"not in config.json, inferred from the weights: {sizes}")
+        if "num_attention_heads" in self.inferred:
             lines.append(
-                f"assumed: {self.assumed['num_attention_heads']} attention heads, "
-                "which weights do not show; write num_attention_heads into config.json to be sure"
+                f"assumed: {self.inferred['num_attention_heads']} attention heads, "
+                "which the weights do not show; set num_attention_heads in config.json to be sure"
             )
-        if len(self.new) == len(self.model.state_dict()):
-            lines.append("all weights start at random")
-        elif self.new:
-            lines.append(f"starts at random: {', '.join(self.new)}")
-        if self.unused:
-            lines.append(f"not used from the checkpoint: {', '.join(self.unused)}")
+        if len(self.missing_keys) == len(self.model.state_dict()):
+            lines.append("all weights are randomly initialised")
+        elif self.missing_keys:
+            lines.append(f"randomly initialised: {', '.join(self.missing_keys)}")
+        if self.unexpected_keys:
+            lines.append(f"unused weights of the checkpoint: {', '.join(self.unexpected_keys)}")
         return lines
 
 
 def load_checkpoint(
     folder: Path, task: str | None = None, labels: tuple[str, ...] | None = None, seed: int = 0
 ) -> LoadedCheckpoint:
-    """Reads a checkpoint folder, or a `config.json` alone for a start from random weights.
+    """Loads a checkpoint folder, or initialises a model randomly from a `config.json` file.
 
     Args:
-        task: the head to put on; where None, what the configuration and the weights say it is.
-        labels: the classes of a new classification head; the folder's own where None. A classifier of
-            other labels is not taken over.
-        seed: for weights that the folder lacks.
+        folder: the folder, or the path of a `config.json`.
+        task: the head; None to infer it from the configuration and the weights.
+        labels: the classes of a classification head; None for the folder's own. A classifier for other labels
+            is initialised again.
+        seed: seed of the weights that the folder lacks.
 
-    Errors: InputError where the folder or one of its files is missing or damaged, where it is no BERT,
-    where weights and configuration contradict each other, and where `task` needs labels and has none.
+    Raises:
+        InputError: the folder or one of its files is missing or damaged, it is not a BERT, weights and
+            configuration contradict each other, or `task` needs labels and has none.
     """
     folder = Path(folder)
     weights: dict[str, Tensor] | None = None
@@ -95,22 +97,22 @@ def load_checkpoint(
     else:
         raise InputError("no such checkpoint", folder, "name a folder with config.json and model.safetensors")
     known = weights or {}
-    assumed = {name: size for name, size in sizes_of(known).items() if name not in data}
-    config = BertConfig.from_dict({**assumed, **data}, source)
+    inferred = {name: size for name, size in infer_config(known).items() if name not in data}
+    config = BertConfig.from_dict({**inferred, **data}, source)
     tokenizer = _tokenizer(folder, config)
-    kind = head_for(task or detect_task(config, known, folder))
-    known = _untied(known, kind, folder)
+    kind = head_for(task or infer_task(config, known, folder))
+    known = _merge_tied(known, kind, folder)
     given = set(known)
     if labels is not None and not _has_labels(config, labels):
-        # What a classifier learned about other labels says nothing about these.
+        # A classifier trained for other labels is of no use for these.
         known = {name: tensor for name, tensor in known.items() if not name.startswith("classifier.")}
-    config = _settle_labels(config, kind, known, labels, folder)
+    config = _with_head_labels(config, kind, known, labels, folder)
     model = kind(config)
     initialise(model, config, torch.Generator().manual_seed(seed))
     own = tuple(model.state_dict())
-    new = own if weights is None else _fill(model, known, folder)
-    unused = tuple(sorted(given - (set(own) - set(new))))
-    return LoadedCheckpoint(model.eval(), config, tokenizer, new, unused, folder, assumed)
+    missing = own if weights is None else _load_weights(model, known, folder)
+    unexpected = tuple(sorted(given - (set(own) - set(missing))))
+    return LoadedCheckpoint(model.eval(), config, tokenizer, missing, unexpected, folder, inferred)
 
 
 def _tokenizer(folder: Path, config: BertConfig) -> Tokenizer:
@@ -124,32 +126,33 @@ def _tokenizer(folder: Path, config: BertConfig) -> Tokenizer:
     return tokenizer
 
 
-def _untied(weights: Mapping[str, Tensor], kind: type[Head], folder: Path) -> dict[str, Tensor]:
-    """The weights with what a head ties under one name.
+def _merge_tied(weights: Mapping[str, Tensor], kind: type[Head], folder: Path) -> dict[str, Tensor]:
+    """The weights with each tied weight once.
 
-    Errors: InputError where two weights differ that the head ties: its answers would not be the model's.
+    Raises:
+        InputError: two weights differ that the head ties, so that its outputs would be wrong.
     """
-    untied = dict(weights)
-    for other, ours in kind.tied:
-        tensor = untied.pop(other, None)
-        if tensor is not None and not torch.equal(untied.setdefault(ours, tensor), tensor):
-            raise InputError(f"{other} is not tied to {ours}", folder, "use a checkpoint with a tied decoder")
-    return untied
+    merged = dict(weights)
+    for alias, name in kind.tied_weights:
+        tensor = merged.pop(alias, None)
+        if tensor is not None and not torch.equal(merged.setdefault(name, tensor), tensor):
+            raise InputError(f"{alias} is not tied to {name}", folder, "use a checkpoint with a tied decoder")
+    return merged
 
 
 def _has_labels(config: BertConfig, labels: tuple[str, ...]) -> bool:
-    """Whether a checkpoint's classes are these, or may be, since nobody named them."""
+    """Whether the checkpoint's classes are `labels`, or unnamed and as many."""
     return config.labels in (labels, (), unnamed_labels(len(labels)))
 
 
-def _settle_labels(
+def _with_head_labels(
     config: BertConfig,
     kind: type[Head],
     weights: Mapping[str, Tensor],
     labels: tuple[str, ...] | None,
     folder: Path,
 ) -> BertConfig:
-    """The configuration with the labels that the head will have."""
+    """The configuration with the head's labels."""
     if issubclass(kind, Regressor):
         return config if len(config.labels) == 1 else config.with_labels(unnamed_labels(1))
     if not kind.classes:
@@ -161,12 +164,12 @@ def _settle_labels(
         raise InputError(
             "a classification head needs labels", folder, "fine-tune it with 'bertmp train classification'"
         )
-    # An id2label that contradicts the classifier's width says nothing about these logits.
+    # An id2label that contradicts the width of the classifier is ignored.
     return config if len(config.labels) == width else config.with_labels(unnamed_labels(width))
 
 
-def _fill(model: Head, weights: Mapping[str, Tensor], folder: Path) -> tuple[str, ...]:
-    """Copies the weights in; returns the names of the model's weights that were missing."""
+def _load_weights(model: Head, weights: Mapping[str, Tensor], folder: Path) -> tuple[str, ...]:
+    """Loads the weights into the model; returns the keys that are missing."""
     own = model.state_dict()
     _check_is_bert(model.config, weights, folder)
     usable = {name: tensor for name, tensor in weights.items() if name in own}
@@ -179,19 +182,19 @@ def _fill(model: Head, weights: Mapping[str, Tensor], folder: Path) -> tuple[str
                 folder,
                 "use the configuration that belongs to the weights",
             )
-        del usable[name]  # another head's
-    new = tuple(name for name in own if name not in usable)
-    lacking = [name for name in new if not name.startswith(("bert.pooler.", *model.own_keys))]
+        del usable[name]  # of another head
+    missing = tuple(name for name in own if name not in usable)
+    lacking = [name for name in missing if not name.startswith(("bert.pooler.", *model.own_keys))]
     if lacking:
         raise InputError(f"the weights lack {lacking[0]}", folder, "use a complete BERT checkpoint")
     model.load_state_dict({name: tensor.float() for name, tensor in usable.items()}, strict=False)
-    return new
+    return missing
 
 
 def _check_is_bert(config: BertConfig, weights: Mapping[str, Tensor], folder: Path) -> None:
-    words = weights.get(WORDS)
+    words = weights.get(WORD_EMBEDDINGS)
     if words is None or not any(name.startswith("bert.encoder.layer.0.") for name in weights):
-        raise InputError("the weights are no BERT's", folder, "use a BERT checkpoint")
+        raise InputError("the weights are not a BERT's", folder, "use a BERT checkpoint")
     if words.shape[0] != config.vocab_size:
         raise InputError(
             f"the weights have {words.shape[0]} tokens, config.json says {config.vocab_size}",
@@ -205,14 +208,16 @@ def save_checkpoint(
     model: Head,
     config: BertConfig,
     tokenizer: Tokenizer | Path,
-    notes: Mapping[str, Any] | None = None,
+    json_files: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a Hugging Face folder, whole or not at all.
+    """Writes a Hugging Face folder atomically.
 
     Args:
-        model: its weights are written as they are, FP32 master weights included.
+        folder: the folder to write.
+        model: the model; its weights keep their dtype, FP32 in training.
+        config: its configuration.
         tokenizer: a tokenizer, or the folder whose tokenizer files are copied.
-        notes: file name → JSON value, further files to lie in the folder.
+        json_files: further JSON files, by name.
     """
     config = replace(
         config, extra={key: value for key, value in config.extra.items() if key != "_name_or_path"}
@@ -227,12 +232,12 @@ def save_checkpoint(
             tokenizer.save(temporary)
         else:
             copy_tokenizer(tokenizer, temporary)
-        for name, value in (notes or {}).items():
+        for name, value in (json_files or {}).items():
             write_json(temporary / name, value)
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:
-    """Copies the tokenizer's files from folder to folder; returns their names."""
+    """Copies the tokenizer's files; returns their names."""
     names = [name for name in tokenizers.FILES if (source / name).is_file()]
     for name in names:
         shutil.copyfile(source / name, target / name)

@@ -1,4 +1,4 @@
-"""The shape of a BERT: the fields of Hugging Face's `config.json` that matter to us."""
+"""The configuration of a BERT: the fields of Hugging Face's `config.json` that this model uses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ACTIVATIONS = ("gelu", "gelu_new", "relu")
 
 @dataclass(frozen=True)
 class BertConfig:
-    """A BERT's sizes and rates; names and defaults are Hugging Face's (BERT-base, Devlin et al. 2019).
+    """Sizes and rates of a BERT; names and defaults are Hugging Face's (BERT-base, Devlin et al. 2019).
 
     Attributes:
-        classifier_dropout: dropout before a classification head; `hidden_dropout_prob` where None.
-        labels: the classes' names in the order of the logits (`id2label`); empty where there are none.
-        extra: every other key of the file, kept so that saving loses nothing.
+        classifier_dropout: dropout before a classification head; `hidden_dropout_prob` if None.
+        labels: the names of the classes in the order of the logits (`id2label`); may be empty.
+        extra: all other keys of the file, which are saved again.
     """
 
     vocab_size: int = 30522
@@ -49,16 +49,17 @@ class BertConfig:
     def load(cls, path: Path) -> BertConfig:
         """Reads `config.json`, or the one in a folder.
 
-        Errors: InputError where it is missing, no JSON object, or not the configuration of a BERT that
-        this model can be.
+        Raises:
+            InputError: it is missing, not a JSON object, or not the configuration of a supported BERT.
         """
         return cls.from_dict(cls.read(path), Path(path))
 
     @staticmethod
     def read(path: Path) -> dict[str, Any]:
-        """The keys of `config.json`, or of the one in a folder, as they stand.
+        """The unchecked keys of `config.json`, or of the one in a folder.
 
-        Errors: InputError where it is missing or no JSON object.
+        Raises:
+            InputError: it is missing or not a JSON object.
         """
         path = Path(path)
         if path.is_dir():
@@ -72,10 +73,10 @@ class BertConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: Path) -> BertConfig:
-        """Checks and takes over Hugging Face's keys; `where` is for messages."""
+        """The checked configuration from Hugging Face's keys; `where` is for messages."""
         kind = data.get("model_type", "bert")
         if kind != "bert":
-            raise InputError(f"the model is no BERT but '{kind}'", where, "use a BERT checkpoint")
+            raise InputError(f"the model is not a BERT but '{kind}'", where, "use a BERT checkpoint")
         if data.get("position_embedding_type", "absolute") != "absolute":
             raise InputError("relative position embeddings are not supported", where, "use absolute ones")
         if data.get("is_decoder") or data.get("add_cross_attention"):
@@ -104,9 +105,7 @@ class BertConfig:
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(
-                    f"{name} is {value!r}, not a positive whole number", where, "fix config.json"
-                )
+                raise InputError(f"{name} is {value!r}, not a positive integer", where, "fix config.json")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             value = getattr(self, name)
             if name == "classifier_dropout" and value is None:
@@ -119,7 +118,7 @@ class BertConfig:
                 raise InputError(f"{name} is {value!r}, not a small number", where, "fix config.json")
         pad = self.pad_token_id
         if not isinstance(pad, int) or not 0 <= pad < self.vocab_size:
-            raise InputError(f"pad_token_id is {pad!r}, not a token's number", where, "fix config.json")
+            raise InputError(f"pad_token_id is {pad!r}, not a token id", where, "fix config.json")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads",
@@ -132,15 +131,15 @@ class BertConfig:
             )
 
     def with_labels(self, labels: tuple[str, ...]) -> BertConfig:
-        """The same model for other classes."""
+        """The configuration with other classes."""
         return replace(self, labels=labels)
 
     def to_dict(self, architecture: str, problem: str = "") -> dict[str, Any]:
-        """Hugging Face's keys, as `config.json` holds them.
+        """Hugging Face's keys, as in `config.json`.
 
         Args:
-            architecture: the class that the weights belong to.
-            problem: the `problem_type`; empty for a class that does one thing alone.
+            architecture: Hugging Face's class.
+            problem: the `problem_type`; may be empty.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("labels", "extra")}
         extra = {key: value for key, value in self.extra.items() if key != "problem_type"}
@@ -154,7 +153,7 @@ class BertConfig:
 
 
 def unnamed_labels(count: Any) -> tuple[str, ...]:
-    """Hugging Face's names for `count` classes that nobody named; none where `count` is no number."""
+    """Hugging Face's names of `count` unnamed classes; none if `count` is not an integer."""
     return tuple(f"LABEL_{number}" for number in range(count)) if isinstance(count, int) else ()
 
 

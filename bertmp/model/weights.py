@@ -1,7 +1,7 @@
-"""The weights of a checkpoint folder, whatever wrote them, by the names that this model gives them.
+"""The weights of a checkpoint folder by canonical name, whichever program wrote them.
 
-Read are `model.safetensors`, its shards, and the legacy `pytorch_model.bin`, of which tensors alone are
-taken: whatever else a pickle would do is refused.
+Supported are `model.safetensors`, sharded weights, and the legacy `pytorch_model.bin`. Of a pickle, only
+tensors are loaded; one that would run code is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bertmp.core.io import read_json, sha256_file
 
 WEIGHTS = "model.safetensors"
 LEGACY = "pytorch_model.bin"
-WORDS = "bert.embeddings.word_embeddings.weight"
+WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
 _RENAMED = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -31,9 +31,10 @@ _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights: one, or an index's shards in the order of their names.
+    """The files of a folder's weights: one file, or the shards of an index, sorted by name.
 
-    Errors: InputError where there are none, or where an index is damaged or names a file elsewhere.
+    Raises:
+        InputError: there are none, or the index is damaged or names a file outside the folder.
     """
     for name in (WEIGHTS, LEGACY):
         index = folder / f"{name}.index.json"
@@ -57,26 +58,25 @@ def _shards(index: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of a folder's weights: of the file, or over the digests of several.
+    """SHA-256 of a folder's weights: of the file, or of the digests of its shards.
 
-    Errors: see `weight_files`.
+    Raises:
+        InputError: see `weight_files`.
     """
     digests = [sha256_file(path) for path in weight_files(folder)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """A folder's weights by our names, on the CPU, in the types they were saved in.
+    """A folder's weights by canonical name, on the CPU, in the dtypes they were saved in; without buffers.
 
-    `gamma` and `beta`, wrappers' prefixes, missing `bert.` prefixes and buffers that are no weights are
-    brought to one form.
-
-    Errors: InputError where weights are missing or damaged, or where a pickle holds more than tensors.
+    Raises:
+        InputError: weights are missing or damaged, or a pickle holds more than tensors.
     """
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
         tensors.update(_read_safe(path) if path.suffix == ".safetensors" else _read_pickled(path))
-    named = {our_name(name): tensor for name, tensor in tensors.items()}
+    named = {canonical_name(name): tensor for name, tensor in tensors.items()}
     return {name: tensor for name, tensor in named.items() if not name.endswith(_BUFFERS)}
 
 
@@ -94,9 +94,9 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         raise InputError(
             "the file holds more than weights, which could run code",
             path,
-            "convert it to safetensors where you trust it",
+            "convert it to safetensors if you trust it",
         ) from error
-    except Exception as error:  # whatever a damaged file makes of the format's parts
+    except Exception as error:  # a damaged file can raise almost anything
         raise InputError("damaged weights", path, f"replace the file ({error})") from error
     tensors = _unwrap(data)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
@@ -105,15 +105,15 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrap(data: Any) -> dict[str, Any]:
-    """The state dictionary in what training scripts save beside their optimizer's state."""
+    """The state dictionary in a file of a training script, which may hold the optimizer's state as well."""
     for key in ("state_dict", "model"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]
     return {str(name): tensor for name, tensor in data.items()} if isinstance(data, dict) else {}
 
 
-def our_name(name: str) -> str:
-    """The name that a foreign weight has here."""
+def canonical_name(name: str) -> str:
+    """This model's name of a weight: without wrappers' prefixes, with `bert.`, and no `gamma` or `beta`."""
     for wrapper in _WRAPPERS:
         name = name.removeprefix(wrapper)
     for old, ours in _RENAMED:
@@ -121,16 +121,16 @@ def our_name(name: str) -> str:
     return f"bert.{name}" if name.startswith(_BARE) else name
 
 
-def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """The fields of `config.json` that weights of a BERT show; what they do not show is left out.
+def infer_config(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """The fields of `config.json` that follow from the shapes of a BERT's weights.
 
-    The number of attention heads is an assumption: 64 wide each, as in all of Devlin et al.'s models,
-    except that a hidden size of 384 has 12 (MiniLM; Wang et al. 2020).
+    The number of attention heads is an assumption: a head size of 64, as in all models of Devlin et al., but
+    12 heads for a hidden size of 384 (MiniLM; Wang et al. 2020).
     """
     sizes: dict[str, int] = {}
     for field, name, axis in (
-        ("vocab_size", WORDS, 0),
-        ("hidden_size", WORDS, 1),
+        ("vocab_size", WORD_EMBEDDINGS, 0),
+        ("hidden_size", WORD_EMBEDDINGS, 1),
         ("max_position_embeddings", "bert.embeddings.position_embeddings.weight", 0),
         ("type_vocab_size", "bert.embeddings.token_type_embeddings.weight", 0),
         ("intermediate_size", "bert.encoder.layer.0.intermediate.dense.weight", 0),

@@ -28,7 +28,9 @@ def tune_for_cpu(head: Head) -> None:
     """Exchanges modules of `head` in place; parameters, their names and the modules' names stay the same."""
     keep_freed_memory()
     embeddings = head.bert.embeddings
-    embeddings.word_embeddings = WordEmbedding.of(embeddings.word_embeddings, dense_grad=bool(head.tied))
+    embeddings.word_embeddings = WordEmbedding.of(
+        embeddings.word_embeddings, dense_grad=bool(head.tied_weights)
+    )
     for parent in list(head.modules()):
         if isinstance(parent, SelfAttention):
             parent.drop = dropout

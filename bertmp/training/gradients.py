@@ -51,7 +51,7 @@ class GradientAccumulator:
         total = torch.zeros(parts + 1, dtype=torch.float64)
         for batch in rank_batch.micro_batches:
             if batch is not None:
-                total += torch.tensor([*self.objective.counts(batch), batch.tokens], dtype=total.dtype)
+                total += torch.tensor([*self.objective.loss_counts(batch), batch.tokens], dtype=total.dtype)
         total = self.context.sum(total)
         counts = total[:-1].clamp_min(1.0).float().to(self.context.device)
         return LossNormalizer(counts, int(total[-1]))

@@ -21,9 +21,9 @@ class Objective(nn.Module):
         self.head, self.options = head, options
 
     def forward(self, batch: Batch) -> Tensor:
-        """The summed loss of each of the head's parts, FP32 `[losses]`."""
-        return self.head.sums(batch, self.options).float()
+        """The summed loss of each of the head's terms, FP32 `[losses]`."""
+        return self.head.loss_sums(batch, self.options).float()
 
-    def counts(self, batch: Batch) -> list[float]:
-        """The terms that each sum has; see `Head.counts`."""
-        return self.head.counts(batch, self.options)
+    def loss_counts(self, batch: Batch) -> list[float]:
+        """The number of summands of each term; see `Head.loss_counts`."""
+        return self.head.loss_counts(batch, self.options)

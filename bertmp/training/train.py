@@ -208,7 +208,7 @@ def _warnings(
     loaded: LoadedCheckpoint, truncated: int, policy: PrecisionPolicy, settings: TrainOptions
 ) -> Iterator[str]:
     """Lines for the log before the run begins."""
-    yield from loaded.remarks()
+    yield from loaded.notes()
     if truncated:
         yield f"{truncated} training examples are longer than the model takes and were truncated"
     if settings.loss_scale != "dynamic" and policy.mode != "fp16":

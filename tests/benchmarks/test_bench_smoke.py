@@ -65,7 +65,7 @@ def test_counted_work_is_what_torch_counts() -> None:
     head.bert.all_positions = True  # what is counted is the whole model's, for both sides
     batch = data.batch(torch.arange(4).numpy(), 0)
     with FlopCounterMode(display=False) as counter:
-        head.sums(batch, LossOptions()).sum().backward()
+        head.loss_sums(batch, LossOptions()).sum().backward()
     predicted = len(batch.targets["masked"])
     assert predicted == 4 * masked(16)
     assert pretraining_flops(TINY, Work.of(sizes), predicted) == pytest.approx(

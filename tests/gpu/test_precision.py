@@ -70,7 +70,7 @@ def test_what_must_be_fp32_is_fp32_under_autocast(precision: str, device: torch.
     policy = PrecisionPolicy.resolve(precision, "dynamic", device.type)
     data = labelled(loaded)
     with policy.autocast():
-        summed = head.sums(data.batch(by_length(data.lengths(0), 16)[0], 0).to(device), LossOptions())
+        summed = head.loss_sums(data.batch(by_length(data.lengths(0), 16)[0], 0).to(device), LossOptions())
     summed.sum().backward()
     for name, module in head.named_modules():
         if isinstance(module, (LayerNorm, Pooler)):

@@ -46,8 +46,8 @@ def packed_logits(loaded: LoadedCheckpoint, device: torch.device, precision: str
     """Logits of packed texts, FP32 `[rows, labels]`."""
     head = loaded.model
     with PrecisionPolicy.resolve(precision, "dynamic", device.type).autocast():
-        pooled, _ = head.read_at(labelled(loaded).batch(rows, 0).to(device))
-        return head._classify(pooled)
+        pooled, _ = head.encode_at(labelled(loaded).batch(rows, 0).to(device))
+        return head.classify(pooled)
 
 
 def padded_logits(loaded: LoadedCheckpoint, device: torch.device, precision: str) -> Tensor:
@@ -91,7 +91,7 @@ def test_gradients_are_those_of_fp32(
     def gradient(mode: str) -> Tensor:
         loaded.model.zero_grad(set_to_none=True)
         with PrecisionPolicy.resolve(mode, "dynamic", device.type).autocast():
-            loss = loaded.model.sums(batch, LossOptions()).sum() / len(data)
+            loss = loaded.model.loss_sums(batch, LossOptions()).sum() / len(data)
         loss.backward()
         return torch.cat([p.grad.flatten() for p in loaded.model.parameters() if p.grad is not None])
 
@@ -101,7 +101,7 @@ def test_gradients_are_those_of_fp32(
     assert float(found.norm() / exact.norm()) == pytest.approx(1.0, abs=0.05)
 
 
-def test_attention_dropout_takes_the_other_way(
+def test_attention_dropout_uses_length_buckets(
     loaded: LoadedCheckpoint, device: torch.device, calls: list[torch.dtype]
 ) -> None:
     layers = loaded.model.bert.encoder.layer

@@ -1,14 +1,12 @@
-"""What stands on top of BERT: one class a task."""
+"""Heads: one class per task."""
 
 from __future__ import annotations
 
 from bertmp.core.errors import InputError
-from bertmp.model.heads.classification import SequenceClassifier
 from bertmp.model.heads.head import EncoderOnly, Head, LossOptions
 from bertmp.model.heads.mlm_nsp import MaskedLanguageModel, NextSentence
-from bertmp.model.heads.multi_label import MultiLabelClassifier
 from bertmp.model.heads.pretraining import PreTraining
-from bertmp.model.heads.regression import Regressor
+from bertmp.model.heads.sequence import MultiLabelClassifier, Regressor, SequenceClassifier
 from bertmp.model.heads.token_classification import TokenClassifier
 
 HEADS: dict[str, type[Head]] = {
@@ -44,7 +42,8 @@ __all__ = [
 def head_for(task: str) -> type[Head]:
     """The head of a task.
 
-    Errors: InputError for an unknown task.
+    Raises:
+        InputError: unknown task.
     """
     if task not in HEADS:
         raise InputError(f"unknown task '{task}'", "--task", f"use one of {', '.join(HEADS)}")

@@ -1,4 +1,4 @@
-"""What every head has: graph outputs for the later stages, a loss and scores for training."""
+"""The interface of all heads: graph outputs for export, loss and scores for training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bertmp.model.batch import Batch
 from bertmp.model.bert import Bert
@@ -17,11 +18,11 @@ from bertmp.model.packed import QuerySubset
 
 @dataclass(frozen=True)
 class LossOptions:
-    """How a loss is taken.
+    """Options of the loss.
 
     Attributes:
-        label_smoothing: share of the target's weight that is spread over all classes.
-        class_weights: weight of each class's examples; empty where all weigh the same.
+        label_smoothing: fraction of the target's weight that is spread over all classes.
+        class_weights: weight of each class; empty for equal weights.
     """
 
     label_smoothing: float = 0.0
@@ -29,25 +30,24 @@ class LossOptions:
 
 
 class Head(nn.Module):
-    """A BERT with something on top.
+    """BERT with a task's head.
 
-    `forward` takes INT64 `[batch, length]` ids, mask and segments and returns what the graph's outputs are;
-    training goes through `sums`, which reads packed texts.
+    `forward` takes INT64 `[batch, length]` ids, mask and segments and returns the graph's outputs. Training
+    uses `loss_sums` on packed batches.
 
-    A batch's loss is the sum over `losses` of `sums / counts`. Sums and counts are apart so that several
+    The loss of a batch is the sum of `loss_sums / loss_counts`. Sums and counts are separate, so that several
     micro-batches or processes add up to exactly the loss of one large batch.
 
     Attributes:
         task: the head's name on the command line.
-        architecture: Hugging Face's name of the class, as `config.json` has it.
-        outputs: the names of the graph's outputs, in the order in which `forward` returns them.
-        own_keys: prefixes of the weights that belong to the head, not to BERT.
-        losses: the names of the loss's parts.
-        problem: Hugging Face's `problem_type`, which tells heads of one architecture apart; empty where
-            there is one alone.
-        classes: whether the logits stand for the labels of the configuration.
+        architecture: Hugging Face's class, as in `config.json`.
+        outputs: names of the graph's outputs, in the order of `forward`.
+        own_keys: prefixes of the head's own weights; all others are BERT's.
+        losses: names of the terms of the loss.
+        problem: Hugging Face's `problem_type`, where several heads have the same architecture; else empty.
+        classes: whether the logits are for the configuration's labels.
         pooling: whether the head reads the pooled state.
-        tied: weights that checkpoints may hold twice: the other name, and ours.
+        tied_weights: weights that checkpoints may store twice, as (alias, our name).
     """
 
     task: ClassVar[str]
@@ -58,56 +58,57 @@ class Head(nn.Module):
     problem: ClassVar[str] = ""
     classes: ClassVar[bool] = False
     pooling: ClassVar[bool] = True
-    tied: ClassVar[tuple[tuple[str, str], ...]] = ()
+    tied_weights: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.config = config
         self.bert = Bert(config, self.pooling)
 
-    def read(self, batch: Batch) -> Tensor:
-        """The states of a packed batch's tokens, FP32 `[tokens, hidden]`."""
+    def encode(self, batch: Batch) -> Tensor:
+        """The hidden states of a packed batch, FP32 `[tokens, hidden]`."""
         return self.bert.encode(batch.input_ids, batch.token_type_ids, batch.layout())
 
-    def read_at(self, batch: Batch, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The pooled states of a packed batch and those of some tokens.
+    def encode_at(self, batch: Batch, selected: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The pooled states of a packed batch, and the hidden states of selected tokens.
 
-        No other token's state is computed in the last block, unless someone looks on (`Bert.all_positions`).
+        The last block computes no other token unless `Bert.all_positions` is set.
 
         Args:
-            wanted: INT64 `[wanted]`, which tokens; none of them the first of a text.
+            batch: the packed batch.
+            selected: INT64 `[selected]`, indices of tokens; none is the first of its sequence.
 
         Returns:
-            FP32 `[batch, hidden]` and `[wanted, hidden]`.
+            FP32 `[batch, hidden]` and `[selected, hidden]`.
         """
         layout = batch.layout()
-        places = layout.cls_positions if wanted is None else torch.cat([layout.cls_positions, wanted])
-        last = None if self.bert.all_positions else QuerySubset.of(layout, places)
+        needed = layout.cls_positions if selected is None else torch.cat([layout.cls_positions, selected])
+        last = None if self.bert.all_positions else QuerySubset.of(layout, needed)
         hidden = self.bert.encode(batch.input_ids, batch.token_type_ids, layout, last)
         if last is None:
-            hidden = hidden.index_select(0, places)
+            hidden = hidden.index_select(0, needed)
         return self.bert.pool(hidden[: len(batch)]), hidden[len(batch) :]
 
-    def sums(self, batch: Batch, options: LossOptions) -> Tensor:
-        """The summed loss of each part, FP32 `[losses]`."""
+    def loss_sums(self, batch: Batch, options: LossOptions) -> Tensor:
+        """The summed loss of each term, FP32 `[losses]`."""
         raise NotImplementedError(f"{type(self).__name__} has no loss: it cannot be trained")
 
-    def counts(self, batch: Batch, options: LossOptions) -> list[float]:
-        """How many terms (or how much weight) each part's sum has; needs no forward pass."""
+    def loss_counts(self, batch: Batch, options: LossOptions) -> list[float]:
+        """The number (or total weight) of the summands of each term; needs no forward pass."""
         return [float(len(batch))]
 
     def score(self, batch: Batch) -> dict[str, float]:
-        """Sums over the batch from which `summarise` makes the evaluation's figures."""
+        """Sums over the batch from which `summarise` computes the metrics."""
         raise NotImplementedError(f"{type(self).__name__} has no evaluation")
 
     @staticmethod
     def summarise(sums: Mapping[str, float]) -> dict[str, float]:
-        """The figures of an evaluation, by name, from the summed scores of all batches."""
+        """The metrics of an evaluation by name, from the scores summed over all batches."""
         return {name: value / sums["examples"] for name, value in sums.items() if name != "examples"}
 
 
 class EncoderOnly(Head):
-    """No head: the encoder's states and the pooled one."""
+    """No head: the hidden states and the pooled state."""
 
     task = "encoder"
     architecture = "BertModel"
@@ -118,3 +119,35 @@ class EncoderOnly(Head):
     ) -> tuple[Tensor, Tensor]:
         """INT64 `[batch, length]` each → FP32 `[batch, length, hidden]` and `[batch, hidden]`."""
         return self.bert(input_ids, attention_mask, token_type_ids)
+
+
+class LinearHead(Head):
+    """Dropout and a linear layer to `config.labels`: what sequence and token heads share."""
+
+    outputs = ("logits",)
+    own_keys = ("classifier.",)
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(rate)
+        self.classifier = nn.Linear(config.hidden_size, len(config.labels))
+
+    def classify(self, hidden: Tensor) -> Tensor:
+        """FP32 `[…, hidden]` → logits, FP32 `[…, labels]`."""
+        return self.classifier(self.dropout(hidden)).float()
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
+    """Summed cross-entropy in FP32; `[rows, labels]` and INT64 `[rows]` → a scalar."""
+    weights = logits.new_tensor(options.class_weights) if options.class_weights else None
+    return F.cross_entropy(
+        logits.float(), labels, weights, reduction="sum", label_smoothing=options.label_smoothing
+    )
+
+
+def cross_entropy_count(labels: Tensor, options: LossOptions) -> float:
+    """The number of INT64 `[rows]` labels, or the sum of their class weights."""
+    if options.class_weights:
+        return float(torch.tensor(options.class_weights)[labels.cpu()].sum())
+    return float(len(labels))

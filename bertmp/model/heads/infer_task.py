@@ -1,4 +1,4 @@
-"""What a checkpoint is: by what its configuration says, else by the names of its weights."""
+"""The task of a checkpoint, from its configuration or else from the names of its weights."""
 
 from __future__ import annotations
 
@@ -16,64 +16,67 @@ _TASKS = {
     "BertForMaskedLM": "masked-lm",
     "BertForNextSentencePrediction": "next-sentence",
 }
-"""Hugging Face's name of a class → the task of the head that stands for it."""
+"""Hugging Face's class → the task of our head for it."""
 
-_SEQUENCE = "BertForSequenceClassification"
+_SEQUENCE_CLASS = "BertForSequenceClassification"
 _PROBLEMS = {
     "single_label_classification": "classification",
     "multi_label_classification": "multi-label-classification",
     "regression": "regression",
 }
-_ELSEWHERE = ("BertForQuestionAnswering", "BertForMultipleChoice", "BertLMHeadModel")
+_UNSUPPORTED = ("BertForQuestionAnswering", "BertForMultipleChoice", "BertLMHeadModel")
 
 
 class HasShape(Protocol):
-    """Anything with a shape: a weight, or what stands for one."""
+    """Anything with a shape, such as a tensor or a graph's initializer."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
 
-def detect_task(config: BertConfig, weights: Mapping[str, HasShape], where: Path) -> str:
+def infer_task(config: BertConfig, weights: Mapping[str, HasShape], where: Path) -> str:
     """The task of a checkpoint's head.
 
     Args:
-        weights: by our names; see `bertmp.model.weights`.
+        config: the checkpoint's configuration.
+        weights: its weights by canonical name; see `bertmp.model.weights`.
         where: the folder, for messages.
 
-    Errors: InputError where the configuration names a head that is not among ours.
+    Raises:
+        InputError: the configuration names a head that is not supported.
     """
     listed = config.extra.get("architectures")
     named = str(listed[0]) if isinstance(listed, list) and listed else ""
-    if named in _ELSEWHERE:
+    if named in _UNSUPPORTED:
         raise InputError(
-            f"the checkpoint's head is {named}, which is not one of ours",
+            f"the checkpoint's head is {named}, which is not supported",
             where,
             "name another with --task, such as encoder",
         )
     if named in _TASKS:
         return _TASKS[named]
-    if named == _SEQUENCE:
+    if named == _SEQUENCE_CLASS:
         return _sequence_task(config, weights, where)
-    return _by_weights(config, weights, where)
+    return _infer_from_weights(config, weights, where)
 
 
-def _by_weights(config: BertConfig, weights: Mapping[str, HasShape], where: Path) -> str:
+def _infer_from_weights(config: BertConfig, weights: Mapping[str, HasShape], where: Path) -> str:
     if "classifier.weight" in weights:
-        # Of Hugging Face's classifiers, the one of tokens is the one without a pooler.
+        # Only Hugging Face's token classifier has no pooler.
         pooled = "bert.pooler.dense.weight" in weights
         return _sequence_task(config, weights, where) if pooled else "token-classification"
-    words = any(name.startswith("cls.predictions.") for name in weights)
-    pairs = any(name.startswith("cls.seq_relationship.") for name in weights)
-    if words and pairs:
+    mlm = any(name.startswith("cls.predictions.") for name in weights)
+    nsp = any(name.startswith("cls.seq_relationship.") for name in weights)
+    if mlm and nsp:
         return "pretraining"
-    return "masked-lm" if words else "next-sentence" if pairs else "encoder"
+    return "masked-lm" if mlm else "next-sentence" if nsp else "encoder"
 
 
 def _sequence_task(config: BertConfig, weights: Mapping[str, HasShape], where: Path) -> str:
-    """Which of the heads that Hugging Face has one class for.
+    """The task of a `BertForSequenceClassification`.
 
-    Errors: InputError for a regression of several numbers at once.
+    Raises:
+        InputError: a regression of more than one number.
     """
     classifier = weights.get("classifier.weight")
     width = classifier.shape[0] if classifier is not None else len(config.labels)
@@ -81,7 +84,7 @@ def _sequence_task(config: BertConfig, weights: Mapping[str, HasShape], where: P
     task = _PROBLEMS.get(problem, "regression" if width == 1 else "classification")
     if task == "regression" and width > 1:
         raise InputError(
-            f"the checkpoint answers with {width} numbers a text, regression here has one",
+            f"the checkpoint's regression has {width} outputs, only one is supported",
             where,
             "name another head with --task",
         )

@@ -1,6 +1,6 @@
-"""Pre-training's two heads by themselves, for checkpoints that have one of them alone.
+"""The two heads of pre-training as separate models, for checkpoints that have only one of them.
 
-They are read, saved and exported; they are trained together, or the first alone, as `pretraining`.
+They are loaded, saved and exported. Training uses `PreTraining`, with or without next-sentence prediction.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from bertmp.model.heads.pretraining import Predictions, PreTraining
 
 
 class MaskedLanguageModel(Head):
-    """Which word stood at each place."""
+    """The masked language model."""
 
     task = "masked-lm"
     architecture = "BertForMaskedLM"
     outputs = ("prediction_logits",)
     own_keys = ("cls.",)
     pooling = False
-    tied = PreTraining.tied
+    tied_weights = PreTraining.tied_weights
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -34,7 +34,7 @@ class MaskedLanguageModel(Head):
 
 
 class NextSentence(Head):
-    """Whether the second segment follows the first: of two logits, the first says that it does."""
+    """Next-sentence prediction: the first of two logits is for a second segment that follows the first."""
 
     task = "next-sentence"
     architecture = "BertForNextSentencePrediction"

@@ -1,4 +1,4 @@
-"""Pre-training (Devlin et al. 2019, section 3.1): masked words, and whether two segments belong together."""
+"""Pre-training (Devlin et al. 2019, section 3.1): masked language model and next-sentence prediction."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from bertmp.model.bert import ACTIVATION, LayerNorm
 from bertmp.model.config import BertConfig
 from bertmp.model.heads.head import Head, LossOptions
 
-ROWS = 256
-"""Masked positions whose logits exist at once. A row of BERT's vocabulary takes half a megabyte in a loss and
-its gradient; larger batches take the vocabulary's products once more in the backward pass instead."""
+LOGIT_ROWS = 256
+"""Masked positions whose logits are in memory at a time. A row of logits over BERT's vocabulary takes half a
+megabyte with its loss and gradient; larger batches recompute the logits in the backward pass instead."""
 
 
 class Transform(nn.Module):
-    """The layer between the encoder and the vocabulary."""
+    """The layer between the encoder and the decoder."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Transform(nn.Module):
 
 
 class Predictions(nn.Module):
-    """Which word stood there: the word embeddings themselves are the decoder, with a bias of its own."""
+    """The masked language model's head: its decoder is tied to the word embeddings and has its own bias."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Predictions(nn.Module):
 
 
 class PreTrainingHeads(nn.Module):
-    """Both heads, under Hugging Face's names."""
+    """Both heads, with Hugging Face's module names."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -58,9 +58,9 @@ class PreTrainingHeads(nn.Module):
 class PreTraining(Head):
     """Masked language model and next-sentence prediction.
 
-    Targets: `masked`, INT64 `[masked]`, the masked positions among the batch's tokens; `masked_labels`, INT64
-    `[masked]`, the tokens that stood there; `next_sentence`, INT64 `[batch]`, 0 where the second segment
-    follows the first and 1 where it is from elsewhere, absent where that is not trained.
+    Targets: `masked`, INT64 `[masked]`, indices of the masked tokens in the batch; `masked_labels`, INT64
+    `[masked]`, their original tokens; `next_sentence`, INT64 `[batch]`, 0 if the second segment follows the
+    first and 1 if it is a random one, absent without next-sentence prediction.
     """
 
     task = "pretraining"
@@ -68,7 +68,7 @@ class PreTraining(Head):
     outputs = ("prediction_logits", "seq_relationship_logits")
     own_keys = ("cls.",)
     losses = ("mlm", "nsp")
-    tied = (
+    tied_weights = (
         ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
         ("cls.predictions.decoder.bias", "cls.predictions.bias"),
     )
@@ -89,45 +89,46 @@ class PreTraining(Head):
         """The word embeddings, `[vocabulary, hidden]`."""
         return self.bert.embeddings.word_embeddings.weight
 
-    def sums(self, batch: Batch, options: LossOptions) -> Tensor:
-        pooled, masked = self.read_at(batch, batch.targets["masked"])
+    def loss_sums(self, batch: Batch, options: LossOptions) -> Tensor:
+        pooled, masked = self.encode_at(batch, batch.targets["masked"])
         return torch.stack(
-            [self._words_loss(masked, batch.targets["masked_labels"]), self._pairs_loss(pooled, batch)]
+            [self._mlm_loss(masked, batch.targets["masked_labels"]), self._nsp_loss(pooled, batch)]
         )
 
-    def _words_loss(self, masked: Tensor, labels: Tensor) -> Tensor:
-        """Summed FP32 cross-entropy, never more than `ROWS` rows of logits at a time."""
-        if len(labels) <= ROWS:
+    def _mlm_loss(self, masked: Tensor, labels: Tensor) -> Tensor:
+        """Summed FP32 cross-entropy, with at most `LOGIT_ROWS` rows of logits at a time."""
+        if len(labels) <= LOGIT_ROWS:
             return self._rows_loss(masked, labels)
         parts = [
             checkpoint(self._rows_loss, rows, answers, use_reentrant=False, preserve_rng_state=False)
-            for rows, answers in zip(masked.split(ROWS), labels.split(ROWS), strict=True)
+            for rows, answers in zip(masked.split(LOGIT_ROWS), labels.split(LOGIT_ROWS), strict=True)
         ]
         return torch.stack(parts).sum()
 
     def _rows_loss(self, masked: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.cls.predictions(masked, self._words), labels, reduction="sum")
 
-    def _pairs_loss(self, pooled: Tensor, batch: Batch) -> Tensor:
+    def _nsp_loss(self, pooled: Tensor, batch: Batch) -> Tensor:
         logits = self.cls.seq_relationship(pooled).float()
         if "next_sentence" not in batch.targets:
-            # Zero, but with a gradient, so that every process has one for every parameter.
+            # Zero with a gradient: every process must have one for every parameter.
             return logits.sum() * 0.0
         return F.cross_entropy(logits, batch.targets["next_sentence"], reduction="sum")
 
-    def counts(self, batch: Batch, options: LossOptions) -> list[float]:
+    def loss_counts(self, batch: Batch, options: LossOptions) -> list[float]:
         pairs = len(batch) if "next_sentence" in batch.targets else 0
         return [float(len(batch.targets["masked"])), float(pairs)]
 
     def score(self, batch: Batch) -> dict[str, float]:
-        pooled, masked = self.read_at(batch, batch.targets["masked"])
+        pooled, masked = self.encode_at(batch, batch.targets["masked"])
         scores = {
             "examples": float(len(batch)),
             "masked": float(len(masked)),
             "mlm_loss": 0.0,
             "mlm_right": 0.0,
         }
-        for rows, answers in zip(masked.split(ROWS), batch.targets["masked_labels"].split(ROWS), strict=True):
+        labels = batch.targets["masked_labels"]
+        for rows, answers in zip(masked.split(LOGIT_ROWS), labels.split(LOGIT_ROWS), strict=True):
             logits = self.cls.predictions(rows, self._words)
             scores["mlm_loss"] += float(F.cross_entropy(logits, answers, reduction="sum"))
             scores["mlm_right"] += float((logits.argmax(-1) == answers).sum())
@@ -139,7 +140,7 @@ class PreTraining(Head):
 
     @staticmethod
     def summarise(sums: Mapping[str, float]) -> dict[str, float]:
-        """`loss` (of both parts), and loss and accuracy of each."""
+        """`loss`, the sum of both terms, and the loss and accuracy of each."""
         words, pairs = max(sums["masked"], 1.0), sums["examples"]
         figures = {"mlm_loss": sums["mlm_loss"] / words, "mlm_accuracy": sums["mlm_right"] / words}
         if "nsp_loss" in sums:

@@ -1,72 +1,54 @@
-"""One label a word (Devlin et al. 2019, section 5.3): a linear layer on each word's first piece."""
+"""Token classification (Devlin et al. 2019, section 5.3): one label per word, on its first subword."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bertmp.metrics.task_metrics import entities, f1_figures, mark_entities
 from bertmp.model.attention import Padded
 from bertmp.model.batch import Batch
-from bertmp.model.config import BertConfig
-from bertmp.model.heads.classification import SequenceClassifier
-from bertmp.model.heads.head import Head, LossOptions
+from bertmp.model.heads.head import LinearHead, LossOptions, cross_entropy_count, cross_entropy_sum
 
-IGNORED = -100
-"""The target of tokens that are not a word's first piece; Hugging Face's number for it."""
+IGNORE_INDEX = -100
+"""The target of tokens that are not the first subword of a word; torch's and Hugging Face's default."""
 
 
-class TokenClassifier(Head):
-    """Token classification; targets: `labels`, INT64 `[tokens]`, `IGNORED` where there is no answer."""
+class TokenClassifier(LinearHead):
+    """Token classification; targets: `labels`, INT64 `[tokens]`, `IGNORE_INDEX` for unlabelled tokens."""
 
     task = "token-classification"
     architecture = "BertForTokenClassification"
-    outputs = ("logits",)
-    own_keys = ("classifier.",)
     losses = ("label",)
     classes = True
     pooling = False
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.dropout = nn.Dropout(rate)
-        self.classifier = nn.Linear(config.hidden_size, len(config.labels))
-
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         """INT64 `[batch, length]` each → logits, FP32 `[batch, length, labels]`."""
         hidden = self.bert.encode(input_ids, token_type_ids, Padded.of(attention_mask))
-        return self._classify(hidden)
+        return self.classify(hidden)
 
-    def _classify(self, hidden: Tensor) -> Tensor:
-        return self.classifier(self.dropout(hidden)).float()
-
-    def answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits FP32 `[words, labels]` and targets INT64 `[words]` of the tokens that have one."""
-        hidden = self.read(batch)
+    def labelled_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits FP32 `[words, labels]` and targets INT64 `[words]` of the tokens that have a label."""
+        hidden = self.encode(batch)
         labels = batch.targets["labels"]
-        words = (labels != IGNORED).nonzero().squeeze(-1)
-        return self._classify(hidden.index_select(0, words)), labels.index_select(0, words)
+        words = (labels != IGNORE_INDEX).nonzero().squeeze(-1)
+        return self.classify(hidden.index_select(0, words)), labels.index_select(0, words)
 
-    def sums(self, batch: Batch, options: LossOptions) -> Tensor:
-        logits, labels = self.answer(batch)
-        return SequenceClassifier.loss_sum(logits, labels, options)[None]
+    def loss_sums(self, batch: Batch, options: LossOptions) -> Tensor:
+        return cross_entropy_sum(*self.labelled_logits(batch), options)[None]
 
-    def counts(self, batch: Batch, options: LossOptions) -> list[float]:
+    def loss_counts(self, batch: Batch, options: LossOptions) -> list[float]:
         labels = batch.targets["labels"]
-        words = labels[labels != IGNORED]
-        if options.class_weights:
-            return [float(torch.tensor(options.class_weights)[words.cpu()].sum())]
-        return [float(len(words))]
+        return [cross_entropy_count(labels[labels != IGNORE_INDEX], options)]
 
     def score(self, batch: Batch) -> dict[str, float]:
-        logits, labels = self.answer(batch)
+        logits, labels = self.labelled_logits(batch)
         given = logits.argmax(-1)
         scores = {
             "words": float(len(labels)),
-            "loss": float(SequenceClassifier.loss_sum(logits, labels, LossOptions())),
+            "loss": float(cross_entropy_sum(logits, labels, LossOptions())),
             "accuracy": float((given == labels).sum()),
         }
         if mark_entities(self.config.labels):
@@ -74,12 +56,12 @@ class TokenClassifier(Head):
         return scores
 
     def _entity_scores(self, batch: Batch, given: Tensor) -> dict[str, float]:
-        """Counts of entities: found with the right type and bounds, given, and true."""
+        """Numbers of entities: correct in type and boundaries, predicted, and true."""
         names = self.config.labels
         right = answered = wanted = 0
         answers = iter(given.tolist())
         for targets in batch.targets["labels"].cpu().split(list(batch.lengths)):
-            truth = [names[label] for label in targets.tolist() if label != IGNORED]
+            truth = [names[label] for label in targets.tolist() if label != IGNORE_INDEX]
             found = entities([names[next(answers)] for _ in truth])
             true = entities(truth)
             right, answered, wanted = right + len(found & true), answered + len(found), wanted + len(true)
@@ -87,7 +69,7 @@ class TokenClassifier(Head):
 
     @staticmethod
     def summarise(sums: Mapping[str, float]) -> dict[str, float]:
-        """Loss and accuracy a word and, where the labels mark entities, precision, recall and F1 of these."""
+        """Loss and accuracy per word; with entity labels also precision, recall and F1 of the entities."""
         figures = {name: sums[name] / max(sums["words"], 1.0) for name in ("loss", "accuracy")}
         if "true" in sums:
             figures.update(f1_figures(sums["right"], sums["given"], sums["true"]))

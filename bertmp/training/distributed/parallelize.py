@@ -100,10 +100,10 @@ def apply_fsdp(head: Head, mesh: DeviceMesh, products: torch.dtype) -> None:
         fully_shard(norms, mesh=mesh, mp_policy=exact)
         fully_shard(block, mesh=mesh, mp_policy=lower)
     fully_shard(head, mesh=mesh, mp_policy=exact)
-    sums = head.sums
+    loss_sums = head.loss_sums
     # FSDP registers its backward hook on the output, which must not be a view.
-    head.sums = lambda batch, options: sums(batch, options).clone()  # type: ignore[method-assign]
-    register_fsdp_forward_method(head, "sums")
+    head.loss_sums = lambda batch, options: loss_sums(batch, options).clone()  # type: ignore[method-assign]
+    register_fsdp_forward_method(head, "loss_sums")
 
 
 def checkpoint_activations(head: Head) -> None:

@@ -15,7 +15,7 @@ from bertmp.data.conll import Sentences, read_sentences
 from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.model.batch import Batch, pack
-from bertmp.model.heads.token_classification import IGNORED
+from bertmp.model.heads.token_classification import IGNORE_INDEX
 from bertmp.training.tasks.classification import check_known, check_repeated, sort_labels
 from bertmp.training.tasks.task import Encodings, Task
 from bertmp.training.train_options import TrainOptions
@@ -25,7 +25,7 @@ class TokenEncodings(Encodings):
     """Tokenised sentences.
 
     `targets["labels"]` has one INT64 `[tokens]` array per sentence: a word's label at its first token,
-    `IGNORED` elsewhere.
+    `IGNORE_INDEX` elsewhere.
     """
 
     def batch(self, rows: np.ndarray, epoch: int) -> Batch:
@@ -68,7 +68,7 @@ def encode(labels: Sequence[str], sentences: Sentences, tokenizer: Tokenizer) ->
     encoded = tokenizer.encode_words(sentences.words)
     targets = []
     for words, names in zip(encoded, sentences.labels, strict=True):
-        row = np.full(len(words.row), IGNORED, dtype=np.int64)
+        row = np.full(len(words.row), IGNORE_INDEX, dtype=np.int64)
         for word, place in words.first.items():
             row[place] = index[names[word]]
         targets.append(row)

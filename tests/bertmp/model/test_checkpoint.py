@@ -50,7 +50,7 @@ def test_old_names_missing_prefixes_and_extra_buffers_are_understood(folder: Pat
 
     change_weights(folder, age)
     loaded = load_checkpoint(folder)
-    assert loaded.new == loaded.unused == ()
+    assert loaded.missing_keys == loaded.unexpected_keys == ()
     assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.model.state_dict().items())
 
 
@@ -68,14 +68,14 @@ def test_a_head_is_known_by_its_weights_where_the_configuration_is_silent(folder
 def test_a_new_head_is_drawn_from_the_seed(folder: Path) -> None:
     first, again, other = (load_checkpoint(folder, "classification", ("a", "b"), seed) for seed in (1, 1, 2))
     weights = [loaded.model.state_dict()["classifier.weight"] for loaded in (first, again, other)]
-    assert first.new == ("classifier.weight", "classifier.bias")
+    assert first.missing_keys == ("classifier.weight", "classifier.bias")
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
 def test_a_configuration_alone_starts_from_random_weights(folder: Path) -> None:
     loaded = load_checkpoint(folder / "config.json", "classification", ("a", "b"))
-    assert set(loaded.new) == set(loaded.model.state_dict())
+    assert set(loaded.missing_keys) == set(loaded.model.state_dict())
     words = loaded.model.bert.embeddings.word_embeddings.weight.detach()
     assert float(words.std()) == pytest.approx(0.02, rel=0.05)
 
@@ -116,7 +116,7 @@ def test_weights_are_read_in_every_form(form: str, folder: Path) -> None:
     before = load_checkpoint(folder).model.state_dict()
     FORMS[form](folder)
     loaded = load_checkpoint(folder)
-    assert loaded.new == loaded.unused == ()
+    assert loaded.missing_keys == loaded.unexpected_keys == ()
     for name, tensor in loaded.model.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.allclose(tensor, before[name], atol=1e-3 if form == "half precision" else 0), name
@@ -184,7 +184,7 @@ def test_a_decoder_tied_to_the_embeddings_is_read_once(folder: Path) -> None:
     change_weights(folder, with_decoder(1.0))
     loaded = load_checkpoint(folder)
     assert loaded.model.task == "pretraining"
-    assert loaded.new == loaded.unused == ()
+    assert loaded.missing_keys == loaded.unexpected_keys == ()
     bias = load_file(folder / "model.safetensors")["cls.predictions.decoder.bias"]
     assert torch.equal(loaded.model.state_dict()["cls.predictions.bias"], bias)
 
@@ -194,7 +194,7 @@ def test_a_decoder_of_its_own_is_refused_where_it_would_answer(folder: Path) -> 
     change_weights(folder, with_decoder(1.5))
     with pytest.raises(InputError, match="is not tied to"):
         load_checkpoint(folder)
-    assert "cls.predictions.decoder.weight" in load_checkpoint(folder, "encoder").unused
+    assert "cls.predictions.decoder.weight" in load_checkpoint(folder, "encoder").unexpected_keys
 
 
 def add(folder: Path, drop: str = "", **weights: torch.Tensor) -> None:
@@ -228,7 +228,7 @@ def test_every_head_is_known_by_its_weights(task: str, folder: Path) -> None:
     SILENT[task](folder)
     loaded = load_checkpoint(folder)
     assert loaded.model.task == task
-    assert loaded.new == loaded.unused == ()
+    assert loaded.missing_keys == loaded.unexpected_keys == ()
 
 
 def test_a_task_overrides_what_the_checkpoint_says(folder: Path) -> None:
@@ -236,8 +236,8 @@ def test_a_task_overrides_what_the_checkpoint_says(folder: Path) -> None:
     change_config(folder, architectures=["BertForSequenceClassification"])
     loaded = load_checkpoint(folder, "token-classification")
     assert loaded.model.task == "token-classification"
-    assert loaded.new == ()
-    assert loaded.unused == ("bert.pooler.dense.bias", "bert.pooler.dense.weight")
+    assert loaded.missing_keys == ()
+    assert loaded.unexpected_keys == ("bert.pooler.dense.bias", "bert.pooler.dense.weight")
 
 
 def test_labels_that_contradict_the_classifier_give_way_to_its_width(folder: Path) -> None:
@@ -251,25 +251,25 @@ def test_labels_that_contradict_the_classifier_give_way_to_its_width(folder: Pat
     )
     loaded = load_checkpoint(folder)
     assert loaded.labels == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")
-    assert loaded.new == ()
+    assert loaded.missing_keys == ()
 
 
-def test_a_classifier_of_other_labels_is_drawn_anew(folder: Path) -> None:
+def test_a_classifier_of_other_labels_is_initialised_again(folder: Path) -> None:
     add(folder, **classifier(2))
     change_config(folder, architectures=["BertForSequenceClassification"], id2label={"0": "bad", "1": "good"})
     kept = load_checkpoint(folder, "classification", ("bad", "good"))
-    assert kept.new == ()
+    assert kept.missing_keys == ()
     drawn = load_checkpoint(folder, "classification", ("cat", "dog"))
-    assert drawn.new == ("classifier.weight", "classifier.bias")
-    assert drawn.unused == ("classifier.bias", "classifier.weight")
+    assert drawn.missing_keys == ("classifier.weight", "classifier.bias")
+    assert drawn.unexpected_keys == ("classifier.bias", "classifier.weight")
 
 
 def test_a_head_that_is_not_ours_is_named(folder: Path) -> None:
     change_config(folder, architectures=["BertForQuestionAnswering"])
     add(folder, qa_outputs__weight=torch.randn(2, 32), qa_outputs__bias=torch.zeros(2))
-    with pytest.raises(InputError, match="BertForQuestionAnswering, which is not one of ours"):
+    with pytest.raises(InputError, match="BertForQuestionAnswering, which is not supported"):
         load_checkpoint(folder)
-    assert load_checkpoint(folder, "encoder").unused == ("qa_outputs.bias", "qa_outputs.weight")
+    assert load_checkpoint(folder, "encoder").unexpected_keys == ("qa_outputs.bias", "qa_outputs.weight")
 
 
 def test_sizes_that_the_configuration_does_not_give_come_from_the_weights(folder: Path) -> None:
@@ -280,21 +280,21 @@ def test_sizes_that_the_configuration_does_not_give_come_from_the_weights(folder
     inputs = batch(30522)
     with torch.no_grad():
         assert torch.equal(loaded.model(**inputs)[1], expected.model(**inputs)[1])
-    assert loaded.assumed == {
+    assert loaded.inferred == {
         name: config[name]
         for name in (
             *("vocab_size", "hidden_size", "max_position_embeddings", "type_vocab_size"),
             *("intermediate_size", "num_hidden_layers"),
         )
     }
-    assert "hidden_size 32" in loaded.remarks()[0]
+    assert "hidden_size 32" in loaded.notes()[0]
 
 
-def test_the_number_of_heads_is_assumed_and_said(folder: Path, minilm: Path, tmp_path: Path) -> None:
+def test_the_number_of_heads_is_assumed_and_noted(folder: Path, minilm: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     loaded = load_checkpoint(folder)
     assert loaded.config.num_attention_heads == 1
-    assert any(line.startswith("assumed: 1 attention heads") for line in loaded.remarks())
+    assert any(line.startswith("assumed: 1 attention heads") for line in loaded.notes())
     copy = Path(shutil.copytree(minilm, tmp_path / "minilm"))
     (copy / "config.json").write_text("{}")
     assert load_checkpoint(copy).config.num_attention_heads == 12
@@ -325,8 +325,8 @@ def drop_layer(folder: Path) -> None:
 BROKEN = {
     "no config.json": lambda f: (f / "config.json").unlink(),
     "not a JSON file": lambda f: (f / "config.json").write_text("{"),
-    "the model is no BERT but 'roberta'": lambda f: change_config(f, model_type="roberta"),
-    "the weights are no BERT's": lambda f: change_weights(f, lambda w: {"wte.weight": torch.zeros(3)}),
+    "the model is not a BERT but 'roberta'": lambda f: change_config(f, model_type="roberta"),
+    "the weights are not a BERT's": lambda f: change_weights(f, lambda w: {"wte.weight": torch.zeros(3)}),
     "damaged weights": truncate,
     "no model.safetensors": lambda f: (f / "model.safetensors").unlink(),
     "the weights have 30522 tokens, config.json says 30600": lambda f: change_config(f, vocab_size=30600),
@@ -340,7 +340,7 @@ BROKEN = {
     "pad_token_id is 99999": lambda f: change_config(f, pad_token_id=99999),
     "layer_norm_eps is 'small'": lambda f: change_config(f, layer_norm_eps="small"),
     "classifier_dropout is 2": lambda f: change_config(f, classifier_dropout=2),
-    "the checkpoint answers with 3 numbers a text": lambda f: [
+    "the checkpoint's regression has 3 outputs, only one is supported": lambda f: [
         add(f, **classifier(3)),
         change_config(f, architectures=["BertForSequenceClassification"], problem_type="regression"),
     ],

@@ -16,7 +16,7 @@ from bertmp.metrics.task_metrics import entities, mark_entities
 from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import HEADS, Head, LossOptions, MultiLabelClassifier, Regressor, TokenClassifier
-from bertmp.model.heads.token_classification import IGNORED
+from bertmp.model.heads.token_classification import IGNORE_INDEX
 from tests.models import batch, head, packed, small_tokenizer
 
 TOLERANCE = 1e-5
@@ -120,7 +120,7 @@ def test_we_read_what_transformers_saves(task: str, tmp_path: Path) -> None:
     ours = load_checkpoint(tmp_path)
 
     assert ours.model.task == task
-    assert ours.new == ours.unused == ()
+    assert ours.missing_keys == ours.unexpected_keys == ()
     if labels:
         assert ours.labels == labels
     assert_same_answers(ours.model, theirs)
@@ -136,8 +136,8 @@ def targets(task: str, lengths: list[int]) -> torch.Tensor:
         return torch.tensor([0.5, -2.0, 3.25, 0.0])
     generator = torch.Generator().manual_seed(3)
     labels = torch.randint(0, len(TAGS), (4, max(lengths)), generator=generator)
-    labels[:, 0] = IGNORED
-    labels[:, 5::3] = IGNORED
+    labels[:, 0] = IGNORE_INDEX
+    labels[:, 5::3] = IGNORE_INDEX
     return labels
 
 
@@ -150,12 +150,12 @@ def test_the_loss_is_that_of_transformers(task: str, tmp_path: Path) -> None:
     inputs = batch(SMALL.vocab_size, rows=4, length=17)
     mask = inputs["attention_mask"].bool()
     labels = targets(task, mask.sum(1).tolist())
-    padded = labels.masked_fill(~mask, IGNORED) if task == "token-classification" else labels
+    padded = labels.masked_fill(~mask, IGNORE_INDEX) if task == "token-classification" else labels
     together = packed(inputs, labels=labels[mask] if task == "token-classification" else labels)
     with torch.no_grad():
         expected = float(theirs(**inputs, labels=padded).loss)
-        sums, scores = ours.sums(together, LossOptions()), ours.score(together)
-    (count,) = ours.counts(together, LossOptions())
+        sums, scores = ours.loss_sums(together, LossOptions()), ours.score(together)
+    (count,) = ours.loss_counts(together, LossOptions())
     assert float(sums[0]) / count == pytest.approx(expected, rel=1e-5)
     assert ours.summarise(scores)["loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -172,10 +172,10 @@ def test_class_weights_and_smoothing_weigh_words_as_torch_does(tmp_path: Path) -
             model(**inputs)[mask],
             labels,
             torch.tensor(options.class_weights),
-            ignore_index=IGNORED,
+            ignore_index=IGNORE_INDEX,
             label_smoothing=0.1,
         )
-        found = float(model.sums(together, options)[0]) / model.counts(together, options)[0]
+        found = float(model.loss_sums(together, options)[0]) / model.loss_counts(together, options)[0]
     assert found == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -210,16 +210,16 @@ class Answering(TokenClassifier):
         super().__init__(replace(SMALL, labels=TAGS))
         self.given = torch.tensor(given)
 
-    def answer(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def labelled_logits(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         labels = batch.targets["labels"]
-        labels = labels[labels != IGNORED]
+        labels = labels[labels != IGNORE_INDEX]
         return torch.nn.functional.one_hot(self.given, len(TAGS)).float() * 9, labels
 
 
 def test_entity_scores_count_whole_entities_of_each_sentence() -> None:
     b_per, i_per, b_loc, o = (TAGS.index(tag) for tag in ("B-PER", "I-PER", "B-LOC", "O"))
     inputs = batch(SMALL.vocab_size, rows=2, length=6)  # 6 and 3 tokens
-    truth = [IGNORED, b_per, i_per, IGNORED, o, b_loc, IGNORED, i_per, IGNORED]
+    truth = [IGNORE_INDEX, b_per, i_per, IGNORE_INDEX, o, b_loc, IGNORE_INDEX, i_per, IGNORE_INDEX]
     model = Answering([b_per, o, o, b_loc, i_per])
     figures = model.summarise(model.score(packed(inputs, labels=torch.tensor(truth))))
     # Half of a name is no name, and a name does not go on in the next sentence.

@@ -71,7 +71,7 @@ def test_we_read_what_transformers_saves(activation: str, minilm: Path, tmp_path
     ours = load_checkpoint(tmp_path)
 
     assert ours.labels == tuple(f"LABEL_{number}" for number in range(5))
-    assert ours.new == ours.unused == ()
+    assert ours.missing_keys == ours.unexpected_keys == ()
     assert _difference(ours.model, theirs, batch(30522)) <= TOLERANCE
 
 
@@ -120,8 +120,8 @@ def test_packed_texts_have_the_states_of_padded_ones(length: int, minilm: Path) 
     inputs = batch(30522, rows=4, length=length)
     with torch.no_grad():
         states, pooled = model(**inputs)
-        packed_states = model.read(packed(inputs))
-        packed_pooled, _ = model.read_at(packed(inputs))
+        packed_states = model.encode(packed(inputs))
+        packed_pooled, _ = model.encode_at(packed(inputs))
     assert (packed_states - states[inputs["attention_mask"].bool()]).abs().max() <= TOLERANCE
     assert (packed_pooled - pooled).abs().max() <= TOLERANCE
 
@@ -136,10 +136,10 @@ def test_states_read_at_some_tokens_are_those_of_all() -> None:
     def run(all_positions: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model = classifier(SMALL)
         model.bert.all_positions = all_positions
-        pooled, states = model.read_at(texts, wanted)
+        pooled, states = model.encode_at(texts, wanted)
         (pooled.square().sum() + states.square().sum()).backward()
         gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
-        return torch.cat([model.read(texts)[starts], states]), gradients
+        return torch.cat([model.encode(texts)[starts], states]), gradients
 
     all_read, expected = run(all_positions=True)
     few_read, found = run(all_positions=False)
@@ -192,7 +192,7 @@ def gradients(model: torch.nn.Module, batches: list[Batch]) -> tuple[float, dict
     model.zero_grad()
     total = 0.0
     for part in batches:
-        loss = model.sums(part, LossOptions()).sum()
+        loss = model.loss_sums(part, LossOptions()).sum()
         loss.backward()
         total += float(loss)
     return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -213,7 +213,7 @@ def test_sensitive_operations_run_in_fp32_under_autocast(monkeypatch: pytest.Mon
 
     model = classifier(SMALL).train()
     with torch.autocast("cpu", dtype=torch.bfloat16), Record():
-        model.sums(
+        model.loss_sums(
             packed(batch(SMALL.vocab_size), labels=torch.tensor([0, 1, 2])), LossOptions()
         ).sum().backward()
 

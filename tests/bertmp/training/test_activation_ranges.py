@@ -52,7 +52,7 @@ def test_they_are_those_of_the_saved_checkpoint(
         module.register_forward_hook(note(name))
     with torch.no_grad():
         for row in loaded.tokenizer.encode(texts):
-            states = loaded.model.read(pack([row], {}))
+            states = loaded.model.encode(pack([row], {}))
             loaded.model.classifier(loaded.model.bert.pool(states[:1]))
     expected = {name: value for name, value in seen.items() if "dropout" not in name}
     found = {name: each["max_abs"] for name, each in ranges["modules"].items() if "dropout" not in name}

@@ -16,7 +16,7 @@ import transformers
 from bertmp import train
 from bertmp.core.errors import InputError
 from bertmp.data.conll import read_sentences
-from bertmp.model.heads.token_classification import IGNORED
+from bertmp.model.heads.token_classification import IGNORE_INDEX
 from bertmp.training.tasks import READERS, Task
 from bertmp.training.train_options import TrainOptions
 from tests.conftest import RunBertmp
@@ -137,13 +137,18 @@ def test_each_word_is_answered_at_its_first_piece(tmp_path: Path) -> None:
     encoded, _ = task.encode(tokenizer)
     batch = encoded.batch(np.zeros(2, dtype=np.int64), 0)
     b, i, o = (task.labels.index(tag) for tag in ("B-PER", "I-PER", "O"))  # type: ignore[union-attr]
-    assert batch.targets["labels"].tolist() == [IGNORED, b, i, IGNORED, o, IGNORED] * 2
+    assert batch.targets["labels"].tolist() == [IGNORE_INDEX, b, i, IGNORE_INDEX, o, IGNORE_INDEX] * 2
     assert len(batch.input_ids) == 12
     assert task.class_counts == [1, 1, 1]
     tokenizer.max_length = 4  # [CLS] anna x [SEP]
     (cut, _) = task.encode(tokenizer)
     assert cut.truncated == 1
-    assert cut.batch(np.zeros(1, dtype=np.int64), 0).targets["labels"].tolist() == [IGNORED, b, i, IGNORED]
+    assert cut.batch(np.zeros(1, dtype=np.int64), 0).targets["labels"].tolist() == [
+        IGNORE_INDEX,
+        b,
+        i,
+        IGNORE_INDEX,
+    ]
 
 
 CONLL = (

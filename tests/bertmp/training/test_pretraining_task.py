@@ -95,13 +95,13 @@ class TestHead:
         theirs = foreign(transformers.BertForPreTraining, minilm, tmp_path / "theirs")
         loaded = load_checkpoint(tmp_path / "theirs")
         assert isinstance(loaded.model, PreTraining)
-        assert (loaded.new, loaded.unused) == ((), ())
+        assert (loaded.missing_keys, loaded.unexpected_keys) == ((), ())
         same_logits(loaded.model, theirs)
 
     def test_pretraining_goes_on_from_a_masked_language_model(self, minilm: Path, tmp_path: Path) -> None:
         theirs = foreign(transformers.BertForMaskedLM, minilm, tmp_path / "theirs")
         loaded = load_checkpoint(tmp_path / "theirs", "pretraining")
-        assert {name for name in loaded.new if not name.startswith("bert.pooler.")} == {
+        assert {name for name in loaded.missing_keys if not name.startswith("bert.pooler.")} == {
             "cls.seq_relationship.weight",
             "cls.seq_relationship.bias",
         }
@@ -122,7 +122,7 @@ class TestHead:
         tensors["cls.predictions.decoder.bias"] = tensors.pop("cls.predictions.bias")
         save_file(tensors, path, metadata={"format": "pt"})
         loaded = load_checkpoint(tmp_path / "saved")
-        assert (loaded.new, loaded.unused) == ((), ())
+        assert (loaded.missing_keys, loaded.unexpected_keys) == ((), ())
         torch.testing.assert_close(
             loaded.model.state_dict()["cls.predictions.bias"], model.cls.predictions.bias.data
         )
@@ -138,7 +138,7 @@ class TestHead:
         kept = labels[inputs["attention_mask"].bool()]
         places = torch.nonzero(kept != -100).squeeze(1)
         ours = packed(inputs, masked=places, masked_labels=kept[places], next_sentence=following)
-        sums, counts = model.sums(ours, LossOptions()), model.counts(ours, LossOptions())
+        sums, counts = model.loss_sums(ours, LossOptions()), model.loss_counts(ours, LossOptions())
         assert counts == [float(len(places)), 4.0]
         torch.testing.assert_close((sums / torch.tensor(counts)).sum(), theirs_loss, atol=1e-5, rtol=1e-5)
 
@@ -184,8 +184,10 @@ class TestLoss:
     ) -> None:
         rows = np.array([3, 200, 17, 41, 99, 5])
         with torch.no_grad():
-            together = model.sums(corpus.batch(rows, 1), LossOptions())
-            alone = [model.sums(corpus.batch(rows[n : n + 1], 1), LossOptions()) for n in range(len(rows))]
+            together = model.loss_sums(corpus.batch(rows, 1), LossOptions())
+            alone = [
+                model.loss_sums(corpus.batch(rows[n : n + 1], 1), LossOptions()) for n in range(len(rows))
+            ]
         torch.testing.assert_close(together, torch.stack(alone).sum(0), atol=0, rtol=1e-5)
 
     def test_rows_at_a_time_change_neither_loss_nor_gradient(
@@ -193,9 +195,9 @@ class TestLoss:
     ) -> None:
         results = []
         for rows in (10_000, 7):
-            monkeypatch.setattr(head_module, "ROWS", rows)
+            monkeypatch.setattr(head_module, "LOGIT_ROWS", rows)
             model.zero_grad()
-            sums = model.sums(corpus.batch(np.arange(16), 0), LossOptions())
+            sums = model.loss_sums(corpus.batch(np.arange(16), 0), LossOptions())
             sums.sum().backward()
             results.append((sums.detach(), [p.grad.clone() for p in model.parameters()]))  # type: ignore[union-attr]
         torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=0)
@@ -204,9 +206,9 @@ class TestLoss:
 
     def test_under_autocast_the_losses_are_fp32(self, model: PreTraining, corpus: PretrainingData) -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            sums = model.sums(corpus.batch(np.arange(8), 0), LossOptions())
+            sums = model.loss_sums(corpus.batch(np.arange(8), 0), LossOptions())
         assert sums.dtype == torch.float32
-        exact = model.sums(corpus.batch(np.arange(8), 0), LossOptions())
+        exact = model.loss_sums(corpus.batch(np.arange(8), 0), LossOptions())
         torch.testing.assert_close(sums, exact, rtol=0.02, atol=0)
 
     def test_the_vocabulary_is_projected_at_masked_positions_only(
@@ -215,7 +217,7 @@ class TestLoss:
         seen = []
         model.cls.predictions.register_forward_hook(lambda module, inputs, out: seen.append(out.shape))
         items = corpus.batch(np.arange(16), 0)
-        model.sums(items, LossOptions())
+        model.loss_sums(items, LossOptions())
         assert seen == [(len(items.targets["masked"]), SMALL.vocab_size)]
         assert len(items.targets["masked"]) < 0.16 * items.tokens
 

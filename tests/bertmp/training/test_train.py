@@ -142,7 +142,7 @@ def test_balanced_class_weights_weigh_each_class_alike(data: Path, tiny: Path, t
     assert first["none"] != first["balanced"]
     balanced = LossOptions(0.0, [48 / 2 / 47, 48 / 2 / 1])
     batch = Batch(torch.tensor([1, 2]), torch.tensor([0, 0]), (1, 1), {"labels": torch.tensor([0, 1])})
-    assert model.counts(batch, balanced) == pytest.approx([24 / 47 + 24])
+    assert model.loss_counts(batch, balanced) == pytest.approx([24 / 47 + 24])
 
 
 def test_the_saved_settings_reproduce_the_run(
