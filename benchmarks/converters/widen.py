@@ -75,7 +75,7 @@ def fit_classifier(model: Head, tokenizer: Tokenizer, data: Path, texts: int = 5
         model: a classifier over `model.config.labels`; its classifier's weights are replaced.
         data: `label<TAB>text`; the first `texts` of it are used.
     """
-    from benchmarks.converters.texts import pad
+    from bertmp.data.batches import pad_batch
     from bertmp.data.readers import read_examples
 
     examples = read_examples(data, need_labels=True)
@@ -84,7 +84,7 @@ def fit_classifier(model: Head, tokenizer: Tokenizer, data: Path, texts: int = 5
     for start in range(0, len(order), 16):
         rows = order[start : start + 16]
         encoded = tokenizer.encode([examples.texts[row] for row in rows])
-        ids, mask, types = map(torch.from_numpy, pad([row.input_ids for row in encoded], tokenizer.pad_id))
+        ids, mask, types = map(torch.from_numpy, pad_batch(encoded, tokenizer.pad_id).values())
         with torch.inference_mode():
             features.append(model.bert(ids, mask, types)[1])
         assert examples.labels is not None

@@ -1,7 +1,7 @@
-"""Long columns of numbers in Arrow IPC files: written in a stream, read through a memory map.
+"""Long columns of numbers in Arrow IPC files: written as a stream, read through a memory map.
 
-A file has one column, in record batches of `CHUNK` values (the last one shorter), so that value `n` lies in
-batch `n // CHUNK` and nothing needs to be searched or held in memory.
+A file has one column, in record batches of `CHUNK` values (the last one shorter), so that value `n` is in
+batch `n // CHUNK` and no index is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ CHUNK = 1 << 20
 def arrow() -> ModuleType:
     """The pyarrow library.
 
-    Errors: MissingComponent where it is not installed.
+    Raises:
+        MissingComponent: it is not installed.
     """
     try:
         import pyarrow.ipc
@@ -32,12 +33,12 @@ def arrow() -> ModuleType:
 
 
 class ColumnWriter:
-    """Writes one column, whole record batches at a time.
+    """Writes one column in full record batches.
 
     Args:
         path: the file.
-        name: the column's.
-        dtype: of the values.
+        name: name of the column.
+        dtype: dtype of the values.
     """
 
     def __init__(self, path: Path, name: str, dtype: np.dtype[Any]) -> None:
@@ -54,13 +55,13 @@ class ColumnWriter:
         self._held += len(values)
         if self._held >= CHUNK:
             held = np.concatenate(self._waiting)
-            whole = len(held) - len(held) % CHUNK
-            for first in range(0, whole, CHUNK):
+            full = len(held) - len(held) % CHUNK
+            for first in range(0, full, CHUNK):
                 self._write(held[first : first + CHUNK])
-            self._waiting, self._held = [held[whole:].copy()], len(held) - whole
+            self._waiting, self._held = [held[full:].copy()], len(held) - full
 
     def close(self) -> None:
-        """Writes what is left and the file's footer."""
+        """Writes the remaining values and the footer."""
         if self._held:
             self._write(np.concatenate(self._waiting))
         self._file.close()
@@ -70,12 +71,13 @@ class ColumnWriter:
 
 
 class Column:
-    """A column under a memory map: the disk's pages come and go, and count as nobody's memory.
+    """A memory-mapped column: its pages are the kernel's cache and take no memory of the process.
 
     Args:
         path: a file of `ColumnWriter`.
 
-    Errors: InputError where the file is missing, cut short or no such file.
+    Raises:
+        InputError: the file is missing, truncated or of another kind.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,7 +98,7 @@ class Column:
         return self._length
 
     def slice(self, start: int, stop: int) -> np.ndarray:
-        """Values `start` to `stop - 1`, `[stop - start]`; a view where they lie in one batch."""
+        """Values `start` to `stop - 1`, `[stop - start]`; a view if they are in one batch."""
         first, last = start // CHUNK, max(start, stop - 1) // CHUNK
         if first == last:
             return (
@@ -105,17 +107,17 @@ class Column:
         parts = [self._chunks[first][start - first * CHUNK :], *self._chunks[first + 1 : last]]
         return np.concatenate([*parts, self._chunks[last][: stop - last * CHUNK]])
 
-    def take(self, places: np.ndarray) -> np.ndarray:
-        """The values at `places`, INT64 `[n]` → `[n]`."""
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """The values at `indices`, INT64 `[n]` → `[n]`."""
         if len(self._chunks) == 1:
-            return self._chunks[0][places]
-        numbers = places // CHUNK
+            return self._chunks[0][indices]
+        numbers = indices // CHUNK
         order = np.argsort(numbers, kind="stable")
         bounds = np.searchsorted(numbers[order], np.arange(len(self._chunks) + 1))
-        out = np.empty(len(places), dtype=self._chunks[0].dtype if self._chunks else np.int64)
+        out = np.empty(len(indices), dtype=self._chunks[0].dtype if self._chunks else np.int64)
         for number in np.flatnonzero(np.diff(bounds)):
             own = order[bounds[number] : bounds[number + 1]]
-            out[own] = self._chunks[number][places[own] - number * CHUNK]
+            out[own] = self._chunks[number][indices[own] - number * CHUNK]
         return out
 
 

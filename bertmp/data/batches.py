@@ -1,4 +1,4 @@
-"""Which examples go together: grouped by length, in an order that depends on seed and epoch alone."""
+"""Batching: which examples go together, by length, and padding for consumers of padded batches."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bertmp.data.tokenizer import Encoded
+
 POOL = 4
-"""Batches are cut from pools of this many batches, sorted by length within the pool. Texts of a batch are
-then of similar length, which spares attention some padding; larger pools are a little faster, but where
-length goes with the label they make one-sided batches."""
+"""Batches are taken from pools of this many batches, sorted by length within a pool, so that sequences of a
+batch have similar lengths and attention needs less padding. Larger pools are slightly faster, but make
+unbalanced batches where length correlates with the label."""
 
 
-def epoch_batches(
+def shuffled_batches(
     lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int, epoch: int
 ) -> list[np.ndarray]:
-    """The rows of each batch of one epoch, INT64 `[≤ batch_size]` each; every row occurs once.
+    """The rows of each batch of an epoch, INT64 `[≤ batch_size]` each; every row occurs once.
 
-    A pure function of its arguments, so that a resumed run finds the batches it would have seen.
+    A pure function of its arguments, so that a resumed run sees the same batches.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))
@@ -30,12 +32,34 @@ def epoch_batches(
     return [batches[number] for number in rng.permutation(len(batches))]
 
 
-def by_length(lengths: Sequence[int] | np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Rows in batches of similar length, longest first: for evaluation, where order does not matter."""
+def length_sorted_batches(lengths: Sequence[int] | np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Rows in batches of similar length, longest first, for evaluation."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
 
 
-def shares(rows: np.ndarray, parts: int) -> list[np.ndarray]:
-    """A batch's rows dealt out to `parts` micro-batches or processes; a short batch leaves some empty."""
+def split_batch(rows: np.ndarray, parts: int) -> list[np.ndarray]:
+    """The rows of a batch for each of `parts` micro-batches or processes; some may be empty."""
     return [rows[part::parts] for part in range(parts)]
+
+
+def pad_batch(
+    rows: Sequence[Encoded], pad_id: int, shape: tuple[int, int] | None = None
+) -> dict[str, np.ndarray]:
+    """Encoded examples as a padded batch.
+
+    Args:
+        rows: the examples.
+        pad_id: id of the padding token.
+        shape: batch size and length, at least those of `rows`; None to pad to the longest example.
+
+    Returns:
+        `input_ids`, `attention_mask` and `token_type_ids`, INT64 `[batch, length]`.
+    """
+    shape = shape or (len(rows), max(map(len, rows)))
+    ids, mask, types = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for row, encoded in enumerate(rows):
+        ids[row, : len(encoded)] = encoded.input_ids
+        mask[row, : len(encoded)] = 1
+        types[row, : len(encoded)] = encoded.token_type_ids
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}

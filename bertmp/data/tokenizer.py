@@ -1,8 +1,8 @@
 """BERT's WordPiece tokenizer, read from a checkpoint folder (Devlin et al. 2019, section 3).
 
-The `tokenizers` library does the work. A folder brings `tokenizer.json`, or `vocab.txt` alone, in which
-case `tokenizer_config.json` says how text is normalised; where it is silent, the vocabulary shows whether
-it is lower-cased.
+The `tokenizers` library does the work. A folder has `tokenizer.json`, or only `vocab.txt`; then
+`tokenizer_config.json` has the normalisation of text, and without that the vocabulary shows whether text is
+lower-cased.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens
 
 @dataclass(frozen=True)
 class Encoded:
-    """One text, or pair of texts, as the model reads it.
+    """One encoded text or text pair.
 
     Attributes:
         input_ids, token_type_ids: `[length]` Python integers, `[CLS]` and `[SEP]` included.
-        truncated: whether tokens were cut off to fit the maximum length.
+        truncated: whether tokens were removed to fit the maximum length.
     """
 
     input_ids: list[int]
@@ -41,11 +41,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodedWords:
-    """One sentence, given word by word.
+    """One encoded sentence that is given as words.
 
     Attributes:
-        row: its pieces.
-        first: word's number → place of its first piece; without words that were cut or have no piece.
+        row: its subwords.
+        first: index of a word → index of its first subword; without words that were truncated or have none.
     """
 
     row: Encoded
@@ -53,11 +53,11 @@ class EncodedWords:
 
 
 class Tokenizer:
-    """Texts to token ids.
+    """Encodes texts as token ids.
 
     Args:
         fast: the `tokenizers` object; its own truncation and padding are switched off.
-        max_length: the most tokens a text may have, `[CLS]` and `[SEP]` included; longer ones are cut.
+        max_length: the most tokens of a text, with `[CLS]` and `[SEP]`; longer texts are truncated.
     """
 
     def __init__(self, fast: FastTokenizer, max_length: int) -> None:
@@ -68,10 +68,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path, max_length: int = 512) -> Tokenizer:
-        """Reads the tokenizer of a checkpoint folder.
+        """Loads the tokenizer of a checkpoint folder.
 
-        Errors: InputError where the folder has neither `tokenizer.json` nor `vocab.txt`, or where the
-        file is damaged or lacks `[CLS]`, `[SEP]`, `[PAD]` or `[UNK]`.
+        Raises:
+            InputError: the folder has neither `tokenizer.json` nor `vocab.txt`, or the file is damaged or
+                lacks `[CLS]`, `[SEP]`, `[PAD]` or `[UNK]`.
         """
         fast = _read(Path(folder))
         for token in ("[CLS]", "[SEP]", "[PAD]", "[UNK]"):
@@ -91,7 +92,8 @@ class Tokenizer:
     def id_of(self, token: str) -> int:
         """The id of one token.
 
-        Errors: InputError where the vocabulary has no such token.
+        Raises:
+            InputError: the vocabulary has no such token.
         """
         found = self._fast.token_to_id(token)
         if found is None:
@@ -99,24 +101,24 @@ class Tokenizer:
         return int(found)
 
     def tokens(self) -> list[str]:
-        """The token of each id; empty where the ids have a gap."""
+        """The token of each id; empty for unused ids."""
         by_id = {number: token for token, number in self._fast.get_vocab(with_added_tokens=True).items()}
         return [by_id.get(number, "") for number in range(max(by_id) + 1)]
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of `texts` alone: uncut, without `[CLS]` and `[SEP]`."""
+        """Token ids of `texts`, not truncated, without `[CLS]` and `[SEP]`."""
         return [
             encoding.ids for encoding in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
 
     def fingerprint(self) -> str:
-        """SHA-256 of the whole tokenizer: equal exactly when texts become the same ids."""
+        """SHA-256 of the tokenizer: equal for tokenizers that encode equally."""
         return hashlib.sha256(self._fast.to_str().encode()).hexdigest()
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoded]:
-        """Token ids of `texts`, each with its text of `pairs` as the second segment where given.
+        """Token ids of `texts`, each with its text of `pairs` as the second segment if given.
 
-        Too long a text loses its tail, and of a pair the longer text loses first; `truncated` says so.
+        Texts that are too long are truncated at the end, of a pair the longer text first; see `truncated`.
         """
         inputs: Sequence[Any] = texts if pairs is None else list(zip(texts, pairs, strict=True))
         special = self._fast.num_special_tokens_to_add(pairs is not None)
@@ -127,18 +129,18 @@ class Tokenizer:
         ]
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[EncodedWords]:
-        """Token ids of sentences that are given word by word; too long a sentence loses its last words."""
+        """Token ids of sentences given as words; sentences that are too long are truncated at the end."""
         encodings, cut = self._encode(sentences, self._fast.num_special_tokens_to_add(False), words=True)
         return [
             EncodedWords(
-                Encoded(list(encoding.ids), list(encoding.type_ids), row in cut), _first_pieces(encoding)
+                Encoded(list(encoding.ids), list(encoding.type_ids), row in cut), _first_subwords(encoding)
             )
             for row, encoding in enumerate(encodings)
         ]
 
     def _encode(self, inputs: Sequence[Any], special: int, words: bool) -> tuple[list[Any], set[int]]:
-        """The library's encodings, none too long, and the rows that were cut for it."""
-        # The fast way keeps no word numbers.
+        """The library's encodings after truncation, and the rows that were truncated."""
+        # The fast method does not keep word ids.
         run = self._fast.encode_batch if words else self._fast.encode_batch_fast
         encodings = run(inputs, words, True)
         long = [row for row, encoding in enumerate(encodings) if len(encoding.ids) > self.max_length]
@@ -153,7 +155,7 @@ class Tokenizer:
         return encodings, set(long)
 
     def save(self, folder: Path) -> None:
-        """Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json` as Hugging Face reads them."""
+        """Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json` for Hugging Face."""
         by_id = sorted(self._fast.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
         self._fast.save(str(folder / "tokenizer.json"))
         (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in by_id), encoding="utf-8")
@@ -173,7 +175,7 @@ class Tokenizer:
         )
 
 
-def _first_pieces(encoding: Any) -> dict[int, int]:
+def _first_subwords(encoding: Any) -> dict[int, int]:
     first: dict[int, int] = {}
     for place, word in enumerate(encoding.word_ids):
         if word is not None:
@@ -182,12 +184,12 @@ def _first_pieces(encoding: Any) -> dict[int, int]:
 
 
 def _read(folder: Path) -> FastTokenizer:
-    whole, vocabulary = folder / "tokenizer.json", folder / "vocab.txt"
-    if whole.is_file():
+    full, vocabulary = folder / "tokenizer.json", folder / "vocab.txt"
+    if full.is_file():
         try:
-            return FastTokenizer.from_file(str(whole))
+            return FastTokenizer.from_file(str(full))
         except Exception as error:  # the library raises bare Exception
-            raise InputError("damaged tokenizer", whole, f"replace it ({error})") from error
+            raise InputError("damaged tokenizer", full, f"replace it ({error})") from error
     if not vocabulary.is_file():
         raise InputError("no tokenizer: neither tokenizer.json nor vocab.txt", folder, "add one of them")
     settings = _settings(folder / "tokenizer_config.json")
@@ -195,12 +197,12 @@ def _read(folder: Path) -> FastTokenizer:
         text = vocabulary.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError("the vocabulary is not UTF-8", vocabulary, "replace it") from error
-    # Not splitlines(): some vocabularies hold tokens such as U+2028, which it takes for a line's end.
+    # Not splitlines(): it splits at U+2028, which is a token of some vocabularies.
     vocab = {token: number for number, token in enumerate(text.removesuffix("\n").split("\n"))}
     for token in ("[CLS]", "[SEP]", "[PAD]", "[UNK]"):
         if token not in vocab:
             raise InputError(f"the vocabulary has no {token} token", vocabulary, "use a BERT vocabulary")
-    # The library's ready-made class wraps a plain tokenizer; the plain one is what we keep.
+    # The library's BERT class wraps a plain tokenizer.
     return BertWordPieceTokenizer(
         vocab,
         lowercase=settings.get("do_lower_case", not _is_cased(vocab)),
@@ -210,7 +212,7 @@ def _read(folder: Path) -> FastTokenizer:
 
 
 def _is_cased(vocab: Iterable[str]) -> bool:
-    """Whether words of the vocabulary have capitals; names in brackets, such as `[CLS]`, are no words."""
+    """Whether words of the vocabulary, without special tokens such as `[CLS]`, have capital letters."""
     words = (token for token in vocab if not (token[:1] == "[" and token[-1:] == "]"))
     return any("A" <= letter <= "Z" for word in words for letter in word)
 

@@ -1,11 +1,11 @@
-"""Corpora as streams of documents: a file of any size is read a piece at a time.
+"""Corpora as streams of documents: a file of any size is read in chunks.
 
-- `.txt`: a sentence a line, a blank line between documents.
-- `.tsv`, `.csv` with a header that names `text` and `text_pair`: a pair of texts a row, the second of which
-  follows the first; with `text` alone: a document a row.
-- `.jsonl`, `.parquet`: the same by their names.
+- `.txt`: one sentence per line, blank lines between documents.
+- `.tsv`, `.csv` with columns `text` and `text_pair`: one pair of texts per row, the second following the
+  first; with `text` only: one document per row.
+- `.jsonl`, `.parquet`: likewise.
 
-A document of one text is split into sentences at line ends and after `.`, `!`, `?` and their wide forms.
+A document in one row is split into sentences at line ends and after `.`, `!`, `?` and their wide forms.
 All text is UTF-8.
 """
 
@@ -30,20 +30,20 @@ from bertmp.data.record_stream import (
 )
 from bertmp.data.text_stream import open_text, parts_of_lines
 
-SENTENCES = 1024
-"""Sentences of one piece of a document."""
+CHUNK_SENTENCES = 1024
+"""The most sentences in a chunk of a document."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[\u3002\uff01\uff1f])\s*|[\r\n]+")
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some sentences of a document, in their order.
+class DocumentChunk:
+    """Consecutive sentences of a document.
 
     Attributes:
-        sentences: of a pair, both texts.
-        begins: whether a document begins here, and not one goes on.
-        position: how far the file is read: bytes, or rows of a Parquet file.
+        sentences: the sentences; of a pair, both texts.
+        begins: whether a document begins here.
+        position: bytes read of the file, or rows of a Parquet file.
     """
 
     sentences: tuple[str, ...]
@@ -53,13 +53,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus file, seen from outside.
+    """A corpus file.
 
     Attributes:
         path: the file.
-        columns: the names of its columns.
+        columns: names of its columns.
         pairs: whether its documents are pairs of texts.
-        size: what `Piece.position` comes to at the end.
+        size: `DocumentChunk.position` at the end.
     """
 
     path: Path
@@ -67,19 +67,20 @@ class Corpus:
     pairs: bool
     size: int
 
-    def pieces(self) -> Iterator[Piece]:
-        """The documents, a piece at a time.
+    def chunks(self) -> Iterator[DocumentChunk]:
+        """Reads the documents in chunks.
 
-        Errors: InputError for bytes that are not UTF-8, a row that is cut short or too long, or a text that
-        is none.
+        Raises:
+            InputError: the file is not UTF-8, a row is too long or lacks fields, or a value is not text.
         """
         return _KINDS[self.path.suffix.lower()].read(self)
 
 
 def open_corpus(path: Path, columns: Columns) -> Corpus:
-    """Looks at a corpus file without reading it.
+    """Opens a corpus file and reads its column names.
 
-    Errors: InputError where there is no such file, it is of no known kind or it has no text column.
+    Raises:
+        InputError: there is no such file, its kind is unknown or it has no text column.
     """
     path = Path(path)
     if not path.is_file():
@@ -96,8 +97,8 @@ def open_corpus(path: Path, columns: Columns) -> Corpus:
     return Corpus(path, columns, names is not None and columns.text_pair in names, size)
 
 
-def _classic(corpus: Corpus) -> Iterator[Piece]:
-    """A sentence a line, a blank line between documents."""
+def _plain_text(corpus: Corpus) -> Iterator[DocumentChunk]:
+    """One sentence per line, blank lines between documents."""
     with open_text(corpus.path) as stream:
         sentences: list[str] = []
         begins = True
@@ -105,28 +106,28 @@ def _classic(corpus: Corpus) -> Iterator[Piece]:
             blank = not line.strip()
             if not blank:
                 sentences.append(line)
-            if sentences and (blank or len(sentences) == SENTENCES):
-                yield Piece(tuple(sentences), begins, stream.buffer.tell())
+            if sentences and (blank or len(sentences) == CHUNK_SENTENCES):
+                yield DocumentChunk(tuple(sentences), begins, stream.buffer.tell())
                 sentences, begins = [], False
             begins |= blank
         if sentences:
-            yield Piece(tuple(sentences), begins, corpus.size)
+            yield DocumentChunk(tuple(sentences), begins, corpus.size)
 
 
-def _to_pieces(corpus: Corpus, rows: Iterable[Row]) -> Iterator[Piece]:
+def _chunks_of_rows(corpus: Corpus, rows: Iterable[Row]) -> Iterator[DocumentChunk]:
     columns = corpus.columns
     for row, position in rows:
         text = row.get(columns.text, "")
         if corpus.pairs:
-            yield Piece((text, row.get(columns.text_pair, "")), True, position)
+            yield DocumentChunk((text, row.get(columns.text_pair, "")), True, position)
             continue
         sentences = split_sentences(text)
-        for first in range(0, len(sentences), SENTENCES):
-            yield Piece(tuple(sentences[first : first + SENTENCES]), first == 0, position)
+        for first in range(0, len(sentences), CHUNK_SENTENCES):
+            yield DocumentChunk(tuple(sentences[first : first + CHUNK_SENTENCES]), first == 0, position)
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, as the module says."""
+    """The sentences of a text; see the module's docstring."""
     return [sentence for sentence in _SENTENCE_END.split(text) if sentence and not sentence.isspace()]
 
 
@@ -134,28 +135,28 @@ def _look_at_text(path: Path) -> Look:
     return None, path.stat().st_size
 
 
-def _delimited(corpus: Corpus) -> Iterator[Piece]:
-    return _to_pieces(corpus, delimited_rows(corpus.path))
+def _delimited(corpus: Corpus) -> Iterator[DocumentChunk]:
+    return _chunks_of_rows(corpus, delimited_rows(corpus.path))
 
 
-def _json_lines(corpus: Corpus) -> Iterator[Piece]:
-    return _to_pieces(corpus, json_rows(corpus.path, corpus.columns))
+def _json_lines(corpus: Corpus) -> Iterator[DocumentChunk]:
+    return _chunks_of_rows(corpus, json_rows(corpus.path, corpus.columns))
 
 
-def _parquet(corpus: Corpus) -> Iterator[Piece]:
-    return _to_pieces(corpus, parquet_rows(corpus.path, corpus.columns, corpus.pairs))
+def _parquet(corpus: Corpus) -> Iterator[DocumentChunk]:
+    return _chunks_of_rows(corpus, parquet_rows(corpus.path, corpus.columns, corpus.pairs))
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """How files of one ending are looked at and read."""
+    """How files of one extension are opened and read."""
 
     look: Callable[[Path], Look]
-    read: Callable[[Corpus], Iterator[Piece]]
+    read: Callable[[Corpus], Iterator[DocumentChunk]]
 
 
 _KINDS = {
-    ".txt": _Kind(_look_at_text, _classic),
+    ".txt": _Kind(_look_at_text, _plain_text),
     ".tsv": _Kind(header_columns, _delimited),
     ".csv": _Kind(header_columns, _delimited),
     ".jsonl": _Kind(json_columns, _json_lines),

@@ -1,4 +1,4 @@
-"""Which tokens are hidden, and behind what (Devlin et al. 2019, section 3.1 and appendix C.2)."""
+"""Masking of tokens for the masked language model (Devlin et al. 2019, section 3.1 and appendix C.2)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertmp.data.tokenizer import Tokenizer
-from bertmp.pretraining import counter_rng as draws
+from bertmp.pretraining import counter_rng
 
-HIDDEN, RANDOM = 0.8, 0.1
-"""Of the masked tokens: the share that becomes `[MASK]`, and the share that becomes another token."""
+MASK_RATE, RANDOM_RATE = 0.8, 0.1
+"""Fractions of the selected tokens that become `[MASK]` and a random token; the others stay."""
 
 _SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
 _CHOICE, _FATE, _OTHER = range(3)
@@ -18,23 +18,27 @@ _CHOICE, _FATE, _OTHER = range(3)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What masking needs to know of the tokens.
+    """What masking needs to know about the tokens.
 
     Attributes:
-        mask_id: of `[MASK]`.
-        special: BOOL `[vocabulary]`, tokens that are never masked nor drawn.
-        continuation: BOOL `[vocabulary]`, pieces that go on with a word.
-        drawn: INT64 `[ordinary tokens]`, what a masked token may be replaced with.
+        mask_id: id of `[MASK]`.
+        special: BOOL `[vocabulary]`, tokens that are neither masked nor used as random tokens.
+        continuation: BOOL `[vocabulary]`, subwords that continue a word.
+        replacements: INT64 `[ordinary tokens]`, the random tokens.
     """
 
     mask_id: int
     special: np.ndarray
     continuation: np.ndarray
-    drawn: np.ndarray
+    replacements: np.ndarray
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Vocabulary:
-        """Errors: InputError where the tokenizer has no `[MASK]`."""
+        """The vocabulary of a tokenizer.
+
+        Raises:
+            InputError: the tokenizer has no `[MASK]`.
+        """
         tokens = tokenizer.tokens()
         special = np.array([token in _SPECIAL for token in tokens])
         continuation = np.array([token.startswith("##") for token in tokens])
@@ -42,13 +46,13 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Masked:
-    """A batch with some tokens hidden.
+class MaskedBatch:
+    """A batch with masked tokens.
 
     Attributes:
-        input_ids: INT64 `[tokens]`, what the model reads.
-        positions: INT64 `[masked]`, ascending, among the batch's tokens.
-        labels: INT64 `[masked]`, what stood there.
+        input_ids: INT64 `[tokens]`, the model's input.
+        positions: INT64 `[masked]`, ascending indices in the batch.
+        labels: INT64 `[masked]`, the original tokens.
     """
 
     input_ids: np.ndarray
@@ -61,43 +65,43 @@ class Masking:
     """How tokens are masked.
 
     Attributes:
-        rate: share of each sample's ordinary tokens, rounded, but at least one.
-        whole_words: masks all pieces of a word or none; a sample's share then holds on average.
+        rate: fraction of each sample's ordinary tokens, rounded, at least one.
+        whole_words: masks all subwords of a word or none; `rate` then holds on average.
     """
 
     vocabulary: Vocabulary
     rate: float = 0.15
     whole_words: bool = False
 
-    def apply(self, input_ids: np.ndarray, lengths: np.ndarray, keys: np.ndarray) -> Masked:
+    def apply(self, input_ids: np.ndarray, lengths: np.ndarray, keys: np.ndarray) -> MaskedBatch:
         """Masks a batch.
 
         Args:
-            input_ids: INT64 `[tokens]`, the samples end to end.
-            lengths: INT64 `[batch]`.
-            keys: UINT64 `[batch]`, each sample's random key; nothing else decides what is masked in it.
+            input_ids: INT64 `[tokens]`, the concatenated samples.
+            lengths: INT64 `[batch]`, number of tokens of each sample.
+            keys: UINT64 `[batch]`, each sample's random key, which alone decides what is masked in it.
         """
         starts = np.cumsum(lengths) - lengths
         rows = np.repeat(np.arange(len(lengths)), lengths)
-        places = np.arange(len(input_ids)) - starts[rows]
+        offsets = np.arange(len(input_ids)) - starts[rows]
         ordinary = ~self.vocabulary.special[input_ids]
         quotas = _quotas(np.bincount(rows[ordinary], minlength=len(lengths)), self.rate)
         choose = self._words if self.whole_words else self._tokens
-        positions = choose(input_ids, rows, places, ordinary, quotas, keys)
-        return self._hide(input_ids, positions, keys[rows[positions]], places[positions])
+        positions = choose(input_ids, rows, offsets, ordinary, quotas, keys)
+        return self._replace(input_ids, positions, keys[rows[positions]], offsets[positions])
 
     def _tokens(
         self,
         input_ids: np.ndarray,
         rows: np.ndarray,
-        places: np.ndarray,
+        offsets: np.ndarray,
         ordinary: np.ndarray,
         quotas: np.ndarray,
         keys: np.ndarray,
     ) -> np.ndarray:
-        """In each sample, the `quota` tokens that drew the smallest numbers."""
+        """Random tokens of each sample, as many as its quota."""
         tokens = np.flatnonzero(ordinary)
-        order = _shuffled(rows[tokens], places[tokens], keys)
+        order = _shuffled(rows[tokens], offsets[tokens], keys)
         tokens = tokens[order]
         return np.sort(tokens[_rank(rows[tokens]) < quotas[rows[tokens]]])
 
@@ -105,20 +109,20 @@ class Masking:
         self,
         input_ids: np.ndarray,
         rows: np.ndarray,
-        places: np.ndarray,
+        offsets: np.ndarray,
         ordinary: np.ndarray,
         quotas: np.ndarray,
         keys: np.ndarray,
     ) -> np.ndarray:
-        """In each sample, words in random order until the quota is met as nearly as whole words meet it."""
-        goes_on = self.vocabulary.continuation[input_ids] & (places > 0)
-        goes_on[1:] &= ordinary[:-1]
-        firsts = np.flatnonzero(ordinary & ~goes_on)
+        """Random words of each sample, as close to its quota as whole words can be."""
+        continues = self.vocabulary.continuation[input_ids] & (offsets > 0)
+        continues[1:] &= ordinary[:-1]
+        firsts = np.flatnonzero(ordinary & ~continues)
         if not len(firsts):
             return firsts
-        word_of = np.cumsum(ordinary & ~goes_on) - 1
+        word_of = np.cumsum(ordinary & ~continues) - 1
         sizes = np.bincount(word_of[ordinary], minlength=len(firsts))
-        order = _shuffled(rows[firsts], places[firsts], keys)
+        order = _shuffled(rows[firsts], offsets[firsts], keys)
         row, size = rows[firsts[order]], sizes[order]
         total = np.cumsum(size) - size
         before = total - total[np.searchsorted(row, row)]
@@ -127,21 +131,21 @@ class Masking:
         chosen[order[taken]] = True
         return np.flatnonzero(ordinary & chosen[word_of])
 
-    def _hide(
-        self, input_ids: np.ndarray, positions: np.ndarray, keys: np.ndarray, places: np.ndarray
-    ) -> Masked:
-        labels, read = input_ids[positions], input_ids.copy()
-        fate = draws.uniform(keys, _counter(places, _FATE))
-        drawn = self.vocabulary.drawn
-        other = drawn[draws.below(keys, _counter(places, _OTHER), len(drawn))]
-        read[positions] = np.where(
-            fate < HIDDEN, self.vocabulary.mask_id, np.where(fate < HIDDEN + RANDOM, other, labels)
+    def _replace(
+        self, input_ids: np.ndarray, positions: np.ndarray, keys: np.ndarray, offsets: np.ndarray
+    ) -> MaskedBatch:
+        labels, masked = input_ids[positions], input_ids.copy()
+        fate = counter_rng.uniform(keys, _counter(offsets, _FATE))
+        replacements = self.vocabulary.replacements
+        other = replacements[counter_rng.randint(keys, _counter(offsets, _OTHER), len(replacements))]
+        masked[positions] = np.where(
+            fate < MASK_RATE, self.vocabulary.mask_id, np.where(fate < MASK_RATE + RANDOM_RATE, other, labels)
         )
-        return Masked(read, positions, labels)
+        return MaskedBatch(masked, positions, labels)
 
 
-def _counter(places: np.ndarray, purpose: int) -> np.ndarray:
-    return places * 3 + purpose
+def _counter(offsets: np.ndarray, purpose: int) -> np.ndarray:
+    return offsets * 3 + purpose
 
 
 def _quotas(ordinary: np.ndarray, rate: float) -> np.ndarray:
@@ -149,11 +153,11 @@ def _quotas(ordinary: np.ndarray, rate: float) -> np.ndarray:
     return np.minimum(ordinary, np.maximum(1, np.rint(ordinary * rate).astype(np.int64)))
 
 
-def _shuffled(rows: np.ndarray, places: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """The order that shuffles each sample's entries and keeps the samples in theirs."""
-    return np.lexsort((draws.uniform(keys[rows], _counter(places, _CHOICE)), rows))
+def _shuffled(rows: np.ndarray, offsets: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The permutation that shuffles the entries of each sample and keeps the samples in order."""
+    return np.lexsort((counter_rng.uniform(keys[rows], _counter(offsets, _CHOICE)), rows))
 
 
 def _rank(rows: np.ndarray) -> np.ndarray:
-    """Each entry's number among those of its row; `rows` ascend."""
+    """The index of each entry within its row; `rows` are ascending."""
     return np.arange(len(rows)) - np.searchsorted(rows, rows)

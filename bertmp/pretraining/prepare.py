@@ -1,4 +1,4 @@
-"""Preparing a corpus: tokenised once, by several processes, into a store that training maps."""
+"""Tokenizes a corpus once, in several processes, into a store that training maps into memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,24 @@ from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.environment.downloads import downloaded
-from bertmp.pretraining.corpus import Corpus, Piece, open_corpus
+from bertmp.pretraining.corpus import Corpus, DocumentChunk, open_corpus
 from bertmp.pretraining.prepare_options import PrepareOptions
 from bertmp.pretraining.token_store import Counts, Source, StoreWriter, is_store
 
-CHARACTERS = 1 << 18
-"""Characters of one parcel of work: some ten milliseconds of tokenising."""
-LONGEST = 512
-"""Tokens of a sentence; a longer one is taken as several, so that none of its text is lost to truncation."""
+WORK_CHARACTERS = 1 << 18
+"""Characters that a process tokenizes per task: about ten milliseconds of work."""
+MAX_SENTENCE_TOKENS = 512
+"""Tokens of a sentence; a longer one is split, so that truncation does not lose its text."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a preparation made.
+class CorpusResult:
+    """The result of `prepare`.
 
     Attributes:
         store: the folder.
-        seconds: it took.
+        counts: what it holds.
+        seconds: duration.
     """
 
     store: Path
@@ -55,7 +56,7 @@ class Prepared:
 
 
 @keywords_of(PrepareOptions)
-def prepare(options: PrepareOptions) -> Prepared:
+def prepare(options: PrepareOptions) -> CorpusResult:
     """Tokenizes a corpus into a folder that pre-training maps into memory.
 
     Raises:
@@ -75,22 +76,24 @@ def prepare_store(
     out: Path,
     workers: int | None = None,
     progress: ProgressCallback = null_progress,
-) -> Prepared:
-    """`prepare`, with a tokenizer at hand."""
+) -> CorpusResult:
+    """`prepare` with a loaded tokenizer."""
     if out.exists() and not is_store(out) and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("something that is not a prepared corpus stands there", out, "choose another --out")
+        raise InputError(
+            "the folder holds something that is not a prepared corpus", out, "choose another --out"
+        )
     started = time.perf_counter()
     corpus = open_corpus(data, columns)
     source = Source(data.name, sha256_file(data), columns.text, columns.text_pair)
-    parcels = tokenised(corpus, tokenizer, workers or available_processors())
-    with atomic_folder(out) as folder, closing(parcels):
+    groups = tokenized(corpus, tokenizer, workers or available_processors())
+    with atomic_folder(out) as folder, closing(groups):
         writer = StoreWriter(folder, tokenizer, corpus.pairs)
-        for parcel, position in parcels:
-            writer.append(*parcel)
+        for chunk, position in groups:
+            writer.append(*chunk)
             progress("preparing", position, corpus.size)
         counts = writer.close(source)
         _check(counts, data)
-    return Prepared(out, counts, time.perf_counter() - started)
+    return CorpusResult(out, counts, time.perf_counter() - started)
 
 
 def _check(counts: Counts, data: Path) -> None:
@@ -105,41 +108,39 @@ def available_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-Parcel = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
+Chunk = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
 """The arguments of `StoreWriter.append`."""
 
 
-def tokenised(
-    corpus: Corpus, tokenizer: Tokenizer, workers: int
-) -> Generator[tuple[Parcel, int], None, None]:
-    """The corpus in token ids, in its order, and how far each parcel brings us.
+def tokenized(corpus: Corpus, tokenizer: Tokenizer, workers: int) -> Generator[tuple[Chunk, int], None, None]:
+    """The token ids of the corpus, in its order, each with the position reached in the file.
 
-    No more than a few parcels a process are under way, so that memory does not grow with the corpus. A
-    corpus of one parcel is not worth a process.
+    Only a few tasks per process are queued, so that memory does not grow with the corpus. A corpus of one
+    task is tokenized in this process.
     """
-    parcels = _parcels(corpus.pieces())
-    first = list(_take(parcels, 2))
-    tokenise = partial(_tokenise, pairs=corpus.pairs)
+    groups = _grouped(corpus.chunks())
+    first = list(islice(groups, 2))
+    tokenize = partial(_tokenize, pairs=corpus.pairs)
     if len(first) < 2 or workers == 1:
-        for pieces in chain(first, parcels):
-            yield tokenise(tokenizer, pieces), pieces[-1].position
+        for chunks in chain(first, groups):
+            yield tokenize(tokenizer, chunks), chunks[-1].position
         return
-    pool = ProcessPoolExecutor(workers, initializer=_start, initargs=(tokenizer,))
-    yield from _in_order(pool, partial(_tokenise_there, pairs=corpus.pairs), first, parcels, workers)
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(tokenizer,))
+    yield from _in_order(pool, partial(_tokenize_in_worker, pairs=corpus.pairs), first, groups, workers)
 
 
 def _in_order(
     pool: ProcessPoolExecutor,
-    work: Callable[[Sequence[Piece]], Parcel],
-    first: Sequence[Sequence[Piece]],
-    rest: Iterable[Sequence[Piece]],
+    work: Callable[[Sequence[DocumentChunk]], Chunk],
+    first: Sequence[Sequence[DocumentChunk]],
+    rest: Iterable[Sequence[DocumentChunk]],
     workers: int,
-) -> Iterator[tuple[Parcel, int]]:
-    under_way: deque[tuple[Future[Parcel], int]] = deque()
+) -> Iterator[tuple[Chunk, int]]:
+    under_way: deque[tuple[Future[Chunk], int]] = deque()
     try:
-        for pieces in chain(first, rest):
-            with _deaf_to_ctrl_c():
-                under_way.append((pool.submit(work, pieces), pieces[-1].position))
+        for chunks in chain(first, rest):
+            with _sigint_blocked():
+                under_way.append((pool.submit(work, chunks), chunks[-1].position))
             if len(under_way) > 2 * workers:
                 future, position = under_way.popleft()
                 yield future.result(), position
@@ -148,16 +149,16 @@ def _in_order(
             yield future.result(), position
     except BrokenProcessPool as error:
         raise BertmpError(
-            "a process that tokenises was killed", "", "check the memory, or use fewer --num-workers"
+            "a tokenizing process was killed", "", "check the memory, or use fewer --num-workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Holds Ctrl-C back: a process that is started in here does not die of it before it can say that it
-    leaves that to us, in the middle of a queue that others wait for."""
+def _sigint_blocked() -> Iterator[None]:
+    """Blocks SIGINT: a process started here would otherwise die of Ctrl-C before it ignores the signal, and
+    leave a queue locked that others wait for."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -165,67 +166,62 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _take(parcels: Iterator[list[Piece]], count: int) -> Iterator[list[Piece]]:
-    for _, pieces in zip(range(count), parcels, strict=False):
-        yield pieces
-
-
-def _parcels(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    parcel: list[Piece] = []
+def _grouped(chunks: Iterable[DocumentChunk]) -> Iterator[list[DocumentChunk]]:
+    group: list[DocumentChunk] = []
     size = 0
-    for piece in pieces:
-        parcel.append(piece)
-        size += sum(len(sentence) for sentence in piece.sentences) + 16
-        if size >= CHARACTERS:
-            yield parcel
-            parcel, size = [], 0
-    if parcel:
-        yield parcel
+    for chunk in chunks:
+        group.append(chunk)
+        size += sum(len(sentence) for sentence in chunk.sentences) + 16
+        if size >= WORK_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
-_tokenizer_here: Tokenizer
-"""In a process of the pool, and nowhere else: the tokenizer that it was started with."""
+_worker_tokenizer: Tokenizer
+"""The tokenizer of a process of the pool; set by `_start_worker`."""
 
 
-def _start(tokenizer: Tokenizer) -> None:
-    global _tokenizer_here
-    _tokenizer_here = tokenizer
+def _start_worker(tokenizer: Tokenizer) -> None:
+    global _worker_tokenizer
+    _worker_tokenizer = tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started us ends us
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this one
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _leave_with_parent() -> None:
-    """Ends this process where the one that started it was killed and cannot."""
+def _exit_with_parent() -> None:
+    """Ends this process if its parent is killed."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
 
 
-def _tokenise_there(pieces: Sequence[Piece], pairs: bool) -> Parcel:
-    return _tokenise(_tokenizer_here, pieces, pairs)
+def _tokenize_in_worker(chunks: Sequence[DocumentChunk], pairs: bool) -> Chunk:
+    return _tokenize(_worker_tokenizer, chunks, pairs)
 
 
-def _tokenise(tokenizer: Tokenizer, pieces: Sequence[Piece], pairs: bool) -> Parcel:
-    ids = iter(tokenizer.pieces([sentence for piece in pieces for sentence in piece.sentences]))
+def _tokenize(tokenizer: Tokenizer, chunks: Sequence[DocumentChunk], pairs: bool) -> Chunk:
+    ids = iter(tokenizer.pieces([sentence for chunk in chunks for sentence in chunk.sentences]))
     sentences: list[list[int]] = []
     sizes: list[int] = []
     dropped = 0
-    for piece in pieces:
-        own = [next(ids) for _ in piece.sentences]
+    for chunk in chunks:
+        own = [next(ids) for _ in chunk.sentences]
         if pairs and not all(own):
             own, dropped = [], dropped + 1
         before = len(sentences)
-        sentences += own if pairs else [part for sentence in own for part in _short(sentence)]
+        sentences += own if pairs else [part for sentence in own for part in _split_long(sentence)]
         sizes.append(len(sentences) - before)
     lengths = np.fromiter((len(sentence) for sentence in sentences), dtype=np.int64, count=len(sentences))
     flat = (number for sentence in sentences for number in sentence)
     tokens = np.fromiter(flat, dtype=np.uint32, count=int(lengths.sum()))
-    begins = np.fromiter((piece.begins for piece in pieces), dtype=bool, count=len(pieces))
+    begins = np.fromiter((chunk.begins for chunk in chunks), dtype=bool, count=len(chunks))
     return tokens, lengths, begins, np.array(sizes, dtype=np.int64), dropped
 
 
-def _short(sentence: list[int]) -> Iterator[list[int]]:
-    """The sentence in parts of at most `LONGEST` tokens; nothing where it has none."""
-    for first in range(0, len(sentence), LONGEST):
-        yield sentence[first : first + LONGEST]
+def _split_long(sentence: list[int]) -> Iterator[list[int]]:
+    """The sentence in parts of at most `MAX_SENTENCE_TOKENS` tokens; none if it is empty."""
+    for first in range(0, len(sentence), MAX_SENTENCE_TOKENS):
+        yield sentence[first : first + MAX_SENTENCE_TOKENS]

@@ -1,4 +1,4 @@
-"""A prepared corpus: a folder of token ids under a memory map, and a manifest that says what they are."""
+"""A prepared corpus: a folder with memory-mapped token ids and a manifest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKENS, SENTENCES, DOCUMENTS = "tokens.arrow", "sentences.arrow", "documents.arr
 
 @dataclass(frozen=True)
 class Counts:
-    """How much a corpus holds.
+    """The size of a corpus.
 
     Attributes:
         dropped: pairs left out because one of their texts has no token.
@@ -34,7 +34,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Source:
-    """The file that a corpus was made of, and how it was read."""
+    """The file that a corpus was prepared from."""
 
     name: str
     sha256: str
@@ -43,11 +43,11 @@ class Source:
 
 
 class StoreWriter:
-    """Fills a folder with a prepared corpus.
+    """Writes a prepared corpus.
 
     Args:
-        folder: exists and is empty.
-        tokenizer: the one that makes the ids.
+        folder: an empty folder.
+        tokenizer: the tokenizer of the ids.
         pairs: whether documents are pairs of texts.
     """
 
@@ -63,19 +63,19 @@ class StoreWriter:
     def append(
         self, tokens: np.ndarray, lengths: np.ndarray, begins: np.ndarray, sizes: np.ndarray, dropped: int
     ) -> None:
-        """Adds pieces of documents.
+        """Adds chunks of documents.
 
         Args:
             tokens: `[tokens]` ids.
-            lengths: `[sentences]`, the tokens of each, at least 1.
-            begins: BOOL `[pieces]`, whether a document begins with the piece.
-            sizes: `[pieces]`, the sentences of each.
-            dropped: pairs that were left out.
+            lengths: `[sentences]`, number of tokens, at least 1.
+            begins: BOOL `[chunks]`, whether a document begins with the chunk.
+            sizes: `[chunks]`, number of sentences.
+            dropped: number of pairs left out.
         """
         before = self._counts
         self._tokens.append(tokens)
         self._sentences.append(before.tokens + np.cumsum(lengths, dtype=np.int64) - lengths)
-        # Part 0 goes on with the document at hand, each later part is a document of its own.
+        # Part 0 continues the current document, each later part is a new document.
         part = np.cumsum(begins)
         held = np.bincount(part, weights=sizes, minlength=int(part[-1]) + 1).astype(np.int64)
         new = held > 0
@@ -117,14 +117,15 @@ class StoreWriter:
 
 @dataclass(frozen=True)
 class Store:
-    """A prepared corpus, open for reading.
+    """An open prepared corpus.
 
     Attributes:
-        folder: where it lies.
+        folder: its folder.
         pairs: whether each document is a pair of texts, the second following the first.
-        tokens: ids, end to end.
-        sentences: each sentence's first token, and the end of the last one: `[sentences + 1]`.
-        documents: each document's first sentence, and the end of the last one: `[documents + 1]`.
+        counts: its size.
+        tokens: the concatenated token ids.
+        sentences: `[sentences + 1]`, offset of each sentence in `tokens`.
+        documents: `[documents + 1]`, offset of each document in `sentences`.
     """
 
     folder: Path
@@ -138,7 +139,8 @@ class Store:
     def open(cls, folder: Path, tokenizer: Tokenizer) -> Store:
         """Opens a prepared corpus and verifies every file's checksum.
 
-        Errors: InputError where the folder is none, was made with another tokenizer, or is damaged.
+        Raises:
+            InputError: it is not a prepared corpus, was made with another tokenizer, or is damaged.
         """
         folder = Path(folder)
         manifest = _manifest(folder)
@@ -164,7 +166,7 @@ class Store:
         return cls(folder, manifest["pairs"], counts, *columns)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A process that is sent the store maps the files itself."""
+        """Another process maps the files itself."""
         return _reopen, (self.folder,)
 
 
@@ -174,12 +176,12 @@ def is_store(path: Path) -> bool:
 
 
 def fingerprint(folder: Path) -> str:
-    """What a prepared corpus holds, as SHA-256 of its manifest, which has its files' checksums."""
+    """SHA-256 of the manifest, which has the checksums of all files."""
     return sha256_file(folder / MANIFEST)
 
 
 def read_counts(folder: Path) -> Counts:
-    """What the manifest says of a prepared corpus."""
+    """The size of a prepared corpus, from its manifest."""
     return Counts(**_manifest(folder)["counts"])
 
 

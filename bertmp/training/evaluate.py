@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bertmp.data.batches import by_length
+from bertmp.data.batches import length_sorted_batches
 from bertmp.model.heads import Head
 from bertmp.training.distributed import DistributedContext
 from bertmp.training.tasks import TrainingData
@@ -87,7 +87,7 @@ def evaluate(head: Head, data: TrainingData, context: DistributedContext) -> Eva
     head.eval()
     sums: Counter[str] = Counter()
     own, processes = context.rank_and_size
-    for rows in by_length(data.lengths(0), BATCH)[own::processes]:
+    for rows in length_sorted_batches(data.lengths(0), BATCH)[own::processes]:
         sums.update(head.score(data.batch(rows, 0).to(context.device)))
     head.train(training)
     return Evaluation(head.summarise(context.sum_scores(sums)), len(data))

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from bertmp.data.batches import epoch_batches, shares
+from bertmp.data.batches import shuffled_batches, split_batch
 from bertmp.model.batch import Batch
 from bertmp.training.tasks import TrainingData
 
@@ -58,7 +58,7 @@ class StepDataset(Dataset[RankBatch]):
         return np.zeros(1, dtype=np.int64)
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
-        return epoch_batches(self.data.lengths(epoch), self.batch_size, self.seed, epoch)
+        return shuffled_batches(self.data.lengths(epoch), self.batch_size, self.seed, epoch)
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_batches"}
@@ -70,8 +70,8 @@ class StepDataset(Dataset[RankBatch]):
     def __getitem__(self, step: int) -> RankBatch:
         epoch, number = divmod(step, self.per_epoch)
         rows = self._batches(epoch)[number]
-        own = shares(rows, self.size)[self.rank]
-        micro = shares(own, self.accumulate)
+        own = split_batch(rows, self.size)[self.rank]
+        micro = split_batch(own, self.accumulate)
         batches = tuple(self.data.batch(part, epoch) if len(part) else None for part in micro)
         return RankBatch(batches, len(rows))
 

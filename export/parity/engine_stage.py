@@ -9,6 +9,7 @@ import numpy as np
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json
+from bertmp.data.batches import pad_batch
 from bertmp.export.bundle.bundle import BUILD_ENGINE, ENGINE, NETWORK, Bundle
 from bertmp.export.engine.builders import Toolchain, probe
 from bertmp.export.engine.compatibility import open_engine, require_runtime
@@ -17,7 +18,6 @@ from bertmp.export.engine.runtime import Engine, load_engine, why_not
 from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
 
 OUTPUT = "logits"
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 STEP = 8
 """Batches are as long as a multiple of this many tokens: each shape is prepared once, so few are better."""
 
@@ -99,16 +99,11 @@ def plan_batches(lengths: Sequence[int], profiles: Sequence[Profile]) -> Iterato
 def fill_batch(inputs: ParityInputs, rows: Sequence[int], shape: Shape) -> dict[str, np.ndarray]:
     """The graph's inputs for `rows`, INT64 `[batch, length]`, padded to `shape`.
 
-    A row that only fills the batch is masked but for its first token, so that softmax has something to see.
+    Rows that only fill the batch have one unmasked token, so that the softmax is defined.
     """
-    batch = {name: np.zeros((shape.batch, shape.length), np.int64) for name in INPUTS}
-    batch["input_ids"][:] = inputs.pad_id
+    encoded = [inputs.encoded[row] for row in rows]
+    batch = pad_batch(encoded, inputs.pad_id, (shape.batch, shape.length))
     batch["attention_mask"][:, 0] = 1
-    for place, row in enumerate(rows):
-        encoded = inputs.encoded[row]
-        batch["input_ids"][place, : len(encoded)] = encoded.input_ids
-        batch["token_type_ids"][place, : len(encoded)] = encoded.token_type_ids
-        batch["attention_mask"][place, : len(encoded)] = 1
     return batch
 
 

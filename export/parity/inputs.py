@@ -10,8 +10,8 @@ import numpy as np
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import sha256_file
+from bertmp.data.batches import pad_batch
 from bertmp.data.readers import Columns, Examples, read_examples
-from bertmp.data.tokenizer import Encoded
 from bertmp.export.bundle.bundle import Bundle
 from bertmp.export.parity.stage import ParityInputs
 
@@ -112,19 +112,10 @@ def batches(inputs: ParityInputs, size: int = BATCH_SIZE, spread: int = LENGTH_S
         end = start + 1
         while end < min(start + size, len(order)) and len(inputs.encoded[order[end]]) <= longest:
             end += 1
-        yield _pad([inputs.encoded[row] for row in order[start:end]], order[start:end], inputs.pad_id)
+        rows = order[start:end]
+        padded = pad_batch([inputs.encoded[row] for row in rows], inputs.pad_id)
+        yield Batch(np.asarray(rows, np.int64), **padded)
         start = end
-
-
-def _pad(encoded: Sequence[Encoded], rows: Sequence[int], pad_id: int) -> Batch:
-    shape = (len(encoded), max(map(len, encoded)))
-    input_ids = np.full(shape, pad_id, np.int64)
-    attention_mask, token_type_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    for place, text in enumerate(encoded):
-        input_ids[place, : len(text)] = text.input_ids
-        attention_mask[place, : len(text)] = 1
-        token_type_ids[place, : len(text)] = text.token_type_ids
-    return Batch(np.asarray(rows, np.int64), input_ids, attention_mask, token_type_ids)
 
 
 def answer_all(

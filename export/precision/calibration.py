@@ -18,6 +18,7 @@ from onnx import ModelProto, helper
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, sha256_file
+from bertmp.data.batches import pad_batch
 from bertmp.data.readers import Columns, Examples, read_examples
 from bertmp.data.tokenizer import Encoded, Tokenizer
 from bertmp.export.graph.ort_sessions import Feed
@@ -215,15 +216,12 @@ def _in_batches(rows: Rows, size: int | None) -> list[Rows]:
 def _feed(rows: Rows, length: int, shape: _Shape, pad_id: int) -> tuple[Feed, np.ndarray]:
     """The tensors for some examples, padded to `length`, and which of their tokens are not padding."""
     size = (len(rows), length)
+    padded = pad_batch(rows, pad_id, size)
     values = {
-        "ids": np.full(size, pad_id, np.int64),
-        "mask": np.zeros(size, np.int64),
-        "types": np.zeros(size, np.int64),
+        "ids": padded["input_ids"],
+        "mask": padded["attention_mask"],
+        "types": padded["token_type_ids"],
         "positions": np.broadcast_to(np.arange(length), size),
     }
-    for row, encoded in enumerate(rows):
-        values["ids"][row, : len(encoded)] = encoded.input_ids
-        values["mask"][row, : len(encoded)] = 1
-        values["types"][row, : len(encoded)] = encoded.token_type_ids
     feed = {name: values[role].astype(kind) for role, (name, kind) in shape.inputs.items()}
     return feed, values["mask"].astype(bool)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from bertmp.data.batches import by_length
+from bertmp.data.batches import length_sorted_batches
 from bertmp.model.bert import LayerNorm, Pooler
 from bertmp.model.checkpoint import load_checkpoint
 from bertmp.model.heads import LossOptions
@@ -70,7 +70,9 @@ def test_what_must_be_fp32_is_fp32_under_autocast(precision: str, device: torch.
     policy = PrecisionPolicy.resolve(precision, "dynamic", device.type)
     data = labelled(loaded)
     with policy.autocast():
-        summed = head.loss_sums(data.batch(by_length(data.lengths(0), 16)[0], 0).to(device), LossOptions())
+        summed = head.loss_sums(
+            data.batch(length_sorted_batches(data.lengths(0), 16)[0], 0).to(device), LossOptions()
+        )
     summed.sum().backward()
     for name, module in head.named_modules():
         if isinstance(module, (LayerNorm, Pooler)):

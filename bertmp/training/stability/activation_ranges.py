@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bertmp.data.batches import by_length
+from bertmp.data.batches import length_sorted_batches
 from bertmp.model.bert import Bert
 from bertmp.model.heads import Head
 from bertmp.training.distributed import DistributedContext
@@ -64,7 +64,7 @@ def measured(
     head.eval()
     data = train_examples if examples is None else examples
     lengths = data.lengths(0)
-    batches = by_length(lengths[:SAMPLE] if examples is None else lengths, BATCH)
+    batches = length_sorted_batches(lengths[:SAMPLE] if examples is None else lengths, BATCH)
     own, processes = context.rank_and_size
     with torch.no_grad(), recording(head) as ranges:
         for part in batches[own::processes]:

@@ -18,10 +18,10 @@ from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.environment.paths import home
 from bertmp.model.batch import Batch
-from bertmp.pretraining import counter_rng as draws
+from bertmp.pretraining import counter_rng
 from bertmp.pretraining.corpus import open_corpus
 from bertmp.pretraining.masking import Masking, Vocabulary
-from bertmp.pretraining.packing import Recipe, Samples
+from bertmp.pretraining.packing import Samples, SamplingConfig
 from bertmp.pretraining.prepare import prepare_store
 from bertmp.pretraining.token_store import Store, is_store
 from bertmp.training.tasks.task import Task
@@ -47,11 +47,11 @@ class PretrainingData:
 
     @classmethod
     def of(
-        cls, store: Store, recipe: Recipe, masking: Masking, tokenizer: Tokenizer, where: Path
+        cls, store: Store, config: SamplingConfig, masking: Masking, tokenizer: Tokenizer, where: Path
     ) -> PretrainingData:
         """See `Samples.of`, also for errors."""
-        samples = Samples.of(store, recipe, where)
-        return cls(samples, masking, tokenizer.id_of("[CLS]"), tokenizer.id_of("[SEP]"), samples.cut())
+        samples = Samples.of(store, config, where)
+        return cls(samples, masking, tokenizer.id_of("[CLS]"), tokenizer.id_of("[SEP]"), samples.truncated())
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -62,17 +62,17 @@ class PretrainingData:
 
     def batch(self, rows: np.ndarray, epoch: int) -> Batch:
         """Some samples, packed; targets are those of `PreTraining`."""
-        recipe = self.samples.recipe
-        plan = self.samples.plan(rows, epoch)
-        ends = np.stack([plan.first_length + 1, plan.second_length], axis=1)
-        lengths = ends.sum(1) + (2 if recipe.pairs else 1)
+        config = self.samples.config
+        spans = self.samples.spans(rows, epoch)
+        ends = np.stack([spans.first_length + 1, spans.second_length], axis=1)
+        lengths = ends.sum(1) + (2 if config.pairs else 1)
         ids = np.full(lengths.sum(), self.sep_id, dtype=np.int64)
         types = np.zeros(len(ids), dtype=np.int64)
         tokens = self.samples.store.tokens
         place = 0
         for first, first_length, second, second_length, length in zip(
-            *(part.tolist() for part in (plan.first_start, plan.first_length)),
-            *(part.tolist() for part in (plan.second_start, plan.second_length, lengths)),
+            *(part.tolist() for part in (spans.first_start, spans.first_length)),
+            *(part.tolist() for part in (spans.second_start, spans.second_length, lengths)),
             strict=True,
         ):
             ids[place] = self.cls_id
@@ -82,11 +82,11 @@ class PretrainingData:
                 ids[middle + 1 : middle + 1 + second_length] = tokens.slice(second, second + second_length)
                 types[middle + 1 : place + length] = 1
             place += length
-        keys = draws.subkeys(draws.key(recipe.seed, epoch, _MASKING), rows)
+        keys = counter_rng.split(counter_rng.key(config.seed, epoch, _MASKING), rows)
         masked = self.masking.apply(ids, lengths, keys)
         targets = {"masked": masked.positions, "masked_labels": masked.labels}
-        if recipe.pairs:
-            targets["next_sentence"] = plan.negative
+        if config.pairs:
+            targets["next_sentence"] = spans.negative
         return Batch(
             torch.from_numpy(masked.input_ids),
             torch.from_numpy(types),
@@ -107,12 +107,12 @@ def read_pretraining(settings: TrainOptions) -> Task:
             open_corpus(path, columns)
 
     def encode(path: Path, tokenizer: Tokenizer) -> PretrainingData:
-        recipe = Recipe(
+        config = SamplingConfig(
             tokenizer.max_length, settings.seed, not settings.no_nsp, short_seq_prob=settings.short_seq_prob
         )
         store = open_store(path, columns, tokenizer, settings.progress)
         masking = Masking(Vocabulary.of(tokenizer), settings.mlm_probability, settings.whole_word_masking)
-        return PretrainingData.of(store, recipe, masking, tokenizer, path)
+        return PretrainingData.of(store, config, masking, tokenizer, path)
 
     return Task(None, settings.data, settings.eval_data, encode)
 

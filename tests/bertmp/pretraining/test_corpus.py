@@ -28,8 +28,8 @@ from bertmp.core.progress import ProgressCallback
 from bertmp.data.arrow_column import CHUNK, Column, ColumnWriter
 from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
-from bertmp.pretraining.corpus import SENTENCES, Corpus, Piece, open_corpus
-from bertmp.pretraining.prepare import LONGEST, tokenised
+from bertmp.pretraining.corpus import CHUNK_SENTENCES, Corpus, DocumentChunk, open_corpus
+from bertmp.pretraining.prepare import MAX_SENTENCE_TOKENS, tokenized
 from bertmp.pretraining.token_store import Store
 from tests.conftest import RunBertmp
 
@@ -104,18 +104,18 @@ class TestFormats:
         self, minilm: Path, tokenizer: Tokenizer, tmp_path: Path
     ) -> None:
         path = tmp_path / "long.txt"
-        path.write_text("word\n" * (2 * SENTENCES + 5) + "\nend\n")
-        assert [len(piece.sentences) for piece in open_corpus(path, Columns()).pieces()] == [
-            *(SENTENCES, SENTENCES, 5, 1)
+        path.write_text("word\n" * (2 * CHUNK_SENTENCES + 5) + "\nend\n")
+        assert [len(chunk.sentences) for chunk in open_corpus(path, Columns()).chunks()] == [
+            *(CHUNK_SENTENCES, CHUNK_SENTENCES, 5, 1)
         ]
         documents = prepared(path, tmp_path / "store", minilm, tokenizer)
-        assert [len(document) for document in documents] == [2 * SENTENCES + 5, 1]
+        assert [len(document) for document in documents] == [2 * CHUNK_SENTENCES + 5, 1]
 
     def test_a_piece_without_tokens_does_not_join_its_neighbours(
         self, minilm: Path, tokenizer: Tokenizer, tmp_path: Path
     ) -> None:
         path = tmp_path / "odd.txt"
-        path.write_text("one\n\n\u200b\n\n" + "\u200b\n" * SENTENCES + "two\n\nthree\n")
+        path.write_text("one\n\n\u200b\n\n" + "\u200b\n" * CHUNK_SENTENCES + "two\n\nthree\n")
         assert prepared(path, tmp_path / "store", minilm, tokenizer) == [["one"], ["two"], ["three"]]
 
     def test_a_line_of_a_million_characters_is_taken_as_several_sentences(
@@ -125,7 +125,7 @@ class TestFormats:
         path.write_text("word " * 200_000 + "\n\nend")
         (long, end) = prepared(path, tmp_path / "store", minilm, tokenizer)
         assert end == ["end"]
-        assert max(len(sentence.split()) for sentence in long) == LONGEST
+        assert max(len(sentence.split()) for sentence in long) == MAX_SENTENCE_TOKENS
         assert sum(len(sentence.split()) for sentence in long) == 200_000
 
     def test_a_million_characters_without_a_blank(
@@ -199,7 +199,7 @@ class TestPreparation:
         (tmp_path / "story.txt").write_text(STORY)
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
-        with pytest.raises(InputError, match="not a prepared corpus stands there"):
+        with pytest.raises(InputError, match="holds something that is not a prepared corpus"):
             prepare(tmp_path / "story.txt", minilm, tmp_path / "thesis")
         assert (tmp_path / "thesis" / "thesis.txt").read_text() == "years of work"
 
@@ -233,10 +233,10 @@ class TestPreparation:
     ) -> None:
         whole = open_corpus(moviedialog / "pairs.tsv", Columns())
         corpus = CountedCorpus(whole.path, whole.columns, whole.pairs, whole.size)
-        with closing(tokenised(corpus, tokenizer, workers)) as parcels:
-            first, _ = next(parcels)
-            per_parcel = len(first[3])
-            assert 0 < corpus.read[0] < (2 * workers + 3) * per_parcel < 64_000
+        with closing(tokenized(corpus, tokenizer, workers)) as groups:
+            first, _ = next(groups)
+            per_group = len(first[3])
+            assert 0 < corpus.read[0] < (2 * workers + 3) * per_group < 64_000
 
     def test_memory_does_not_grow_with_the_corpus(
         self, moviedialog: Path, minilm: Path, tmp_path: Path
@@ -256,10 +256,10 @@ class CountedCorpus(Corpus):
 
     read: list[int] = field(default_factory=lambda: [0])
 
-    def pieces(self) -> Iterator[Piece]:
-        for piece in super().pieces():
+    def chunks(self) -> Iterator[DocumentChunk]:
+        for chunk in super().chunks():
             self.read[0] += 1
-            yield piece
+            yield chunk
 
 
 def peak_of_preparing(path: Path, minilm: Path, out: Path) -> int:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from bertmp import prepare
 from bertmp.core.errors import InputError
-from bertmp.data.batches import epoch_batches
+from bertmp.data.batches import shuffled_batches
 from bertmp.data.tokenizer import Tokenizer
-from bertmp.pretraining import counter_rng as draws
+from bertmp.pretraining import counter_rng
 from bertmp.pretraining.masking import Masking, Vocabulary
-from bertmp.pretraining.packing import Recipe, Samples
+from bertmp.pretraining.packing import Samples, SamplingConfig
 from bertmp.pretraining.token_store import Store
 from bertmp.training.tasks.pretraining import PretrainingData
 
@@ -61,7 +61,7 @@ def books(
 
 
 def samples_of(store: Store, **options: object) -> Samples:
-    return Samples.of(store, Recipe(**{"max_length": 64, "seed": 0, **options}), store.folder)  # type: ignore[arg-type]
+    return Samples.of(store, SamplingConfig(**{"max_length": 64, "seed": 0, **options}), store.folder)  # type: ignore[arg-type]
 
 
 def all_rows(samples: Samples) -> np.ndarray:
@@ -83,20 +83,22 @@ class TestSamples:
         samples = samples_of(store)
         seen = []
         for epoch in range(3):
-            plan = samples.plan(all_rows(samples), epoch)
-            first, second = (documents_at(store, start) for start in (plan.first_start, plan.second_start))
-            np.testing.assert_array_equal(first == second, plan.negative == 0)
-            assert plan.negative.mean() == pytest.approx(0.5, abs=0.03)
-            assert (plan.first_length > 0).all()
-            assert (plan.second_length > 0).all()
-            seen.append(plan.negative)
+            spans = samples.spans(all_rows(samples), epoch)
+            first, second = (documents_at(store, start) for start in (spans.first_start, spans.second_start))
+            np.testing.assert_array_equal(first == second, spans.negative == 0)
+            assert spans.negative.mean() == pytest.approx(0.5, abs=0.03)
+            assert (spans.first_length > 0).all()
+            assert (spans.second_length > 0).all()
+            seen.append(spans.negative)
         assert 0.3 < (seen[0] != seen[1]).mean() < 0.6
 
     def test_a_true_pair_follows_without_a_gap(self, books: Store) -> None:
         samples = samples_of(books)
-        plan = samples.plan(all_rows(samples), 0)
-        true = plan.negative == 0
-        np.testing.assert_array_equal((plan.first_start + plan.first_length)[true], plan.second_start[true])
+        spans = samples.spans(all_rows(samples), 0)
+        true = spans.negative == 0
+        np.testing.assert_array_equal(
+            (spans.first_start + spans.first_length)[true], spans.second_start[true]
+        )
 
     def test_packing_leaves_no_sentence_out_and_uses_the_length(self, books: Store) -> None:
         samples = samples_of(books, short_seq_prob=0.0)
@@ -116,9 +118,9 @@ class TestSamples:
 
     def test_a_negative_of_a_pair_is_the_second_text_of_another(self, pairs: Store) -> None:
         samples = samples_of(pairs)
-        plan = samples.plan(all_rows(samples), 0)
+        spans = samples.spans(all_rows(samples), 0)
         starts = pairs.sentences.slice(0, len(pairs.sentences))
-        assert set(plan.second_start.tolist()) <= set(starts[1::2].tolist())
+        assert set(spans.second_start.tolist()) <= set(starts[1::2].tolist())
 
     @pytest.mark.parametrize("max_length", [5, 8, 13, 64])
     @pytest.mark.parametrize("nsp", [True, False])
@@ -126,12 +128,12 @@ class TestSamples:
         self, max_length: int, nsp: bool, books: Store, pairs: Store
     ) -> None:
         for store in (books, pairs):
-            samples = Samples.of(store, Recipe(max_length, 1, nsp), store.folder)
+            samples = Samples.of(store, SamplingConfig(max_length, 1, nsp), store.folder)
             lengths = samples.lengths(2)
             assert lengths.max() <= max_length
-            plan = samples.plan(all_rows(samples), 2)
+            spans = samples.spans(all_rows(samples), 2)
             special = 3 if nsp else 2
-            np.testing.assert_array_equal(lengths, plan.first_length + plan.second_length + special)
+            np.testing.assert_array_equal(lengths, spans.first_length + spans.second_length + special)
 
     def test_too_long_pairs_lose_of_the_longer_text_and_what_is_far_from_the_middle(
         self, minilm: Path, tokenizer: Tokenizer, tmp_path: Path
@@ -141,20 +143,20 @@ class TestSamples:
         path.write_text("text\ttext_pair\n" + "".join(f"{row}\n" for row in rows))
         store = Store.open(prepare(path, minilm, tmp_path / "store").store, tokenizer)
         samples = samples_of(store, max_length=7)
-        assert samples.cut() == 2
+        assert samples.truncated() == 2
         for epoch in range(20):
-            plan = samples.plan(np.arange(3), epoch)
-            kept = list(zip(plan.first_length.tolist(), plan.second_length.tolist(), strict=True))
+            spans = samples.spans(np.arange(3), epoch)
+            kept = list(zip(spans.first_length.tolist(), spans.second_length.tolist(), strict=True))
             for row, expected in enumerate([(3, 1), (1, 3), (2, 2)]):
-                if not plan.negative[row]:
+                if not spans.negative[row]:
                     assert kept[row] == expected
-        assert plan.first_start[0] + plan.first_length[0] == 6
+        assert spans.first_start[0] + spans.first_length[0] == 6
 
     def test_without_next_sentences_a_sample_is_one_segment(self, books: Store) -> None:
         samples = samples_of(books, pairs=False)
-        plan = samples.plan(all_rows(samples), 0)
-        assert not plan.second_length.any()
-        assert int(plan.first_length.sum()) == books.counts.tokens
+        spans = samples.spans(all_rows(samples), 0)
+        assert not spans.second_length.any()
+        assert int(spans.first_length.sum()) == books.counts.tokens
 
     def test_a_corpus_of_one_document_has_no_negatives(
         self, minilm: Path, tokenizer: Tokenizer, tmp_path: Path
@@ -177,7 +179,7 @@ class TestSamples:
 class TestBatches:
     @pytest.fixture(scope="class")
     def data(self, pairs: Store, tokenizer: Tokenizer, vocabulary: Vocabulary) -> PretrainingData:
-        return PretrainingData.of(pairs, Recipe(64, 3), Masking(vocabulary), tokenizer, pairs.folder)
+        return PretrainingData.of(pairs, SamplingConfig(64, 3), Masking(vocabulary), tokenizer, pairs.folder)
 
     def test_a_sample_does_not_depend_on_its_batch(self, data: PretrainingData) -> None:
         whole = data.batch(np.array([7, 3000, 12, 55]), epoch=4)
@@ -214,10 +216,10 @@ class TestBatches:
         batch = data.batch(np.arange(64), 0)
         ids = batch.input_ids.clone()
         ids[batch.targets["masked"]] = batch.targets["masked_labels"]
-        plan = data.samples.plan(np.arange(64), 0)
+        spans = data.samples.spans(np.arange(64), 0)
         place = 0
         for row, length in enumerate(batch.lengths):
-            first, size = int(plan.first_start[row]), int(plan.first_length[row])
+            first, size = int(spans.first_start[row]), int(spans.first_length[row])
             assert (
                 ids[place + 1 : place + 1 + size].tolist() == pairs.tokens.slice(first, first + size).tolist()
             )
@@ -229,7 +231,7 @@ class TestBatches:
         assert sent.batch(rows, 1).input_ids.tolist() == data.batch(rows, 1).input_ids.tolist()
 
     def test_a_batch_costs_next_to_nothing(self, data: PretrainingData) -> None:
-        batches = epoch_batches(data.lengths(0), 32, 0, 0)[:40]
+        batches = shuffled_batches(data.lengths(0), 32, 0, 0)[:40]
         best = min(_seconds(data, batches) for _ in range(3))
         assert best < 0.004  # measured: 0.0005; the limit leaves room for a busy machine
 
@@ -248,7 +250,7 @@ class TestMasking:
         mask_id=103,
         special=np.isin(np.arange(3000), (0, 101, 102, 103)),
         continuation=np.arange(3000) >= 2000,
-        drawn=np.arange(1000, 3000),
+        replacements=np.arange(1000, 3000),
     )
 
     def batch(self, rows: int, length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -256,7 +258,7 @@ class TestMasking:
         rng = np.random.default_rng(seed)
         ids = np.where(rng.random((rows, length)) < 0.3, 1000, 0) + rng.integers(1000, 2000, (rows, length))
         ids[:, 0], ids[:, -1], ids[:, 1] = 101, 102, 1500
-        keys = draws.subkeys(draws.key(seed), np.arange(rows))
+        keys = counter_rng.split(counter_rng.key(seed), np.arange(rows))
         return ids.ravel(), np.full(rows, length), keys
 
     @pytest.mark.parametrize("whole_words", [False, True])
@@ -302,7 +304,7 @@ class TestMasking:
     ) -> None:
         rng = np.random.default_rng(seed)
         ids = np.concatenate([[101, *rng.integers(1000, 3000, length - 2), 102] for length in lengths])
-        keys = draws.subkeys(draws.key(seed), np.arange(len(lengths)))
+        keys = counter_rng.split(counter_rng.key(seed), np.arange(len(lengths)))
         masked = Masking(self.VOCABULARY, 0.15, whole_words).apply(ids, np.array(lengths), keys)
         rows = np.repeat(np.arange(len(lengths)), lengths)[masked.positions]
         assert np.bincount(rows, minlength=len(lengths)).min() >= 1
@@ -312,7 +314,7 @@ class TestMasking:
     def test_a_sample_without_an_ordinary_token_has_nothing_masked(self) -> None:
         ids, lengths = np.array([101, 103, 102, 101, 1500, 102]), np.array([3, 3])
         for whole_words in (False, True):
-            keys = draws.subkeys(draws.key(1), np.arange(2))
+            keys = counter_rng.split(counter_rng.key(1), np.arange(2))
             masked = Masking(self.VOCABULARY, 0.15, whole_words).apply(ids, lengths, keys)
             assert masked.positions.tolist() == [4]
 
@@ -328,15 +330,15 @@ def test_real_vocabulary(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     assert np.flatnonzero(vocabulary.special).tolist() == [0, 101, 102, 103]
     assert vocabulary.continuation[tokenizer.id_of("##ing")]
     assert not vocabulary.continuation[tokenizer.id_of("the")]
-    assert len(vocabulary.drawn) == tokenizer.vocabulary_size - 4
+    assert len(vocabulary.replacements) == tokenizer.vocabulary_size - 4
 
 
 def test_draws_are_uniform_and_apart() -> None:
     counters = np.arange(200_000)
-    numbers = draws.uniform(draws.key(1, 2, 3), counters)
+    numbers = counter_rng.uniform(counter_rng.key(1, 2, 3), counters)
     histogram = np.histogram(numbers, bins=50, range=(0, 1))[0]
     assert abs(histogram / 4000 - 1).max() < 0.08
     assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.01
-    assert abs(np.corrcoef(numbers, draws.uniform(draws.key(1, 3, 3), counters))[0, 1]) < 0.01
-    drawn = draws.below(draws.key(5), counters, 7)
+    assert abs(np.corrcoef(numbers, counter_rng.uniform(counter_rng.key(1, 3, 3), counters))[0, 1]) < 0.01
+    drawn = counter_rng.randint(counter_rng.key(5), counters, 7)
     assert np.bincount(drawn).tolist() == pytest.approx([200_000 / 7] * 7, rel=0.05)

@@ -24,7 +24,7 @@ from bertmp.model.config import BertConfig
 from bertmp.model.heads import LossOptions, PreTraining
 from bertmp.model.heads import pretraining as head_module
 from bertmp.pretraining.masking import Masking, Vocabulary
-from bertmp.pretraining.packing import Recipe
+from bertmp.pretraining.packing import SamplingConfig
 from bertmp.pretraining.token_store import Store
 from bertmp.training.metrics_log import read_metrics
 from bertmp.training.tasks.pretraining import PretrainingData
@@ -177,7 +177,9 @@ class TestLoss:
     def corpus(self, store: Path, minilm: Path) -> PretrainingData:
         tokenizer = Tokenizer.load(minilm, 64)
         masking = Masking(Vocabulary.of(tokenizer))
-        return PretrainingData.of(Store.open(store, tokenizer), Recipe(64, 0), masking, tokenizer, store)
+        return PretrainingData.of(
+            Store.open(store, tokenizer), SamplingConfig(64, 0), masking, tokenizer, store
+        )
 
     def test_packed_samples_lose_what_each_loses_alone(
         self, model: PreTraining, corpus: PretrainingData
