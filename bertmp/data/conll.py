@@ -1,8 +1,8 @@
-"""Files of sentences with a label for each word.
+"""Reads sentences with one label per word.
 
-`.txt`, `.tsv` and `.conll` have a word a line and a blank line between sentences (Tjong Kim Sang & De Meulder
-2003): the first field is the word, the last its label; fields are parted by tabs or, in lines without one, by
-spaces. `.jsonl` and `.parquet` have a sentence a row, with a list of words and a list of labels.
+`.txt`, `.tsv` and `.conll` have one word per line and blank lines between sentences (Tjong Kim Sang & De
+Meulder 2003). The first field is the word, the last its label; fields are separated by tabs or, in lines
+without tabs, by spaces. `.jsonl` and `.parquet` have one sentence per row: a list of words and one of labels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertmp.core.errors import InputError
-from bertmp.data.readers import json_lines, kind_of, parquet_rows, read_text
+from bertmp.data.readers import is_unicode, kind_of
+from bertmp.data.record_stream import Record, json_records, parquet_records
+from bertmp.data.text_stream import numbered_lines, open_text
 
 _KINDS = (".txt", ".tsv", ".conll", ".jsonl", ".parquet")
 _DOCUMENT = "-DOCSTART-"
@@ -23,8 +25,8 @@ class Sentences:
     """The sentences of a data file, in its order.
 
     Attributes:
-        words: of each sentence, at least one.
-        labels: one a word.
+        words: the words of each sentence, at least one.
+        labels: one label per word.
         source: the file, for messages.
     """
 
@@ -40,10 +42,12 @@ def read_sentences(path: Path, words: str = "tokens", labels: str = "labels") ->
     """Reads a data file.
 
     Args:
-        words, labels: the columns' names, where the file names its columns.
+        path: the file.
+        words, labels: names of the columns, for formats with column names.
 
-    Errors: InputError for a missing or empty file, an unknown extension, bytes that are not UTF-8, a line
-    without a label, a row whose lists differ in length or hold something else than words.
+    Raises:
+        InputError: a missing or empty file, an unknown extension, bytes that are not UTF-8, a line without a
+            label, or lists that differ in length or contain something other than words.
     """
     path = Path(path)
     kind = kind_of(path, _KINDS)
@@ -62,8 +66,8 @@ Row = tuple[list[str], list[str]]
 def _rows_of_lines(path: Path) -> Iterator[Row]:
     words: list[str] = []
     labels: list[str] = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        fields = _fields(line.rstrip("\r"))
+    for number, line in _lines(path):
+        fields = _fields(line)
         if fields and fields[0] != _DOCUMENT:
             if len(fields) < 2 or not fields[0] or not fields[-1]:
                 raise InputError(
@@ -86,18 +90,20 @@ def _rows_of_lines(path: Path) -> Iterator[Row]:
         yield words, labels
 
 
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with open_text(path) as stream:
+        yield from numbered_lines(stream, path)
+
+
 def _fields(line: str) -> list[str]:
-    """The fields of a line; none where it is blank."""
+    """The fields of a line; none if it is blank."""
     if not line.strip():
         return []
     return [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
 
 
 def _rows_of_lists(path: Path, kind: str, words: str, labels: str) -> Iterator[Row]:
-    records = json_lines(path) if kind == ".jsonl" else parquet_rows(path, (words, labels))
-    unit = "line" if kind == ".jsonl" else "row"
-    for number, record in records:
-        where = f"{path}, {unit} {number}"
+    for where, record in _located_records(path, kind, (words, labels)):
         row = (_strings(record, words, where), _strings(record, labels, where))
         if len(row[0]) != len(row[1]):
             raise InputError(
@@ -107,7 +113,17 @@ def _rows_of_lists(path: Path, kind: str, words: str, labels: str) -> Iterator[R
             yield row
 
 
-def _strings(record: dict[str, object], name: str, where: str) -> list[str]:
+def _located_records(path: Path, kind: str, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
+    """The records of a file, each with its place for messages."""
+    if kind == ".jsonl":
+        for line, record, _ in json_records(path):
+            yield f"{path}, line {line}", record
+    else:
+        for row, record in parquet_records(path, columns):
+            yield f"{path}, row {row}", record
+
+
+def _strings(record: Record, name: str, where: str) -> list[str]:
     """A list of words or labels, numbers as text."""
     value = record.get(name)
     if value is None:
@@ -115,13 +131,8 @@ def _strings(record: dict[str, object], name: str, where: str) -> list[str]:
             f"no {name}", where, "add them, or name the columns with --text-column and --label-column"
         )
     if not isinstance(value, list):
-        raise InputError(f"{name} is no list", where, "give a list of words and a list of their labels")
+        raise InputError(f"{name} is not a list", where, "give a list of words and a list of their labels")
     for item in value:
-        if not isinstance(item, (str, int)) or str(item) == "" or not _is_unicode(str(item)):
+        if not isinstance(item, (str, int)) or str(item) == "" or not is_unicode(str(item)):
             raise InputError(f"{item!r} among the {name}", where, "give a list of words or of labels")
     return [str(item) for item in value]
-
-
-def _is_unicode(text: str) -> bool:
-    """False for half a surrogate pair, which no tokenizer takes."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -1,52 +1,78 @@
-"""Rows of the formats that have columns, as a stream."""
+"""Records of the formats with columns, as streams: JSON lines, TSV, CSV and Parquet."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from bertmp.core.errors import InputError
-from bertmp.data.arrow_column import arrow
-from bertmp.data.readers import Columns
-from bertmp.data.text_stream import open_text, whole_lines
+from bertmp.core.errors import InputError, MissingComponent
+from bertmp.data.text_stream import numbered_lines, open_text
 
-Row = tuple[Mapping[str, str], int]
-"""The texts of a row by their columns' names, and how far the file is read with it."""
-
-Look = tuple[Sequence[str] | None, int]
-"""The names of a file's columns, None where it has none, and the position at its end."""
+Record = dict[str, Any]
 
 
-def delimited_rows(path: Path) -> Iterator[Row]:
-    """The rows of a TSV or CSV file with a header.
+def json_records(path: Path, longest: int | None = None) -> Generator[tuple[int, Record, int]]:
+    """The objects of a file with one JSON object per line.
 
-    Errors: InputError for text that is not UTF-8, a row of other fields than the header's, broken quotes.
+    Args:
+        path: the file.
+        longest: the most characters of a line.
+
+    Yields:
+        The line, the object, and the bytes read so far.
+
+    Raises:
+        InputError: the file is not UTF-8, or a line is too long or not a JSON object.
     """
     with open_text(path) as stream:
-        rows = _fields(stream, path)
-        _, header = next(rows)
-        for line, fields in rows:
-            if len(fields) != len(header):
-                raise InputError(
-                    f"{len(fields)} fields where the header names {len(header)}",
-                    f"{path}, line {line}",
-                    "fix the line",
-                )
-            yield dict(zip(header, fields, strict=True)), stream.buffer.tell()
-
-
-def _fields(stream: TextIO, path: Path) -> Iterator[tuple[int, Sequence[str]]]:
-    """The fields of each row that is not blank, and the line on which it ends."""
-    if path.suffix.lower() == ".tsv":
-        for number, line in whole_lines(stream, path):
+        for number, line in numbered_lines(stream, path, longest):
             if line.strip():
-                yield number, line.rstrip("\r\n").split("\t")
+                yield number, _json_object(line.rstrip("\n"), f"{path}, line {number}"), stream.buffer.tell()
+
+
+def _json_object(line: str, where: str) -> Record:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON: {error}", where, "write one JSON object per line") from error
+    if not isinstance(value, dict):
+        raise InputError("not a JSON object", where, "write one JSON object per line")
+    return value
+
+
+def delimited_records(
+    path: Path, delimiter: str | None = None, longest: int | None = None
+) -> Generator[tuple[int, list[str], int]]:
+    """The rows of a TSV file, or of a CSV file, whose fields may be quoted; without blank rows.
+
+    Args:
+        path: the file.
+        delimiter: of a CSV file; None for a TSV file.
+        longest: the most characters of a line.
+
+    Yields:
+        The line on which the row ends, its fields, and the bytes read so far.
+
+    Raises:
+        InputError: the file is not UTF-8, a line is too long, or quotes are not closed.
+    """
+    with open_text(path, "\n" if delimiter is None else "") as stream:
+        for number, fields in _fields(stream, path, delimiter, longest):
+            yield number, fields, stream.buffer.tell()
+
+
+def _fields(
+    stream: TextIO, path: Path, delimiter: str | None, longest: int | None
+) -> Iterator[tuple[int, list[str]]]:
+    lines = numbered_lines(stream, path, longest)
+    if delimiter is None:
+        yield from ((number, line.rstrip("\r\n").split("\t")) for number, line in lines if line.strip())
         return
-    reader = csv.reader((line for _, line in whole_lines(stream, path)), strict=True)
+    reader = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if any(field.strip() for field in row):
@@ -55,88 +81,49 @@ def _fields(stream: TextIO, path: Path) -> Iterator[tuple[int, Sequence[str]]]:
         raise InputError(f"broken CSV: {error}", f"{path}, line {reader.line_num}", "fix the line") from error
 
 
-def json_rows(path: Path, columns: Columns) -> Iterator[Row]:
-    """The rows of a file of one JSON object a line.
+def named_fields(header: Sequence[str], values: Sequence[str], where: str) -> dict[str, str]:
+    """The fields of a row by the names in the header.
 
-    Errors: InputError for text that is not UTF-8, lines that are no object, values that are no text.
+    Raises:
+        InputError: the row has more or fewer fields.
     """
-    with open_text(path) as stream:
-        for number, line in whole_lines(stream, path):
-            if line.strip():
-                where = f"{path}, line {number}"
-                yield _strings(_json_object(line, where), columns, where), stream.buffer.tell()
+    if len(values) != len(header):
+        raise InputError(f"{len(values)} fields where the header names {len(header)}", where, "fix the line")
+    return dict(zip(header, values, strict=True))
 
 
-def _json_object(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON: {error}", where, "write one JSON object a line") from error
-    if not isinstance(value, dict):
-        raise InputError("not a JSON object", where, "write one JSON object a line")
-    return value
+def parquet_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Record]]:
+    """The rows of a Parquet file, counted from 1, with those of `columns` that it has.
 
-
-def _strings(row: Mapping[str, Any], columns: Columns, where: str) -> Mapping[str, str]:
-    """The texts of a row; absent where they are null."""
-    texts = {}
-    for name in (columns.text, columns.text_pair):
-        value = row.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise InputError(f"{name} is no text", where, "write one text a row")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise InputError(f"half a surrogate pair in {name}", where, "write the whole character")
-        texts[name] = value
-    return texts
-
-
-def parquet_rows(path: Path, columns: Columns, pairs: bool) -> Iterator[Row]:
-    """The rows of a Parquet file, a few hundred in memory at a time; the second text only where `pairs`.
-
-    Errors: InputError for a damaged file, values that are no text.
+    Raises:
+        InputError: the file is not Parquet, or damaged.
+        MissingComponent: pyarrow is not installed.
     """
     number = 0
-    names = [columns.text, *([columns.text_pair] if pairs else [])]
-    with _parquet_file(path) as file:
+    with parquet_file(path) as file:
+        names = [name for name in columns if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=256, columns=names):
             for record in batch.to_pylist():
                 number += 1
-                yield _strings(record, columns, f"{path}, row {number}"), number
+                yield number, record
 
 
 @contextmanager
-def _parquet_file(path: Path) -> Iterator[Any]:
-    library = arrow()
-    import pyarrow.parquet
+def parquet_file(path: Path) -> Iterator[Any]:
+    """An open `pyarrow.parquet.ParquetFile`.
 
+    Raises:
+        InputError: the file is not Parquet, or damaged.
+        MissingComponent: pyarrow is not installed.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingComponent(
+            "pyarrow is not installed", path, "pip install pyarrow, or give the data as .jsonl"
+        ) from error
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
             yield file
-    except library.ArrowException as error:
+    except pyarrow.ArrowException as error:
         raise InputError("not a Parquet file, or a damaged one", path, f"replace it ({error})") from error
-
-
-def header_columns(path: Path) -> Look:
-    """The names in a header."""
-    with open_text(path) as stream:
-        _, names = next(_fields(stream, path), (0, ()))
-    if names and len(set(names)) != len(names):
-        raise InputError("the header names a column twice", path, "rename one of them")
-    return names, path.stat().st_size
-
-
-def json_columns(path: Path) -> Look:
-    """The keys of the first object."""
-    with open_text(path) as stream:
-        for number, line in whole_lines(stream, path):
-            if line.strip():
-                return list(_json_object(line, f"{path}, line {number}")), path.stat().st_size
-    return (), 0
-
-
-def parquet_columns(path: Path) -> Look:
-    """The columns of the schema."""
-    with _parquet_file(path) as file:
-        return file.schema_arrow.names, file.metadata.num_rows

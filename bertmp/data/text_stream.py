@@ -1,4 +1,4 @@
-"""Lines of text files, however long they are, in bounded memory."""
+"""Lines of text files in bounded memory, whatever their length."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from typing import TextIO
 from bertmp.core.errors import InputError
 
 LINE = 1 << 16
-"""Characters of a line: a longer one of a `.txt` file is taken as several sentences, so that no line has to
-fit into memory."""
+"""Characters of a line of a `.txt` corpus: a longer line is split into several sentences."""
 ROW = 1 << 24
-"""Characters of a row: a longer line of the other formats is refused, since its parts say nothing."""
+"""Characters of a line of the other corpora: a longer line is refused."""
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
-    """The file as text, line ends as they are."""
-    with path.open(encoding="utf-8-sig", newline="\n") as stream:
+def open_text(path: Path, newline: str = "\n") -> Iterator[TextIO]:
+    """Opens a UTF-8 file with untranslated line ends; `newline` as for `open`.
+
+    Raises:
+        InputError: bytes that are not UTF-8; its line is named.
+    """
+    with path.open(encoding="utf-8-sig", newline=newline) as stream:
         try:
             yield stream
         except UnicodeDecodeError as error:
@@ -28,7 +31,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
 
 def _not_utf8(path: Path) -> InputError:
-    """Says where the first byte is that no UTF-8 text has; the stream's own error knows no line."""
+    """The error with the line of the first invalid byte, which the stream's own error does not have."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     line = 1
     with path.open("rb") as stream:
@@ -36,7 +39,7 @@ def _not_utf8(path: Path) -> InputError:
             try:
                 decoder.decode(block)
             except UnicodeDecodeError as error:
-                # A character begun in the block before stands at the front of what the error shows.
+                # `error.object` starts with a character that began in the previous block.
                 line += error.object[: error.start].count(b"\n")
                 byte = error.object[error.start]
                 return InputError(
@@ -47,7 +50,7 @@ def _not_utf8(path: Path) -> InputError:
 
 
 def parts_of_lines(stream: TextIO) -> Iterator[str]:
-    """Lines without their ends; longer ones than `LINE` in parts, cut between words where there are any."""
+    """Lines without line ends; lines longer than `LINE` in parts, split between words if possible."""
     carried = ""
     while read := stream.readline(LINE):
         text, carried = carried + read, ""
@@ -59,16 +62,17 @@ def parts_of_lines(stream: TextIO) -> Iterator[str]:
         yield carried
 
 
-def whole_lines(stream: TextIO, path: Path) -> Iterator[tuple[int, str]]:
-    """Lines with their ends, and their numbers from 1.
+def numbered_lines(stream: TextIO, path: Path, longest: int | None = None) -> Iterator[tuple[int, str]]:
+    """Lines with line ends, and their numbers from 1.
 
-    Errors: InputError for a line of more than `ROW` characters.
+    Raises:
+        InputError: a line of more than `longest` characters.
     """
     number = 0
-    while line := stream.readline(ROW + 1):
+    while line := stream.readline(-1 if longest is None else longest + 1):
         number += 1
-        if len(line) > ROW:
+        if longest is not None and len(line) > longest:
             raise InputError(
-                f"a line of more than {ROW:,} characters", f"{path}, line {number}", "split its text"
+                f"a line of more than {longest:,} characters", f"{path}, line {number}", "split its text"
             )
         yield number, line

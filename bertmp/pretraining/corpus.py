@@ -12,23 +12,22 @@ All text is UTF-8.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bertmp.core.errors import InputError
-from bertmp.data.readers import Columns
+from bertmp.data.readers import Columns, is_unicode
 from bertmp.data.record_stream import (
-    Look,
-    Row,
-    delimited_rows,
-    header_columns,
-    json_columns,
-    json_rows,
-    parquet_columns,
-    parquet_rows,
+    delimited_records,
+    json_records,
+    named_fields,
+    parquet_file,
+    parquet_records,
 )
-from bertmp.data.text_stream import open_text, parts_of_lines
+from bertmp.data.text_stream import ROW, open_text, parts_of_lines
 
 CHUNK_SENTENCES = 1024
 """The most sentences in a chunk of a document."""
@@ -73,7 +72,7 @@ class Corpus:
         Raises:
             InputError: the file is not UTF-8, a row is too long or lacks fields, or a value is not text.
         """
-        return _KINDS[self.path.suffix.lower()].read(self)
+        return _READERS[self.path.suffix.lower()](self)
 
 
 def open_corpus(path: Path, columns: Columns) -> Corpus:
@@ -87,14 +86,36 @@ def open_corpus(path: Path, columns: Columns) -> Corpus:
         what = "a folder that is not a prepared corpus" if path.is_dir() else "no such corpus"
         raise InputError(what, path, "name a corpus file or the folder of a prepared one")
     kind = path.suffix.lower()
-    if kind not in _KINDS:
-        raise InputError(f"unknown kind of corpus '{kind}'", path, f"use one of {', '.join(_KINDS)}")
-    names, size = _KINDS[kind].look(path)
-    if names is not None and columns.text not in names:
+    if kind not in _READERS:
+        raise InputError(f"unknown kind of corpus '{kind}'", path, f"use one of {', '.join(_READERS)}")
+    if kind == ".txt":
+        return Corpus(path, columns, False, path.stat().st_size)
+    if kind == ".parquet":
+        with parquet_file(path) as file:
+            names, size = file.schema_arrow.names, file.metadata.num_rows
+    else:
+        names, size = _columns(path, kind), path.stat().st_size
+    if columns.text not in names:
         raise InputError(
             f"the corpus has no column '{columns.text}'", path, "name it in the header or with --text-column"
         )
-    return Corpus(path, columns, names is not None and columns.text_pair in names, size)
+    return Corpus(path, columns, columns.text_pair in names, size)
+
+
+def _columns(path: Path, kind: str) -> list[str]:
+    """The names in the header, or the keys of the first object."""
+    if kind == ".jsonl":
+        with closing(json_records(path, ROW)) as records:
+            return next((list(record) for _, record, _ in records), [])
+    with closing(_delimited(path)) as rows:
+        names = next((fields for _, fields, _ in rows), [])
+    if len(set(names)) != len(names):
+        raise InputError("the header names a column twice", path, "rename one of them")
+    return names
+
+
+def _delimited(path: Path) -> Generator[tuple[int, list[str], int], None, None]:
+    return delimited_records(path, None if path.suffix.lower() == ".tsv" else ",", ROW)
 
 
 def _plain_text(corpus: Corpus) -> Iterator[DocumentChunk]:
@@ -114,12 +135,12 @@ def _plain_text(corpus: Corpus) -> Iterator[DocumentChunk]:
             yield DocumentChunk(tuple(sentences), begins, corpus.size)
 
 
-def _chunks_of_rows(corpus: Corpus, rows: Iterable[Row]) -> Iterator[DocumentChunk]:
-    columns = corpus.columns
-    for row, position in rows:
-        text = row.get(columns.text, "")
+def _rows_as_chunks(corpus: Corpus) -> Iterator[DocumentChunk]:
+    """One document per row."""
+    for row, position in _RECORDS[corpus.path.suffix.lower()](corpus):
+        text = row.get(corpus.columns.text, "")
         if corpus.pairs:
-            yield DocumentChunk((text, row.get(columns.text_pair, "")), True, position)
+            yield DocumentChunk((text, row.get(corpus.columns.text_pair, "")), True, position)
             continue
         sentences = split_sentences(text)
         for first in range(0, len(sentences), CHUNK_SENTENCES):
@@ -131,34 +152,43 @@ def split_sentences(text: str) -> list[str]:
     return [sentence for sentence in _SENTENCE_END.split(text) if sentence and not sentence.isspace()]
 
 
-def _look_at_text(path: Path) -> Look:
-    return None, path.stat().st_size
+def _delimited_texts(corpus: Corpus) -> Iterator[tuple[Mapping[str, str], int]]:
+    rows = _delimited(corpus.path)
+    _, header, _ = next(rows)
+    for line, fields, position in rows:
+        yield named_fields(header, fields, f"{corpus.path}, line {line}"), position
 
 
-def _delimited(corpus: Corpus) -> Iterator[DocumentChunk]:
-    return _chunks_of_rows(corpus, delimited_rows(corpus.path))
+def _json_texts(corpus: Corpus) -> Iterator[tuple[Mapping[str, str], int]]:
+    for line, record, position in json_records(corpus.path, ROW):
+        yield _texts(record, corpus.columns, f"{corpus.path}, line {line}"), position
 
 
-def _json_lines(corpus: Corpus) -> Iterator[DocumentChunk]:
-    return _chunks_of_rows(corpus, json_rows(corpus.path, corpus.columns))
+def _parquet_texts(corpus: Corpus) -> Iterator[tuple[Mapping[str, str], int]]:
+    names = [corpus.columns.text, *([corpus.columns.text_pair] if corpus.pairs else [])]
+    for row, record in parquet_records(corpus.path, names):
+        yield _texts(record, corpus.columns, f"{corpus.path}, row {row}"), row
 
 
-def _parquet(corpus: Corpus) -> Iterator[DocumentChunk]:
-    return _chunks_of_rows(corpus, parquet_rows(corpus.path, corpus.columns, corpus.pairs))
+def _texts(record: Mapping[str, Any], columns: Columns, where: str) -> Mapping[str, str]:
+    """The texts of a record; without those that are null."""
+    texts = {}
+    for name in (columns.text, columns.text_pair):
+        value = record.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise InputError(f"{name} is not text", where, "write one text per row")
+        if not is_unicode(value):
+            raise InputError(f"half a surrogate pair in {name}", where, "write the whole character")
+        texts[name] = value
+    return texts
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """How files of one extension are opened and read."""
-
-    look: Callable[[Path], Look]
-    read: Callable[[Corpus], Iterator[DocumentChunk]]
-
-
-_KINDS = {
-    ".txt": _Kind(_look_at_text, _plain_text),
-    ".tsv": _Kind(header_columns, _delimited),
-    ".csv": _Kind(header_columns, _delimited),
-    ".jsonl": _Kind(json_columns, _json_lines),
-    ".parquet": _Kind(parquet_columns, _parquet),
+_RECORDS = {
+    ".tsv": _delimited_texts,
+    ".csv": _delimited_texts,
+    ".jsonl": _json_texts,
+    ".parquet": _parquet_texts,
 }
+_READERS = {".txt": _plain_text, **dict.fromkeys(_RECORDS, _rows_as_chunks)}

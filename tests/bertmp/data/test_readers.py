@@ -111,7 +111,7 @@ def test_unicode_separators_do_not_end_a_line(tmp_path: Path) -> None:
         ("a.jsonl", "{'text': 1}\n", "not JSON"),
         ("a.jsonl", "[" * 100_000, "not JSON"),
         ("a.jsonl", '["a"]\n', "not a JSON object"),
-        ("a.jsonl", '{"text": ["a", "b"]}\n', "text is no text"),
+        ("a.jsonl", '{"text": ["a", "b"]}\n', "text is not text"),
         ("a.jsonl", '{"text": "\\ud83d"}\n', "half a surrogate pair"),
         ("a.jsonl", '{"text": "a"}\n{"text": "b", "label": "x"}\n', "no label"),
         ("a.jsonl", '{"text": null, "label": 1}\n{"text": "b", "label": 2}\n', "no text"),
@@ -148,3 +148,15 @@ def test_text_survives_every_format(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
     for kind in ("jsonl", "txt", "tsv", "csv", "parquet"):
         assert list(read_examples(tmp_path / f"a.{kind}").texts) == texts, kind
+
+
+def test_invalid_byte_after_a_byte_order_mark_is_named_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.tsv", b"\xef\xbb\xbfLOC\tfine\nLOC\tcaf\xe9 au lait\n")
+    message = refusal(path)
+    assert "byte 0xe9" in message
+    assert "line 2" in message
+
+
+def test_csv_with_carriage_returns_alone_is_read_as_rows(tmp_path: Path) -> None:
+    examples = read_examples(write(tmp_path, "a.csv", b"label,text\rham,one\rspam,two\r"))
+    assert (examples.texts, examples.labels) == (["one", "two"], ["ham", "spam"])

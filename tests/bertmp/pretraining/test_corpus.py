@@ -316,7 +316,7 @@ BAD_CORPORA = {
     "the corpus has no column 'text'": ("x.tsv", b"one\ttwo\na\tb\n"),
     "3 fields where the header names 2": ("y.tsv", b"text\ttext_pair\na\tb\tc\n"),
     "not JSON": ("x.jsonl", b'{"text": "a"}\n{oops\n'),
-    "text is no text": ("y.jsonl", b'{"text": "a"}\n{"text": [1]}\n'),
+    "text is not text": ("y.jsonl", b'{"text": "a"}\n{"text": [1]}\n'),
     "half a surrogate pair in text": ("z.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n'),
     "not a Parquet file, or a damaged one": ("x.parquet", b"PAR1 nothing"),
     "a line of more than": ("long.tsv", b"text\ttext_pair\na\t" + b"x" * ((1 << 24) + 1)),

@@ -189,7 +189,7 @@ BAD: dict[str, Bad] = {
     "2 tokens and 1 labels": (
         "token-classification", "data.jsonl", '{"tokens": ["a", "b"], "labels": ["O"]}', {},
     ),
-    "tokens is no list": ("token-classification", "data.jsonl", '{"tokens": "a", "labels": "O"}', {}),
+    "tokens is not a list": ("token-classification", "data.jsonl", '{"tokens": "a", "labels": "O"}', {}),
     "no labels": ("token-classification", "data.jsonl", '{"tokens": ["a"]}', {}),
     "None among the labels": (
         "token-classification", "data.jsonl", '{"tokens": ["a"], "labels": [null]}', {},
@@ -203,7 +203,7 @@ BAD: dict[str, Bad] = {
     "the label 'a,b' holds the separator ','": (
         "classification", "data.jsonl", '{"text": "a", "label": ["a,b"]}', {"multi_label": True},
     ),
-    "label is no text": ("classification", "data.jsonl", '{"text": "a", "label": ["x"]}', {}),
+    "label is not text": ("classification", "data.jsonl", '{"text": "a", "label": ["x"]}', {}),
     "regression has no --multi-label": ("regression", "data.tsv", "1\ta\n", {"multi_label": True}),
 }  # fmt: skip
 
