@@ -49,7 +49,9 @@ def _row(declared: DeclaredOption) -> str:
     spelling = f"{declared.flag} {values}" if takes_value else declared.flag
     if declared.repeated and declared.info.positional:
         spelling += "..."
-    former = f" Formerly `--{declared.info.formerly.replace('_', '-')}`." if declared.info.formerly else ""
+    former_flag = f"--{declared.info.formerly.replace('_', '-')}"
+    renamed = declared.info.formerly and former_flag != declared.flag
+    former = f" Formerly `{former_flag}`." if renamed else ""
     cells = (f"`{spelling}`", _default(declared), f"{describe(declared)}{former}")
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
