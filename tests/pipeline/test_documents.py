@@ -1,13 +1,19 @@
-"""The documents name only files and options that exist; the example runs."""
+"""The documents name only files, options and Python objects that exist; the example runs."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import pkgutil
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import get_type_hints
 
 import pytest
+
+from bertmp.cli.app import COMMANDS
+from bertmp.core.options import declared_options
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
@@ -55,6 +61,31 @@ def test_documents_named_options_exist(document: Path) -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) - OTHER_TOOLS
     current = set(re.findall(r"--[a-z][a-z0-9-]+", re.sub(r"Formerly `[^`]*`", "", REFERENCE)))
     assert named - current == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_documents_named_python_objects_exist(document: Path) -> None:
+    named = re.findall(r"(?:`|::: |from )(bertmp(?:\.[A-Za-z_]\w*)+)", document.read_text(encoding="utf-8"))
+    missing = []
+    for name in set(named):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
+    assert missing == []
+
+
+def test_changelog_renamed_options_are_listed() -> None:
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    unlisted = []
+    for command, function, _ in COMMANDS:
+        for option in declared_options(get_type_hints(function)["options"]):
+            former = f"--{option.info.formerly.replace('_', '-')}"
+            if option.info.formerly and former != option.flag:
+                row = rf"^\|[^|]*`{command}`[^|]*\| `{former}` \| `{option.flag}` \|$"
+                if not re.search(row, changelog, re.MULTILINE):
+                    unlisted.append(f"{command} {former} → {option.flag}")
+    assert unlisted == []
 
 
 def test_example_end_to_end_passes_parity(minilm: Path, trec: Path, tmp_path: Path) -> None:
