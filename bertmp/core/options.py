@@ -102,11 +102,19 @@ def argument(*, kw_only: bool, default: Any = dataclasses.MISSING, help: str, **
 class Options:
     """Base of a command's options: each subclass becomes a frozen dataclass that checks itself.
 
-    Paths may be given as text. Subclasses add rules that concern several options in `check`.
+    Paths may be given as text. Subclasses add rules that concern several options in `check`. The options that
+    stand in one panel of `--help` may have a class of their own: `class X(Options, group="Panel")`.
     """
 
-    def __init_subclass__(cls, **keywords: Any) -> None:
-        super().__init_subclass__(**keywords)
+    def __init_subclass__(cls, group: str = "", resumable: bool = False) -> None:
+        super().__init_subclass__()
+        for field in cls.__dict__.values():
+            if isinstance(field, dataclasses.Field) and _INFO in field.metadata:
+                info: OptionInfo = field.metadata[_INFO]
+                info = dataclasses.replace(
+                    info, group=info.group or group, resumable=info.resumable or resumable
+                )
+                field.metadata = types.MappingProxyType({_INFO: info})
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
