@@ -59,8 +59,8 @@ class LossScaleConfig(Options, group="Mixed precision"):
     def check(self) -> None:
         if self.init_loss_scale < self.min_loss_scale:
             raise InputError(
-                f"--init-loss-scale {self.init_loss_scale:g} is below --min-loss-scale {self.min_loss_scale:g}",
-                "--init-loss-scale", "increase it")
+                f"--init-loss-scale {self.init_loss_scale:g} is below "
+                f"--min-loss-scale {self.min_loss_scale:g}", "--init-loss-scale", "increase it")
 
 
 class PrecisionOptions(LossScaleConfig, group="Mixed precision", resumable=True):
@@ -79,7 +79,8 @@ class MonitorOptions(Options, group="Divergence monitor", resumable=True):
         default=10, minimum=1, formerly="max_skipped",
         help="Roll back to the last good state after this many non-finite steps in a row.")
     max_rollbacks: int = option(
-        default=2, minimum=0, help="Stop with exit code 3 where the run would roll back more often than this.")
+        default=2, minimum=0,
+        help="Stop with exit code 3 where the run would roll back more often than this.")
     rollback_lr_factor: float = option(
         default=0.5, above=0, maximum=1, formerly="rollback_rate",
         help="Factor on the learning rate after a rollback.")
@@ -152,8 +153,8 @@ class MaskingOptions(Options, group="Pre-training"):
 
 
 class TrainOptions(
-    DataOptions, OptimisationOptions, PrecisionOptions, MonitorOptions, DistributionOptions, CheckpointOptions,
-    MaskingOptions, group="Data",
+    DataOptions, OptimisationOptions, PrecisionOptions, MonitorOptions, DistributionOptions,
+    CheckpointOptions, MaskingOptions, group="Data",
 ):
     """The options of `bertmp train`."""
 
@@ -183,8 +184,8 @@ class TrainOptions(
         LossScaleConfig.check(self)
         MonitorOptions.check(self)
         if self.gradient_accumulation_steps > self.batch_size:
-            flag = "--gradient-accumulation-steps"
-            raise InputError(f"{flag} is {self.gradient_accumulation_steps}", flag, "give at most the batch size")
+            flag, value = "--gradient-accumulation-steps", self.gradient_accumulation_steps
+            raise InputError(f"{flag} is {value}", flag, "give at most the batch size")
         if self.label_smoothing and self.task in ("regression", "pretraining"):
             raise InputError(f"{self.task} has no --label-smoothing", "--label-smoothing", "leave it out")
         if not self.label_separator:
