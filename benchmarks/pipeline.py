@@ -118,7 +118,7 @@ def measure(name: str, config: BertConfig, folder: Path) -> dict[str, Any]:
         "builder": f"{engine['builder']} {engine['builder_version']}",
         "profiles": engine["profiles"],
         "layers": engine["layers"],
-        "proven": engine["proven"],
+        "verified": engine["verified"],
         "engine_bytes": engine["engine_bytes"],
         "graph_bytes": results["convert"]["bytes"],
         "casts": results["convert"]["casts"],

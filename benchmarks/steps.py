@@ -80,7 +80,8 @@ def measure_steps(
         precision: one of `PRECISIONS`; `tf32` is FP32 with its matrix products on TF32 tensor cores.
         length, batch: tokens of each text, and texts a step.
 
-    Errors: torch.OutOfMemoryError.
+    Raises:
+        torch.OutOfMemoryError: .
     """
     device = context.device
     clock = Clock(unmeasured, unmeasured + measured, synchroniser(device))

@@ -39,7 +39,7 @@ class ExportResult:
         planned: the precision plan, and what was measured; None with `--no-fp16`.
         bytes_fp32, bytes_fp16: sizes of the graphs' files; the second is 0 with `--no-fp16`.
         seconds: wall time.
-        remarks: how the checkpoint was understood, where that is not obvious.
+        notes: how the checkpoint was understood, where that is not obvious.
     """
 
     bundle: Path
@@ -48,7 +48,7 @@ class ExportResult:
     bytes_fp32: int
     bytes_fp16: int
     seconds: float
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def nodes(self) -> dict[str, int]:
@@ -71,7 +71,7 @@ class ExportResult:
             "bytes_fp16": self.bytes_fp16,
             "size_ratio": self.bytes_fp16 / self.bytes_fp32 if self.bytes_fp16 else None,
             "seconds": self.seconds,
-            "remarks": list(self.remarks),
+            "notes": list(self.notes),
         }
 
 
@@ -188,5 +188,5 @@ def _result(out: Path, loaded: LoadedCheckpoint, planned: Planned | None, starte
         bytes_fp32=size_of(out / names.FP32_GRAPH),
         bytes_fp16=size_of(out / names.FP16_GRAPH) if planned else 0,
         seconds=time.monotonic() - started,
-        remarks=tuple(loaded.notes()),
+        notes=tuple(loaded.notes()),
     )

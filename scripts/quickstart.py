@@ -137,7 +137,7 @@ def describe_export(result: Any) -> str:
 def describe_engine(result: Any) -> str:
     kinds = ("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX")
     layers = [f"{n} {kind} in {type}" for kind in kinds for type, n in result["summary"][kind].items()]
-    verified = "verified against the plan" if result["proven"] else "not verified"
+    verified = "verified against the plan" if result["verified"] else "not verified"
     return f"{result['builder']} {result['builder_version']}: {', '.join(layers)}; {verified}"
 
 

@@ -48,8 +48,9 @@ def measure(
     Args:
         reference: the FP32 graph's logits, a file that this function wrote; empty for the FP32 graph itself.
 
-    Returns: `texts`, and against the reference `max_error` and `mean_error` of the logits (None where one is
-        not finite), `label_flips` (texts whose label differs, those without a finite answer included) and
+    Returns:
+        `texts`, and against the reference `max_error` and `mean_error` of the logits (None where one is not
+        finite), `label_flips` (texts whose label differs, those without a finite answer included) and
         `not_finite`.
     """
     logits = answers(Path(graph), Path(data), stride, rounded)

@@ -43,7 +43,7 @@ def build_engine(options: BuildEngineOptions) -> CommandResult:
         return CommandResult(session.to_json(), _describe_session(session))
     with progress_bar(log=False) as progress:
         result = bertmp.build_engine(replace(options, progress=progress))
-    for note in result.remarks:
+    for note in result.warnings:
         print(f"warning: {note}", file=sys.stderr)  # noqa: T201
     return CommandResult(result.to_json(), lambda console: _show(console, result))
 

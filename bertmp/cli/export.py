@@ -46,7 +46,7 @@ def convert(options: ConvertCommandOptions) -> CommandResult:
         result = bertmp.convert(replace(options, progress=progress))
     low = result.planned.plan.target
     lines = [
-        *result.remarks,
+        *result.notes,
         f"{result.graph}: {result.bytes / 1e6:.1f} MB, {result.size_ratio:.3f} of FP32, {result.casts} casts",
         f"{result.plan}: {result.nodes['fp32']} nodes in FP32, {result.nodes[low]} in {low.upper()}",
         *_describe_measured(result.planned),
@@ -72,7 +72,7 @@ def _command_result(result: ExportResult | Conversion, text: str, explain: bool)
 
 def _describe_export(result: ExportResult) -> str:
     lines = [
-        *result.remarks,
+        *result.notes,
         f"{result.bundle} ({result.task}), {result.seconds:.1f} s",
         f"  model.onnx       {result.bytes_fp32 / 1e6:8.1f} MB",
     ]

@@ -10,7 +10,7 @@ import numpy as np
 
 from bertmp.report.svg import LogScale, box, line, picture, power, scientific, shorten, text
 
-_MARKS = {"passed": "✓", "proven": "✓", "failed": "✗", "reference": "●", "not run": "…"}
+_MARKS = {"passed": "✓", "verified": "✓", "failed": "✗", "reference": "●", "not run": "…"}
 _MOST_POINTS = 2000
 
 

@@ -1,1 +1,1 @@
-"""From an FP16 graph to a TensorRT engine, and the proof of its precision."""
+"""From an FP16 graph to a TensorRT engine, and the verification of its precision."""

@@ -69,8 +69,10 @@ def bench_engine(bundle: Path, texts: Path | None = None, seconds: float = 10.0)
             the batch that it is tuned for and the mean length of its texts.
         seconds: of measuring, spread over the shapes.
 
-    Errors: InputError for a bundle without an engine, a stale or damaged one, or one of another builder,
-    version or GPU; MissingComponent without a GPU or the builder's runtime.
+    Raises:
+        InputError: a bundle without an engine, a stale or damaged one, or one of another builder, version or
+            GPU.
+        MissingComponent: there is no GPU or not the builder's runtime.
     """
     if seconds <= 0:
         raise InputError(f"{seconds:g} s of measuring", "--seconds", "give more than 0")

@@ -1,9 +1,9 @@
-"""`build-engine`: a bundle's FP16 graph, or any FP16 graph, to a TensorRT engine of proven precision.
+"""`build-engine`: a bundle's FP16 graph, or any FP16 graph, to a TensorRT engine of verified precision.
 
-The result is a folder of two files. `model.plan` is the engine; `network.json` says what it is, lists every
-layer of the parsed network and the proof. Both appear together or not at all. Where the proof fails nothing
-is built: the folder then holds `network.json` alone, which says why, and an engine that stood there before,
-of another graph or another plan, is gone with it.
+The result is a folder of two files: `model.plan` is the engine; `network.json` describes it, lists every
+layer of the parsed network and holds the verification. Both are written together or not at all. Where the
+verification fails nothing is built: the folder then holds `network.json` alone, which gives the reason, and
+an engine of another graph or plan that was there before is removed.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ class EngineResult:
         cuda, driver: the CUDA major and the oldest driver that it needs; empty where unknown.
         built_on: this machine's GPU; None where it has none.
         triton_releases: the Triton releases that load it, newest first.
-        triton_source: where that is from.
+        triton_source: the source of that list.
         triton_release: the release that it was built for.
-        version_compatible: whether later versions of the runtime load it, too.
+        version_compatible: whether later versions of the runtime load it as well.
         weights: `full`, `refittable` or `stripped`.
         profiles: as `MIN:OPT:MAX`.
-        memory: the estimate, see `memory.MemoryEstimate`.
-        remarks: what is allowed and may yet surprise.
-        proven: whether every node runs in its planned precision; always true of a result.
+        memory: the estimate, see `memory_estimate.MemoryEstimate`.
+        warnings: what is allowed but may surprise.
+        verified: whether every node runs in its planned precision; always true of a result.
         layers: how many layers the parsed network has.
-        counts: the proof's account, see `Proof.counts`.
+        counts: how many layers of each kind, see `Verification.counts`.
         summary: layer type → precision → count.
-        inspection: the built engine against the proof, see `inspection.inspect_engine`.
-        engine_bytes, engine_sha256: the engine's size and fingerprint.
-        graph_sha256, plan_sha256: fingerprints of what it was built from; no plan beside a bare graph: None.
+        inspection: the built engine against the verification, see `inspector.inspect_engine`.
+        engine_bytes, engine_sha256: the engine's size in bytes and SHA-256.
+        graph_sha256, plan_sha256: SHA-256 of the graph and its plan; None without a plan.
         seconds: wall time of the whole build.
     """
 
@@ -81,8 +81,8 @@ class EngineResult:
     weights: str
     profiles: Sequence[str]
     memory: Mapping[str, Any]
-    remarks: Sequence[str]
-    proven: bool
+    warnings: Sequence[str]
+    verified: bool
     layers: int
     counts: Mapping[str, int]
     summary: Mapping[str, Mapping[str, int]]
@@ -102,7 +102,7 @@ class EngineResult:
 def build_engine(options: EngineOptions) -> EngineResult:
     """Builds an engine in a child process, after verifying the precision of the parsed network.
 
-    The graph is held to the plan beside it, `GRAPHSTEM.precision-plan.json`; without one, to normalisation
+    The graph must match the plan beside it, `GRAPHSTEM.precision-plan.json`; without one, to normalisation
     and softmax in FP32 and matrix products in FP16.
 
     Raises:
@@ -119,10 +119,10 @@ def build_engine(options: EngineOptions) -> EngineResult:
         plan = str(source.plan) if source.plan else None
         job = Job(str(source.graph), plan, str(folder), options, source.positions)
         found = run_job(job, BuildProgress(options.progress).see)
-    if not found["proven"]:
+    if not found["verified"]:
         where = source.out / NETWORK_FILE
         todo = "fix the graph or its plan" if source.plan else "convert it first, with 'bertmp convert'"
-        raise GateFailed(f"the precision is not proven: {found['failure']}", where, todo)
+        raise GateFailed(f"the precision is not verified: {found['failure']}", where, todo)
     result = _result(source, found, started)
     if source.bundle is not None:
         _record(source.bundle, result, options)
@@ -147,7 +147,7 @@ def _find_source(target: Path, out: Path | None) -> _Source:
         folder = Path(out) if out else target.with_name(f"{target.stem}.engine")
         if folder.exists() and not _is_ours(folder):
             raise InputError(
-                "the folder holds something else than an engine", folder, "name another with --out"
+                "the folder holds something that is not an engine", folder, "name another with --out"
             )
         plan = target.with_name(f"{target.stem}.{PLAN}")  # where 'bertmp convert' leaves it
         return _Source(target, plan if plan.is_file() else None, folder, None, _positions_beside(target))
@@ -172,7 +172,7 @@ def _positions_beside(graph: Path) -> int | None:
 
 
 def _result(source: _Source, found: Mapping[str, Any], started: float) -> EngineResult:
-    told = {name: value for name, value in found.items() if name in EngineResult.__dataclass_fields__}
+    recorded = {name: value for name, value in found.items() if name in EngineResult.__dataclass_fields__}
     return EngineResult(
         folder=source.out,
         engine=source.out / ENGINE_FILE,
@@ -180,7 +180,7 @@ def _result(source: _Source, found: Mapping[str, Any], started: float) -> Engine
         graph_sha256=_sha256(source, source.graph),
         plan_sha256=_sha256(source, source.plan) if source.plan else None,
         seconds=round(time.monotonic() - started, 3),
-        **told,
+        **recorded,
     )
 
 

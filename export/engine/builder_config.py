@@ -19,7 +19,8 @@ from bertmp.export.engine.profiles import Profile, Shape, axes_of, default_profi
 def configure(tools: Toolchain, builder: Any, options: EngineOptions) -> Any:
     """A builder config with everything but the profiles and the timing cache.
 
-    Errors: InputError for a compute capability that the builder does not know.
+    Raises:
+        InputError: a compute capability that the builder does not know.
     """
     trt = tools.module
     config = builder.create_builder_config()
@@ -47,7 +48,8 @@ def choose_profiles(network: Any, options: EngineOptions, positions: int | None)
 def add_profiles(builder: Any, config: Any, network: Any, profiles: list[Profile]) -> None:
     """Gives the config its profiles; none for a graph whose shapes are all fixed and agree.
 
-    Errors: InputError for a profile that the graph's own shapes contradict or the builder refuses.
+    Raises:
+        InputError: a profile that the graph's own shapes contradict or the builder refuses.
     """
     dims = _input_dims(network)
     for profile in profiles:
@@ -88,7 +90,8 @@ def open_timing_cache(
 ) -> TimingCache | None:
     """The cache that the build starts from, new where there is none; None where the builder times nothing.
 
-    Errors: InputError where a file that was named holds timings of another builder version or GPU.
+    Raises:
+        InputError: a file that was named holds timings of another builder version or GPU.
     """
     path = timing_cache_path(tools, chosen, device)
     if path is None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from packaging.version import Version
+
 from bertmp.core.errors import InputError, MissingComponent
 
 if TYPE_CHECKING:
@@ -92,7 +94,8 @@ class Toolchain:
         Args:
             gpu: whether this machine has a GPU.
 
-        Errors: InputError naming the option and the reason.
+        Raises:
+            InputError: names the option and the reason.
         """
         given = {name for name, value in settings.items() if value and (name, value) != ("weights", "full")}
         reasons = {**_LACKS[self.name], **({} if gpu else _NEEDS_GPU[self.name])}
@@ -113,7 +116,8 @@ class Toolchain:
     def require_driver(self, device: Gpu) -> None:
         """Checks that this machine's driver runs the CUDA that the builder needs to time kernels on it.
 
-        Errors: InputError where it does not.
+        Raises:
+            InputError: it does not.
         """
         if self.times_kernels and self.cuda and int(device.cuda.split(".")[0]) < int(self.cuda):
             raise InputError(
@@ -160,7 +164,8 @@ class Toolchain:
     def set_targets(self, config: Any, wanted: Sequence[str]) -> None:
         """Tells the builder's config which GPUs the engine is for; nothing where `wanted` is empty.
 
-        Errors: InputError for a compute capability that the builder does not know.
+        Raises:
+            InputError: a compute capability that the builder does not know.
         """
         known = sorted(self.targets, key=lambda target: tuple(map(int, target.split("."))))
         for target in wanted:
@@ -198,21 +203,19 @@ class Toolchain:
 
 def runs_on(built_for: Sequence[str], capability: str) -> bool:
     """Whether an engine for these compute capabilities runs on a GPU of `capability`."""
-    here = _numbers(capability)
+    gpu = Version(capability)
     return any(
-        _numbers(target[:-1]) <= here if target.endswith("+") else _numbers(target) == here
+        Version(target[:-1]) <= gpu if target.endswith("+") else Version(target) == gpu
         for target in built_for
     )
-
-
-def _numbers(capability: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in capability.split("."))
 
 
 def find_toolchain(builder: str = "auto") -> Toolchain:
     """The builder to use: the one named, or for `auto` TensorRT where it imports, else TensorRT-RTX.
 
-    Errors: InputError for an unknown name; MissingComponent where none is usable, with each one's reason.
+    Raises:
+        InputError: an unknown name.
+        MissingComponent: none is usable, with each one's reason.
     """
     if builder not in ("auto", *BUILDERS):
         raise InputError(f"unknown builder '{builder}'", "--builder", f"use auto, {' or '.join(BUILDERS)}")

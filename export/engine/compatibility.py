@@ -1,7 +1,7 @@
-"""Whether an engine file is what its `network.json` says, and fits the runtime and the GPU it is to run on.
+"""Checks that an engine is the one its `network.json` describes, and that it fits the runtime and the GPU.
 
-An engine says none of this in a form that NVIDIA documents, and a runtime that refuses one gives a number.
-So the build writes it beside the engine, and it is checked before a runtime sees the file.
+The engine's own format is not documented, and a runtime that refuses an engine returns an error number. So
+the build writes these facts beside the engine, and they are checked before a runtime opens the file.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from bertmp.export.engine.triton_releases import loads_later
 
 @dataclass(frozen=True)
 class EngineFile:
-    """An engine with what its build wrote down.
+    """An engine and what its build recorded about it.
 
     Attributes:
         path: the engine.
         builder, builder_version: what built it.
-        compute_capability: the GPUs that it is for.
-        profiles: its profiles, as `MIN:OPT:MAX`, in their order.
+        compute_capability: the GPUs that it was built for.
+        profiles: its optimisation profiles, as `MIN:OPT:MAX`, in their order.
         weights: `full`, `refittable` or `stripped`.
-        version_compatible: whether later versions load it, too.
+        version_compatible: whether later versions load it as well.
     """
 
     path: Path
@@ -42,45 +42,47 @@ class EngineFile:
 def open_engine(folder: Path) -> EngineFile:
     """Reads an engine's folder and checks the file's bytes.
 
-    Errors: InputError where a file is missing, where the engine is truncated or another, or where no build
-    of ours wrote `network.json`.
+    Raises:
+        InputError: a file is missing, the engine is truncated or another, or no build of ours wrote
+            `network.json`.
     """
-    path, told = folder / ENGINE_FILE, _read(folder)
+    path, recorded = folder / ENGINE_FILE, _read(folder)
     if not path.is_file():
         raise InputError("no engine", path, "build it with 'bertmp build-engine'")
     size = path.stat().st_size
-    if size < told["engine_bytes"]:
+    if size < recorded["engine_bytes"]:
         raise InputError(
-            f"the engine is truncated: {size} of {told['engine_bytes']} bytes", path, "build it again"
+            f"the engine is truncated: {size} of {recorded['engine_bytes']} bytes", path, "build it again"
         )
-    if sha256_file(path) != told["engine_sha256"]:
+    if sha256_file(path) != recorded["engine_sha256"]:
         raise InputError(f"the engine is not the one that {NETWORK_FILE} is about", path, "build it again")
     return EngineFile(
         path,
-        told["builder"],
-        told["builder_version"],
-        tuple(told["compute_capability"]),
-        tuple(told["profiles"]),
-        told["weights"],
-        bool(told["version_compatible"]),
+        recorded["builder"],
+        recorded["builder_version"],
+        tuple(recorded["compute_capability"]),
+        tuple(recorded["profiles"]),
+        recorded["weights"],
+        bool(recorded["version_compatible"]),
     )
 
 
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / NETWORK_FILE
-    told = read_json(path)
+    recorded = read_json(path)
     needed = ("builder", "builder_version", "compute_capability", "profiles", "engine_bytes", "engine_sha256",
               "weights", "version_compatible")  # fmt: skip
-    missing = [name for name in needed if not isinstance(told, dict) or name not in told]
+    missing = [name for name in needed if not isinstance(recorded, dict) or name not in recorded]
     if missing:
-        raise InputError(f"it does not tell of an engine: no {missing[0]}", path, "build the engine again")
-    return dict(told)
+        raise InputError(f"not the description of an engine: no {missing[0]}", path, "build the engine again")
+    return dict(recorded)
 
 
 def require_runtime(engine: EngineFile, builder: str, version: str) -> None:
     """Checks an engine against an installed runtime.
 
-    Errors: InputError for an engine of another builder or version, or one without its weights.
+    Raises:
+        InputError: an engine of another builder or version, or one without its weights.
     """
     if engine.builder != builder:
         raise InputError(
@@ -102,7 +104,8 @@ def require_runtime(engine: EngineFile, builder: str, version: str) -> None:
 def require_device(engine: EngineFile, name: str, capability: str) -> None:
     """Checks an engine against a GPU.
 
-    Errors: InputError where it was built for others.
+    Raises:
+        InputError: it was built for others.
     """
     if not runs_on(engine.compute_capability, capability):
         built_for = ", ".join(engine.compute_capability) or "another GPU"

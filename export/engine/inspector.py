@@ -1,11 +1,11 @@
-"""The built engine's own account of its layers, held against the proof: what fusion made of the network.
+"""Compares the built engine's layers, as its inspector lists them, with the verified network.
 
-The network is proven before the build; a fused layer of the engine stands for several of its nodes. Where the
+The network is verified before the build; a fused layer of the engine covers several of its nodes. Where the
 nodes of one are all planned in one type, and none of them is a cast, its tensors must be of that type. Where
 they are not, the fusion spans a planned change of type, which happens inside it: such layers are listed.
 
 Written to the documented output of `IEngineInspector`. It was not run: the engine must be loaded, and that
-takes a GPU. Without one the build says so and stands on the proof of the network alone.
+takes a GPU. Without one the build says so and stands on the verification of the network alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from bertmp.core.hardware import Gpu
 from bertmp.export.engine.builders import Toolchain, runs_on
 from bertmp.export.engine.job import ENGINE_FILE, Job
-from bertmp.export.engine.verify import Proof
+from bertmp.export.engine.verify import Verification
 from bertmp.export.precision.plan import CAST_PREFIX
 
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:\x1e|\[|$))")
@@ -54,7 +54,7 @@ class EngineLayer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The engine's layers against the proof.
+    """The engine's layers against the verification.
 
     Attributes:
         layers: how many layers the engine has.
@@ -73,11 +73,17 @@ class Inspection:
 
 
 def inspect_engine(
-    tools: Toolchain, logger: Any, job: Job, proof: Proof, built_for: Sequence[str], device: Gpu | None
+    tools: Toolchain,
+    logger: Any,
+    job: Job,
+    verification: Verification,
+    built_for: Sequence[str],
+    device: Gpu | None,
 ) -> dict[str, Any]:
     """Loads the engine that was just built and compares; plain JSON values.
 
-    Returns: the fields of Inspection under `run: true`, or the reason why it was not done.
+    Returns:
+        The fields of Inspection under `run: true`, or the reason why it was not done.
     """
     reason = _why_not(job, built_for, device)
     if reason:
@@ -88,7 +94,7 @@ def inspect_engine(
     if engine is None:
         return {"run": False, "reason": f"the runtime does not load the engine: {logger.last_error}"}
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return {"run": True, **asdict(compare(proof, read_layers(json.loads(text))))}
+    return {"run": True, **asdict(compare(verification, read_layers(json.loads(text))))}
 
 
 def _why_not(job: Job, built_for: Sequence[str], device: Gpu | None) -> str:
@@ -125,9 +131,9 @@ def _type_of(text: str) -> str:
     return next((_TYPES[word] for word in words if word in _TYPES), "")
 
 
-def compare(proof: Proof, layers: Sequence[EngineLayer]) -> Inspection:
-    """Holds the engine's layers against the plan that the proof is about."""
-    planned = {node.name: node for node in proof.nodes if node.planned in _WANTED}
+def compare(verification: Verification, layers: Sequence[EngineLayer]) -> Inspection:
+    """Holds the engine's layers against the plan that the verification is about."""
+    planned = {node.name: node for node in verification.nodes if node.planned in _WANTED}
     casts = {name for name, node in planned.items() if node.op in ("Cast", "CastLike")}
     mixed, violations = [], []
     for layer in layers:

@@ -1,34 +1,33 @@
 """How much GPU memory an engine may need, estimated from the graph before anything is built.
 
-Every tensor's shape is inferred at the largest shape of a profile, and the tensors are laid end to end as
-they live: from the node that writes them to the last one that reads them. A builder fuses nodes and so
-keeps fewer of them: what comes out is what an engine without fusions would need.
+Every tensor's shape is inferred at the largest shape of a profile, and a tensor takes memory from the node
+that writes it to the last one that reads it. A builder fuses nodes and so keeps fewer of them: the estimate
+is what an engine without fusions would need.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import onnx
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
 
 from bertmp.core.errors import InputError
 from bertmp.export.engine.profiles import Profile, Shape
-
-_KEPT = 1024
-"""Constants up to so many values are kept for shape inference: they may be shapes. Weights need not be."""
+from bertmp.export.graph.weightless import without_weights
 
 
 @dataclass(frozen=True)
 class ProfileMemory:
-    """One profile's need.
+    """What one profile needs.
 
     Attributes:
         profile: as `MIN:OPT:MAX`.
         bytes: the most that the tensors alive at one time take at its largest shape.
-        unknown: tensors whose shape could not be inferred; they count for nothing.
+        unknown: tensors whose shape could not be inferred; they are not counted.
     """
 
     profile: str
@@ -42,7 +41,7 @@ class MemoryEstimate:
 
     Attributes:
         weights_bytes: the graph's weights.
-        profiles: each profile's tensors; one of them is at work at a time.
+        profiles: each profile's tensors; one of them is used at a time.
     """
 
     weights_bytes: int
@@ -63,19 +62,20 @@ def estimate(graph: ModelProto, profiles: Sequence[Profile]) -> MemoryEstimate:
     Args:
         graph: with inputs `[batch, length]`; its weights need not be loaded.
     """
-    outline = _without_weights(graph)
+    outline = without_weights(graph)
     needs = tuple(ProfileMemory(str(profile), *_peak(outline, profile.max)) for profile in profiles)
     weights = sum(_size(tensor.data_type, tensor.dims) for tensor in graph.graph.initializer)
     return MemoryEstimate(weights, needs)
 
 
-def require_room(found: MemoryEstimate, memory_bytes: int, whose: str) -> None:
+def check_fits(found: MemoryEstimate, memory_bytes: int, whose: str) -> None:
     """Checks an estimate against a GPU's memory.
 
     Args:
-        whose: what that memory is, for the line.
+        whose: the GPU, for the message.
 
-    Errors: InputError naming the largest profile where it does not fit.
+    Raises:
+        InputError: names the largest profile where it does not fit.
     """
     if found.total_bytes <= memory_bytes:
         return
@@ -85,25 +85,6 @@ def require_room(found: MemoryEstimate, memory_bytes: int, whose: str) -> None:
         f"the engine may need {total:,.0f} MiB ({weights:,.0f} of them weights), {whose} has {room:,.0f}",
         f"--profile {largest.profile}", "give smaller profiles or a lower --max-batch",
     )  # fmt: skip
-
-
-def _without_weights(graph: ModelProto) -> ModelProto:
-    """The same graph with the shapes of its weights alone: inference copies what it is given."""
-    outline = ModelProto()
-    outline.opset_import.extend(graph.opset_import)
-    outline.ir_version = graph.ir_version
-    outline.graph.name = graph.graph.name
-    outline.graph.node.extend(graph.graph.node)
-    outline.graph.input.extend(graph.graph.input)
-    outline.graph.output.extend(graph.graph.output)
-    for tensor in graph.graph.initializer:
-        if _count(tensor.dims) <= _KEPT and tensor.data_location != TensorProto.EXTERNAL:
-            outline.graph.initializer.append(tensor)
-        else:
-            outline.graph.input.append(
-                helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            )
-    return outline
 
 
 def _peak(outline: ModelProto, shape: Shape) -> tuple[int, int]:
@@ -149,11 +130,4 @@ def _size(kind: int, dims: Sequence[int]) -> int:
         width = helper.tensor_dtype_to_np_dtype(kind).itemsize
     except (KeyError, TypeError):
         width = 4
-    return _count(dims) * int(width)
-
-
-def _count(dims: Sequence[int]) -> int:
-    total = 1
-    for dim in dims:
-        total *= dim
-    return total
+    return math.prod(dims) * int(width)

@@ -68,8 +68,10 @@ def build_session(bundle_folder: Path, providers: Sequence[str] = PROVIDERS) -> 
         bundle_folder: a bundle.
         providers: those that may be used, in the order of preference.
 
-    Errors: InputError for a stale bundle or anything else than one; MissingComponent where ONNX Runtime is
-    not installed; BuildFailed where it does not take the graph.
+    Raises:
+        InputError: a stale bundle or anything else than one.
+        MissingComponent: ONNX Runtime is not installed.
+        BuildFailed: it does not take the graph.
     """
     started = time.monotonic()
     if Path(bundle_folder).is_file():
@@ -101,7 +103,8 @@ def build_session(bundle_folder: Path, providers: Sequence[str] = PROVIDERS) -> 
 def open_session(bundle_folder: Path) -> Any:
     """The bundle's prepared `InferenceSession`, with the provider it was prepared for.
 
-    Errors: InputError where it was not prepared or is stale.
+    Raises:
+        InputError: it was not prepared or is stale.
     """
     folder = Path(bundle_folder)
     Bundle.open(folder).stage(STAGE, f"bertmp build-engine {folder} --onnxruntime")

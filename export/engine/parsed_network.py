@@ -14,7 +14,7 @@ _ORIGIN = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:\[|$))")
 
 
 @dataclass(frozen=True)
-class Tensor:
+class LayerTensor:
     """An input or output of a layer.
 
     Attributes:
@@ -29,7 +29,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Layer:
+class ParsedLayer:
     """One layer of the parsed network.
 
     Attributes:
@@ -42,11 +42,11 @@ class Layer:
     name: str
     type: str
     node: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[LayerTensor, ...]
+    outputs: tuple[LayerTensor, ...]
 
     @property
-    def floats(self) -> tuple[tuple[str, Tensor], ...]:
+    def floats(self) -> tuple[tuple[str, LayerTensor], ...]:
         """The floating-point tensors whose values it reads or writes, each with its place (`input 0`)."""
         # A SHAPE layer looks at its input's dimensions, never at its values.
         read = () if self.type == "SHAPE" else self.inputs
@@ -76,13 +76,13 @@ def origin(metadata: str) -> str:
     return match[1] if match else ""
 
 
-def read_network(network: Any) -> list[Layer]:
+def read_network(network: Any) -> list[ParsedLayer]:
     """All layers of a TensorRT `INetworkDefinition`, in its order."""
     return [_read_layer(network.get_layer(index)) for index in range(network.num_layers)]
 
 
-def _read_layer(layer: Any) -> Layer:
-    return Layer(
+def _read_layer(layer: Any) -> ParsedLayer:
+    return ParsedLayer(
         name=layer.name,
         type=_bare(layer.type),
         node=origin(layer.metadata),
@@ -91,10 +91,10 @@ def _read_layer(layer: Any) -> Layer:
     )
 
 
-def _tensors(tensors: Any) -> tuple[Tensor, ...]:
+def _tensors(tensors: Any) -> tuple[LayerTensor, ...]:
     # An optional input that is not connected is None.
     return tuple(
-        Tensor(tensor.name, _bare(tensor.dtype), _dims(tensor.shape))
+        LayerTensor(tensor.name, _bare(tensor.dtype), _dims(tensor.shape))
         for tensor in tensors
         if tensor is not None
     )
@@ -112,7 +112,7 @@ def _bare(value: Any) -> str:
     return str(value).rsplit(".", 1)[-1]
 
 
-def summarise(layers: Sequence[Layer]) -> dict[str, dict[str, int]]:
+def summarise(layers: Sequence[ParsedLayer]) -> dict[str, dict[str, int]]:
     """Layer type → precision → how many layers, e.g. `{"NORMALIZATION": {"FLOAT": 13}}`."""
     counts: dict[str, dict[str, int]] = {}
     for layer in layers:

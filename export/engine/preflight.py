@@ -1,4 +1,4 @@
-"""What is checked, and written down, before a build begins: it takes minutes, these take none."""
+"""What is checked and recorded before a build: a build takes minutes, these checks take none."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from onnx import ModelProto
 
 from bertmp.core.errors import InputError
 from bertmp.core.hardware import Gpu
-from bertmp.export.engine import triton_releases as releases
+from bertmp.export.engine import triton_releases
 from bertmp.export.engine.builders import Toolchain
 from bertmp.export.engine.engine_options import EngineOptions
 from bertmp.export.engine.job import Job
-from bertmp.export.engine.memory_estimate import MemoryEstimate, estimate, require_room
-from bertmp.export.engine.parsed_network import Layer
+from bertmp.export.engine.memory_estimate import MemoryEstimate, check_fits, estimate
+from bertmp.export.engine.parsed_network import ParsedLayer
 from bertmp.export.engine.profiles import Profile, gaps
 
 
 def check_builder(tools: Toolchain, options: EngineOptions, device: Gpu | None) -> None:
-    """Refuses what this builder has not, and a Triton release that would not load what it builds.
+    """Refuses what this builder lacks, and a Triton release that would not load what it builds.
 
-    Errors: InputError naming the option.
+    Raises:
+        InputError: names the option.
     """
     if options.triton_release is not None:
-        releases.require_match(
-            releases.find_release(options.triton_release), tools.name, tools.version,
+        triton_releases.require_match(
+            triton_releases.find_release(options.triton_release), tools.name, tools.version,
             options.version_compatible, f"--triton-release {options.triton_release}",
         )  # fmt: skip
     tools.refuse_unsupported(vars(options), gpu=device is not None)
@@ -34,10 +35,11 @@ def check_builder(tools: Toolchain, options: EngineOptions, device: Gpu | None) 
         tools.require_driver(device)
 
 
-def check_targets(layers: Sequence[Layer], job: Job) -> None:
+def check_targets(layers: Sequence[ParsedLayer], job: Job) -> None:
     """Refuses a graph that a wanted GPU cannot run.
 
-    Errors: InputError naming the first node.
+    Raises:
+        InputError: names the first node.
     """
     if "7.5" not in job.options.compute_capability:
         return
@@ -62,21 +64,23 @@ def check_memory(
 ) -> MemoryEstimate:
     """Estimates what the engine may need on the GPU.
 
-    Errors: InputError where that is more than the GPU that was named, or is here, has.
+    Raises:
+        InputError: that is more than the GPU that was named, or is here, has.
     """
     found = estimate(load_graph(job), profiles)
     given = job.options.gpu_memory_mib
     if given is not None:
-        require_room(found, given << 20, "the GPU (--gpu-memory)")
+        check_fits(found, given << 20, "the GPU (--gpu-memory)")
     elif device is not None and tools.name == "tensorrt":  # it builds where it will run
-        require_room(found, device.memory_bytes, device.name)
+        check_fits(found, device.memory_bytes, device.name)
     return found
 
 
 def load_graph(job: Job) -> ModelProto:
     """The ONNX graph, without weights that lie in files beside it.
 
-    Errors: InputError where it is none.
+    Raises:
+        InputError: it is not one.
     """
     try:
         return onnx.load(job.graph, load_external_data=False)
@@ -91,7 +95,7 @@ def describe(
     profiles: Sequence[Profile],
     memory: MemoryEstimate,
 ) -> dict[str, Any]:
-    """What whoever runs the engine has to know of it; plain JSON values."""
+    """What must be known to run the engine; plain JSON values."""
     return {
         "builder": tools.name,
         "builder_version": tools.version,
@@ -99,19 +103,21 @@ def describe(
         "cuda": tools.cuda,
         "driver": tools.driver,
         "built_on": device.name if device else None,
-        "triton_releases": releases.releases_for(tools.name, tools.version, options.version_compatible),
-        "triton_source": releases.SOURCE,
+        "triton_releases": triton_releases.releases_for(
+            tools.name, tools.version, options.version_compatible
+        ),
+        "triton_source": triton_releases.SOURCE,
         "triton_release": options.triton_release,
         "version_compatible": options.version_compatible,
         "weights": options.weights,
         "profiles": [str(profile) for profile in profiles],
         "memory": memory.to_json(),
-        "remarks": remarks(tools, profiles, options),
+        "warnings": warnings(tools, profiles, options),
     }
 
 
-def remarks(tools: Toolchain, profiles: Sequence[Profile], options: EngineOptions) -> list[str]:
-    """What is allowed and may yet surprise."""
+def warnings(tools: Toolchain, profiles: Sequence[Profile], options: EngineOptions) -> list[str]:
+    """What is allowed but may surprise."""
     found = tools.without_effect(vars(options))
     found += [f"no profile holds {gap}: such requests are padded or refused" for gap in gaps(profiles)]
     if options.weights == "stripped":

@@ -59,7 +59,8 @@ def parse_profile(text: str, max_length: int | None = None) -> Profile:
     Args:
         max_length: the model's positions, where they are known.
 
-    Errors: InputError for another form, a zero, shapes out of order or more tokens than positions.
+    Raises:
+        InputError: another form, a zero, shapes out of order or more tokens than positions.
     """
     parts = text.split(":")
     shapes = [_parse_shape(part, text) for part in (parts * 3 if len(parts) == 1 else parts)]
@@ -159,7 +160,8 @@ def axes_of(profile: Profile, dims: Sequence[int], name: str) -> tuple[tuple[int
     Args:
         dims: the input's dimensions in the graph, −1 where dynamic: `[batch, length]`.
 
-    Errors: InputError where the graph fixes a dimension that the profile asks to be another.
+    Raises:
+        InputError: the graph fixes a dimension that the profile asks to be another.
     """
     if len(dims) != 2:
         raise InputError(

@@ -46,8 +46,10 @@ def why_not(builder: str) -> str:
 def load_engine(folder: Path) -> Engine:
     """Loads the engine in a folder.
 
-    Errors: MissingComponent without a GPU or the builder's runtime; InputError for an engine that is
-    truncated, or of another builder, version or GPU; BuildFailed where the runtime refuses it all the same.
+    Raises:
+        MissingComponent: there is no GPU or not the builder's runtime.
+        InputError: an engine that is truncated, or of another builder, version or GPU.
+        BuildFailed: the runtime refuses it all the same.
     """
     file = open_engine(folder)
     reason = why_not(file.builder)
@@ -92,7 +94,8 @@ class Engine:
         tools, file, device: what it runs with.
         profiles: in the engine's order.
 
-    Errors: BuildFailed where the runtime refuses the file.
+    Raises:
+        BuildFailed: the runtime refuses the file.
     """
 
     def __init__(self, tools: Toolchain, file: EngineFile, device: Gpu) -> None:
@@ -123,9 +126,12 @@ class Engine:
         Args:
             batch: the graph's inputs by name, INT64 `[batch, length]`; all of one shape.
 
-        Returns: every output by name.
+        Returns:
+            Every output by name.
 
-        Errors: InputError where no profile holds the shape; BuildFailed where the engine does not run.
+        Raises:
+            InputError: no profile holds the shape.
+            BuildFailed: the engine does not run.
         """
         slot = self.prepare(Shape(*batch[self.inputs[0]].shape))
         for name, buffer in slot.host_inputs.items():
@@ -153,7 +159,8 @@ class Engine:
     def prepare(self, shape: Shape) -> _Slot:
         """The slot of a shape, made where it is new.
 
-        Errors: InputError where no profile holds the shape.
+        Raises:
+            InputError: no profile holds the shape.
         """
         if shape in self._slots:
             self._slots.move_to_end(shape)

@@ -1,4 +1,4 @@
-"""Runs a build job in a process of its own and turns whatever becomes of it into a result or one line."""
+"""Runs a build job in a child process and turns its outcome into a result or a one-line error."""
 
 from __future__ import annotations
 
@@ -22,55 +22,63 @@ from bertmp.export.engine.job import Job, error_from
 GRACE_SECONDS = 10
 """How long an interrupted builder may take to reach its next step before it is killed."""
 
-PATIENCE_SECONDS = 60
-"""How long a builder may neither speak nor use the processor: NVIDIA's can lock up when memory runs out."""
+STALL_TIMEOUT_SECONDS = 60
+"""How long a builder may neither send a message nor use the processor: NVIDIA's can hang when memory runs
+out."""
 
 Message = Mapping[str, Any]
 
 
 def run_job(
-    job: Job, watch: Callable[[Message], None] = lambda message: None, patience: float = PATIENCE_SECONDS
+    job: Job,
+    on_message: Callable[[Message], None] = lambda message: None,
+    stall_timeout: float = STALL_TIMEOUT_SECONDS,
 ) -> dict[str, Any]:
     """Builds in a child process.
 
     Args:
-        watch: gets every message as it comes: `toolchain`, `log`, and the progress monitor's `phase`,
-            `step` and `finish`.
-        patience: seconds without a message and without work after which the child counts as locked up.
+        on_message: called with every message as it comes: `toolchain`, `log`, and the progress monitor's
+            `phase`, `step` and `finish`.
+        stall_timeout: seconds without a message and without work after which the child counts as hung.
 
-    Returns: the child's result, see `worker.build`.
+    Returns:
+        The child's result, see `worker.build`.
 
-    Errors: what the child found wrong; BuildFailed where it crashed, was killed or fell silent.
+    Raises:
+        BertmpError: what the child found wrong.
+        BuildFailed: the child crashed, was killed or hung.
     """
     result: dict[str, Any] | None = None
     failure: BertmpError | None = None
-    last_words = ""
-    with tempfile.TemporaryFile() as noise, _child(job, noise) as (child, reading):
-        for line in _lines(child, reading, patience):
+    last_message = ""
+    with tempfile.TemporaryFile() as noise, _builder_process(job, noise) as (child, reading):
+        for line in _lines(child, reading, stall_timeout):
             message = json.loads(line)
             if message["kind"] == "result":
                 result = message
             elif message["kind"] == "error":
                 failure = error_from(message)
             else:
-                last_words = _words(message) or last_words
-                watch(message)
-        locked_up = child.poll() is None
-        if locked_up:
+                last_message = _message_text(message) or last_message
+                on_message(message)
+        hung = child.poll() is None
+        if hung:
             child.kill()
         code = child.wait()
         if failure is not None:
             raise failure
-        if locked_up:
-            raise _death(f"locked up and did nothing for {patience:g} s", job, last_words, signal.SIGKILL)
+        if hung:
+            raise build_failure(
+                f"hung and did nothing for {stall_timeout:g} s", job, last_message, signal.SIGKILL
+            )
         if result is None or code != 0:
-            raise _death(_fate(code), job, _last_line(noise) or last_words, -code)
+            raise build_failure(describe_exit(code), job, _last_line(noise) or last_message, -code)
     return result
 
 
 @contextmanager
-def _child(job: Job, noise: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The running builder process and the pipe of its messages; it is gone when the block ends, however."""
+def _builder_process(job: Job, noise: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The running builder process and the pipe of its messages; it has ended when the block ends."""
     reading, writing = os.pipe()
     # A session of its own: the terminal's Ctrl-C reaches the command alone, which then stops the build.
     child = subprocess.Popen(
@@ -103,23 +111,23 @@ def _child(job: Job, noise: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes]
                 child.stdin.close()
 
 
-def _lines(child: subprocess.Popen[bytes], reading: int, patience: float) -> Iterator[bytes]:
-    """The child's messages until it ends, or has neither spoken nor worked for `patience` seconds."""
+def _lines(child: subprocess.Popen[bytes], reading: int, stall_timeout: float) -> Iterator[bytes]:
+    """The child's messages until it ends, or has neither spoken nor worked for `stall_timeout` seconds."""
     rest, quiet_since, worked = b"", time.monotonic(), _seconds_worked(child)
     while True:
-        if select.select([reading], [], [], min(1.0, patience))[0]:
+        if select.select([reading], [], [], min(1.0, stall_timeout))[0]:
             block = os.read(reading, 1 << 16)
             if not block:
                 # The pipe closes a moment before the process is gone.
                 with suppress(subprocess.TimeoutExpired):
-                    child.wait(timeout=patience)
+                    child.wait(timeout=stall_timeout)
                 return
             *lines, rest = (rest + block).split(b"\n")
             yield from lines
             quiet_since = time.monotonic()
         elif (now := _seconds_worked(child)) != worked:
             worked, quiet_since = now, time.monotonic()
-        elif time.monotonic() - quiet_since > patience:
+        elif time.monotonic() - quiet_since > stall_timeout:
             return
 
 
@@ -135,15 +143,15 @@ def _seconds_worked(child: subprocess.Popen[bytes]) -> float:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with the folder that this very `bertmp` was imported from on the child's path."""
+    """This process's environment, with the folder that `bertmp` was imported from on `PYTHONPATH`."""
     root = str(Path(bertmp.__file__).resolve().parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    # numpy, which onnx brings along, would start a BLAS thread a core: memory that the builder can use.
+    # numpy, which onnx imports, would start one BLAS thread per core: memory that the builder can use.
     return {"OPENBLAS_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _words(message: Message) -> str:
-    """What a message says, for the line about a death."""
+def _message_text(message: Message) -> str:
+    """A message as text, for the error about a failed build."""
     if message["kind"] == "log":
         return str(message["text"])
     return f"{message['name']} …" if message["kind"] == "phase" else ""
@@ -155,7 +163,7 @@ def _last_line(noise: IO[bytes]) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def _fate(code: int) -> str:
+def describe_exit(code: int) -> str:
     """An exit status in words."""
     if code >= 0:
         return f"ended with status {code}"
@@ -165,9 +173,9 @@ def _fate(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-def _death(how: str, job: Job, last_words: str, number: int) -> BuildFailed:
-    todo = "build again, and report it to NVIDIA where it stays so"
+def build_failure(how: str, job: Job, last_message: str, number: int) -> BuildFailed:
+    todo = "build again, and report it to NVIDIA if it happens again"
     if number == signal.SIGKILL:
-        todo = "was it short of memory? free some, or build fewer or smaller profiles"
-    said = f"; its last message: {last_words}" if last_words else ""
-    return BuildFailed(f"the builder process {how}{said}", job.graph, todo)
+        todo = "if memory ran out, free some, or build fewer or smaller profiles"
+    message = f"; its last message: {last_message}" if last_message else ""
+    return BuildFailed(f"the builder process {how}{message}", job.graph, todo)

@@ -1,4 +1,4 @@
-"""Which TensorRT each Triton release ships: an engine loads in the release that has the version it is of.
+"""Which TensorRT each Triton release ships: an engine loads in a release with the version that built it.
 
 The rows are of the container `tritonserver:RELEASE-py3`, the one with the TensorRT backend (the containers
 for TensorRT-LLM ship another TensorRT). Their sources:
@@ -17,6 +17,8 @@ versions of CUDA) are missing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from packaging.version import Version
 
 from bertmp.core.errors import InputError
 
@@ -79,7 +81,8 @@ RELEASES = tuple(
 def find_release(name: str) -> Release:
     """The release of that name.
 
-    Errors: InputError where the table does not have it.
+    Raises:
+        InputError: the table does not have it.
     """
     for release in RELEASES:
         if release.name == name:
@@ -116,7 +119,7 @@ def mismatch(release: Release, builder: str, version: str, version_compatible: b
 
 
 def require_match(release: Release, builder: str, version: str, version_compatible: bool, where: str) -> None:
-    """Errors: InputError where `release` does not load an engine of this builder; says what would."""
+    """Raises InputError where `release` does not load an engine of this builder; says what would."""
     reason = mismatch(release, builder, version, version_compatible)
     if not reason:
         return
@@ -133,9 +136,5 @@ def loads_later(built: str, runtime: str) -> bool:
 
     NVIDIA promises it within a major version, and from 10 to 11.
     """
-    old, new = _numbers(built), _numbers(runtime)
-    return new >= old and (new[0] == old[0] or (old[0], new[0]) == (10, 11))
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    old, new = Version(built), Version(runtime)
+    return new >= old and (new.major == old.major or (old.major, new.major) == (10, 11))

@@ -1,4 +1,4 @@
-"""The proof that a parsed network runs every node in the precision that its plan says.
+"""Verifies that a parsed network runs every node in the precision that its plan says.
 
 TensorRT builds strongly typed networks, so what the parsed layers' tensors say is what the engine does.
 Pure data in, pure data out: nothing here needs a builder.
@@ -7,11 +7,11 @@ Pure data in, pure data out: nothing here needs a builder.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bertmp.export.engine.parsed_network import Layer, summarise
+from bertmp.export.engine.parsed_network import ParsedLayer, summarise
 from bertmp.export.precision.plan import CAST_PREFIX, NodePlan, PrecisionPlan
 
 _MUST_BE = {
@@ -32,14 +32,14 @@ _WANTED = {"fp16": "HALF", "bf16": "BF16", "fp32": "FLOAT"}
 
 
 @dataclass(frozen=True)
-class NodeProof:
+class NodeVerification:
     """One entry of the plan, judged.
 
     Attributes:
         name, op, planned: as in the plan.
-        status: `proven` or `violated`.
+        status: `verified` or `violated`.
         layers: the TensorRT layers that it became; empty where the parser evaluated it, or it is missing.
-        violations: what breaks the plan, each naming the layer; empty where proven.
+        violations: what breaks the plan, each naming the layer; empty where verified.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Added:
 
 
 @dataclass(frozen=True)
-class Proof:
+class Verification:
     """What was found.
 
     Attributes:
@@ -78,23 +78,23 @@ class Proof:
         summary: layer type → precision → count, over all layers.
     """
 
-    nodes: tuple[NodeProof, ...]
+    nodes: tuple[NodeVerification, ...]
     planned_casts: tuple[str, ...]
     added: tuple[Added, ...]
     unaccounted: tuple[str, ...]
     summary: dict[str, dict[str, int]]
 
     @property
-    def violated(self) -> list[NodeProof]:
+    def violated(self) -> list[NodeVerification]:
         return [node for node in self.nodes if node.status == "violated"]
 
     @property
-    def proven(self) -> bool:
+    def verified(self) -> bool:
         """Whether every node is as planned and every layer accounted for."""
         return not self.violated and not self.unaccounted
 
     def first_failure(self) -> str:
-        """The first reason why it is not proven, with how many follow."""
+        """The first reason why it is not verified, with how many follow."""
         failures = [f"{node.name}: {text}" for node in self.violated for text in node.violations]
         failures += self.unaccounted
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
@@ -112,19 +112,27 @@ class Proof:
         }
 
     def to_json(self) -> dict[str, Any]:
-        return {"proven": self.proven, "counts": self.counts(), "summary": self.summary, **{
+        return {"verified": self.verified, "counts": self.counts(), "summary": self.summary, **{
             key: [asdict(item) if not isinstance(item, str) else item for item in getattr(self, key)]
             for key in ("nodes", "planned_casts", "added", "unaccounted")
         }}  # fmt: skip
 
 
-def prove(plan: PrecisionPlan, layers: Sequence[Layer], known: Collection[str] = ()) -> Proof:
+def verification_of(network: Mapping[str, Any]) -> dict[str, Any]:
+    """The verification in a `network.json`; version 0.1 called it `proof`, and its result `proven`."""
+    found = dict(network.get("verification") or network["proof"])
+    return {**found, "verified": found.get("verified", found.get("proven"))}
+
+
+def verify_network(
+    plan: PrecisionPlan, layers: Sequence[ParsedLayer], known: Collection[str] = ()
+) -> Verification:
     """Judges every node of the plan and accounts for every layer.
 
     Args:
         known: names of nodes that the graph has and the plan does not judge.
     """
-    layers_of: dict[str, list[Layer]] = {}
+    layers_of: dict[str, list[ParsedLayer]] = {}
     for layer in layers:
         if layer.node:
             layers_of.setdefault(layer.node, []).append(layer)
@@ -140,7 +148,7 @@ def prove(plan: PrecisionPlan, layers: Sequence[Layer], known: Collection[str] =
             strangers.append(
                 f"layer '{layer.name}' ({layer.type}) is of node '{layer.node}', which the plan does not have"
             )
-    return Proof(
+    return Verification(
         nodes=tuple(_judge(node, layers_of.get(node.name, []), casts_at) for node in plan.nodes),
         planned_casts=tuple(casts),
         added=tuple(added),
@@ -155,7 +163,8 @@ def plan_by_type(nodes: Iterable[tuple[str, str]]) -> tuple[PrecisionPlan, froze
     Args:
         nodes: name and operator of every node of the graph.
 
-    Returns: the plan of the nodes that are judged, and the names of the others.
+    Returns:
+        The plan of the nodes that are judged, and the names of the others.
     """
     precisions = {"LayerNormalization": "fp32", "Softmax": "fp32", "MatMul": "fp16", "Gemm": "fp16"}
     nodes = list(nodes)
@@ -167,16 +176,16 @@ def plan_by_type(nodes: Iterable[tuple[str, str]]) -> tuple[PrecisionPlan, froze
     return PrecisionPlan("", judged), frozenset(name for name, op in nodes if op not in precisions)
 
 
-def _judge(node: NodePlan, layers: Sequence[Layer], casts_at: dict[str, str]) -> NodeProof:
+def _judge(node: NodePlan, layers: Sequence[ParsedLayer], casts_at: dict[str, str]) -> NodeVerification:
     violations = list(_violations(node, layers))
     if node.precision == "fp32" and node.name in casts_at and node.op not in _CONVERTS:
         violations.append(f"planned fp32, but the parser added the cast '{casts_at[node.name]}' to it")
-    status = "violated" if violations else "proven"
+    status = "violated" if violations else "verified"
     names = tuple(layer.name for layer in layers)
-    return NodeProof(node.name, node.op, node.precision, status, names, tuple(violations))
+    return NodeVerification(node.name, node.op, node.precision, status, names, tuple(violations))
 
 
-def _violations(node: NodePlan, layers: Sequence[Layer]) -> Iterable[str]:
+def _violations(node: NodePlan, layers: Sequence[ParsedLayer]) -> Iterable[str]:
     kind = _MUST_BE.get(node.op)
     if kind and node.precision != "integer" and not any(layer.type == kind for layer in layers):
         yield f"planned {node.precision}, but the network has no {kind} layer of it"
@@ -190,7 +199,7 @@ def _violations(node: NodePlan, layers: Sequence[Layer]) -> Iterable[str]:
                 yield f"planned {node.precision}, but {found}"
 
 
-def _account_for_added(layers: Sequence[Layer]) -> tuple[list[Added], list[str]]:
+def _account_for_added(layers: Sequence[ParsedLayer]) -> tuple[list[Added], list[str]]:
     """Roles of the layers that carry no node's name, and those that have none."""
     owners = _Owners(layers)
     added, strangers = [], []
@@ -205,7 +214,7 @@ def _account_for_added(layers: Sequence[Layer]) -> tuple[list[Added], list[str]]
     return added, strangers
 
 
-def _role(layer: Layer) -> str:
+def _role(layer: ParsedLayer) -> str:
     kinds = {tensor.dtype for _, tensor in layer.floats}
     if layer.type == "CONSTANT":
         return "constant"
@@ -219,24 +228,24 @@ def _role(layer: Layer) -> str:
 class _Owners:
     """Finds the node that a parser's layer serves: the one its values flow into, else out of."""
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[ParsedLayer]) -> None:
         self.producer = {tensor.name: layer for layer in layers for tensor in layer.outputs}
-        self.consumers: dict[str, list[Layer]] = {}
+        self.consumers: dict[str, list[ParsedLayer]] = {}
         for layer in layers:
             for tensor in layer.inputs:
                 self.consumers.setdefault(tensor.name, []).append(layer)
 
-    def of(self, layer: Layer) -> tuple[str, ...]:
+    def of(self, layer: ParsedLayer) -> tuple[str, ...]:
         return tuple(sorted(self._reach(layer, self._below) or self._reach(layer, self._above)))
 
-    def _below(self, layer: Layer) -> list[Layer]:
+    def _below(self, layer: ParsedLayer) -> list[ParsedLayer]:
         return [user for tensor in layer.outputs for user in self.consumers.get(tensor.name, [])]
 
-    def _above(self, layer: Layer) -> list[Layer]:
+    def _above(self, layer: ParsedLayer) -> list[ParsedLayer]:
         return [self.producer[tensor.name] for tensor in layer.inputs if tensor.name in self.producer]
 
     @staticmethod
-    def _reach(start: Layer, neighbours: Callable[[Layer], list[Layer]]) -> set[str]:
+    def _reach(start: ParsedLayer, neighbours: Callable[[ParsedLayer], list[ParsedLayer]]) -> set[str]:
         """Names of the nearest nodes in one direction, through layers of no node."""
         found: set[str] = set()
         seen, queue = {start.name}, deque(neighbours(start))

@@ -1,4 +1,4 @@
-"""The builder process: parses the graph, proves its precision, builds the engine.
+"""The builder process: parses the graph, verifies its precision, builds the engine.
 
 Started by `supervisor.run_job` as `python -m bertmp.export.engine.worker DESCRIPTOR`, with the descriptor
 of the pipe that takes its messages. Whatever happens in here, the command outlives it.
@@ -23,9 +23,9 @@ from bertmp.export.engine.builder_config import add_profiles, choose_profiles, c
 from bertmp.export.engine.builders import Toolchain, find_toolchain
 from bertmp.export.engine.inspector import inspect_engine
 from bertmp.export.engine.job import ENGINE_FILE, NETWORK_FILE, Job, Messages, error_message
-from bertmp.export.engine.parsed_network import Layer, read_network
+from bertmp.export.engine.parsed_network import ParsedLayer, read_network
 from bertmp.export.engine.preflight import check_builder, check_memory, check_targets, describe, load_graph
-from bertmp.export.engine.verify import Proof, plan_by_type, prove
+from bertmp.export.engine.verify import Verification, plan_by_type, verify_network
 from bertmp.export.precision.plan import PrecisionPlan
 
 FORMAT = 1
@@ -57,9 +57,10 @@ def main(descriptor: int) -> None:
 
 
 def build(job: Job, messages: Messages) -> dict[str, Any]:
-    """Writes `network.json` and, where the precision is proven, `model.plan` into the job's folder.
+    """Writes `network.json` and, where the precision is verified, `model.plan` into the job's folder.
 
-    Returns: what the command tells of the build; plain JSON values.
+    Returns:
+        What the command tells of the build; plain JSON values.
     """
     options, device = job.options, find_gpu()
     tools = find_toolchain(options.builder)
@@ -73,25 +74,27 @@ def build(job: Job, messages: Messages) -> dict[str, Any]:
     add_profiles(builder, config, network, profiles)
     layers = read_network(network)
     check_targets(layers, job)
-    proof = _prove(job, layers)
+    verification = _verify(job, layers)
     memory = check_memory(job, profiles, tools, device)
     facts = describe(tools, options, device, profiles, memory)
-    account = {"format": FORMAT, **facts, "proof": proof.to_json(),
+    account = {"format": FORMAT, **facts, "verification": verification.to_json(),
                "layers": [layer.to_json() for layer in layers]}  # fmt: skip
-    # Before the build: what was proven is then there to be looked at, whatever the builder does.
+    # Before the build: what was verified is then there to be looked at, whatever the builder does.
     write_json(Path(job.folder) / NETWORK_FILE, account)
     engine: dict[str, Any] = {"engine_bytes": 0}
-    if proof.proven:
+    if verification.verified:
         made = _Builder(tools, builder, config, network, logger, messages)
         engine = made.build(job, device)
-        engine["inspection"] = inspect_engine(tools, logger, job, proof, facts["compute_capability"], device)
+        engine["inspection"] = inspect_engine(
+            tools, logger, job, verification, facts["compute_capability"], device
+        )
         write_json(Path(job.folder) / NETWORK_FILE, {**account, **engine})
     del parser  # it owns weights that the network refers to, so it lives until here
-    failure = proof.first_failure() or _first_violation(engine)
+    failure = verification.first_failure() or _first_violation(engine)
     if failure:
         (Path(job.folder) / ENGINE_FILE).unlink(missing_ok=True)
-    return {**facts, "proven": not failure, "failure": failure, "counts": proof.counts(),
-            "summary": proof.summary, "layers": len(layers), **engine}  # fmt: skip
+    return {**facts, "verified": not failure, "failure": failure, "counts": verification.counts(),
+            "summary": verification.summary, "layers": len(layers), **engine}  # fmt: skip
 
 
 def _first_violation(engine: dict[str, Any]) -> str:
@@ -158,14 +161,14 @@ def _describe(error: Any) -> str:
     return f"node '{node}' ({error.node_operator()}): {text}" if node else text
 
 
-def _prove(job: Job, layers: Sequence[Layer]) -> Proof:
+def _verify(job: Job, layers: Sequence[ParsedLayer]) -> Verification:
     if job.plan is not None:
-        return prove(PrecisionPlan.load(Path(job.plan)), layers)
+        return verify_network(PrecisionPlan.load(Path(job.plan)), layers)
     # The parser names a nameless node after its first output.
     graph = load_graph(job)
     names = [(node.name or f"node_of_{node.output[0]}", node.op_type) for node in graph.graph.node]
     plan, others = plan_by_type(names)
-    return prove(plan, layers, known=others)
+    return verify_network(plan, layers, known=others)
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,8 @@ class _Builder:
     def build(self, job: Job, device: Gpu | None) -> dict[str, Any]:
         """Builds, and writes `model.plan`.
 
-        Returns: its size and its SHA-256.
+        Returns:
+            Its size and its SHA-256.
         """
         self.config.progress_monitor = monitor = _monitor(self.tools.module, self.messages)
         cache = open_timing_cache(self.tools, self.config, job.options.timing_cache, device)

@@ -31,7 +31,8 @@ def chain(bundle: Bundle, checkpoint: Path | None) -> tuple[Stage, ...]:
     Args:
         checkpoint: in place of the folder that the manifest names.
 
-    Errors: InputError where the bundle was not exported, or where one of its stages is stale.
+    Raises:
+        InputError: the bundle was not exported, or one of its stages is stale.
     """
     manifest = bundle.manifest
     export = bundle.stage(EXPORT, "bertmp export")

@@ -12,6 +12,7 @@ from bertmp.core.hardware import machine
 from bertmp.core.io import read_json
 from bertmp.export.bundle.bundle import BUILD_ENGINE, FP16_GRAPH, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
 from bertmp.export.bundle.manifest import tool_versions
+from bertmp.export.engine.verify import verification_of
 from bertmp.export.parity.stage_metrics import finite
 from bertmp.export.precision.plan import NodePlan, PrecisionPlan, RangeRecord
 
@@ -101,7 +102,8 @@ class BundleFacts:
 def gather(bundle: Bundle) -> BundleFacts:
     """Reads the manifest, the precision plan and the engine's listing.
 
-    Errors: InputError where one of them is damaged.
+    Raises:
+        InputError: one of them is damaged.
     """
     manifest = bundle.manifest
     files = tuple(
@@ -154,7 +156,7 @@ def _by_rule(nodes: list[NodePlan]) -> tuple[RuleFacts, ...]:
 
 def _layers(network: Any) -> dict[str, dict[str, int]]:
     """Layer type → precision → number: first the types that the plan is about, then the most frequent."""
-    summary: dict[str, dict[str, int]] = network["proof"]["summary"]
+    summary: dict[str, dict[str, int]] = verification_of(network)["summary"]
     return dict(sorted(summary.items(), key=lambda item: (item[0] not in _TELLING, -sum(item[1].values()))))
 
 

@@ -15,6 +15,7 @@ from bertmp.export.engine.builders import Toolchain, probe
 from bertmp.export.engine.compatibility import open_engine, require_runtime
 from bertmp.export.engine.profiles import Profile, Shape
 from bertmp.export.engine.runtime import Engine, load_engine, why_not
+from bertmp.export.engine.verify import verification_of
 from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
 
 OUTPUT = "logits"
@@ -24,7 +25,7 @@ STEP = 8
 
 @dataclass(frozen=True)
 class EngineStage:
-    """The bundle's engine answers the texts; without a GPU only its proof counts.
+    """The bundle's engine answers the texts; without a GPU only its verification counts.
 
     Attributes:
         bundle: the bundle.
@@ -39,8 +40,10 @@ class EngineStage:
     def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | NotRun:
         """Answers all texts, in their order.
 
-        Errors: InputError where the engine is stale, truncated, of another builder's version or GPU, or too
-        small for the texts; BuildFailed where the runtime refuses it.
+        Raises:
+            InputError: the engine is stale, truncated, of another builder's version or GPU, or too small for
+                the texts.
+            BuildFailed: the runtime refuses it.
         """
         if BUILD_ENGINE not in self.bundle.manifest.stages:
             return NotRun("no engine: 'bertmp build-engine' has not run")
@@ -52,7 +55,7 @@ class EngineStage:
             require_runtime(file, installed.name, installed.version)
         reason = why_not(file.builder)
         if reason:
-            return NotRun(reason, proof=self.proof())
+            return NotRun(reason, verification=self.verification())
         engine = load_engine(place)
         details: dict[str, object] = {
             "builder": f"{file.builder} {file.builder_version}",
@@ -61,11 +64,12 @@ class EngineStage:
         }
         return StageOutput(_answer(engine, inputs, advance), details=details)
 
-    def proof(self) -> dict[str, object]:
-        """What `network.json` proves of the engine: counts of nodes and layers, and types by layer."""
+    def verification(self) -> dict[str, object]:
+        """The engine's precision as `network.json` has it: counts, and layers by type."""
         network = read_json(self.bundle.folder / NETWORK)
         parts = {name: network[name] for name in ("builder", "builder_version")}
-        return {**parts, **{name: network["proof"][name] for name in ("proven", "counts", "summary")}}
+        found = verification_of(network)
+        return {**parts, **{name: found[name] for name in ("verified", "counts", "summary")}}
 
 
 def plan_batches(lengths: Sequence[int], profiles: Sequence[Profile]) -> Iterator[tuple[list[int], Shape]]:
@@ -74,10 +78,12 @@ def plan_batches(lengths: Sequence[int], profiles: Sequence[Profile]) -> Iterato
     Args:
         lengths: tokens of each row.
 
-    Returns: row indices of each batch and the shape to fill: rows may be fewer than its batch and shorter
-    than its length where the profile starts above them.
+    Returns:
+        Row indices of each batch and the shape to fill: rows may be fewer than its batch and shorter than its
+        length where the profile starts above them.
 
-    Errors: InputError for a row that is longer than every profile.
+    Raises:
+        InputError: a row that is longer than every profile.
     """
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     while order:

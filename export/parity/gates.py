@@ -26,7 +26,7 @@ class Limits:
             least twice the measured error apart.
         size_ratio: the graph's file against the FP32 graph's.
         non_finite: how many numbers may be NaN or infinite.
-        proven: whether the precision of every layer must be proven where the stage does not run.
+        verified: whether the precision of every layer must be verified where the stage does not run.
     """
 
     max_error: float | None = None
@@ -36,7 +36,7 @@ class Limits:
     unexplained_flips: int | None = None
     size_ratio: float | None = None
     non_finite: int | None = 0
-    proven: bool = False
+    verified: bool = False
 
 
 _HALF = Limits(max_error=0.05, accuracy_points=0.2, unexplained_flips=0)
@@ -45,7 +45,7 @@ DEFAULTS: Mapping[str, Limits] = {
     "torch-fp32": Limits(),
     "onnx-fp32": Limits(max_error=5e-5),
     "onnx-fp16": replace(_HALF, size_ratio=0.51),
-    "engine": replace(_HALF, proven=True),
+    "engine": replace(_HALF, verified=True),
     "triton": Limits(max_probability_error=1e-5, flips=0),
 }
 """The gates without a gates file."""
@@ -78,13 +78,13 @@ class Evidence:
         measures: its answers against those it must match; None where it did not run.
         failure: the line of the error that it ended with; empty where there was none.
         size_ratio: its file against the FP32 graph's; None where it has none of its own.
-        proven: whether every layer's precision was proven; None where nothing was to be proven.
+        verified: whether every layer's precision was verified; None where nothing was to be verified.
     """
 
     measures: Measures | None = None
     failure: str = ""
     size_ratio: float | None = None
-    proven: bool | None = None
+    verified: bool | None = None
 
 
 def limits_of(stage: str, limits: Mapping[str, Limits] = DEFAULTS) -> Limits:
@@ -93,7 +93,7 @@ def limits_of(stage: str, limits: Mapping[str, Limits] = DEFAULTS) -> Limits:
 
 
 def decide(stage: str, evidence: Evidence, limits: Limits) -> tuple[Gate, ...]:
-    """Every gate of a stage; none for a stage that did not run and of which nothing was to be proven."""
+    """Every gate of a stage; none for a stage that did not run and of which nothing was to be verified."""
     gates = []
     if evidence.failure:
         gates.append(Gate(stage, "runs", True, False, False, f"it failed: {evidence.failure}"))
@@ -101,8 +101,8 @@ def decide(stage: str, evidence: Evidence, limits: Limits) -> tuple[Gate, ...]:
         gates += list(_measured(stage, evidence.measures, limits))
     if limits.size_ratio is not None and evidence.size_ratio is not None:
         gates.append(_size(stage, evidence.size_ratio, limits.size_ratio))
-    if limits.proven and evidence.proven is not None:
-        gates.append(_proof(stage, evidence.proven))
+    if limits.verified and evidence.verified is not None:
+        gates.append(_verified(stage, evidence.verified))
     return tuple(gates)
 
 
@@ -145,10 +145,15 @@ def _size(stage: str, ratio: float, limit: float) -> Gate:
     return Gate(stage, "size_ratio", limit, ratio, ratio <= limit, sentence)
 
 
-def _proof(stage: str, proven: bool) -> Gate:
-    words = "runs in the precision that the plan says" if proven else "is not proven against the plan"
+def _verified(stage: str, verified: bool) -> Gate:
+    words = "runs in the precision that the plan says" if verified else "is not verified against the plan"
     return Gate(
-        stage, "proven", True, proven, proven, f"every layer {words}" if proven else f"the engine {words}"
+        stage,
+        "verified",
+        True,
+        verified,
+        verified,
+        f"every layer {words}" if verified else f"the engine {words}",
     )
 
 
@@ -164,7 +169,8 @@ def override(tables: Mapping[str, Any], where: str) -> dict[str, Limits]:
         tables: stage → gate → limit; a limit `false` leaves the gate out.
         where: the file, for messages.
 
-    Errors: InputError for an unknown stage or gate, or a limit that is no number of the right kind.
+    Raises:
+        InputError: an unknown stage or gate, or a limit that is no number of the right kind.
     """
     limits = dict(DEFAULTS)
     for stage, table in tables.items():
@@ -179,9 +185,11 @@ def override(tables: Mapping[str, Any], where: str) -> dict[str, Limits]:
 
 def _checked(stage: str, name: str, value: object, where: str) -> Any:
     known = {field.name: field.type for field in fields(Limits)}
+    if name == "proven":
+        raise InputError(f"the gate 'proven' of {stage} is now 'verified'", where, "use the new name")
     if name not in known:
         raise InputError(f"unknown gate '{name}' of {stage}", where, f"use one of {', '.join(known)}")
-    if name == "proven":
+    if name == "verified":
         if isinstance(value, bool):
             return value
         raise InputError(f"the limit of {stage}.{name} is no true or false", where, "fix it")

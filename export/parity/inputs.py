@@ -71,8 +71,9 @@ class Batch:
 def read_inputs(bundle: Bundle, data: Path, columns: Columns | None = None) -> ParityData:
     """Reads `data`, with the bundle's tokenizer and its labels' order.
 
-    Errors: InputError for a file that cannot be read (see `read_examples`), for a bundle of another task than
-    classification, and for a label that the bundle does not know.
+    Raises:
+        InputError: a file that cannot be read (see `read_examples`), a bundle of another task than
+            classification, or a label that the bundle does not know.
     """
     if bundle.task != "classification" or not bundle.labels:
         raise InputError(
@@ -127,7 +128,8 @@ def answer_all(
         answer: a batch → logits, FP32 `[batch, labels]`.
         advance: called with the number of texts after every batch.
 
-    Returns: FP32 `[texts, labels]`.
+    Returns:
+        FP32 `[texts, labels]`.
     """
     logits: np.ndarray | None = None
     for batch in batches(inputs):

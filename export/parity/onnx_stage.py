@@ -36,7 +36,8 @@ class OnnxStage:
     def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | NotRun:
         """Answers all texts.
 
-        Errors: MissingComponent where ONNX Runtime is not installed.
+        Raises:
+            MissingComponent: ONNX Runtime is not installed.
         """
         if not self.graph.is_file():
             return NotRun(f"the bundle has no {self.graph.name}")

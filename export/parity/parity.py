@@ -113,7 +113,9 @@ def _stage_report(
     """Measures one stage; a stage whose answers cannot be compared has failed."""
     answer, size = ran.answer, facts.size_ratio if ran.name == ONNX_FP16 else None
     if isinstance(answer, NotRun):
-        return StageReport(ran.name, "not run", answer.reason, size_ratio=size, proof=answer.proof)
+        return StageReport(
+            ran.name, "not run", answer.reason, size_ratio=size, verification=answer.verification
+        )
     if answer is None or not reference:
         why = ran.failure or "there is no reference to compare with"
         return StageReport(ran.name, "failed", why, ran.seconds, size_ratio=size)
@@ -139,7 +141,8 @@ def _stage_report(
 def _check_labels(answer: StageOutput, texts: ParityData) -> None:
     """A served model names its labels: the same in another order would be other answers.
 
-    Errors: ValueError where they are not the bundle's.
+    Raises:
+        ValueError: they are not the bundle's.
     """
     served = answer.details.get("labels")
     if isinstance(served, (list, tuple)) and list(served) != list(texts.classes):
@@ -176,7 +179,7 @@ def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
         measures=row.served or row.measures,
         failure=row.reason if row.status == "failed" else "",
         size_ratio=row.size_ratio,
-        proven=bool(row.proof.get("proven")) if row.proof else None,
+        verified=bool(row.verification.get("verified")) if row.verification else None,
     )
     return decide(row.name, evidence, wanted)
 

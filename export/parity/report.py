@@ -37,7 +37,7 @@ _GATE_NAMES = {
     "unexplained_flips": "flips within error",
     "accuracy_points": "accuracy",
     "size_ratio": "file size",
-    "proven": "precision proven",
+    "verified": "precision verified",
 }
 
 
@@ -112,8 +112,8 @@ def _figure(stage: StageReport) -> tuple[str, str]:
     if stage.status == "reference":
         return "FP32", "the reference"
     if stage.measures is None:
-        proven = stage.proof.get("proven")
-        return ("proven", f"not run: {stage.reason}") if proven else (stage.status, stage.reason)
+        verified = stage.verification.get("verified")
+        return ("verified", f"not run: {stage.reason}") if verified else (stage.status, stage.reason)
     return scientific(stage.measures.max_error), "largest logit error"
 
 

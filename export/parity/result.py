@@ -14,7 +14,7 @@ from bertmp.export.parity.stage_metrics import Flip, Measures, finite
 FORMAT = 1
 
 Status = Literal["reference", "run", "not run", "failed"]
-Verdict = Literal["reference", "passed", "proven", "not run", "failed"]
+Verdict = Literal["reference", "passed", "verified", "not run", "failed"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class StageReport:
         served: the answers against those of `serves`.
         size_ratio: its file against the FP32 graph's, where it has one.
         details: what the stage says of itself.
-        proof: what was proven of a stage that did not run.
+        verification: what was verified of a stage that did not run.
     """
 
     name: str
@@ -43,7 +43,7 @@ class StageReport:
     served: Measures | None = None
     size_ratio: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
-    proof: Mapping[str, Any] = field(default_factory=dict)
+    verification: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def texts_per_second(self) -> float | None:
@@ -62,7 +62,7 @@ class StageReport:
             "served": self.served and self.served.to_json(),
             "size_ratio": self.size_ratio,
             "details": dict(self.details),
-            "proof": dict(self.proof),
+            "verification": dict(self.verification),
         }
 
 
@@ -161,17 +161,18 @@ class ParityReport:
         return tuple(gate for gate in self.gates if not gate.passed)
 
     def verdict(self, stage: StageReport) -> Verdict:
-        """What the gates say of a stage; `proven` where it did not run but its precision holds."""
+        """What the gates say of a stage; `verified` where it did not run but its precision holds."""
         if any(gate.stage == stage.name and not gate.passed for gate in self.gates):
             return "failed"
-        if stage.status == "not run" and stage.proof.get("proven"):
-            return "proven"
+        if stage.status == "not run" and stage.verification.get("verified"):
+            return "verified"
         return "passed" if stage.status == "run" else stage.status
 
     def stage(self, name: str) -> StageReport:
         """One stage by its name.
 
-        Errors: KeyError where there is none.
+        Raises:
+            KeyError: there is none.
         """
         for stage in self.stages:
             if stage.name == name:

@@ -49,10 +49,10 @@ class StageOutput:
 
 @dataclass(frozen=True)
 class NotRun:
-    """A stage that could not run here, and why; `proof` holds what was proven of it all the same."""
+    """A stage that could not run here, and why; `verification` holds what was verified of it all the same."""
 
     reason: str
-    proof: dict[str, object] = field(default_factory=dict)
+    verification: dict[str, object] = field(default_factory=dict)
 
 
 class Stage(Protocol):

@@ -114,7 +114,8 @@ def measure(reference: StageOutput, output: StageOutput, labels: Sequence[int] |
         reference, output: logits FP32 `[texts, labels]` of the same texts in the same order.
         labels: the true class of each text, if known.
 
-    Errors: ValueError where the shapes differ.
+    Raises:
+        ValueError: the shapes differ.
     """
     if output.logits.shape != reference.logits.shape:
         raise ValueError(

@@ -56,8 +56,9 @@ class TorchStage:
     def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | NotRun:
         """Answers all texts.
 
-        Errors: InputError where the user named a checkpoint that cannot be the reference, or where its
-        files are damaged.
+        Raises:
+            InputError: the user named a checkpoint that cannot be the reference, or its files are
+                damaged.
         """
         if obstacle := self.obstacle():
             if self.chosen:

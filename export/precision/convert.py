@@ -24,7 +24,7 @@ class Conversion:
         planned: the plan itself and what was measured.
         bytes, bytes_fp32: sizes of the two graphs' files, their external data included.
         seconds: wall time.
-        remarks: how the graph was understood, and which parts of it were left as they are.
+        notes: how the graph was understood, and which parts of it were left as they are.
     """
 
     graph: Path
@@ -33,7 +33,7 @@ class Conversion:
     bytes: int
     bytes_fp32: int
     seconds: float
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def nodes(self) -> dict[str, int]:
@@ -59,7 +59,7 @@ class Conversion:
             "bytes_fp32": self.bytes_fp32,
             "size_ratio": self.size_ratio,
             "seconds": self.seconds,
-            "remarks": list(self.remarks),
+            "notes": list(self.notes),
         }
 
 

@@ -176,7 +176,7 @@ def test_the_task_overrides_the_configuration_of_a_legacy_checkpoint(
     (old / "config.json").write_text((source / "config.json").read_text())
     torch.save(load_file(source / "model.safetensors"), old / "pytorch_model.bin")
     made = export_checkpoint(old, tmp_path / "bundle", task="token-classification", fp16=False)
-    assert made.remarks == (
+    assert made.notes == (
         "unused weights of the checkpoint: bert.pooler.dense.bias, bert.pooler.dense.weight",
     )
     opened = Bundle.open(made.bundle)

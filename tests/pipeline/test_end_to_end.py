@@ -67,7 +67,7 @@ def test_every_stage_answers_like_the_checkpoint(pipeline: Pipeline, tmp_path: P
         assert 0 < by_name["onnx-fp16"]["measures"]["max_error"] <= 0.05
         assert by_name["triton"]["measures"]["max_error"] <= 5e-5
         assert by_name["triton"]["measures"]["max_probability_error"] <= 1e-5
-        assert by_name["engine"]["proof"]["proven"] is True
+        assert by_name["engine"]["verification"]["verified"] is True
 
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<svg" in page
@@ -81,13 +81,15 @@ def test_every_stage_answers_like_the_checkpoint(pipeline: Pipeline, tmp_path: P
 
 def test_the_network_is_what_the_plan_says(pipeline: Pipeline) -> None:
     network = json.loads((pipeline.bundle / "engine" / "network.json").read_text())
-    summary = network["proof"]["summary"]
+    summary = network["verification"]["summary"]
     assert summary["NORMALIZATION"] == {"FLOAT": 13}
     assert summary["SOFTMAX"] == {"FLOAT": 6}
     assert set(summary["MATRIX_MULTIPLY"]) == {"HALF"}
-    assert network["proof"]["unaccounted"] == []
+    assert network["verification"]["unaccounted"] == []
     plan = json.loads((pipeline.bundle / "precision-plan.json").read_text())
-    assert {node["name"] for node in network["proof"]["nodes"]} == {node["name"] for node in plan["nodes"]}
+    assert {node["name"] for node in network["verification"]["nodes"]} == {
+        node["name"] for node in plan["nodes"]
+    }
 
 
 def test_both_protocols_give_the_label_of_the_graph(pipeline: Pipeline) -> None:

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write_network(folder: Path, **other: Any) -> None:
-    told = {
+    recorded = {
         "builder": "tensorrt",
         "builder_version": "10.13.3.9",
         "compute_capability": ["8.9"],
@@ -35,7 +35,7 @@ def write_network(folder: Path, **other: Any) -> None:
         "engine_bytes": len(CONTENT),
         "engine_sha256": sha256_file(folder / "model.plan"),
     }
-    write_json(folder / "network.json", {**told, **other})
+    write_json(folder / "network.json", {**recorded, **other})
 
 
 def test_a_whole_engine_is_opened(folder: Path) -> None:
@@ -63,10 +63,10 @@ def test_a_missing_engine_and_another_file_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="no engine"):
         open_engine(folder)
     write_json(folder / "network.json", {"builder": "tensorrt"})
-    with pytest.raises(InputError, match="does not tell of an engine: no builder_version"):
+    with pytest.raises(InputError, match="not the description of an engine: no builder_version"):
         open_engine(folder)
     write_json(folder / "network.json", [])
-    with pytest.raises(InputError, match="does not tell of an engine"):
+    with pytest.raises(InputError, match="not the description of an engine"):
         open_engine(folder)
 
 

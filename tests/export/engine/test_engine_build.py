@@ -1,4 +1,4 @@
-"""Real builds with the installed TensorRT-RTX: the proof, the progress, and everything that can go wrong."""
+"""Real builds with the installed TensorRT-RTX: verification, progress, and everything that can go wrong."""
 
 from __future__ import annotations
 
@@ -75,17 +75,17 @@ def test_every_node_is_proven_and_every_layer_accounted_for(
 ) -> None:
     bundle, result, _ = built
     network = json.loads((bundle / NETWORK).read_text())
-    proof, plan = network["proof"], PrecisionPlan.load(bundle / PLAN)
-    assert proof["proven"]
-    assert proof["unaccounted"] == []
-    assert [node["name"] for node in proof["nodes"]] == [node.name for node in plan.nodes]
-    assert {node["status"] for node in proof["nodes"]} == {"proven"}
-    assert proof["summary"]["NORMALIZATION"] == {"FLOAT": 3}
-    assert proof["summary"]["SOFTMAX"] == {"FLOAT": 1}
-    assert proof["summary"]["MATRIX_MULTIPLY"] == {"HALF": 10}
-    of_nodes = sum(len(node["layers"]) for node in proof["nodes"])
-    assert of_nodes + len(proof["planned_casts"]) + len(proof["added"]) == result.layers
-    assert len(proof["planned_casts"]) == 9
+    verification, plan = network["verification"], PrecisionPlan.load(bundle / PLAN)
+    assert verification["verified"]
+    assert verification["unaccounted"] == []
+    assert [node["name"] for node in verification["nodes"]] == [node.name for node in plan.nodes]
+    assert {node["status"] for node in verification["nodes"]} == {"verified"}
+    assert verification["summary"]["NORMALIZATION"] == {"FLOAT": 3}
+    assert verification["summary"]["SOFTMAX"] == {"FLOAT": 1}
+    assert verification["summary"]["MATRIX_MULTIPLY"] == {"HALF": 10}
+    of_nodes = sum(len(node["layers"]) for node in verification["nodes"])
+    assert of_nodes + len(verification["planned_casts"]) + len(verification["added"]) == result.layers
+    assert len(verification["planned_casts"]) == 9
 
 
 def test_the_manifest_knows_the_builder_and_what_it_built(
@@ -98,7 +98,7 @@ def test_the_manifest_knows_the_builder_and_what_it_built(
     assert entry.results["builder"] == "tensorrt-rtx"
     assert entry.results["builder_version"] == entry.tools["tensorrt-rtx"] == result.builder_version
     assert entry.results["compute_capability"] == ["8.0", "8.6", "8.9", "12.0"]
-    assert entry.results["proven"] is True
+    assert entry.results["verified"] is True
     assert entry.results["engine_bytes"] == result.engine_bytes
 
 
@@ -133,8 +133,8 @@ def test_a_broken_plan_names_the_node_and_builds_nothing(
     assert kind in str(caught.value)
     # The network is there to be looked at; an engine is not.
     assert [path.name for path in (bundle / "engine").iterdir()] == ["network.json"]
-    proof = json.loads((bundle / NETWORK).read_text())["proof"]
-    assert [item["name"] for item in proof["nodes"] if item["status"] == "violated"] == [node]
+    verification = json.loads((bundle / NETWORK).read_text())["verification"]
+    assert [item["name"] for item in verification["nodes"] if item["status"] == "violated"] == [node]
     assert BUILD_ENGINE not in Bundle.open(bundle).manifest.stages
 
 
@@ -217,8 +217,8 @@ def test_a_builder_that_locks_up_is_ended(tmp_path: Path) -> None:
             for child in builders():
                 child.suspend()
 
-    with pytest.raises(BuildFailed, match=r"locked up and did nothing for 1 s; its last message: "):
-        run_job(job, freeze, patience=1)
+    with pytest.raises(BuildFailed, match=r"hung and did nothing for 1 s; its last message: "):
+        run_job(job, freeze, stall_timeout=1)
     assert builders() == []
 
 
@@ -250,8 +250,8 @@ def test_a_bare_graph_is_held_to_the_plan_beside_it(tmp_path: Path) -> None:
     plan.save(tmp_path / "g.precision-plan.json")
     with pytest.raises(GateFailed, match=NORM):
         build_engine(tmp_path / "g.onnx")
-    proof = json.loads((tmp_path / "g.engine" / "network.json").read_text())["proof"]
-    assert len(proof["nodes"]) == len(plan.nodes)
+    verification = json.loads((tmp_path / "g.engine" / "network.json").read_text())["verification"]
+    assert len(verification["nodes"]) == len(plan.nodes)
 
 
 def test_a_graph_of_nameless_nodes_and_fixed_shapes_builds(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_stale_bundles_and_other_folders_are_refused(tmp_path: Path) -> None:
         build_engine(tmp_path)
     with pytest.raises(InputError, match="no such bundle or graph"):
         build_engine(tmp_path / "nothing")
-    with pytest.raises(InputError, match="something else than an engine"):
+    with pytest.raises(InputError, match="something that is not an engine"):
         build_engine(save_graph(tmp_path / "graph.onnx"), out=bundle)
 
 
@@ -318,7 +318,7 @@ def test_the_command_prints_one_object_or_a_table(tmp_path: Path, run_bertmp: Ca
     bundle = save_bundle(tmp_path / "bundle")
     done = run_bertmp("build-engine", bundle, "--profile", PROFILE, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["proven"] is True
+    assert json.loads(done.stdout)["verified"] is True
     table = run_bertmp("build-engine", bundle, "--profile", PROFILE, "--workspace", "64")
     assert "none unaccounted for" in table.stdout
     assert "MATRIX_MULTIPLY" in table.stdout

@@ -1,4 +1,4 @@
-"""The inspector's account against the proof.
+"""The inspector's account against the verification.
 
 The accounts here are written after NVIDIA's documentation of the inspector's JSON: an engine's own was not
 seen, since it takes a GPU to load one (see tests/gpu/test_engine.py).
@@ -13,8 +13,8 @@ from bertmp.export.engine.builders import Toolchain
 from bertmp.export.engine.engine_options import EngineOptions
 from bertmp.export.engine.inspector import EngineLayer, compare, inspect_engine, read_layers
 from bertmp.export.engine.job import Job
-from bertmp.export.engine.parsed_network import Layer, Tensor
-from bertmp.export.engine.verify import Proof, prove
+from bertmp.export.engine.parsed_network import LayerTensor, ParsedLayer
+from bertmp.export.engine.verify import Verification, verify_network
 from bertmp.export.precision.plan import NodePlan, PrecisionPlan
 
 PLAN = PrecisionPlan(
@@ -29,12 +29,12 @@ PLAN = PrecisionPlan(
 )
 
 
-def proof() -> Proof:
-    def layer(node: str, kind: str, dtype: str) -> Layer:
-        tensors = (Tensor(f"{node}.in", dtype, (-1,)), Tensor(f"{node}.out", dtype, (-1,)))
-        return Layer(node, kind, node, tensors[:1], tensors[1:])
+def verification() -> Verification:
+    def layer(node: str, kind: str, dtype: str) -> ParsedLayer:
+        tensors = (LayerTensor(f"{node}.in", dtype, (-1,)), LayerTensor(f"{node}.out", dtype, (-1,)))
+        return ParsedLayer(node, kind, node, tensors[:1], tensors[1:])
 
-    return prove(
+    return verify_network(
         PLAN,
         [
             layer("product", "MATRIX_MULTIPLY", "HALF"),
@@ -45,7 +45,7 @@ def proof() -> Proof:
     )
 
 
-def told(name: str, datatype: str, *nodes: str) -> dict[str, Any]:
+def recorded(name: str, datatype: str, *nodes: str) -> dict[str, Any]:
     """A layer as the inspector describes it with detailed verbosity."""
     tensor = {"Name": "t", "Location": "Device", "Dimensions": [1, 8], "Format/Datatype": datatype}
     return {
@@ -62,9 +62,9 @@ def told(name: str, datatype: str, *nodes: str) -> dict[str, Any]:
 def test_layers_are_read_with_their_nodes_and_types() -> None:
     account = {
         "Layers": [
-            told("fused", "Row major linear FP16 format", "product", "sum"),
-            told("alone", "Float", "norm"),
-            told("ints", "Int64", "shape"),
+            recorded("fused", "Row major linear FP16 format", "product", "sum"),
+            recorded("alone", "Float", "norm"),
+            recorded("ints", "Int64", "shape"),
             "a layer without details",
         ],
         "Bindings": ["input_ids", "logits"],
@@ -78,15 +78,19 @@ def test_layers_are_read_with_their_nodes_and_types() -> None:
 
 
 def test_an_engine_as_planned_agrees() -> None:
-    layers = read_layers({"Layers": [told("a", "Half", "product", "sum"), told("b", "Float", "norm")]})
-    found = compare(proof(), layers)
+    layers = read_layers(
+        {"Layers": [recorded("a", "Half", "product", "sum"), recorded("b", "Float", "norm")]}
+    )
+    found = compare(verification(), layers)
     assert found.violations == ()
     assert (found.layers, found.seen, found.unseen, found.mixed) == (2, 3, ("mask",), ())
 
 
 def test_a_layer_of_another_type_than_its_nodes_is_a_violation() -> None:
-    layers = read_layers({"Layers": [told("a", "Float", "product", "sum"), told("b", "Half", "norm")]})
-    found = compare(proof(), layers)
+    layers = read_layers(
+        {"Layers": [recorded("a", "Float", "product", "sum"), recorded("b", "Half", "norm")]}
+    )
+    found = compare(verification(), layers)
     assert found.violations == (
         "product, sum: planned fp16, but layer 'a' of the engine has FLOAT",
         "norm: planned fp32, but layer 'b' of the engine has HALF",
@@ -97,13 +101,13 @@ def test_fusions_across_types_are_listed_and_not_judged() -> None:
     layers = read_layers(
         {
             "Layers": [
-                told("both", "Half", "sum", "norm"),
-                told("with its casts", "Half", "precision_cast/x", "norm"),
-                told("masked", "Half", "mask", "sum"),
+                recorded("both", "Half", "sum", "norm"),
+                recorded("with its casts", "Half", "precision_cast/x", "norm"),
+                recorded("masked", "Half", "mask", "sum"),
             ]
         }
     )
-    found = compare(proof(), layers)
+    found = compare(verification(), layers)
     assert found.violations == ()
     assert found.mixed == ("both", "with its casts", "masked")
 
@@ -111,7 +115,7 @@ def test_fusions_across_types_are_listed_and_not_judged() -> None:
 def test_without_a_gpu_it_says_so() -> None:
     tools = Toolchain("tensorrt-rtx", "1", None)
     job = Job("g.onnx", None, ".", EngineOptions(Path("g.onnx")))
-    assert inspect_engine(tools, None, job, proof(), ["8.9"], None) == {
+    assert inspect_engine(tools, None, job, verification(), ["8.9"], None) == {
         "run": False,
         "reason": "no GPU: the inspector needs the engine loaded",
     }

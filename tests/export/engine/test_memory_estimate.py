@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bertmp.core.errors import InputError
-from bertmp.export.engine.memory_estimate import estimate, require_room
+from bertmp.export.engine.memory_estimate import check_fits, estimate
 from bertmp.export.engine.profiles import parse_profile
 from tests.export.engine_graphs import small_bert
 
@@ -56,6 +56,6 @@ def test_what_it_cannot_infer_is_counted_as_unknown() -> None:
 
 def test_an_engine_that_does_not_fit_names_its_largest_profile() -> None:
     found = estimate(small_bert()[0], [parse_profile("1x8"), parse_profile("1x1:8x64:64x512")])
-    require_room(found, found.total_bytes, "the GPU")
+    check_fits(found, found.total_bytes, "the GPU")
     with pytest.raises(InputError, match=r"the GPU has .* \(--profile 1x1:8x64:64x512\)"):
-        require_room(found, found.total_bytes - 1, "the GPU")
+        check_fits(found, found.total_bytes - 1, "the GPU")

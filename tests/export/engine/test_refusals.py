@@ -105,7 +105,7 @@ def test_gaps_between_profiles_are_a_warning(tmp_path: Path, run_bertmp: Callabl
     done = run_bertmp("build-engine", folder, "--profile", PROFILE, "--profile", "1x33:1x64:4x64", "--json")
     assert done.returncode == 0, done.stderr
     assert "warning: no profile holds batch 1-4, length 17-32" in done.stderr
-    assert json.loads(done.stdout)["remarks"] == [
+    assert json.loads(done.stdout)["warnings"] == [
         "no profile holds batch 1-4, length 17-32: such requests are padded or refused"
     ]
 
@@ -152,7 +152,7 @@ def test_a_broken_precision_is_exit_1_and_names_the_node(
 ) -> None:
     done = run_bertmp("build-engine", save_bundle(tmp_path / "bundle", faults), "--profile", PROFILE)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: the precision is not proven: {node}: planned")
+    assert done.stderr.startswith(f"error: the precision is not verified: {node}: planned")
     assert done.stderr.count("\n") == 1
 
 

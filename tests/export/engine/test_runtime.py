@@ -45,8 +45,8 @@ def test_without_a_gpu_the_proof_stands_in(tmp_path: Path) -> None:
     answer = EngineStage(Bundle.open(bundle)).run(some_inputs(5, 7), advance=lambda count: None)
     assert isinstance(answer, NotRun)
     assert answer.reason == "no GPU"
-    assert answer.proof["proven"] is True
-    assert answer.proof["summary"]["SOFTMAX"] == {"FLOAT": 1}  # type: ignore[index]
+    assert answer.verification["verified"] is True
+    assert answer.verification["summary"]["SOFTMAX"] == {"FLOAT": 1}  # type: ignore[index]
 
 
 @needs_builder

@@ -1,21 +1,21 @@
-"""The proof as pure data: what it accepts, what it refuses, and that no layer is overlooked."""
+"""The verification as pure data: what it accepts, what it refuses, and that no layer is overlooked."""
 
 from __future__ import annotations
 
 import pytest
 
-from bertmp.export.engine.parsed_network import Layer, Tensor, origin, summarise
-from bertmp.export.engine.verify import Proof, plan_by_type, prove
+from bertmp.export.engine.parsed_network import LayerTensor, ParsedLayer, origin, summarise
+from bertmp.export.engine.verify import Verification, plan_by_type, verify_network
 from bertmp.export.precision.plan import CAST_PREFIX, NodePlan, PrecisionPlan
 
 
-def layer(name: str, kind: str, inputs: str, outputs: str, node: str | None = None) -> Layer:
+def layer(name: str, kind: str, inputs: str, outputs: str, node: str | None = None) -> ParsedLayer:
     """A layer whose tensors are written `name:DTYPE name:DTYPE`; its node is its name unless given."""
 
-    def tensors(text: str) -> tuple[Tensor, ...]:
-        return tuple(Tensor(*part.split(":"), (-1, 4)) for part in text.split())
+    def tensors(text: str) -> tuple[LayerTensor, ...]:
+        return tuple(LayerTensor(*part.split(":"), (-1, 4)) for part in text.split())
 
-    return Layer(name, kind, name if node is None else node, tensors(inputs), tensors(outputs))
+    return ParsedLayer(name, kind, name if node is None else node, tensors(inputs), tensors(outputs))
 
 
 def plan(*nodes: tuple[str, str, str]) -> PrecisionPlan:
@@ -26,8 +26,8 @@ NORM = ("norm", "LayerNormalization", "fp32")
 PRODUCT = ("product", "MatMul", "fp16")
 
 
-def judge(proof: Proof) -> dict[str, str]:
-    return {node.name: node.status for node in proof.nodes}
+def judge(verification: Verification) -> dict[str, str]:
+    return {node.name: node.status for node in verification.nodes}
 
 
 def test_a_network_as_planned_is_proven() -> None:
@@ -39,26 +39,26 @@ def test_a_network_as_planned_is_proven() -> None:
         layer("norm", "NORMALIZATION", "q:FLOAT scale:FLOAT bias:FLOAT", "n:FLOAT"),
         layer("length", "ELEMENTWISE", "i:INT64 j:INT64", "k:INT64", node=""),
     ]
-    proof = prove(plan(PRODUCT, NORM), layers)
-    assert proof.proven
-    assert judge(proof) == {"product": "proven", "norm": "proven"}
-    assert proof.planned_casts == (f"{CAST_PREFIX}norm/in",)
-    assert {item.layer: (item.role, item.nodes) for item in proof.added} == {
+    verification = verify_network(plan(PRODUCT, NORM), layers)
+    assert verification.verified
+    assert judge(verification) == {"product": "verified", "norm": "verified"}
+    assert verification.planned_casts == (f"{CAST_PREFIX}norm/in",)
+    assert {item.layer: (item.role, item.nodes) for item in verification.added} == {
         "weight": ("constant", ("product",)),
         "broadcast": ("move", ("product",)),
         "length": ("index", ()),
     }
-    assert proof.summary["NORMALIZATION"] == {"FLOAT": 1}
-    assert proof.first_failure() == ""
+    assert verification.summary["NORMALIZATION"] == {"FLOAT": 1}
+    assert verification.first_failure() == ""
 
 
 @pytest.mark.parametrize(
     "tensors", ["q:HALF s:FLOAT b:FLOAT", "q:FLOAT s:HALF b:FLOAT", "q:FLOAT s:FLOAT b:HALF"]
 )
 def test_a_layer_norm_with_any_half_input_is_a_violation(tensors: str) -> None:
-    proof = prove(plan(NORM), [layer("norm", "NORMALIZATION", tensors, "n:FLOAT")])
-    assert judge(proof) == {"norm": "violated"}
-    assert "layer 'norm' (NORMALIZATION) has HALF input" in proof.first_failure()
+    verification = verify_network(plan(NORM), [layer("norm", "NORMALIZATION", tensors, "n:FLOAT")])
+    assert judge(verification) == {"norm": "violated"}
+    assert "layer 'norm' (NORMALIZATION) has HALF input" in verification.first_failure()
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,13 @@ def test_a_layer_norm_with_any_half_input_is_a_violation(tensors: str) -> None:
         (("shape", "Add", "integer"), layer("shape", "ELEMENTWISE", "x:HALF", "z:HALF"), "planned integer"),
     ],
 )
-def test_violations_name_the_node_and_the_layer(node: tuple[str, str, str], made: Layer, says: str) -> None:
-    proof = prove(plan(node), [made])
-    assert not proof.proven
-    assert proof.first_failure().startswith(f"{node[0]}: ")
-    assert says in proof.first_failure()
+def test_violations_name_the_node_and_the_layer(
+    node: tuple[str, str, str], made: ParsedLayer, says: str
+) -> None:
+    verification = verify_network(plan(node), [made])
+    assert not verification.verified
+    assert verification.first_failure().startswith(f"{node[0]}: ")
+    assert says in verification.first_failure()
 
 
 def test_a_cast_that_the_parser_added_to_an_fp32_node_is_a_violation() -> None:
@@ -87,18 +89,18 @@ def test_a_cast_that_the_parser_added_to_an_fp32_node_is_a_violation() -> None:
         layer("helper", "CAST", "scale:HALF", "wide:FLOAT", node=""),
         layer("norm", "NORMALIZATION", "q:FLOAT wide:FLOAT b:FLOAT", "n:FLOAT"),
     ]
-    proof = prove(plan(NORM), layers)
-    assert judge(proof) == {"norm": "violated"}
-    assert "the parser added the cast 'helper'" in proof.first_failure()
+    verification = verify_network(plan(NORM), layers)
+    assert judge(verification) == {"norm": "violated"}
+    assert "the parser added the cast 'helper'" in verification.first_failure()
 
 
 def test_layers_of_unknown_nodes_and_computing_layers_of_none_are_unaccounted() -> None:
     strange = layer("strange", "ACTIVATION", "x:HALF", "y:HALF")
     nobody = layer("nobody", "ACTIVATION", "x:HALF", "y:HALF", node="")
-    proof = prove(plan(), [strange, nobody])
-    assert len(proof.unaccounted) == 2
-    assert not proof.proven
-    assert prove(plan(), [strange], known=["strange"]).proven
+    verification = verify_network(plan(), [strange, nobody])
+    assert len(verification.unaccounted) == 2
+    assert not verification.verified
+    assert verify_network(plan(), [strange], known=["strange"]).verified
 
 
 def test_types_may_change_in_a_cast_and_shapes_may_be_asked_of_floats() -> None:
@@ -107,9 +109,9 @@ def test_types_may_change_in_a_cast_and_shapes_may_be_asked_of_floats() -> None:
         layer("shape", "SHAPE", "x:FLOAT", "s:INT64"),
         layer("gone", "CONSTANT", "", "c:HALF", node=""),
     ]
-    assert prove(
+    assert verify_network(
         plan(("cast", "Cast", "fp16"), ("shape", "Shape", "integer"), ("folded", "Mul", "fp16")), layers
-    ).proven
+    ).verified
 
 
 def test_a_graph_without_a_plan_is_held_to_the_usual_one() -> None:

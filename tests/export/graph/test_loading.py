@@ -42,12 +42,12 @@ class TestConvert:
         with pytest.raises(InputError, match="already in FP16"):
             convert(save(other, tmp_path), tmp_path / "out.onnx")
 
-    def test_remarks_come_with_the_result(self, tmp_path: Path) -> None:
+    def test_notes_come_with_the_result(self, tmp_path: Path) -> None:
         g = Builder()
         strange = g.node("FastGelu", g.product("x"), domain="com.microsoft")
         graph = g.model(g.product(strange), domains=["com.microsoft"])
         result = convert(save(graph, tmp_path), tmp_path / "out.onnx")
-        assert result.remarks == ("operators that are not ONNX's own stay FP32: 1 com.microsoft.FastGelu",)
+        assert result.notes == ("operators that are not ONNX's own stay FP32: 1 com.microsoft.FastGelu",)
 
 
 class TestReading:
@@ -81,9 +81,9 @@ class TestReading:
         graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
         graph.graph.input.append(tensor("w0", [WIDTH, WIDTH]))
         graph.ir_version = 3
-        remarks: list[str] = []
-        read = read_graph(save(graph, tmp_path), remarks.append)
-        assert remarks == [
+        notes: list[str] = []
+        read = read_graph(save(graph, tmp_path), notes.append)
+        assert notes == [
             "1 weights that were listed as inputs are fixed at their values",
             "converted from opset 11 to 13",
         ]
@@ -126,9 +126,9 @@ class TestReading:
         scale, zero = g.constant(0.1), g.constant(0, np.int8)
         quantised = g.node("QuantizeLinear", g.product("x"), scale, zero)
         graph = g.model(g.product(g.node("DequantizeLinear", quantised, scale, zero)))
-        remarks: list[str] = []
-        read_graph(save(graph, tmp_path), remarks.append)
-        assert remarks == ["quantised regions are left as they are (2 quantising nodes)"]
+        notes: list[str] = []
+        read_graph(save(graph, tmp_path), notes.append)
+        assert notes == ["quantised regions are left as they are (2 quantising nodes)"]
 
 
 class TestExternalData:

@@ -75,8 +75,8 @@ def test_unlabelled_texts_have_no_accuracy_gate() -> None:
 def test_size_and_proof_are_gates_of_their_own() -> None:
     assert gates_of("onnx-fp16", Evidence(size_ratio=0.51))["size_ratio"].passed
     assert not gates_of("onnx-fp16", Evidence(size_ratio=0.511))["size_ratio"].passed
-    assert gates_of("engine", Evidence(proven=True))["proven"].passed
-    assert not gates_of("engine", Evidence(proven=False))["proven"].passed
+    assert gates_of("engine", Evidence(verified=True))["verified"].passed
+    assert not gates_of("engine", Evidence(verified=False))["verified"].passed
     assert gates_of("engine", Evidence()) == {}
 
 
@@ -106,7 +106,7 @@ def test_a_gates_file_changes_what_it_names_and_nothing_else() -> None:
         ({"onnx-fp16": {"max_error": -1}}, "is no number"),
         ({"onnx-fp16": {"flips": 0.5}}, "is no whole number"),
         ({"onnx-fp16": {"flips": True}}, "is no whole number"),
-        ({"engine": {"proven": 1}}, "is no true or false"),
+        ({"engine": {"verified": 1}}, "is no true or false"),
         ({"onnx-fp16": 3}, "is no table"),
     ],
 )

@@ -26,7 +26,7 @@ HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m"
 
 
 def report_of(error: float = 1e-3) -> ParityReport:
-    """A stage that errs by `error` and flips one text of four, one proven, one failed; hostile words."""
+    """A stage that errs by `error` and flips one text of four, one verified, one failed; hostile words."""
     logits = np.array([[1, 0], [0, 2], [0.5, 0.5004], [3, 0]], np.float32)
     answer = logits + np.float32(error) * np.array([1, -1], np.float32)
     reference = StageOutput(logits)
@@ -38,12 +38,12 @@ def report_of(error: float = 1e-3) -> ParityReport:
         StageReport(
             "onnx-fp16", "run", seconds=1, measures=measures, size_ratio=0.5, details={"on": HOSTILE}
         ),
-        StageReport("engine", "not run", "no GPU", proof={"proven": True, "counts": {"nodes": 3}}),
+        StageReport("engine", "not run", "no GPU", verification={"verified": True, "counts": {"nodes": 3}}),
         StageReport("triton", "failed", HOSTILE),
     )
     evidence = {
         "onnx-fp16": Evidence(measures, size_ratio=0.5),
-        "engine": Evidence(proven=True),
+        "engine": Evidence(verified=True),
         "triton": Evidence(failure=HOSTILE),
     }
     rows = [FlipRow("onnx-fp16", 3, HOSTILE, "a", HOSTILE, "b", one) for one in measures.flips]
@@ -145,7 +145,7 @@ def test_junit_counts_match_and_control_characters_are_replaced() -> None:
 def test_the_verdict_on_each_stage() -> None:
     result = report_of()
     verdicts = [result.verdict(stage) for stage in result.stages]
-    assert verdicts == ["reference", "passed", "proven", "failed"]
+    assert verdicts == ["reference", "passed", "verified", "failed"]
 
 
 @given(st.lists(st.floats(1e-30, 1e30), min_size=1, max_size=20))

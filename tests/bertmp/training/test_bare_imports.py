@@ -1,4 +1,4 @@
-"""What runs on a GPU machine imports nothing but what such a machine has."""
+"""Training and its GPU tests import only what a GPU machine without an installation of ours has."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NEEDS_EXPORT = "test_engine"  # skips itself where a package of the export is missing
-TESTS = sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", NEEDS_EXPORT})
+TESTS = sorted({path.stem for path in (ROOT / "tests" / "gpu").glob("*.py")} - {"__init__", NEEDS_EXPORT})
 
 PROGRAM = """
 import importlib, json, sys
