@@ -50,7 +50,7 @@ def main(folder: Path, steps: int = 40, examples: int = 100) -> ParityReport:
 
     report = bertmp.parity(exported.bundle, test, report=folder / "report")
     for stage in report.to_json()["stages"]:
-        print(f"{stage['name']:12}{stage.get('measures') or 'not run'}")
+        print(f"{stage['name']:12}{stage.get('metrics') or 'not run'}")
     print(f"parity {'passed' if report.passed else 'failed'}: {folder / 'report' / 'report.html'}")
     return report
 

@@ -144,10 +144,10 @@ def describe_engine(result: Any) -> str:
 def describe_parity(result: Any) -> str:
     lines = []
     for stage in result["stages"]:
-        measures = stage["measures"]
+        metrics = stage["metrics"]
         what = stage["reason"] and f"{stage['status']}: {stage['reason']}"
-        if measures:
-            what = f"max logit error {measures['max_error']:.1e}, {measures['flips']} label flips"
+        if metrics:
+            what = f"max logit error {metrics['max_error']:.1e}, {metrics['flips']} label flips"
         lines.append(f"{stage['name']:11} {what}")
     return "\n".join([*lines, "passed" if result["passed"] else "not passed"])
 

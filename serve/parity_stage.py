@@ -9,7 +9,7 @@ import numpy as np
 
 from bertmp.core.errors import InputError
 from bertmp.data.tokenizer import Encoded
-from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
+from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 from bertmp.serve.client import Answers, Client
 from bertmp.serve.model_config import encoder_name
 from bertmp.serve.serving_options import Protocol
@@ -33,14 +33,14 @@ class TritonStage:
     def name(self) -> str:
         return "triton"
 
-    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | NotRun:
+    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | Skipped:
         """Asks for every text's label and probabilities, and for the logits of the same token ids.
 
         Raises:
             InputError: an unknown model or a dead server.
         """
         if inputs.pairs is not None:
-            return NotRun("the served model takes one text, and these are pairs")
+            return Skipped("the served model takes one text, and these are pairs")
         with Client(self.url, self.protocol) as client:
             labels = client.labels(self.model, inputs.texts[0])
             step = client.max_batch(self.model)

@@ -85,12 +85,12 @@ _FIGURES = ("max error", "mean error", "flips", "accuracy", "texts/s")
 
 def _figures(stage: StageReport) -> list[str]:
     """Errors, flips, accuracy and speed; empty where there are none."""
-    measures = stage.measures
-    if measures is None:
+    metrics = stage.metrics
+    if metrics is None:
         return []
-    errors = [f"{measures.max_error:.2e}", f"{measures.mean_error:.2e}", str(len(measures.flips))]
+    errors = [f"{metrics.max_error:.2e}", f"{metrics.mean_error:.2e}", str(len(metrics.flips))]
     return [
         *(["", "", ""] if stage.status == "reference" else errors),
-        "" if measures.accuracy is None else f"{measures.accuracy:.4f}",
+        "" if metrics.accuracy is None else f"{metrics.accuracy:.4f}",
         f"{stage.texts_per_second:,.0f}" if stage.texts_per_second else "",
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bertmp.export.bundle.bundle import BUILD_ENGINE, CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, Bundle
 from bertmp.export.parity.onnx_stage import OnnxStage
-from bertmp.export.parity.stage import NotRun, ParityInputs, Stage
+from bertmp.export.parity.stage import ParityInputs, Skipped, Stage
 from bertmp.export.parity.torch_stage import TorchStage
 
 TORCH, ONNX_FP32, ONNX_FP16, ENGINE = "torch-fp32", "onnx-fp32", "onnx-fp16", "engine"
@@ -21,8 +21,8 @@ class AbsentStage:
     name: str
     reason: str
 
-    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> NotRun:
-        return NotRun(self.reason)
+    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> Skipped:
+        return Skipped(self.reason)
 
 
 def chain(bundle: Bundle, checkpoint: Path | None) -> tuple[Stage, ...]:

@@ -30,7 +30,7 @@ _TELLING = ("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX")
 
 
 @dataclass(frozen=True)
-class RuleFacts:
+class RuleSummary:
     """The nodes that one rule keeps in FP32.
 
     Attributes:
@@ -49,7 +49,7 @@ class RuleFacts:
 
 
 @dataclass(frozen=True)
-class FileFacts:
+class FileSummary:
     """One of the bundle's files: which stage made it, its size in bytes and its fingerprint."""
 
     name: str
@@ -59,7 +59,7 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
-class BundleFacts:
+class BundleSummary:
     """What a bundle says of itself.
 
     Attributes:
@@ -73,9 +73,9 @@ class BundleFacts:
         network: layer type → precision → number of layers of the engine; empty where it is not listed.
     """
 
-    files: tuple[FileFacts, ...] = ()
+    files: tuple[FileSummary, ...] = ()
     precisions: Mapping[str, int] = field(default_factory=dict)
-    rules: tuple[RuleFacts, ...] = ()
+    rules: tuple[RuleSummary, ...] = ()
     headroom: Mapping[str, float] = field(default_factory=dict)
     ranges: str = ""
     engine: Mapping[str, Any] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class BundleFacts:
         return plain
 
 
-def gather(bundle: Bundle) -> BundleFacts:
+def summarise_bundle(bundle: Bundle) -> BundleSummary:
     """Reads the manifest, the precision plan and the engine's listing.
 
     Raises:
@@ -107,7 +107,7 @@ def gather(bundle: Bundle) -> BundleFacts:
     """
     manifest = bundle.manifest
     files = tuple(
-        FileFacts(name, stage, (bundle.folder / name).stat().st_size, sha256)
+        FileSummary(name, stage, (bundle.folder / name).stat().st_size, sha256)
         for stage, record in manifest.stages.items()
         if stage != PARITY  # the report that this one replaces
         for name, sha256 in record.outputs.items()
@@ -116,7 +116,7 @@ def gather(bundle: Bundle) -> BundleFacts:
     engine = manifest.stages.get(BUILD_ENGINE)
     plan_file, network_file = bundle.folder / PLAN, bundle.folder / NETWORK
     plan = PrecisionPlan.load(plan_file) if plan_file.is_file() else None
-    return BundleFacts(
+    return BundleSummary(
         files=files,
         precisions=dict(Counter(node.precision for node in plan.nodes)) if plan else {},
         rules=_by_rule(plan.kept_fp32()) if plan else (),
@@ -132,13 +132,13 @@ def _source(ranges: RangeRecord) -> str:
     return f"{texts}{ranges.file}"
 
 
-def _by_rule(nodes: list[NodePlan]) -> tuple[RuleFacts, ...]:
+def _by_rule(nodes: list[NodePlan]) -> tuple[RuleSummary, ...]:
     """Groups FP32 nodes by their first reason's rule: a node stands in one group, so that counts add up."""
     groups: dict[str, list[NodePlan]] = {}
     for node in nodes:
         groups.setdefault(node.reasons[0].rule if node.reasons else "unexplained", []).append(node)
     return tuple(
-        RuleFacts(
+        RuleSummary(
             rule=rule,
             sentences=tuple(
                 sentence

@@ -16,7 +16,7 @@ from bertmp.export.engine.compatibility import open_engine, require_runtime
 from bertmp.export.engine.profiles import Profile, Shape
 from bertmp.export.engine.runtime import Engine, load_engine, why_not
 from bertmp.export.engine.verify import verification_of
-from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
+from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 
 OUTPUT = "logits"
 STEP = 8
@@ -37,7 +37,7 @@ class EngineStage:
     def name(self) -> str:
         return "engine"
 
-    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | NotRun:
+    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | Skipped:
         """Answers all texts, in their order.
 
         Raises:
@@ -46,7 +46,7 @@ class EngineStage:
             BuildFailed: the runtime refuses it.
         """
         if BUILD_ENGINE not in self.bundle.manifest.stages:
-            return NotRun("no engine: 'bertmp build-engine' has not run")
+            return Skipped("no engine: 'bertmp build-engine' has not run")
         self.bundle.stage(BUILD_ENGINE, f"bertmp build-engine {self.bundle.folder}")
         place = (self.bundle.folder / ENGINE).parent
         file = open_engine(place)
@@ -55,7 +55,7 @@ class EngineStage:
             require_runtime(file, installed.name, installed.version)
         reason = why_not(file.builder)
         if reason:
-            return NotRun(reason, verification=self.verification())
+            return Skipped(reason, verification=self.verification())
         engine = load_engine(place)
         details: dict[str, object] = {
             "builder": f"{file.builder} {file.builder_version}",

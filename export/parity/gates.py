@@ -10,7 +10,7 @@ from typing import Any
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_toml
-from bertmp.export.parity.stage_metrics import Measures, finite
+from bertmp.export.parity.stage_metrics import StageMetrics, finite
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class Evidence:
     """What is known of a stage when its gates are decided.
 
     Attributes:
-        measures: its answers against those it must match; None where it did not run.
+        metrics: its answers against those it must match; None where it did not run.
         failure: the line of the error that it ended with; empty where there was none.
         size_ratio: its file against the FP32 graph's; None where it has none of its own.
         verified: whether every layer's precision was verified; None where nothing was to be verified.
     """
 
-    measures: Measures | None = None
+    metrics: StageMetrics | None = None
     failure: str = ""
     size_ratio: float | None = None
     verified: bool | None = None
@@ -97,8 +97,8 @@ def decide(stage: str, evidence: Evidence, limits: Limits) -> tuple[Gate, ...]:
     gates = []
     if evidence.failure:
         gates.append(Gate(stage, "runs", True, False, False, f"it failed: {evidence.failure}"))
-    if evidence.measures is not None:
-        gates += list(_measured(stage, evidence.measures, limits))
+    if evidence.metrics is not None:
+        gates += list(_measured(stage, evidence.metrics, limits))
     if limits.size_ratio is not None and evidence.size_ratio is not None:
         gates.append(_size(stage, evidence.size_ratio, limits.size_ratio))
     if limits.verified and evidence.verified is not None:
@@ -106,28 +106,28 @@ def decide(stage: str, evidence: Evidence, limits: Limits) -> tuple[Gate, ...]:
     return tuple(gates)
 
 
-def _measured(stage: str, measures: Measures, limits: Limits) -> Iterator[Gate]:
+def _measured(stage: str, metrics: StageMetrics, limits: Limits) -> Iterator[Gate]:
     wanted: list[tuple[str, float | int | None, float | int | None, str]] = [
-        ("non_finite", limits.non_finite, measures.non_finite, "numbers that are NaN or infinite"),
-        ("max_error", limits.max_error, measures.max_error, "largest logit error"),
+        ("non_finite", limits.non_finite, metrics.non_finite, "numbers that are NaN or infinite"),
+        ("max_error", limits.max_error, metrics.max_error, "largest logit error"),
         (
             "max_probability_error",
             limits.max_probability_error,
-            measures.max_probability_error,
+            metrics.max_probability_error,
             "largest error of a probability",
         ),
-        ("flips", limits.flips, len(measures.flips), "labels that changed"),
+        ("flips", limits.flips, len(metrics.flips), "labels that changed"),
         (
             "unexplained_flips",
             limits.unexplained_flips,
-            len(measures.unexplained),
+            len(metrics.unexplained),
             "labels that changed although the two best logits lie at least twice the error apart",
         ),
     ]
     for name, limit, value, words in wanted:
         if limit is not None and value is not None:
             yield _at_most(stage, name, limit, value, words)
-    points = measures.accuracy_points
+    points = metrics.accuracy_points
     if limits.accuracy_points is not None and points is not None:
         sentence = f"accuracy changed by {points:+.3g} points, {limits.accuracy_points:g} either way allowed"
         held = abs(points) <= limits.accuracy_points

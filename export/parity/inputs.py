@@ -1,4 +1,4 @@
-"""A data file as what every stage answers: token ids, class indices, and batches that waste little."""
+"""A data file as the stages read it: token ids, class indices, and batches with little padding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bertmp.export.parity.stage import ParityInputs
 
 BATCH_SIZE = 16
 LENGTH_SPREAD = 4
-"""How many tokens of padding a text may get: few, because ONNX Runtime's CPU provider is slow on padded
+"""How many padding tokens an example may get: few, because ONNX Runtime's CPU provider is slow on padded
 batches, but not none, so that the attention mask is part of what is compared."""
 
 
@@ -26,10 +26,10 @@ class ParityData:
     """A data file ready for the stages.
 
     Attributes:
-        inputs: its texts, in the file's order.
+        inputs: its examples, in the file's order.
         source: the file.
         sha256: of the file's bytes.
-        lines: the line on which each text stands.
+        lines: the line of each example.
         classes: the bundle's labels, in the order of the logits.
     """
 
@@ -41,31 +41,8 @@ class ParityData:
 
     @property
     def truncated(self) -> int:
-        """How many texts were longer than the model's positions and lost their tail."""
+        """How many examples were truncated to the model's positions."""
         return sum(encoded.truncated for encoded in self.inputs.encoded)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some of the texts, padded to the longest of them.
-
-    Attributes:
-        rows: where the texts stand in the file's order, INT64 `[batch]`.
-        input_ids, attention_mask, token_type_ids: INT64 `[batch, length]`.
-    """
-
-    rows: np.ndarray
-    input_ids: np.ndarray
-    attention_mask: np.ndarray
-    token_type_ids: np.ndarray
-
-    def feed(self) -> dict[str, np.ndarray]:
-        """The tensors by the names of the graph's inputs."""
-        return {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
-            "token_type_ids": self.token_type_ids,
-        }
 
 
 def read_inputs(bundle: Bundle, data: Path, columns: Columns | None = None) -> ParityData:
@@ -104,8 +81,14 @@ def _class_indices(examples: Examples, known: Sequence[str]) -> list[int]:
     return [index_of[label] for label in examples.labels or ()]
 
 
-def batches(inputs: ParityInputs, size: int = BATCH_SIZE, spread: int = LENGTH_SPREAD) -> Iterator[Batch]:
-    """The texts from short to long, at most `size` a batch, none padded by more than `spread` tokens."""
+def batches(
+    inputs: ParityInputs, size: int = BATCH_SIZE, spread: int = LENGTH_SPREAD
+) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    """The examples from short to long, at most `size` per batch, none padded by more than `spread` tokens.
+
+    Yields:
+        The rows of a batch, and the graph's inputs for them by name, INT64 `[batch, length]`.
+    """
     order = sorted(range(len(inputs.encoded)), key=lambda row: len(inputs.encoded[row]))
     start = 0
     while start < len(order):
@@ -114,29 +97,26 @@ def batches(inputs: ParityInputs, size: int = BATCH_SIZE, spread: int = LENGTH_S
         while end < min(start + size, len(order)) and len(inputs.encoded[order[end]]) <= longest:
             end += 1
         rows = order[start:end]
-        padded = pad_batch([inputs.encoded[row] for row in rows], inputs.pad_id)
-        yield Batch(np.asarray(rows, np.int64), **padded)
+        yield rows, pad_batch([inputs.encoded[row] for row in rows], inputs.pad_id)
         start = end
 
 
 def answer_all(
-    inputs: ParityInputs, answer: Callable[[Batch], np.ndarray], advance: Callable[[int], None]
+    inputs: ParityInputs,
+    answer: Callable[[dict[str, np.ndarray]], np.ndarray],
+    advance: Callable[[int], None],
 ) -> np.ndarray:
     """Runs `answer` batch by batch and puts its rows back into the file's order.
 
     Args:
-        answer: a batch → logits, FP32 `[batch, labels]`.
-        advance: called with the number of texts after every batch.
+        answer: the graph's inputs for a batch → logits, FP32 `[batch, labels]`.
+        advance: called with the number of examples after every batch.
 
     Returns:
-        FP32 `[texts, labels]`.
+        FP32 `[examples, labels]`.
     """
-    logits: np.ndarray | None = None
-    for batch in batches(inputs):
-        part = np.asarray(answer(batch), np.float32)
-        if logits is None:
-            logits = np.empty((len(inputs.encoded), part.shape[1]), np.float32)
-        logits[batch.rows] = part
-        advance(len(batch.rows))
-    assert logits is not None, "a data file has at least one row"
-    return logits
+    logits: dict[int, np.ndarray] = {}
+    for rows, feed in batches(inputs):
+        logits.update(zip(rows, np.asarray(answer(feed), np.float32), strict=True))
+        advance(len(rows))
+    return np.stack([logits[row] for row in range(len(inputs.encoded))])

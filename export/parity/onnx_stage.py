@@ -11,8 +11,8 @@ import numpy as np
 
 from bertmp.core.errors import InputError
 from bertmp.export.graph.ort_sessions import CPU, Provider, onnxruntime_module, open_session
-from bertmp.export.parity.inputs import Batch, answer_all
-from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
+from bertmp.export.parity.inputs import answer_all
+from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 
 _CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
 """TF32 rounds the factors of a product to 10 bits: an FP32 graph would no longer be one."""
@@ -33,23 +33,23 @@ class OnnxStage:
     graph: Path
     half: bool
 
-    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | NotRun:
-        """Answers all texts.
+    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | Skipped:
+        """Answers all examples.
 
         Raises:
             MissingComponent: ONNX Runtime is not installed.
         """
         if not self.graph.is_file():
-            return NotRun(f"the bundle has no {self.graph.name}")
+            return Skipped(f"the bundle has no {self.graph.name}")
         try:
             session = open_session(self.graph, providers=_providers())
         except InputError as error:
             if "NOT_IMPLEMENTED" not in str(error):
                 raise error.__cause__ or error from None  # the runtime's own: the stage failed, not the input
-            return NotRun("ONNX Runtime has no kernels for the graph's 16-bit type on this machine")
+            return Skipped("ONNX Runtime has no kernels for the graph's 16-bit type on this machine")
 
-        def answer(batch: Batch) -> np.ndarray:
-            return np.asarray(session.run(["logits"], batch.feed())[0])
+        def answer(feed: dict[str, np.ndarray]) -> np.ndarray:
+            return np.asarray(session.run(["logits"], feed)[0])
 
         logits = answer_all(inputs, answer, advance)
         provider = session.get_providers()[0]

@@ -22,15 +22,14 @@ from bertmp.export.bundle.bundle import (
     Bundle,
 )
 from bertmp.export.parity.bundle_stages import ONNX_FP16, ONNX_FP32, TORCH, chain
-from bertmp.export.parity.bundle_summary import BundleFacts, environment, gather
+from bertmp.export.parity.bundle_summary import BundleSummary, environment, summarise_bundle
 from bertmp.export.parity.gates import DEFAULTS, Evidence, Gate, Limits, decide, limits_of, read_gates
 from bertmp.export.parity.inputs import ParityData, read_inputs
 from bertmp.export.parity.parity_options import ParityOptions
 from bertmp.export.parity.report import FILES, write_report
-from bertmp.export.parity.result import DataFacts, FlipRow, ParityReport, StageReport
-from bertmp.export.parity.runner import Ran, run_all
-from bertmp.export.parity.stage import NotRun, StageOutput
-from bertmp.export.parity.stage_metrics import Measures, measure
+from bertmp.export.parity.result import DataSummary, FlipRow, ParityReport, StageReport
+from bertmp.export.parity.stage import Skipped, StageOutput, StageRun, run_all
+from bertmp.export.parity.stage_metrics import StageMetrics, measure
 
 DEFAULT_FOLDER = "parity"
 
@@ -52,24 +51,28 @@ def parity(options: ParityOptions) -> ParityReport:
     own = chain(opened, options.checkpoint)
     stages = (*own, *options.extra_stages)
     columns = Columns(options.text_column, options.text_pair_column, options.label_column)
-    facts, texts = gather(opened), read_inputs(opened, options.data, columns)
+    contents, examples = summarise_bundle(opened), read_inputs(opened, options.data, columns)
     # Served stages go first: a server that is not there shows before the long part.
-    ran = run_all((*options.extra_stages, *own), texts.inputs, options.progress)
+    ran = run_all((*options.extra_stages, *own), examples.inputs, options.progress)
     reference = _reference(ran)
-    rows = tuple(_stage_report(ran[stage.name], ran, reference, texts, facts) for stage in stages)
+    rows = tuple(_stage_report(ran[stage.name], ran, reference, examples, contents) for stage in stages)
     limits = _limits(options.gates)
     result = ParityReport(
         bundle=opened.folder,
         folder=folder,
         reference=reference,
         note=_note(ran, reference),
-        data=DataFacts(
-            texts.source, texts.sha256, len(texts.lines), texts.inputs.labels is not None, texts.truncated
+        data=DataSummary(
+            examples.source,
+            examples.sha256,
+            len(examples.lines),
+            examples.inputs.labels is not None,
+            examples.truncated,
         ),
         stages=rows,
         gates=tuple(gate for row in rows for gate in _gates(row, limits)),
-        flips=tuple(flip for row in rows for flip in _flip_rows(row, texts)),
-        facts=facts,
+        flips=tuple(flip for row in rows for flip in _flip_rows(row, examples)),
+        contents=contents,
         environment=environment(),
         seconds=time.monotonic() - started,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -92,27 +95,31 @@ def _report_folder(bundle: Bundle, report: Path | None) -> Path:
     return folder
 
 
-def _reference(ran: Mapping[str, Ran]) -> str:
+def _reference(ran: Mapping[str, StageRun]) -> str:
     """The checkpoint, else the FP32 graph; empty where neither answered."""
     answered = (name for name in (TORCH, ONNX_FP32) if isinstance(ran[name].answer, StageOutput))
     return next(answered, "")
 
 
-def _note(ran: Mapping[str, Ran], reference: str) -> str:
+def _note(ran: Mapping[str, StageRun], reference: str) -> str:
     if reference == TORCH:
         return ""
     first = ran[TORCH]
-    why = first.failure or (first.answer.reason if isinstance(first.answer, NotRun) else "")
+    why = first.failure or (first.answer.reason if isinstance(first.answer, Skipped) else "")
     stand_in = f"the reference is {reference}" if reference else "there is nothing to compare with"
     return f"{TORCH} did not run ({why}), so {stand_in}."
 
 
 def _stage_report(
-    ran: Ran, others: Mapping[str, Ran], reference: str, texts: ParityData, facts: BundleFacts
+    ran: StageRun,
+    others: Mapping[str, StageRun],
+    reference: str,
+    examples: ParityData,
+    contents: BundleSummary,
 ) -> StageReport:
     """Measures one stage; a stage whose answers cannot be compared has failed."""
-    answer, size = ran.answer, facts.size_ratio if ran.name == ONNX_FP16 else None
-    if isinstance(answer, NotRun):
+    answer, size = ran.answer, contents.size_ratio if ran.name == ONNX_FP16 else None
+    if isinstance(answer, Skipped):
         return StageReport(
             ran.name, "not run", answer.reason, size_ratio=size, verification=answer.verification
         )
@@ -121,16 +128,16 @@ def _stage_report(
         return StageReport(ran.name, "failed", why, ran.seconds, size_ratio=size)
     serves = _serves(answer, others, reference)
     try:
-        _check_labels(answer, texts)
-        measures = _against(reference, answer, others, texts)
-        served = _against(serves, answer, others, texts) if serves else None
+        _check_labels(answer, examples)
+        metrics = _against(reference, answer, others, examples)
+        served = _against(serves, answer, others, examples) if serves else None
     except ValueError as error:
         return StageReport(ran.name, "failed", str(error), ran.seconds, size_ratio=size)
     return StageReport(
         name=ran.name,
         status="reference" if ran.name == reference else "run",
         seconds=ran.seconds,
-        measures=measures,
+        metrics=metrics,
         serves=serves,
         served=served,
         size_ratio=size,
@@ -138,20 +145,20 @@ def _stage_report(
     )
 
 
-def _check_labels(answer: StageOutput, texts: ParityData) -> None:
+def _check_labels(answer: StageOutput, examples: ParityData) -> None:
     """A served model names its labels: the same in another order would be other answers.
 
     Raises:
         ValueError: they are not the bundle's.
     """
     served = answer.details.get("labels")
-    if isinstance(served, (list, tuple)) and list(served) != list(texts.classes):
+    if isinstance(served, (list, tuple)) and list(served) != list(examples.classes):
         raise ValueError(
-            f"it serves the labels {', '.join(map(str, served))}, not {', '.join(texts.classes)}"
+            f"it serves the labels {', '.join(map(str, served))}, not {', '.join(examples.classes)}"
         )
 
 
-def _serves(answer: StageOutput, others: Mapping[str, Ran], reference: str) -> str:
+def _serves(answer: StageOutput, others: Mapping[str, StageRun], reference: str) -> str:
     """The in-process stage that a served model must answer like; empty for a stage that is not served.
 
     A served model may say which graph it runs (`serves` among its details); a CPU host serves the FP32
@@ -165,10 +172,12 @@ def _serves(answer: StageOutput, others: Mapping[str, Ran], reference: str) -> s
     return reference
 
 
-def _against(name: str, answer: StageOutput, others: Mapping[str, Ran], texts: ParityData) -> Measures:
+def _against(
+    name: str, answer: StageOutput, others: Mapping[str, StageRun], examples: ParityData
+) -> StageMetrics:
     yardstick = others[name].answer
     assert isinstance(yardstick, StageOutput)
-    return measure(yardstick, answer, texts.inputs.labels)
+    return measure(yardstick, answer, examples.inputs.labels)
 
 
 def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
@@ -176,7 +185,7 @@ def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
     if row.status == "reference":  # against itself every other gate would hold
         wanted = Limits(non_finite=wanted.non_finite)
     evidence = Evidence(
-        measures=row.served or row.measures,
+        metrics=row.served or row.metrics,
         failure=row.reason if row.status == "failed" else "",
         size_ratio=row.size_ratio,
         verified=bool(row.verification.get("verified")) if row.verification else None,
@@ -184,8 +193,8 @@ def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
     return decide(row.name, evidence, wanted)
 
 
-def _flip_rows(row: StageReport, texts: ParityData) -> list[FlipRow]:
-    inputs, labels = texts.inputs, texts.classes
+def _flip_rows(row: StageReport, examples: ParityData) -> list[FlipRow]:
+    inputs, labels = examples.inputs, examples.classes
 
     def text_of(number: int) -> str:
         pair = f" ⏎ {inputs.pairs[number]}" if inputs.pairs is not None else ""
@@ -194,14 +203,14 @@ def _flip_rows(row: StageReport, texts: ParityData) -> list[FlipRow]:
     return [
         FlipRow(
             stage=row.name,
-            line=texts.lines[flip.row],
+            line=examples.lines[flip.row],
             text=text_of(flip.row),
             truth=labels[inputs.labels[flip.row]] if inputs.labels is not None else "",
             before=labels[flip.reference],
             after=labels[flip.answer],
             flip=flip,
         )
-        for flip in (row.measures.flips if row.measures else ())
+        for flip in (row.metrics.flips if row.metrics else ())
     ]
 
 

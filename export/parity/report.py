@@ -93,7 +93,7 @@ def render(result: ParityReport) -> str:
         distribution=Markup(histogram_chart(series)) if series else "",
         scatters=[(one.name, Markup(margin_chart(one))) for one in series],
         flips=result.flips[:_MOST_FLIPS],
-        precisions=_shares(result.facts.precisions),
+        precisions=_shares(result.contents.precisions),
     )
 
 
@@ -111,10 +111,10 @@ def _chain(result: ParityReport) -> list[ChainLink]:
 def _figure(stage: StageReport) -> tuple[str, str]:
     if stage.status == "reference":
         return "FP32", "the reference"
-    if stage.measures is None:
+    if stage.metrics is None:
         verified = stage.verification.get("verified")
         return ("verified", f"not run: {stage.reason}") if verified else (stage.status, stage.reason)
-    return scientific(stage.measures.max_error), "largest logit error"
+    return scientific(stage.metrics.max_error), "largest logit error"
 
 
 def _series(result: ParityReport) -> list[ErrorSeries]:
@@ -122,29 +122,29 @@ def _series(result: ParityReport) -> list[ErrorSeries]:
     return [
         ErrorSeries(
             name=stage.name,
-            errors=stage.measures.row_errors,
-            margins=stage.measures.margins,
-            largest=stage.measures.max_error,
+            errors=stage.metrics.row_errors,
+            margins=stage.metrics.margins,
+            largest=stage.metrics.max_error,
             limit=limits.get(stage.name),
-            flips=[(flip.margin, flip.error, flip.explained) for flip in stage.measures.flips],
+            flips=[(flip.margin, flip.error, flip.explained) for flip in stage.metrics.flips],
         )
         for stage in result.stages
-        if stage.measures is not None and stage.status == "run"
+        if stage.metrics is not None and stage.status == "run"
     ]
 
 
 def _tiles(result: ParityReport) -> list[Tile]:
     """Accuracy first, then the worst error, the flips, the file's size: what one asks first."""
-    compared = [stage for stage in result.stages if stage.measures and stage.status == "run"]
+    compared = [stage for stage in result.stages if stage.metrics and stage.status == "run"]
     return [*_accuracy_tiles(result, compared), *_error_tiles(result, compared)]
 
 
 def _accuracy_tiles(result: ParityReport, compared: list[StageReport]) -> list[Tile]:
     reference = next((stage for stage in result.stages if stage.status == "reference"), None)
-    if reference is None or reference.measures is None or reference.measures.accuracy is None:
+    if reference is None or reference.metrics is None or reference.metrics.accuracy is None:
         return []
-    tiles = [Tile(f"{reference.measures.accuracy:.4f}", "accuracy of", reference.name)]
-    points = {stage.name: stage.measures.accuracy_points for stage in compared if stage.measures}
+    tiles = [Tile(f"{reference.metrics.accuracy:.4f}", "accuracy of", reference.name)]
+    points = {stage.name: stage.metrics.accuracy_points for stage in compared if stage.metrics}
     worst = max(points, key=lambda name: abs(points[name] or 0), default="")
     if worst:
         change = points[worst] or 0.0
@@ -153,13 +153,13 @@ def _accuracy_tiles(result: ParityReport, compared: list[StageReport]) -> list[T
 
 
 def _error_tiles(result: ParityReport, compared: list[StageReport]) -> list[Tile]:
-    errors = {stage.name: stage.measures.max_error for stage in compared if stage.measures}
+    errors = {stage.name: stage.metrics.max_error for stage in compared if stage.metrics}
     tiles = []
     if errors:
         worst = max(errors, key=lambda name: errors[name])
         tiles.append(Tile(scientific(errors[worst]), "largest logit error", worst))
         tiles.append(Tile(str(len({row.line for row in result.flips})), "texts whose label changed"))
-    if (ratio := result.facts.size_ratio) is not None:
+    if (ratio := result.contents.size_ratio) is not None:
         tiles.append(Tile(f"{ratio:.3f}", "FP16 file against FP32"))
     return tiles
 

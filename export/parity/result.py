@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bertmp.export.parity.bundle_summary import BundleFacts
+from bertmp.export.parity.bundle_summary import BundleSummary
 from bertmp.export.parity.gates import Gate
-from bertmp.export.parity.stage_metrics import Flip, Measures, finite
+from bertmp.export.parity.stage_metrics import Flip, StageMetrics, finite
 
 FORMAT = 1
 
@@ -26,7 +26,7 @@ class StageReport:
         status: `reference` for the stage that all others are measured against.
         reason: why it did not run, or the line that it failed with; empty otherwise.
         seconds: wall time, loading included.
-        measures: its answers against the reference; None where there are none.
+        metrics: its answers against the reference; None where there are none.
         serves: the in-process stage that serves as yardstick of a served model; empty for other stages.
         served: the answers against those of `serves`.
         size_ratio: its file against the FP32 graph's, where it has one.
@@ -38,9 +38,9 @@ class StageReport:
     status: Status
     reason: str = ""
     seconds: float = 0.0
-    measures: Measures | None = None
+    metrics: StageMetrics | None = None
     serves: str = ""
-    served: Measures | None = None
+    served: StageMetrics | None = None
     size_ratio: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     verification: Mapping[str, Any] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class StageReport:
     @property
     def texts_per_second(self) -> float | None:
         """Speed, loading included; None where nothing ran."""
-        return self.measures.texts / self.seconds if self.measures and self.seconds else None
+        return self.metrics.texts / self.seconds if self.metrics and self.seconds else None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -57,7 +57,7 @@ class StageReport:
             "reason": self.reason,
             "seconds": round(self.seconds, 3),
             "texts_per_second": self.texts_per_second and round(self.texts_per_second, 1),
-            "measures": self.measures and self.measures.to_json(),
+            "metrics": self.metrics and self.metrics.to_json(),
             "serves": self.serves,
             "served": self.served and self.served.to_json(),
             "size_ratio": self.size_ratio,
@@ -102,7 +102,7 @@ class FlipRow:
 
 
 @dataclass(frozen=True)
-class DataFacts:
+class DataSummary:
     """The texts that were answered.
 
     Attributes:
@@ -132,7 +132,7 @@ class ParityReport:
         stages: the chain, in its order.
         gates: every decision.
         flips: every text whose label changed in some stage.
-        facts: what the bundle says of itself.
+        contents: the summary of the bundle.
         environment: the machine and the versions.
         seconds: wall time.
         created: ISO 8601, UTC.
@@ -142,11 +142,11 @@ class ParityReport:
     folder: Path
     reference: str
     note: str
-    data: DataFacts
+    data: DataSummary
     stages: tuple[StageReport, ...]
     gates: tuple[Gate, ...]
     flips: tuple[FlipRow, ...]
-    facts: BundleFacts
+    contents: BundleSummary
     environment: Mapping[str, str]
     seconds: float
     created: str
@@ -204,7 +204,7 @@ class ParityReport:
             "stages": [stage.to_json() for stage in self.stages],
             "gates": [asdict(gate) for gate in self.gates],
             "flips": [row.to_json() for row in self.flips],
-            "bundle_facts": self.facts.to_json(),
+            "bundle_summary": self.contents.to_json(),
             "environment": dict(self.environment),
             "seconds": round(self.seconds, 3),
             "created": self.created,
@@ -215,7 +215,7 @@ def _figures(stage: StageReport) -> dict[str, Any]:
     figures: dict[str, Any] = {"status": stage.status}
     if stage.reason:
         figures["reason"] = stage.reason
-    if stage.measures is not None:
-        whole = stage.measures.to_json()
+    if stage.metrics is not None:
+        whole = stage.metrics.to_json()
         figures.update({key: whole[key] for key in ("max_error", "mean_error", "flips", "accuracy")})
     return figures

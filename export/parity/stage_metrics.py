@@ -34,7 +34,7 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Measures:
+class StageMetrics:
     """A stage against a reference, over all texts. An error is infinite where a logit is not finite.
 
     Attributes:
@@ -105,7 +105,7 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def measure(reference: StageOutput, output: StageOutput, labels: Sequence[int] | None = None) -> Measures:
+def measure(reference: StageOutput, output: StageOutput, labels: Sequence[int] | None = None) -> StageMetrics:
     """Measures `output` against `reference`.
 
     A stage's own labels and probabilities count where it gives them; else they follow from its logits.
@@ -137,7 +137,7 @@ def measure(reference: StageOutput, output: StageOutput, labels: Sequence[int] |
         for row in np.flatnonzero(before != after)
     )
     truth = None if labels is None else np.asarray(labels)
-    return Measures(
+    return StageMetrics(
         row_errors=row_errors,
         margins=margins,
         max_error=max_error,

@@ -10,8 +10,8 @@ import numpy as np
 
 from bertmp.core.errors import InputError
 from bertmp.export.bundle.manifest import StageRecord
-from bertmp.export.parity.inputs import Batch, answer_all
-from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
+from bertmp.export.parity.inputs import answer_all
+from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class TorchStage:
             return f"the checkpoint is not the one that was exported: {self.folder}"
         return ""
 
-    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | NotRun:
-        """Answers all texts.
+    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | Skipped:
+        """Answers all examples.
 
         Raises:
             InputError: the user named a checkpoint that cannot be the reference, or its files are
@@ -67,7 +67,7 @@ class TorchStage:
                     str(self.folder),
                     "name the folder that was exported with --checkpoint",
                 )
-            return NotRun(obstacle)
+            return Skipped(obstacle)
         assert self.folder is not None
         import torch
 
@@ -75,9 +75,8 @@ class TorchStage:
 
         model = load_checkpoint(self.folder, "classification").model
 
-        def answer(batch: Batch) -> np.ndarray:
-            tensors = [torch.from_numpy(tensor) for tensor in batch.feed().values()]
-            return np.asarray(model(*tensors).numpy())
+        def answer(feed: dict[str, np.ndarray]) -> np.ndarray:
+            return np.asarray(model(*map(torch.from_numpy, feed.values())).numpy())
 
         with torch.inference_mode():
             logits = answer_all(inputs, answer, advance)

@@ -15,7 +15,7 @@ from bertmp import bench, infer
 from bertmp.core.errors import InputError
 from bertmp.data.readers import read_examples
 from bertmp.export.bundle.bundle import Bundle
-from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
+from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 from bertmp.serve.client import Client
 from bertmp.serve.model_config import MAX_BATCH
 from bertmp.serve.parity_stage import TritonStage
@@ -68,7 +68,7 @@ def test_parity_stage_equals_the_graph(served: Served, texts: list[str], protoco
 
 def test_parity_stage_with_pairs_is_skipped(served: Served) -> None:
     inputs = ParityInputs(["a"], ["b"], None, [])
-    assert isinstance(TritonStage(served.running.grpc, "trec").run(inputs, lambda n: None), NotRun)
+    assert isinstance(TritonStage(served.running.grpc, "trec").run(inputs, lambda n: None), Skipped)
 
 
 def test_concurrent_requests_batched_together_get_their_own_rows(served: Served) -> None:

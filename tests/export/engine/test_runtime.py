@@ -17,7 +17,7 @@ from bertmp.export.bundle.bundle import ENGINE, FP16_GRAPH, Bundle
 from bertmp.export.engine.build import build_engine
 from bertmp.export.engine.profiles import Shape, default_profiles, parse_profile
 from bertmp.export.parity.engine_stage import EngineStage, fill_batch, plan_batches
-from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
+from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 from tests.export.engine_graphs import LABELS, VOCABULARY, save_bundle
 
 needs_builder = pytest.mark.skipif(
@@ -43,7 +43,7 @@ def test_without_a_gpu_the_proof_stands_in(tmp_path: Path) -> None:
     bundle = save_bundle(tmp_path / "bundle")
     build_engine(bundle, profiles=["1x1:2x8:4x16"])
     answer = EngineStage(Bundle.open(bundle)).run(some_inputs(5, 7), advance=lambda count: None)
-    assert isinstance(answer, NotRun)
+    assert isinstance(answer, Skipped)
     assert answer.reason == "no GPU"
     assert answer.verification["verified"] is True
     assert answer.verification["summary"]["SOFTMAX"] == {"FLOAT": 1}  # type: ignore[index]
@@ -67,7 +67,7 @@ def test_a_bundle_without_an_engine_says_so(tmp_path: Path) -> None:
     answer = EngineStage(Bundle.open(save_bundle(tmp_path / "bundle"))).run(
         some_inputs(5), advance=lambda count: None
     )
-    assert isinstance(answer, NotRun)
+    assert isinstance(answer, Skipped)
     assert "build-engine" in answer.reason
 
 
@@ -104,7 +104,7 @@ def test_on_a_gpu_the_engine_answers_like_the_graph(tmp_path: Path) -> None:
     inputs = some_inputs(5, 7, 20, 40, 64, 1)
     counted: list[int] = []
     answer = EngineStage(Bundle.open(bundle)).run(inputs, advance=counted.append)
-    if isinstance(answer, NotRun):
+    if isinstance(answer, Skipped):
         pytest.skip(answer.reason)
     assert isinstance(answer, StageOutput)
     assert sum(counted) == 6

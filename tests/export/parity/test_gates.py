@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from bertmp.core.errors import InputError
 from bertmp.export.parity.gates import DEFAULTS, Evidence, Gate, Limits, decide, limits_of, override
-from bertmp.export.parity.stage_metrics import Flip, Measures
+from bertmp.export.parity.stage_metrics import Flip, StageMetrics
 
-PERFECT = Measures(
+PERFECT = StageMetrics(
     row_errors=np.zeros(1000),
     margins=np.ones(1000),
     max_error=0.0,
@@ -33,8 +33,8 @@ def gates_of(stage: str, evidence: Evidence, limits: Limits | None = None) -> di
     return {gate.name: gate for gate in decide(stage, evidence, limits or limits_of(stage))}
 
 
-def failed(stage: str, measures: Measures) -> list[str]:
-    return [name for name, gate in gates_of(stage, Evidence(measures)).items() if not gate.passed]
+def failed(stage: str, metrics: StageMetrics) -> list[str]:
+    return [name for name, gate in gates_of(stage, Evidence(metrics)).items() if not gate.passed]
 
 
 @given(st.floats(0, 1e3), st.floats(0, 1e3))

@@ -26,7 +26,7 @@ from bertmp.export.bundle.manifest import Manifest
 from bertmp.export.parity.gates import DEFAULTS, override
 from bertmp.export.parity.onnx_stage import OnnxStage
 from bertmp.export.parity.report import FILES
-from bertmp.export.parity.stage import NotRun, ParityInputs, StageOutput
+from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 from bertmp.export.parity.stage_metrics import answers_of, probabilities_of
 
 LABELS = ("animal", "place", "<b>&\"'")
@@ -113,7 +113,7 @@ class Served:
     ) -> None:
         self.graph, self.change = graph, change
 
-    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | NotRun:
+    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | Skipped:
         answer = answer_of(self.graph, inputs)
         advance(len(inputs.texts))
         served = replace(
@@ -173,7 +173,7 @@ def test_a_sound_bundle_passes_every_gate(bundle: Path, labelled: Path) -> None:
         ("onnx-fp16", "run"),
         ("engine", "not run"),
     ]
-    exact, half = result.stage("onnx-fp32").measures, result.stage("onnx-fp16").measures
+    exact, half = result.stage("onnx-fp32").metrics, result.stage("onnx-fp16").metrics
     assert exact is not None
     assert half is not None
     assert exact.max_error <= 5e-5 < half.max_error
@@ -228,7 +228,7 @@ def test_unlabelled_texts_are_compared_without_accuracy(
     data.write_text("\n".join(texts[:20]))
     result = parity(bundle, data)
     assert result.passed
-    assert result.stage("onnx-fp16").measures.accuracy is None  # type: ignore[union-attr]
+    assert result.stage("onnx-fp16").metrics.accuracy is None  # type: ignore[union-attr]
     assert "accuracy_points" not in {gate.name for gate in result.gates}
     damage(bundle, 0.5)
     assert not parity(bundle, data).passed

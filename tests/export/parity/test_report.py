@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertmp.export.parity.bundle_summary import BundleFacts, FileFacts, RuleFacts
+from bertmp.export.parity.bundle_summary import BundleSummary, FileSummary, RuleSummary
 from bertmp.export.parity.gates import Evidence, decide, limits_of
 from bertmp.export.parity.junit import junit_xml
 from bertmp.export.parity.report import render
-from bertmp.export.parity.result import DataFacts, FlipRow, ParityReport, StageReport
+from bertmp.export.parity.result import DataSummary, FlipRow, ParityReport, StageReport
 from bertmp.export.parity.stage import StageOutput
 from bertmp.export.parity.stage_metrics import measure
 from bertmp.report.svg import LogScale, scientific
@@ -30,29 +30,25 @@ def report_of(error: float = 1e-3) -> ParityReport:
     logits = np.array([[1, 0], [0, 2], [0.5, 0.5004], [3, 0]], np.float32)
     answer = logits + np.float32(error) * np.array([1, -1], np.float32)
     reference = StageOutput(logits)
-    perfect, measures = (
-        measure(reference, other, [0, 1, 1, 0]) for other in (reference, StageOutput(answer))
-    )
+    perfect, metrics = (measure(reference, other, [0, 1, 1, 0]) for other in (reference, StageOutput(answer)))
     stages = (
-        StageReport("torch-fp32", "reference", seconds=1, measures=perfect),
-        StageReport(
-            "onnx-fp16", "run", seconds=1, measures=measures, size_ratio=0.5, details={"on": HOSTILE}
-        ),
+        StageReport("torch-fp32", "reference", seconds=1, metrics=perfect),
+        StageReport("onnx-fp16", "run", seconds=1, metrics=metrics, size_ratio=0.5, details={"on": HOSTILE}),
         StageReport("engine", "not run", "no GPU", verification={"verified": True, "counts": {"nodes": 3}}),
         StageReport("triton", "failed", HOSTILE),
     )
     evidence = {
-        "onnx-fp16": Evidence(measures, size_ratio=0.5),
+        "onnx-fp16": Evidence(metrics, size_ratio=0.5),
         "engine": Evidence(verified=True),
         "triton": Evidence(failure=HOSTILE),
     }
-    rows = [FlipRow("onnx-fp16", 3, HOSTILE, "a", HOSTILE, "b", one) for one in measures.flips]
+    rows = [FlipRow("onnx-fp16", 3, HOSTILE, "a", HOSTILE, "b", one) for one in metrics.flips]
     return ParityReport(
         bundle=Path("trec"),
         folder=Path("trec/parity"),
         reference="torch-fp32",
         note="",
-        data=DataFacts(Path(f"{HOSTILE[:30]}.tsv"), "0" * 64, 4, True, 1),
+        data=DataSummary(Path(f"{HOSTILE[:30]}.tsv"), "0" * 64, 4, True, 1),
         stages=stages,
         gates=tuple(
             gate
@@ -60,10 +56,10 @@ def report_of(error: float = 1e-3) -> ParityReport:
             for gate in decide(name, what, replace(limits_of(name), accuracy_points=None))
         ),
         flips=tuple(rows),
-        facts=BundleFacts(
-            files=(FileFacts("model.onnx", "export", 1000, "1" * 64),),
+        contents=BundleSummary(
+            files=(FileSummary("model.onnx", "export", 1000, "1" * 64),),
             precisions={"fp16": 9, "fp32": 1},
-            rules=(RuleFacts("softmax", (HOSTILE,), {"Softmax": 1}, (HOSTILE,)),),
+            rules=(RuleSummary("softmax", (HOSTILE,), {"Softmax": 1}, (HOSTILE,)),),
             engine={"builder": "tensorrt-rtx"},
             network={"SOFTMAX": {"FLOAT": 1}},
         ),

@@ -26,18 +26,18 @@ def output(rows: list[list[float]], **more: object) -> StageOutput:
 
 def test_errors_are_over_all_logits_and_per_text() -> None:
     reference, answer = output([[1, 0], [0, 2]]), output([[1, 0.5], [0.25, 2]])
-    measures = measure(reference, answer)
-    assert measures.max_error == 0.5
-    assert measures.mean_error == pytest.approx(0.75 / 4)
-    assert measures.row_errors.tolist() == [0.5, 0.25]
-    assert measures.margins.tolist() == [1, 2]
-    assert measures.accuracy is None
-    assert measures.accuracy_points is None
+    metrics = measure(reference, answer)
+    assert metrics.max_error == 0.5
+    assert metrics.mean_error == pytest.approx(0.75 / 4)
+    assert metrics.row_errors.tolist() == [0.5, 0.25]
+    assert metrics.margins.tolist() == [1, 2]
+    assert metrics.accuracy is None
+    assert metrics.accuracy_points is None
 
 
 def test_a_flip_within_twice_the_largest_error_is_explained() -> None:
-    measures = measure(output([[1.0, 0.9], [4, 0]]), output([[1.0, 1.1], [4, 0.3]]))
-    (flip,) = measures.flips
+    metrics = measure(output([[1.0, 0.9], [4, 0]]), output([[1.0, 1.1], [4, 0.3]]))
+    (flip,) = metrics.flips
     assert (flip.row, flip.reference, flip.answer, flip.explained) == (0, 0, 1, True)
     assert flip.margin == pytest.approx(0.1, abs=1e-6)
     assert flip.error == pytest.approx(0.2, abs=1e-6)
@@ -46,8 +46,8 @@ def test_a_flip_within_twice_the_largest_error_is_explained() -> None:
 def test_a_served_answer_that_its_logits_do_not_give_is_unexplained() -> None:
     reference = output([[1, 0], [3, 0]])
     served = output([[1, 0], [3, 0]], answers=np.array([0, 1]))
-    measures = measure(reference, served)
-    assert [flip.row for flip in measures.unexplained] == [1]
+    metrics = measure(reference, served)
+    assert [flip.row for flip in metrics.unexplained] == [1]
 
 
 def test_own_probabilities_count_before_the_softmax_of_the_logits() -> None:
@@ -62,21 +62,21 @@ def test_accuracy_is_counted_and_its_change_is_exact() -> None:
     logits[:, 0] = 1
     changed = logits.copy()
     changed[0] = [0, 1]
-    measures = measure(StageOutput(logits), StageOutput(changed), labels=[0] * 500)
-    assert measures.accuracy == 499 / 500
-    assert measures.accuracy_points == -0.2  # exactly: a limit of 0.2 must hold
+    metrics = measure(StageOutput(logits), StageOutput(changed), labels=[0] * 500)
+    assert metrics.accuracy == 499 / 500
+    assert metrics.accuracy_points == -0.2  # exactly: a limit of 0.2 must hold
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_not_finite_are_counted_and_never_best(bad: float) -> None:
-    measures = measure(output([[1, 0], [0, 1]]), output([[1, 0], [bad, 1]]))
-    assert measures.non_finite == 1
-    assert measures.max_error == np.inf
-    assert not any(flip.explained for flip in measures.flips)
-    assert measures.to_json()["max_error"] is None
-    json.dumps(measures.to_json(), allow_nan=False)
+    metrics = measure(output([[1, 0], [0, 1]]), output([[1, 0], [bad, 1]]))
+    assert metrics.non_finite == 1
+    assert metrics.max_error == np.inf
+    assert not any(flip.explained for flip in metrics.flips)
+    assert metrics.to_json()["max_error"] is None
+    json.dumps(metrics.to_json(), allow_nan=False)
     if np.isnan(bad):
-        assert measures.flips == ()
+        assert metrics.flips == ()
 
 
 def test_another_number_of_labels_is_refused() -> None:
@@ -89,23 +89,23 @@ def test_another_number_of_labels_is_refused() -> None:
 def test_flips_are_the_texts_whose_best_label_differs(logits: np.ndarray, seed: int, scale: float) -> None:
     noise = np.random.default_rng(seed).normal(0, scale, logits.shape).astype(np.float32)
     reference, answer = StageOutput(logits), StageOutput(logits + noise)
-    measures = measure(reference, answer, labels=[0] * len(logits))
+    metrics = measure(reference, answer, labels=[0] * len(logits))
     expected = [
         row for row in range(len(logits)) if int(logits[row].argmax()) != int((logits + noise)[row].argmax())
     ]
-    assert [flip.row for flip in measures.flips] == expected
+    assert [flip.row for flip in metrics.flips] == expected
     # What a flip is made of: the error must have carried the answer over the margin.
-    assert all(flip.margin <= 2 * flip.error + 1e-9 for flip in measures.flips)
-    assert measures.correct == int(((logits + noise).argmax(axis=1) == 0).sum())
-    assert measures.mean_error <= measures.max_error == measures.row_errors.max()
+    assert all(flip.margin <= 2 * flip.error + 1e-9 for flip in metrics.flips)
+    assert metrics.correct == int(((logits + noise).argmax(axis=1) == 0).sum())
+    assert metrics.mean_error <= metrics.max_error == metrics.row_errors.max()
 
 
 @settings(max_examples=30, deadline=None)
 @given(LOGITS)
 def test_a_stage_against_itself_is_perfect(logits: np.ndarray) -> None:
     itself = StageOutput(logits)
-    measures = measure(itself, itself, labels=[1] * len(logits))
-    assert (measures.max_error, measures.mean_error, measures.flips) == (0, 0, ())
-    assert measures.accuracy_points == 0
+    metrics = measure(itself, itself, labels=[1] * len(logits))
+    assert (metrics.max_error, metrics.mean_error, metrics.flips) == (0, 0, ())
+    assert metrics.accuracy_points == 0
     assert np.allclose(probabilities_of(itself).sum(axis=1), 1)
     assert answers_of(itself).tolist() == logits.argmax(axis=1).tolist()
