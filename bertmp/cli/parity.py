@@ -80,7 +80,7 @@ def _notes(result: ParityReport) -> list[str]:
     return notes
 
 
-_FIGURES = ("max error", "mean error", "flips", "accuracy", "texts/s")
+_FIGURES = ("max error", "mean error", "flips", "accuracy", "examples/s")
 
 
 def _figures(stage: StageReport) -> list[str]:

@@ -1,1 +1,1 @@
-"""Parity: every stage of the chain against the FP32 checkpoint, on the same texts."""
+"""Parity: every stage of the chain against the FP32 checkpoint, on the same examples."""

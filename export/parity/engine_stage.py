@@ -1,4 +1,4 @@
-"""The engine as a stage of parity: all texts in batches that its profiles take."""
+"""The engine as a stage of parity: all examples in batches that its profiles take."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEP = 8
 
 @dataclass(frozen=True)
 class EngineStage:
-    """The bundle's engine answers the texts; without a GPU only its verification counts.
+    """The bundle's engine answers the examples; without a GPU only its verification counts.
 
     Attributes:
         bundle: the bundle.
@@ -38,11 +38,11 @@ class EngineStage:
         return "engine"
 
     def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | Skipped:
-        """Answers all texts, in their order.
+        """Answers all examples, in their order.
 
         Raises:
             InputError: the engine is stale, truncated, of another builder's version or GPU, or too small for
-                the texts.
+                the examples.
             BuildFailed: the runtime refuses it.
         """
         if BUILD_ENGINE not in self.bundle.manifest.stages:
@@ -92,7 +92,9 @@ def plan_batches(lengths: Sequence[int], profiles: Sequence[Profile]) -> Iterato
         if not fitting:
             known = ", ".join(map(str, profiles))
             raise InputError(
-                f"a text of {shortest} tokens is beyond the engine", known, "build it with a longer profile"
+                f"an example of {shortest} tokens is longer than every profile of the engine",
+                known,
+                "build it with a longer profile",
             )
         profile = min(fitting, key=lambda one: one.max.length)
         rows = [row for row in order[: profile.max.batch] if lengths[row] <= profile.max.length]

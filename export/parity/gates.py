@@ -58,7 +58,7 @@ class Gate:
     Attributes:
         stage, name: what it is about, e.g. `onnx-fp16`, `max_error`.
         limit, measured: plain values; `measured` is None where the number is not finite.
-        passed: whether it held.
+        passed: whether the limit was kept.
         sentence: the same in words.
     """
 
@@ -130,8 +130,8 @@ def _measured(stage: str, metrics: StageMetrics, limits: Limits) -> Iterator[Gat
     points = metrics.accuracy_points
     if limits.accuracy_points is not None and points is not None:
         sentence = f"accuracy changed by {points:+.3g} points, {limits.accuracy_points:g} either way allowed"
-        held = abs(points) <= limits.accuracy_points
-        yield Gate(stage, "accuracy_points", limits.accuracy_points, points, held, sentence)
+        passed = abs(points) <= limits.accuracy_points
+        yield Gate(stage, "accuracy_points", limits.accuracy_points, points, passed, sentence)
 
 
 def _at_most(stage: str, name: str, limit: float, value: float, words: str) -> Gate:

@@ -158,7 +158,7 @@ def _error_tiles(result: ParityReport, compared: list[StageReport]) -> list[Tile
     if errors:
         worst = max(errors, key=lambda name: errors[name])
         tiles.append(Tile(scientific(errors[worst]), "largest logit error", worst))
-        tiles.append(Tile(str(len({row.line for row in result.flips})), "texts whose label changed"))
+        tiles.append(Tile(str(len({row.line for row in result.flips})), "examples whose label changed"))
     if (ratio := result.contents.size_ratio) is not None:
         tiles.append(Tile(f"{ratio:.3f}", "FP16 file against FP32"))
     return tiles

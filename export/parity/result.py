@@ -103,13 +103,13 @@ class FlipRow:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """The texts that were answered.
+    """The examples that were answered.
 
     Attributes:
         file, sha256: the data file and its fingerprint.
         texts: how many.
         labelled: whether the file names the right label of each.
-        truncated: how many were longer than the model's positions and lost their tail.
+        truncated: how many were truncated to the model's positions.
     """
 
     file: Path
@@ -128,10 +128,10 @@ class ParityReport:
         folder: where `report.html`, `report.json` and `junit.xml` lie.
         reference: the stage that all others were measured against; empty where none answered.
         note: what limits the comparison (another reference than the checkpoint); usually empty.
-        data: the texts.
+        data: the examples.
         stages: the chain, in its order.
         gates: every decision.
-        flips: every text whose label changed in some stage.
+        flips: every example whose label changed in some stage.
         contents: the summary of the bundle.
         environment: the machine and the versions.
         seconds: wall time.
@@ -153,7 +153,7 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether there is a reference and every gate held."""
+        """Whether there is a reference and every gate passed."""
         return bool(self.reference) and all(gate.passed for gate in self.gates)
 
     @property

@@ -14,14 +14,14 @@ from bertmp.export.parity.stage import StageOutput
 
 @dataclass(frozen=True)
 class Flip:
-    """A text whose label changed.
+    """An example whose label changed.
 
     Attributes:
         row: where the text stands in the data file, counted from 0.
         reference, answer: the class index before and after.
         margin: how far apart the reference's two best logits lie.
-        error: the largest logit error of this text.
-        explained: whether the margin is less than twice the stage's largest error. Such a text was so
+        error: the largest logit error of this example.
+        explained: whether the margin is less than twice the stage's largest error. Such an example was so
             close to undecided that an error of that size may tip it; any other flip is a defect.
     """
 
@@ -35,14 +35,14 @@ class Flip:
 
 @dataclass(frozen=True)
 class StageMetrics:
-    """A stage against a reference, over all texts. An error is infinite where a logit is not finite.
+    """A stage against a reference, over all examples. An error is infinite where a logit is not finite.
 
     Attributes:
-        row_errors: the largest absolute logit error of each text, FP64 `[texts]`.
-        margins: the distance of the reference's two best logits for each text, FP64 `[texts]`.
-        max_error, mean_error: absolute logit error over all texts and labels.
+        row_errors: the largest absolute logit error of each example, FP64 `[examples]`.
+        margins: the distance of the reference's two best logits for each example, FP64 `[examples]`.
+        max_error, mean_error: absolute logit error over all examples and labels.
         max_probability_error: the largest absolute error of a probability.
-        flips: the texts whose label changed, in the file's order.
+        flips: the examples whose label changed, in the file's order.
         non_finite: how many of the stage's numbers are NaN or infinite.
         correct, reference_correct: right answers of the stage and of the reference; None if unlabelled.
     """
@@ -79,7 +79,7 @@ class StageMetrics:
         return tuple(flip for flip in self.flips if not flip.explained)
 
     def error_quantile(self, share: float) -> float:
-        """The row error that `share` of the texts do not exceed."""
+        """The row error that `share` of the examples do not exceed."""
         return float(np.quantile(self.row_errors, share, method="higher"))
 
     def to_json(self) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def measure(reference: StageOutput, output: StageOutput, labels: Sequence[int] |
     A stage's own labels and probabilities count where it gives them; else they follow from its logits.
 
     Args:
-        reference, output: logits FP32 `[texts, labels]` of the same texts in the same order.
-        labels: the true class of each text, if known.
+        reference, output: logits FP32 `[examples, labels]` of the same examples in the same order.
+        labels: the true class of each example, if known.
 
     Raises:
         ValueError: the shapes differ.
@@ -157,7 +157,7 @@ def count_non_finite(output: StageOutput) -> int:
 
 
 def answers_of(output: StageOutput) -> np.ndarray:
-    """The class index of each text `[texts]`: the stage's own answer, else the largest logit's."""
+    """The class index of each example `[examples]`: the stage's own answer, else the largest logit's."""
     if output.answers is not None:
         return np.asarray(output.answers)
     # argmax would answer with the first NaN; a NaN is never the best logit.
@@ -165,7 +165,7 @@ def answers_of(output: StageOutput) -> np.ndarray:
 
 
 def probabilities_of(output: StageOutput) -> np.ndarray:
-    """FP64 `[texts, labels]`: the stage's own probabilities, else the softmax of its logits."""
+    """FP64 `[examples, labels]`: the stage's own probabilities, else the softmax of its logits."""
     if output.probabilities is not None:
         return np.asarray(output.probabilities, np.float64)
     logits = output.logits.astype(np.float64)

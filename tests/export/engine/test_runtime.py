@@ -89,7 +89,7 @@ def test_batches_are_filled_up_to_a_static_profile() -> None:
     batch = fill_batch(some_inputs(3, 5), rows, shape)
     assert {array.dtype for array in batch.values()} == {np.dtype(np.int64)}
     assert batch["attention_mask"].sum(axis=1).tolist() == [3, 5, 1, 1]
-    with pytest.raises(InputError, match="a text of 9 tokens is beyond the engine"):
+    with pytest.raises(InputError, match="an example of 9 tokens is longer than every profile"):
         list(plan_batches([9], [parse_profile("4x8")]))
 
 
