@@ -26,7 +26,7 @@ class LogScale:
 
     @classmethod
     def over(cls, values: Iterable[float], start: float, end: float, least: int = 2) -> LogScale:
-        """The whole decades that hold all positive finite `values`, at least `least` of them."""
+        """The decades that hold all positive finite `values`, at least `least` of them."""
         usable = [value for value in values if value > 0 and math.isfinite(value)]
         low = math.floor(math.log10(min(usable))) if usable else -1
         high = math.ceil(math.log10(max(usable))) if usable else 0
@@ -76,7 +76,7 @@ def box(x: float, y: float, width: float, height: float, kind: str, radius: floa
 
 
 def picture(width: float, height: float, title: str, parts: Iterable[str]) -> str:
-    """A whole inline SVG; `title` is read to those who do not see it."""
+    """An inline SVG; screen readers read `title`."""
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}" '
         f'style="max-width:{1.15 * width:g}px">{"".join(parts)}</svg>'

@@ -72,7 +72,7 @@ def bench_engine(bundle: Path, texts: Path | None = None, seconds: float = 10.0)
     Raises:
         InputError: a bundle without an engine, a stale or damaged one, or one of another builder, version or
             GPU.
-        MissingComponent: there is no GPU or not the builder's runtime.
+        MissingComponent: there is no GPU, or the builder's runtime is not installed.
     """
     if seconds <= 0:
         raise InputError(f"{seconds:g} s of measuring", "--seconds", "give more than 0")

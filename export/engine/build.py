@@ -62,7 +62,7 @@ class EngineResult:
         inspection: the built engine against the verification, see `inspector.inspect_engine`.
         engine_bytes, engine_sha256: the engine's size in bytes and SHA-256.
         graph_sha256, plan_sha256: SHA-256 of the graph and its plan; None without a plan.
-        seconds: wall time of the whole build.
+        seconds: wall time of the build.
     """
 
     folder: Path

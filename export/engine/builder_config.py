@@ -80,7 +80,7 @@ class TimingCache:
     cache: Any
 
     def save(self) -> None:
-        """Writes the timings, whole or not at all."""
+        """Writes the timings atomically."""
         with atomic_file(self.path) as temporary:
             temporary.write_bytes(self.cache.serialize())
 

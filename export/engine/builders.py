@@ -109,7 +109,7 @@ class Toolchain:
                 )  # fmt: skip
 
     def without_effect(self, settings: Mapping[str, object]) -> list[str]:
-        """What to say of the settings that were given and change nothing."""
+        """Warnings about options that were given and have no effect."""
         reasons = _WITHOUT_EFFECT[self.name]
         return [reason for name, reason in reasons.items() if settings.get(name) is not None]
 
@@ -139,7 +139,7 @@ class Toolchain:
 
     @property
     def cuda(self) -> str:
-        """The CUDA major that this builder's libraries are of, e.g. `13`; empty where nothing tells."""
+        """The CUDA major that this builder's libraries are of, e.g. `13`; empty where it is not known."""
         for major in sorted(_CUDA_DRIVERS, reverse=True):
             for package in (f"{self.name}-cu{major}", f"{self.name}-cu{major}-libs"):
                 try:

@@ -5,7 +5,7 @@ nodes of one are all planned in one type, and none of them is a cast, its tensor
 they are not, the fusion spans a planned change of type, which happens inside it: such layers are listed.
 
 Written to the documented output of `IEngineInspector`. It was not run: the engine must be loaded, and that
-takes a GPU. Without one the build says so and stands on the verification of the network alone.
+needs a GPU. Without one the build reports that, and only the network is verified.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class EngineLayer:
     """One layer of a built engine.
 
     Attributes:
-        name, type: as the inspector says.
+        name, type: as the inspector lists them.
         nodes: the ONNX nodes that it stands for.
         types: types of its floating-point inputs and outputs, e.g. `HALF`.
     """

@@ -1,8 +1,8 @@
-"""What the command and its builder process say to one another: the job going in, messages coming out.
+"""The protocol between the command and its builder process: a job goes in, messages come out.
 
 The builder runs in a process of its own because it is native code: where it crashes or eats the memory,
 the command still ends with one line. The job is the first line on the process's standard input, which then
-stays open: its end tells the process to stop. Messages are JSON lines on a pipe of their own, since
+stays open: the process stops at its end. Messages are JSON lines on a pipe of their own, since
 native libraries write to standard output as they please.
 """
 

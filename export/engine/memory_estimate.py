@@ -80,9 +80,9 @@ def check_fits(found: MemoryEstimate, memory_bytes: int, whose: str) -> None:
     if found.total_bytes <= memory_bytes:
         return
     largest = max(found.profiles, key=lambda entry: entry.bytes)
-    total, weights, room = (n / 2**20 for n in (found.total_bytes, found.weights_bytes, memory_bytes))
+    total, weights, memory = (n / 2**20 for n in (found.total_bytes, found.weights_bytes, memory_bytes))
     raise InputError(
-        f"the engine may need {total:,.0f} MiB ({weights:,.0f} of them weights), {whose} has {room:,.0f}",
+        f"the engine may need {total:,.0f} MiB ({weights:,.0f} of them weights), {whose} has {memory:,.0f}",
         f"--profile {largest.profile}", "give smaller profiles or a lower --max-batch",
     )  # fmt: skip
 

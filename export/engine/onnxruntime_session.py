@@ -141,7 +141,7 @@ def _session(graph: Path, providers: Sequence[str], optimized: Path | None = Non
 
 def _optimise(source: Path, target: Path, provider: str) -> int:
     """Writes the optimised graph. Returns the number of its nodes."""
-    # TensorRT's provider swallows whole parts of a graph, which cannot be saved: the rest is optimised.
+    # TensorRT's provider takes over parts of a graph, which cannot be saved: the rest is optimised.
     providers = [name for name in _chain(provider) if name != PROVIDERS[0]]
     _session(source, providers, optimized=target)
     return _count_nodes(target)

@@ -84,7 +84,7 @@ def load_graph(job: Job) -> ModelProto:
     """
     try:
         return onnx.load(job.graph, load_external_data=False)
-    except Exception as error:  # protobuf's own exceptions are no part of onnx's interface
+    except Exception as error:  # protobuf's own exceptions are not part of onnx's interface
         raise InputError("not an ONNX graph", job.graph, "export it again") from error
 
 

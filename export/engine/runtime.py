@@ -27,7 +27,7 @@ from bertmp.export.engine.compatibility import EngineFile, open_engine, require_
 from bertmp.export.engine.profiles import Profile, Shape, choose_profile, parse_profile
 
 SLOTS = 64
-"""Shapes that stay prepared; the one that was not asked for the longest makes room for a new one."""
+"""Shapes that stay prepared; the least recently used one is replaced."""
 
 
 def why_not(builder: str) -> str:
@@ -47,7 +47,7 @@ def load_engine(folder: Path) -> Engine:
     """Loads the engine in a folder.
 
     Raises:
-        MissingComponent: there is no GPU or not the builder's runtime.
+        MissingComponent: there is no GPU, or the builder's runtime is not installed.
         InputError: an engine that is truncated, or of another builder, version or GPU.
         BuildFailed: the runtime refuses it all the same.
     """

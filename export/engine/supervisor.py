@@ -89,12 +89,12 @@ def _builder_process(job: Job, noise: IO[bytes]) -> Iterator[tuple[subprocess.Po
     os.close(writing)
     try:
         assert child.stdin is not None
-        with suppress(BrokenPipeError):  # it died at once; its exit status says how
+        with suppress(BrokenPipeError):  # it ended at once; its exit status is read below
             child.stdin.write(job.to_line())
             child.stdin.flush()
         yield child, reading
     except BaseException:
-        # The end of its input tells the child to stop at the builder's next step.
+        # At the end of its input the child stops, at the builder's next step.
         with suppress(BrokenPipeError):
             if child.stdin is not None:
                 child.stdin.close()

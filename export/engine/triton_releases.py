@@ -92,7 +92,7 @@ def find_release(name: str) -> Release:
 
 
 def release_of_server(version: str) -> Release | None:
-    """The release whose server says that it is `version`, e.g. `2.62.0`; None where the table has none."""
+    """The release whose server has version `version`, e.g. `2.62.0`; None where the table has none."""
     return next((release for release in RELEASES if release.server == version), None)
 
 
@@ -119,7 +119,7 @@ def mismatch(release: Release, builder: str, version: str, version_compatible: b
 
 
 def require_match(release: Release, builder: str, version: str, version_compatible: bool, where: str) -> None:
-    """Raises InputError where `release` does not load an engine of this builder; says what would."""
+    """Raises InputError where `release` does not load an engine of this builder, with what would."""
     reason = mismatch(release, builder, version, version_compatible)
     if not reason:
         return

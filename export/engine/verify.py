@@ -1,6 +1,6 @@
-"""Verifies that a parsed network runs every node in the precision that its plan says.
+"""Verifies that a parsed network runs every node in its planned precision.
 
-TensorRT builds strongly typed networks, so what the parsed layers' tensors say is what the engine does.
+TensorRT builds strongly typed networks, so the types of the parsed layers' tensors are those of the engine.
 Pure data in, pure data out: nothing here needs a builder.
 """
 

@@ -42,7 +42,7 @@ def main(descriptor: int) -> None:
     with open(0, "rb", buffering=0, closefd=False) as stream:
         line = stream.readline()
     if not line.endswith(b"\n"):
-        return  # the command was interrupted before it could say what to do
+        return  # the command was interrupted before it sent the job
     job = Job.from_line(line)
     try:
         messages.send("result", **build(job, messages))
@@ -60,7 +60,7 @@ def build(job: Job, messages: Messages) -> dict[str, Any]:
     """Writes `network.json` and, where the precision is verified, `model.plan` into the job's folder.
 
     Returns:
-        What the command tells of the build; plain JSON values.
+        What the command reports of the build; plain JSON values.
     """
     options, device = job.options, find_gpu()
     tools = find_toolchain(options.builder)
@@ -123,7 +123,7 @@ def _logger(trt: Any, messages: Messages) -> Any:
 
 def _monitor(trt: Any, messages: Messages) -> Any:
     class Monitor(trt.IProgressMonitor):
-        """Passes the builder's phases and steps on, and stops it when the command says so."""
+        """Passes the builder's phases and steps on, and stops it when the command ends."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -150,7 +150,7 @@ def _parse(tools: Toolchain, builder: Any, logger: Any, job: Job) -> tuple[Any, 
         named = any(error.node_name() for error in found)
         raise InputError(
             f"the ONNX parser of {tools.name} refuses the graph: {'; '.join(texts) or logger.last_error}",
-            job.graph, "replace these nodes" if named else "is it a whole ONNX file? export it again",
+            job.graph, "replace these nodes" if named else "the ONNX file may be truncated: export it again",
         )  # fmt: skip
     return network, parser
 
@@ -202,18 +202,18 @@ class _Builder:
         return {"engine_bytes": int(engine.nbytes), "engine_sha256": sha256_file(target)}
 
     def _failure(self, job: Job) -> BuildFailed:
-        said = self.logger.last_error
+        error = self.logger.last_error
         if self.messages.stop_wanted():
             return BuildFailed("the build was stopped", job.graph)
-        if any(sign in said for sign in _OUT_OF_MEMORY):
-            return _out_of_memory(job, said)
+        if any(sign in error for sign in _OUT_OF_MEMORY):
+            return _out_of_memory(job, error)
         name = f"{self.tools.name} {self.tools.version}"
-        return BuildFailed(f"{name} did not build the engine: {said}", job.graph)
+        return BuildFailed(f"{name} did not build the engine: {error}", job.graph)
 
 
-def _out_of_memory(job: Job, said: str) -> BuildFailed:
+def _out_of_memory(job: Job, error: str) -> BuildFailed:
     return BuildFailed(
-        f"the builder ran out of memory: {said}", job.graph, "free some, or build fewer or smaller profiles"
+        f"the builder ran out of memory: {error}", job.graph, "free some, or build fewer or smaller profiles"
     )
 
 

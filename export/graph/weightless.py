@@ -10,7 +10,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 LARGE_WEIGHT = 1024
-"""Floating-point weights of as many elements are left out: none of them says a shape."""
+"""Floating-point weights of as many elements are left out: none of them is a shape."""
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _VALUES = ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string")

@@ -75,7 +75,7 @@ def _measured(
         if error.where == texts.file:
             raise
         sentence = f"ONNX Runtime does not load the graph, so nothing was measured: {error}"
-        return (), [Finding("error", "does-not-load", "", sentence, "fix what it says")]
+        return (), [Finding("error", "does-not-load", "", sentence, "fix the error that it names")]
 
 
 def _blocks(view: GraphView, tensors: tuple[Tensor, ...]) -> tuple[Block, ...]:

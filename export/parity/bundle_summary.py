@@ -1,4 +1,4 @@
-"""What the bundle and the machine say of themselves: read once, shown in the report."""
+"""A summary of the bundle and of the machine, for the report."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class FileSummary:
 
 @dataclass(frozen=True)
 class BundleSummary:
-    """What a bundle says of itself.
+    """A summary of a bundle.
 
     Attributes:
         files: the files that its stages wrote.
@@ -88,8 +88,8 @@ class BundleSummary:
     @property
     def size_ratio(self) -> float | None:
         """The FP16 graph's file against the FP32 graph's."""
-        half, whole = self.size_of(FP16_GRAPH), self.size_of(FP32_GRAPH)
-        return half / whole if half and whole else None
+        fp16, fp32 = self.size_of(FP16_GRAPH), self.size_of(FP32_GRAPH)
+        return fp16 / fp32 if fp16 and fp32 else None
 
     def to_json(self) -> dict[str, Any]:
         plain = asdict(self)

@@ -51,7 +51,7 @@ class EngineStage:
         place = (self.bundle.folder / ENGINE).parent
         file = open_engine(place)
         installed = probe(file.builder)
-        if isinstance(installed, Toolchain):  # told even where no GPU would run it
+        if isinstance(installed, Toolchain):  # checked even where there is no GPU to run it
             require_runtime(file, installed.name, installed.version)
         reason = why_not(file.builder)
         if reason:

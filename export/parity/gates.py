@@ -1,4 +1,4 @@
-"""What a stage must hold to pass. Pure data and one decision; every gate says what it measured."""
+"""The gates that a stage must pass: limits, evidence and the decision, as data without side effects."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _size(stage: str, ratio: float, limit: float) -> Gate:
 
 
 def _verified(stage: str, verified: bool) -> Gate:
-    words = "runs in the precision that the plan says" if verified else "is not verified against the plan"
+    words = "runs in its planned precision" if verified else "is not verified against the plan"
     return Gate(
         stage,
         "verified",
@@ -170,14 +170,14 @@ def override(tables: Mapping[str, Any], where: str) -> dict[str, Limits]:
         where: the file, for messages.
 
     Raises:
-        InputError: an unknown stage or gate, or a limit that is no number of the right kind.
+        InputError: an unknown stage or gate, or a limit of the wrong type.
     """
     limits = dict(DEFAULTS)
     for stage, table in tables.items():
         if limits_of(stage) == Limits() and stage not in DEFAULTS:
             raise InputError(f"unknown stage '{stage}'", where, f"use one of {', '.join(DEFAULTS)}")
         if not isinstance(table, dict):
-            raise InputError(f"'{stage}' is no table", where, f"write [{stage}] and its limits below")
+            raise InputError(f"'{stage}' is not a table", where, f"write [{stage}] and its limits below")
         checked = {name: _checked(stage, name, value, where) for name, value in table.items()}
         limits[stage] = replace(limits_of(stage), **checked)
     return limits
@@ -192,14 +192,14 @@ def _checked(stage: str, name: str, value: object, where: str) -> Any:
     if name == "verified":
         if isinstance(value, bool):
             return value
-        raise InputError(f"the limit of {stage}.{name} is no true or false", where, "fix it")
+        raise InputError(f"the limit of {stage}.{name} is not true or false", where, "fix it")
     if value is False:
         return None
     kinds: tuple[type, ...] = (int,) if "float" not in str(known[name]) else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < math.inf:  # type: ignore[operator]
-        kind = "whole number" if kinds == (int,) else "number"
+        kind = "an integer" if kinds == (int,) else "a number"
         raise InputError(
-            f"the limit of {stage}.{name} is no {kind} from 0 up",
+            f"the limit of {stage}.{name} is not {kind} of at least 0",
             where,
             "fix it, or write false for no limit",
         )

@@ -161,7 +161,7 @@ def _check_labels(answer: StageOutput, examples: ParityData) -> None:
 def _serves(answer: StageOutput, others: Mapping[str, StageRun], reference: str) -> str:
     """The in-process stage that a served model must answer like; empty for a stage that is not served.
 
-    A served model may say which graph it runs (`serves` among its details); a CPU host serves the FP32
+    A served model may name the graph that it runs (`serves` among its details); a CPU host serves the FP32
     graph.
     """
     if answer.answers is None and answer.probabilities is None:

@@ -54,7 +54,7 @@ class GateRow:
 
 @dataclass(frozen=True)
 class Tile:
-    """One of the figures at the top of the page; `stage` says where it is from, if that is not plain."""
+    """One of the figures at the top of the page; `stage` names its stage, where that is not obvious."""
 
     figure: str
     caption: str

@@ -30,7 +30,7 @@ class StageReport:
         serves: the in-process stage that serves as yardstick of a served model; empty for other stages.
         served: the answers against those of `serves`.
         size_ratio: its file against the FP32 graph's, where it has one.
-        details: what the stage says of itself.
+        details: further facts about the stage.
         verification: what was verified of a stage that did not run.
     """
 
@@ -121,7 +121,7 @@ class DataSummary:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The whole comparison.
+    """The result of a parity run.
 
     Attributes:
         bundle: the bundle's folder.
@@ -161,7 +161,7 @@ class ParityReport:
         return tuple(gate for gate in self.gates if not gate.passed)
 
     def verdict(self, stage: StageReport) -> Verdict:
-        """What the gates say of a stage; `verified` where it did not run but its precision holds."""
+        """The verdict on a stage; `verified` where it did not run but its precision holds."""
         if any(gate.stage == stage.name and not gate.passed for gate in self.gates):
             return "failed"
         if stage.status == "not run" and stage.verification.get("verified"):
@@ -216,6 +216,6 @@ def _figures(stage: StageReport) -> dict[str, Any]:
     if stage.reason:
         figures["reason"] = stage.reason
     if stage.metrics is not None:
-        whole = stage.metrics.to_json()
-        figures.update({key: whole[key] for key in ("max_error", "mean_error", "flips", "accuracy")})
+        metrics = stage.metrics.to_json()
+        figures.update({key: metrics[key] for key in ("max_error", "mean_error", "flips", "accuracy")})
     return figures

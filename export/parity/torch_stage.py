@@ -20,8 +20,8 @@ class TorchStage:
 
     Attributes:
         name: `torch-fp32`.
-        folder: the checkpoint; None where the bundle does not say.
-        sha256: of the weights that were exported; empty where the bundle does not say.
+        folder: the checkpoint; None where the manifest has none.
+        sha256: of the weights that were exported; empty where the manifest has none.
         chosen: whether the user named the folder, so that a wrong one is an error and not a reason.
     """
 

@@ -25,7 +25,7 @@ Feed = dict[str, np.ndarray]
 
 
 class BadRequest(Exception):
-    """A request that its sender has to correct; the message says what is wrong with it."""
+    """A request that its sender has to correct; the message describes the fault."""
 
 
 class TritonPythonModel:
@@ -147,7 +147,7 @@ def split(arrays: Sequence[np.ndarray], sizes: Sequence[int]) -> list[tuple[np.n
 
 
 def error_response(error: Exception) -> Any:
-    """The response to a request that cannot be answered, with a status that says whose fault it is."""
+    """The response to a request that cannot be answered, with a status for the kind of fault."""
     senders_fault = isinstance(error, (BadRequest, ort_errors.InvalidArgument))
     code = pb_utils.TritonError.INVALID_ARG if senders_fault else pb_utils.TritonError.INTERNAL
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 
 class BadRequest(Exception):
-    """A request that its sender has to correct; the message says what is wrong with it."""
+    """A request that its sender has to correct; the message describes the fault."""
 
 
 class TritonPythonModel:

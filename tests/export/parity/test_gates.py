@@ -104,10 +104,10 @@ def test_a_gates_file_changes_what_it_names_and_nothing_else() -> None:
         ({"onnx-fp16": {"max_error": float("nan")}}, "is no number"),
         ({"onnx-fp16": {"max_error": float("inf")}}, "is no number"),
         ({"onnx-fp16": {"max_error": -1}}, "is no number"),
-        ({"onnx-fp16": {"flips": 0.5}}, "is no whole number"),
-        ({"onnx-fp16": {"flips": True}}, "is no whole number"),
-        ({"engine": {"verified": 1}}, "is no true or false"),
-        ({"onnx-fp16": 3}, "is no table"),
+        ({"onnx-fp16": {"flips": 0.5}}, "is not an integer"),
+        ({"onnx-fp16": {"flips": True}}, "is not an integer"),
+        ({"engine": {"verified": 1}}, "is not true or false"),
+        ({"onnx-fp16": 3}, "is not a table"),
     ],
 )
 def test_a_bad_gates_file_is_refused_in_one_line(tables: Mapping[str, Any], message: str) -> None:
