@@ -13,8 +13,7 @@ from onnx import ModelProto
 from bertmp.core.errors import InputError
 from bertmp.core.io import atomic_folder, write_json
 from bertmp.core.options import keywords_of
-from bertmp.export.bundle import bundle as names
-from bertmp.export.bundle.bundle import Bundle
+from bertmp.export.bundle import CONFIG, CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, LABELS, PLAN, Bundle
 from bertmp.export.export_options import ExportOptions
 from bertmp.export.graph.loading import check_graph
 from bertmp.export.graph.storage import save_graph, size_of
@@ -95,7 +94,7 @@ def export_checkpoint(options: ExportOptions) -> ExportResult:
     with atomic_folder(options.out) as folder:
         options.progress("tracing the model")
         graph = export_graph(loaded.model, options.opset)
-        save_graph(graph, folder / names.FP32_GRAPH)
+        save_graph(graph, folder / FP32_GRAPH)
         _write_companions(loaded, folder)
         bundle = Bundle(folder)
         _record_export(bundle, loaded, options.opset, started)
@@ -108,14 +107,14 @@ def _convert(graph: ModelProto, bundle: Bundle, options: ExportOptions) -> Plann
     started, folder = time.monotonic(), bundle.folder
     trained = options.checkpoint / TRAINED_RANGES
     planned = plan_precision(graph, options, tokenizer=folder, trained=trained if trained.is_file() else None)
-    check_graph(planned.graph, folder / names.FP16_GRAPH)
-    written = save_graph(planned.graph, folder / names.FP16_GRAPH)
-    planned.plan.save(folder / names.PLAN)
-    ratio = size_of(folder / names.FP16_GRAPH) / size_of(folder / names.FP32_GRAPH)
+    check_graph(planned.graph, folder / FP16_GRAPH)
+    written = save_graph(planned.graph, folder / FP16_GRAPH)
+    planned.plan.save(folder / PLAN)
+    ratio = size_of(folder / FP16_GRAPH) / size_of(folder / FP32_GRAPH)
     bundle.record(
-        names.CONVERT,
-        inputs=[names.FP32_GRAPH],
-        outputs=[*(file.name for file in written), names.PLAN],
+        CONVERT,
+        inputs=[FP32_GRAPH],
+        outputs=[*(file.name for file in written), PLAN],
         tools=["bertmp", "onnx", "onnxruntime", "numpy"],
         settings=options.to_json(PrecisionOptions),
         results={**planned.summary(), "size_ratio": ratio},
@@ -152,9 +151,9 @@ def _require_replaceable(out: Path) -> None:
 def _write_companions(loaded: LoadedCheckpoint, folder: Path) -> None:
     from bertmp.model.checkpoint import copy_tokenizer
 
-    write_json(folder / names.CONFIG, loaded.config.to_dict(loaded.model.architecture, loaded.model.problem))
+    write_json(folder / CONFIG, loaded.config.to_dict(loaded.model.architecture, loaded.model.problem))
     if loaded.model.classes:
-        (folder / names.LABELS).write_text("".join(f"{label}\n" for label in loaded.labels), encoding="utf-8")
+        (folder / LABELS).write_text("".join(f"{label}\n" for label in loaded.labels), encoding="utf-8")
     copy_tokenizer(loaded.folder, folder)
     if not (folder / "tokenizer.json").is_file():
         loaded.tokenizer.save(folder)
@@ -164,7 +163,7 @@ def _record_export(bundle: Bundle, loaded: LoadedCheckpoint, opset: int, started
     from bertmp.model.weights import fingerprint
 
     bundle.record(
-        names.EXPORT,
+        EXPORT,
         inputs=(),
         outputs=sorted(path.name for path in bundle.folder.iterdir()),
         tools=["bertmp", "torch", "onnx", "onnxscript"],
@@ -185,8 +184,8 @@ def _result(out: Path, loaded: LoadedCheckpoint, planned: Planned | None, starte
         bundle=out,
         task=loaded.model.task,
         planned=planned,
-        bytes_fp32=size_of(out / names.FP32_GRAPH),
-        bytes_fp16=size_of(out / names.FP16_GRAPH) if planned else 0,
+        bytes_fp32=size_of(out / FP32_GRAPH),
+        bytes_fp16=size_of(out / FP16_GRAPH) if planned else 0,
         seconds=time.monotonic() - started,
         notes=tuple(loaded.notes()),
     )

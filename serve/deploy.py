@@ -8,15 +8,22 @@ from typing import Any
 
 from bertmp.core.errors import BertmpError, InputError
 from bertmp.core.options import keywords_of
-from bertmp.export.bundle.bundle import Bundle
+from bertmp.export.bundle import Bundle
 from bertmp.export.engine.triton_releases import release_of_server
 from bertmp.serve import rollout
 from bertmp.serve.client import Client, connect
 from bertmp.serve.deployable import Deployable, DeployableEngine, inspect_bundle
 from bertmp.serve.model_config import read_signature
-from bertmp.serve.repository import ModelFolders, all_models, numbered, restore, retire
+from bertmp.serve.repository import (
+    ModelFolders,
+    VersionLog,
+    VersionRecord,
+    all_models,
+    numbered,
+    restore,
+    retire,
+)
 from bertmp.serve.serving_options import DeployOptions, ModelsOptions, RollbackOptions
-from bertmp.serve.version_log import VersionLog, VersionRecord
 
 
 @dataclass(frozen=True)

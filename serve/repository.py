@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any, Literal
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import atomic_folder, file_lock, write_text, writing_to
+from bertmp.core.io import atomic_folder, file_lock, read_json, write_json, write_text, writing_to
 from bertmp.serve.model_config import (
     ModelSignature,
     encoder_name,
@@ -25,7 +27,6 @@ from bertmp.serve.model_config import (
     render,
     set_profiles,
 )
-from bertmp.serve.version_log import FILE, VersionLog
 
 RETIRED = ".retired"
 """Where rolled-back versions are kept: Triton takes only folders named by a number as versions."""
@@ -182,3 +183,102 @@ def all_models(repository: Path) -> list[str]:
 def _require_folder(repository: Path) -> None:
     if not repository.is_dir():
         raise InputError("no such model repository", repository, "make one with 'bertmp deploy'")
+
+
+FORMAT = 1
+FILE = "versions.json"
+
+State = Literal["live", "superseded", "retired", "refused"]
+"""Live: the one that answers. Superseded: an earlier one, ready for a rollback. Retired: rolled back.
+Refused: a server could not answer with it, and its files are gone."""
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """One version of a model.
+
+    Attributes:
+        name: the model's name.
+        version: its number in Triton.
+        state: see State.
+        fingerprint: SHA-256 over everything that decides its answers.
+        parity: the scalars of the bundle's parity, `passed` among them; None where it was not checked.
+        created: ISO 8601, UTC.
+        note: why it was refused; empty otherwise.
+    """
+
+    name: str
+    version: int
+    state: State
+    fingerprint: str
+    parity: Mapping[str, Any] | None
+    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    note: str = ""
+
+    @property
+    def parity_verdict(self) -> str:
+        """`passed`, `failed` or `not checked`."""
+        if self.parity is None:
+            return "not checked"
+        return "passed" if self.parity.get("passed") else "failed"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class VersionLog:
+    """The versions of one model, oldest first.
+
+    Attributes:
+        path: the file.
+        records: one per version.
+    """
+
+    path: Path
+    records: tuple[VersionRecord, ...]
+
+    @classmethod
+    def load(cls, model: Path) -> VersionLog:
+        """Reads the file in a model's folder; without one, nothing was deployed.
+
+        Raises:
+            InputError: the file is damaged or of another format.
+        """
+        path = model / FILE
+        if not path.is_file():
+            return cls(path, ())
+        data = read_json(path)
+        try:
+            if data["format"] != FORMAT:
+                raise KeyError("format")
+            return cls(path, tuple(VersionRecord(name=model.name, **entry) for entry in data["versions"]))
+        except (KeyError, TypeError) as error:
+            todo = "restore it, or deploy under another name"
+            raise InputError("not a log of versions", path, todo) from error
+
+    def save(self) -> None:
+        """Writes the file, completely or not at all."""
+        entries = [
+            {key: value for key, value in asdict(entry).items() if key != "name"} for entry in self.records
+        ]
+        write_json(self.path, {"format": FORMAT, "versions": entries})
+
+    def find(self, version: int | None) -> VersionRecord | None:
+        """The record of a version; None where it has none."""
+        return next((entry for entry in self.records if entry.version == version), None)
+
+    def put(self, record: VersionRecord) -> VersionLog:
+        """The log with `record` in place of its version's, or at the end where that has none."""
+        if self.find(record.version) is None:
+            return replace(self, records=(*self.records, record))
+        changed = (record if entry.version == record.version else entry for entry in self.records)
+        return replace(self, records=tuple(changed))
+
+    def with_live(self, live: int | None) -> VersionLog:
+        """The log after `live` became the version that answers; the one that was live is superseded."""
+        changed = []
+        for record in self.records:
+            state: State = "superseded" if record.state == "live" else record.state
+            changed.append(replace(record, state="live" if record.version == live else state))
+        return replace(self, records=tuple(changed))

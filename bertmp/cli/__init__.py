@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def main() -> None:
     """The console script `bertmp`."""
-    from bertmp.cli.sigint import note_interrupts
+    from bertmp.cli.command import note_interrupts
 
     with note_interrupts() as state:
         from bertmp.cli.app import app

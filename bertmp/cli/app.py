@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from bertmp.cli import engine, environment, explain, export, parity, prepare, train
+from bertmp.cli import engine, environment, explain, export, parity, train
 from bertmp.cli import serve as serving
 from bertmp.cli.command import add_command
 
@@ -25,7 +25,7 @@ COMMANDS = (
     ("doctor", environment.doctor, "bertmp doctor --json"),
     ("setup", environment.setup, "bertmp setup triton"),
     ("download", environment.download, "bertmp download minilm trec"),
-    ("prepare", prepare.prepare, "bertmp prepare corpus.txt --model minilm --out corpus"),
+    ("prepare", train.prepare, "bertmp prepare corpus.txt --model minilm --out corpus"),
     (
         "train",
         train.train,

@@ -5,18 +5,19 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, get_type_hints
 
 import typer
 
 from bertmp.cli.options import former_name, parameters_of, values_of
-from bertmp.cli.sigint import Interrupts
 from bertmp.core.errors import BertmpError, InputError
 from bertmp.core.options import Options
 
@@ -129,3 +130,41 @@ def run_app(app: typer.Typer, interrupts: Interrupts | None = None) -> None:
     if code == EXIT_INTERRUPTED:  # Typer took the interrupt for itself
         raise _interrupted()
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+AGAIN_AFTER = 1.0
+"""Seconds after which an interrupt that had no effect is raised once more."""
+
+
+class Interrupts:
+    """Whether Ctrl-C was pressed."""
+
+    def __init__(self) -> None:
+        self.noted = False
+
+    def on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Handles SIGINT."""
+        self.noted = True
+        self._watch()
+        raise KeyboardInterrupt
+
+    def on_alarm(self, number: int, frame: FrameType | None) -> None:
+        """Raises the interrupt again, unless something is being tidied up because of it."""
+        self._watch()  # this one may get lost as well
+        if sys.exc_info()[0] is None:
+            raise KeyboardInterrupt
+
+    def _watch(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_AFTER)
+
+
+@contextmanager
+def note_interrupts() -> Iterator[Interrupts]:
+    """Notes Ctrl-C for the length of the block."""
+    state = Interrupts()
+    signal.signal(signal.SIGALRM, state.on_alarm)
+    signal.signal(signal.SIGINT, state.on_interrupt)
+    try:
+        yield state
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import bertmp
 from bertmp.cli.command import CommandResult
-from bertmp.cli.progress import progress_bar
-from bertmp.cli.tables import new_table
+from bertmp.cli.progress import new_table, progress_bar
 from bertmp.core.errors import InputError
 from bertmp.core.options import declared_options, option
 from bertmp.export.engine.engine_options import EngineOptions

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import bertmp
 from bertmp.cli.command import CommandResult
-from bertmp.cli.progress import progress_bar
-from bertmp.cli.tables import new_table
+from bertmp.cli.progress import new_table, progress_bar
 from bertmp.core.options import NoOptions
 from bertmp.environment.options import DownloadOptions, SetupOptions
 

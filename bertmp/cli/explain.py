@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import bertmp
 from bertmp.cli.command import CommandResult
-from bertmp.cli.progress import progress_bar
-from bertmp.cli.tables import new_table
+from bertmp.cli.progress import new_table, progress_bar
 from bertmp.export.lint.explain_options import ExplainOptions
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import bertmp
 from bertmp.cli.command import CommandResult
-from bertmp.cli.progress import progress_bar
-from bertmp.cli.tables import new_table
+from bertmp.cli.progress import new_table, progress_bar
 from bertmp.core.errors import InputError
 from bertmp.core.options import option
 from bertmp.export.parity.parity_options import ParityOptions

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import bertmp
 from bertmp.cli.command import CommandResult
-from bertmp.cli.progress import progress_bar
-from bertmp.cli.tables import new_table
+from bertmp.cli.progress import new_table, progress_bar
 from bertmp.core.errors import InputError
 from bertmp.core.options import option
 from bertmp.serve.serving_options import (
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from bertmp.serve.client import Answer
     from bertmp.serve.deploy import Deployment
     from bertmp.serve.load_test import BenchResult
-    from bertmp.serve.version_log import VersionRecord
+    from bertmp.serve.repository import VersionRecord
 
 
 def deploy(options: DeployOptions) -> CommandResult:

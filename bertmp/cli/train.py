@@ -12,6 +12,7 @@ from bertmp.training.train_options import TrainOptions
 
 if TYPE_CHECKING:
     from bertmp.training.train import TrainResult
+from bertmp.pretraining.prepare_options import PrepareOptions
 
 
 def train(options: TrainOptions) -> CommandResult:
@@ -43,3 +44,16 @@ def _show(console: Any, result: TrainResult) -> None:
     if result.truncated:
         table.add_row("cut", f"{result.truncated} texts were longer than the model takes")
     console.print(table)
+
+
+def prepare(options: PrepareOptions) -> CommandResult:
+    """Tokenize a corpus once; 'bertmp train pretraining --data STORE' then maps it into memory."""
+    with progress_bar() as progress:
+        result = bertmp.prepare(replace(options, progress=progress))
+    counts = result.counts
+    dropped = f"; {counts.dropped} pairs with an empty text were skipped" if counts.dropped else ""
+    return CommandResult(
+        result.to_json(),
+        f"{result.store}: {counts.documents} documents, {counts.sentences} sentences, "
+        f"{counts.tokens} tokens in {result.seconds:.1f} s{dropped}",
+    )

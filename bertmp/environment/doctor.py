@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bertmp.core.hardware import Gpu, Machine, machine, nvidia_driver
+from bertmp.core.io import home
 from bertmp.environment.components import Component, components
 from bertmp.environment.downloads import ASSETS, folder_of, is_complete
-from bertmp.environment.paths import home
 from bertmp.environment.requirements import CommandCheck, check_commands
 
 

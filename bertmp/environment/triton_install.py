@@ -18,13 +18,18 @@ from typing import Any, Literal
 from packaging.version import Version
 
 from bertmp.core.errors import InputError, MissingComponent
-from bertmp.core.io import file_lock, read_json, write_json, writing_to
+from bertmp.core.io import file_lock, home, read_json, write_json, writing_to
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
-from bertmp.environment import triton_pins as pins
 from bertmp.environment.options import SetupOptions
-from bertmp.environment.paths import home
-from bertmp.environment.triton_python import HostPython, find_python
+from bertmp.environment.triton_python import (
+    SERVER,
+    SERVER_VERSION,
+    VERSIONS,
+    HostPython,
+    find_python,
+    requirements,
+)
 from bertmp.environment.wheels import fetch, run_pip, run_tool
 
 MARKER = "bertmp-runtime.json"
@@ -124,7 +129,7 @@ def _require_platform() -> None:
 
 
 def _recipe() -> str:
-    return hashlib.sha256(f"{pins.SERVER.sha256}\n{pins.requirements()}".encode()).hexdigest()
+    return hashlib.sha256(f"{SERVER.sha256}\n{requirements()}".encode()).hexdigest()
 
 
 def _environments() -> list[Path]:
@@ -165,31 +170,31 @@ def _site_packages(folder: Path) -> Path:
 
 def _build(python: HostPython, progress: ProgressCallback) -> Path:
     """Makes the environment where it will stay: virtual environments do not survive a move."""
-    folder = home() / "triton" / f"{pins.SERVER_VERSION}-python{python.version}"
-    wheel = fetch(pins.SERVER, home() / "downloads", progress)
+    folder = home() / "triton" / f"{SERVER_VERSION}-python{python.version}"
+    wheel = fetch(SERVER, home() / "downloads", progress)
     with writing_to(folder):
         shutil.rmtree(folder, ignore_errors=True)
         try:
             progress(f"Python {python.version} environment")
             run_tool([str(python.executable), "-m", "venv", "--without-pip", str(folder)], _FAILED, folder)
-            packages = ", ".join(f"{name} {version}" for name, version in pins.VERSIONS.items())
+            packages = ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
             progress(packages if python.has_numpy else f"{packages} (numpy from its source: minutes)")
             with tempfile.TemporaryDirectory() as scratch:
                 pinned = Path(scratch) / "requirements.txt"
-                pinned.write_text(pins.requirements())
-                binaries = ",".join(name for name in pins.VERSIONS if name != "numpy")
+                pinned.write_text(requirements())
+                binaries = ",".join(name for name in VERSIONS if name != "numpy")
                 _install(
                     folder, f"--only-binary={binaries}", "--require-hashes", "--requirement", str(pinned)
                 )
-            progress(f"Triton server {pins.SERVER_VERSION}")
+            progress(f"Triton server {SERVER_VERSION}")
             _install(folder, "--no-index", str(wheel))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         versions = {
-            "tritonserver": pins.SERVER_VERSION,
-            pins.SERVER.package: pins.SERVER.version,
-            **pins.VERSIONS,
+            "tritonserver": SERVER_VERSION,
+            SERVER.package: SERVER.version,
+            **VERSIONS,
             "python": python.version,
         }
         record = {"recipe": _recipe(), "library": str(python.library), "python": python.version}

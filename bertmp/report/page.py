@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bertmp.report.svg import scientific
+from bertmp.report.charts import scientific
 
 
 def render_page(template: str, **values: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bertmp.core.errors import InputError
-from bertmp.export.bundle.bundle import BUILD_ENGINE, ENGINE, Bundle
+from bertmp.export.bundle import BUILD_ENGINE, ENGINE, Bundle
 from bertmp.export.engine.profiles import Shape
 from bertmp.export.engine.runtime import Engine, load_engine
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import atomic_folder, read_json, sha256_file
 from bertmp.core.options import keywords_of
-from bertmp.export.bundle.bundle import (
+from bertmp.core.progress import ProgressCallback
+from bertmp.export.bundle import (
     BUILD_ENGINE,
     CONFIG,
     CONVERT,
@@ -27,10 +28,8 @@ from bertmp.export.bundle.bundle import (
     PLAN,
     Bundle,
 )
-from bertmp.export.engine.build_progress import BuildProgress
 from bertmp.export.engine.engine_options import EngineOptions
-from bertmp.export.engine.job import ENGINE_FILE, NETWORK_FILE, Job
-from bertmp.export.engine.supervisor import run_job
+from bertmp.export.engine.supervisor import ENGINE_FILE, NETWORK_FILE, Job, run_job
 
 ENGINE_FOLDER = "engine"
 
@@ -53,7 +52,7 @@ class EngineResult:
         version_compatible: whether later versions of the runtime load it as well.
         weights: `full`, `refittable` or `stripped`.
         profiles: as `MIN:OPT:MAX`.
-        memory: the estimate, see `memory_estimate.MemoryEstimate`.
+        memory: the estimate, see `preflight.MemoryEstimate`.
         warnings: what is allowed but may surprise.
         verified: whether every node runs in its planned precision; always true of a result.
         layers: how many layers the parsed network has.
@@ -201,3 +200,67 @@ def _record(bundle: Bundle, result: EngineResult, options: EngineOptions) -> Non
         results=results,
         seconds=result.seconds,
     )
+
+
+@dataclass
+class Phase:
+    """A phase of the build that has begun and not ended.
+
+    Attributes:
+        name: the builder's own words.
+        steps: how many steps it has.
+        done: how many of them are complete.
+    """
+
+    name: str
+    steps: int
+    done: int = 0
+
+
+@dataclass
+class BuildProgress:
+    """Turns the builder's messages into progress.
+
+    Attributes:
+        progress: called with the innermost phase and the per cent of the build that are done.
+        phases: the phases under way, outermost first.
+        fraction: the part of the build that is done, 0 to 1; it never falls.
+    """
+
+    progress: ProgressCallback
+    phases: list[Phase] = field(default_factory=list)
+    fraction: float = 0.0
+
+    def see(self, message: Mapping[str, Any]) -> None:
+        """Takes one message."""
+        kind = message["kind"]
+        if kind == "toolchain":
+            self.progress(f"building with {message['name']} {message['version']}")
+            return
+        if kind == "phase":
+            self.phases.append(Phase(message["name"], max(1, message["steps"])))
+        elif kind == "step" and (phase := self._find(message["name"])):
+            phase.done = min(phase.steps, message["step"] + 1)
+        elif kind == "finish" and (phase := self._find(message["name"])):
+            # What stands inside it has ended with it.
+            del self.phases[self.phases.index(phase) :]
+            if not self.phases:
+                self.fraction = 1.0
+        self.fraction = max(self.fraction, self._measure())
+        if kind in ("phase", "step", "finish"):
+            self.progress(self.label, int(100 * self.fraction), 100)
+
+    @property
+    def label(self) -> str:
+        """The innermost phase under way."""
+        return self.phases[-1].name if self.phases else "built"
+
+    def _find(self, name: str) -> Phase | None:
+        return next((phase for phase in reversed(self.phases) if phase.name == name), None)
+
+    def _measure(self) -> float:
+        """Each phase is a part of the one around it: of the step that it is at."""
+        fraction = 0.0
+        for phase in reversed(self.phases):
+            fraction = min(1.0, (phase.done + fraction) / phase.steps)
+        return fraction

@@ -9,8 +9,7 @@ from typing import Any
 
 from bertmp.core.errors import InputError
 from bertmp.core.hardware import Gpu
-from bertmp.core.io import atomic_file
-from bertmp.environment.paths import home
+from bertmp.core.io import atomic_file, home
 from bertmp.export.engine.builders import Toolchain
 from bertmp.export.engine.engine_options import LONGEST, EngineOptions
 from bertmp.export.engine.profiles import Profile, Shape, axes_of, default_profiles

@@ -13,7 +13,7 @@ from typing import Any
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, sha256_file
 from bertmp.export.engine.builders import runs_on
-from bertmp.export.engine.job import ENGINE_FILE, NETWORK_FILE
+from bertmp.export.engine.supervisor import ENGINE_FILE, NETWORK_FILE
 from bertmp.export.engine.triton_releases import loads_later
 
 

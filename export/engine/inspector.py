@@ -19,7 +19,7 @@ from typing import Any
 
 from bertmp.core.hardware import Gpu
 from bertmp.export.engine.builders import Toolchain, runs_on
-from bertmp.export.engine.job import ENGINE_FILE, Job
+from bertmp.export.engine.supervisor import ENGINE_FILE, Job
 from bertmp.export.engine.verify import Verification
 from bertmp.export.precision.plan import CAST_PREFIX
 

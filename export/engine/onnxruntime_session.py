@@ -18,7 +18,7 @@ import numpy as np
 
 from bertmp.core.errors import BuildFailed, InputError, MissingComponent
 from bertmp.core.io import atomic_folder, write_json
-from bertmp.export.bundle.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, Bundle
+from bertmp.export.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, Bundle
 from bertmp.export.graph import ort_sessions
 
 STAGE = "build-onnxruntime"

@@ -22,9 +22,9 @@ from bertmp.core.io import sha256_file, write_json, writing_to
 from bertmp.export.engine.builder_config import add_profiles, choose_profiles, configure, open_timing_cache
 from bertmp.export.engine.builders import Toolchain, find_toolchain
 from bertmp.export.engine.inspector import inspect_engine
-from bertmp.export.engine.job import ENGINE_FILE, NETWORK_FILE, Job, Messages, error_message
 from bertmp.export.engine.parsed_network import ParsedLayer, read_network
 from bertmp.export.engine.preflight import check_builder, check_memory, check_targets, describe, load_graph
+from bertmp.export.engine.supervisor import ENGINE_FILE, NETWORK_FILE, Job, Messages, error_message
 from bertmp.export.engine.verify import Verification, plan_by_type, verify_network
 from bertmp.export.precision.plan import PrecisionPlan
 

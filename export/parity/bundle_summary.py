@@ -10,8 +10,16 @@ from typing import Any
 
 from bertmp.core.hardware import machine
 from bertmp.core.io import read_json
-from bertmp.export.bundle.bundle import BUILD_ENGINE, FP16_GRAPH, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
-from bertmp.export.bundle.manifest import tool_versions
+from bertmp.export.bundle import (
+    BUILD_ENGINE,
+    FP16_GRAPH,
+    FP32_GRAPH,
+    NETWORK,
+    PARITY,
+    PLAN,
+    Bundle,
+    tool_versions,
+)
 from bertmp.export.engine.verify import verification_of
 from bertmp.export.parity.stage_metrics import finite
 from bertmp.export.precision.plan import NodePlan, PrecisionPlan, RangeRecord

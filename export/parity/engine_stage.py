@@ -10,7 +10,7 @@ import numpy as np
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json
 from bertmp.data.batches import pad_batch
-from bertmp.export.bundle.bundle import BUILD_ENGINE, ENGINE, NETWORK, Bundle
+from bertmp.export.bundle import BUILD_ENGINE, ENGINE, NETWORK, Bundle
 from bertmp.export.engine.builders import Toolchain, probe
 from bertmp.export.engine.compatibility import open_engine, require_runtime
 from bertmp.export.engine.profiles import Profile, Shape

@@ -12,7 +12,7 @@ from bertmp.core.errors import InputError
 from bertmp.core.io import sha256_file
 from bertmp.data.batches import pad_batch
 from bertmp.data.readers import Columns, Examples, read_examples
-from bertmp.export.bundle.bundle import Bundle
+from bertmp.export.bundle import Bundle
 from bertmp.export.parity.stage import ParityInputs
 
 BATCH_SIZE = 16

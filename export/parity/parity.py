@@ -11,7 +11,7 @@ from typing import Any, cast
 from bertmp.core.errors import InputError
 from bertmp.core.options import keywords_of
 from bertmp.data.readers import Columns
-from bertmp.export.bundle.bundle import (
+from bertmp.export.bundle import (
     BUILD_ENGINE,
     ENGINE,
     FP16_GRAPH,

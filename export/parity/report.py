@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from xml.etree import ElementTree
 
 from markupsafe import Markup
 
 from bertmp.core.io import write_text
 from bertmp.export.parity.gates import Gate
-from bertmp.export.parity.junit import junit_xml
 from bertmp.export.parity.result import ParityReport, StageReport
-from bertmp.report.charts import ChainLink, ErrorSeries, chain_chart, histogram_chart, margin_chart
+from bertmp.report.charts import (
+    ChainLink,
+    ErrorSeries,
+    chain_chart,
+    histogram_chart,
+    margin_chart,
+    scientific,
+)
 from bertmp.report.page import render_page
-from bertmp.report.svg import scientific
 
 FILES = ("report.html", "report.json", "junit.xml")
 
@@ -185,3 +192,42 @@ def _shares(precisions: Mapping[str, int]) -> list[tuple[str, int, float]]:
     total = sum(precisions.values())
     order = [kind for kind in ("fp16", "bf16", "fp32", "integer") if precisions.get(kind)]
     return [(kind, precisions[kind], 100 * precisions[kind] / total) for kind in order]
+
+
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def junit_xml(result: ParityReport) -> str:
+    """The document; stages without gates are one skipped case."""
+    root = ElementTree.Element("testsuites", name="bertmp parity")
+    for stage in result.stages:
+        root.append(_suite(stage, result))
+    for count in ("tests", "failures", "skipped"):
+        root.set(count, str(sum(int(suite.get(count, "0")) for suite in root)))
+    root.set("time", f"{result.seconds:.3f}")
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _suite(stage: StageReport, result: ParityReport) -> ElementTree.Element:
+    suite = ElementTree.Element("testsuite", name=stage.name, time=f"{stage.seconds:.3f}")
+    suite.set("timestamp", result.created)
+    gates = [gate for gate in result.gates if gate.stage == stage.name]
+    for gate in gates:
+        case = ElementTree.SubElement(suite, "testcase", classname=f"parity.{stage.name}", name=gate.name)
+        if gate.passed:
+            ElementTree.SubElement(case, "system-out").text = _clean(gate.sentence)
+        else:
+            ElementTree.SubElement(case, "failure", type="gate", message=_clean(gate.sentence))
+    if not gates:
+        case = ElementTree.SubElement(suite, "testcase", classname=f"parity.{stage.name}", name="runs")
+        ElementTree.SubElement(case, "skipped", message=_clean(stage.reason or "no gate applies"))
+    suite.set("tests", str(max(len(gates), 1)))
+    suite.set("failures", str(sum(not gate.passed for gate in gates)))
+    suite.set("skipped", str(int(not gates)))
+    return suite
+
+
+def _clean(words: str) -> str:
+    """Without the characters that XML cannot hold, such as an error message's control codes."""
+    return _NOT_XML.sub("�", words)

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bertmp.core.io import write_json
-from bertmp.export.bundle.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, PLAN, Bundle
+from bertmp.export.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, PLAN, Bundle
 from bertmp.export.precision.plan import CAST_PREFIX, NodePlan, PrecisionPlan, Reason
 
 HIDDEN, HEADS, FFN, VOCABULARY, POSITIONS, LABELS = 32, 2, 64, 50, 64, 3

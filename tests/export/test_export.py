@@ -22,7 +22,7 @@ from onnx import TensorProto
 
 from bertmp import export_checkpoint
 from bertmp.data.tokenizer import Tokenizer
-from bertmp.export.bundle.bundle import Bundle
+from bertmp.export.bundle import Bundle
 from bertmp.export.graph.types import element_types
 from bertmp.export.precision.apply import inserted_casts
 from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan

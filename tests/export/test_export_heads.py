@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from bertmp import export_checkpoint, parity
 from bertmp.core.errors import InputError
 from bertmp.core.io import sha256_file
-from bertmp.export.bundle.bundle import Bundle
+from bertmp.export.bundle import Bundle
 from bertmp.model.checkpoint import copy_tokenizer, load_checkpoint, save_checkpoint
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import HEADS

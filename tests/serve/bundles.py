@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bertmp.export.bundle import bundle as names
-from bertmp.export.bundle.bundle import Bundle
+from bertmp.export import bundle as names
+from bertmp.export.bundle import Bundle
 
 LABELS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 POSITIONS = 64

@@ -9,7 +9,7 @@ import pytest
 from bertmp import deploy, models, rollback
 from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import read_json, sha256_file, write_json
-from bertmp.export.bundle import bundle as names
+from bertmp.export import bundle as names
 from bertmp.serve import model_config
 from bertmp.serve.repository import ModelFolders, numbered, servable
 from tests.conftest import RunBertmp

@@ -14,7 +14,7 @@ import pytest
 from bertmp import bench, infer
 from bertmp.core.errors import InputError
 from bertmp.data.readers import read_examples
-from bertmp.export.bundle.bundle import Bundle
+from bertmp.export.bundle import Bundle
 from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 from bertmp.serve.client import Client
 from bertmp.serve.model_config import MAX_BATCH

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import file_lock, sha256_file
+from bertmp.core.io import file_lock, home, sha256_file
 from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
-from bertmp.environment.paths import home
 from bertmp.model.batch import Batch
 from bertmp.pretraining import counter_rng
 from bertmp.pretraining.corpus import open_corpus

@@ -16,11 +16,9 @@ from zipfile import ZipFile
 import pytest
 
 from bertmp.core.errors import InputError, MissingComponent
-from bertmp.core.io import read_json, sha256_file
+from bertmp.core.io import home, read_json, sha256_file
 from bertmp.data.readers import read_examples
-from bertmp.environment import datasets
-from bertmp.environment.downloads import ASSETS, download, is_complete
-from bertmp.environment.paths import home
+from bertmp.environment.downloads import ASSETS, CHECKPOINT_FILES, download, is_complete, shuffled, unswallow
 from bertmp.environment.wheels import Wheel, fetch
 
 DEAD_INDEX = {
@@ -75,11 +73,7 @@ def test_the_split_never_changes(trec: Path) -> None:
 
 def test_the_shuffle_does_not_depend_on_the_order_given() -> None:
     texts = [f"text {number}" for number in range(50)]
-    assert (
-        datasets.shuffled(texts, "a")
-        == datasets.shuffled(reversed(texts), "a")
-        != datasets.shuffled(texts, "b")
-    )
+    assert shuffled(texts, "a") == shuffled(reversed(texts), "a") != shuffled(texts, "b")
 
 
 def test_sms_spam_has_its_swallowed_messages_back(sms_spam: Path) -> None:
@@ -93,8 +87,8 @@ def test_sms_spam_has_its_swallowed_messages_back(sms_spam: Path) -> None:
 
 
 def test_unswallow() -> None:
-    assert datasets.unswallow("ham", "hello") == [("ham", "hello")]
-    assert datasets.unswallow("ham", 'a" b\nspam\tc\nham\t"d') == [
+    assert unswallow("ham", "hello") == [("ham", "hello")]
+    assert unswallow("ham", 'a" b\nspam\tc\nham\t"d') == [
         ("ham", '"a" b'),
         ("spam", "c"),
         ("ham", '"d"'),
@@ -110,7 +104,7 @@ def test_moviedialog_pairs_have_two_sides(moviedialog: Path) -> None:
 
 def test_minilm_is_a_checkpoint_and_nothing_else(minilm: Path) -> None:
     assert sorted(path.name for path in minilm.iterdir()) == sorted(
-        [*datasets.CHECKPOINT_FILES, "LICENSE", "README.md", "assets.json"]
+        [*CHECKPOINT_FILES, "LICENSE", "README.md", "assets.json"]
     )
     assert read_json(minilm / "config.json")["model_type"] == "bert"
 

@@ -13,8 +13,7 @@ from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.io import write_json
 from bertmp.environment import triton_install
 from bertmp.environment.triton_install import MARKER, find_runtime
-from bertmp.environment.triton_pins import HASHES, VERSIONS, requirements
-from bertmp.environment.triton_python import find_python, probe
+from bertmp.environment.triton_python import HASHES, VERSIONS, find_python, probe, requirements
 
 
 def test_second_setup_does_nothing(triton: None) -> None:

@@ -19,11 +19,10 @@ import pytest
 
 from bertmp.core.errors import BuildFailed, GateFailed, InputError
 from bertmp.core.progress import ProgressCallback
-from bertmp.export.bundle.bundle import BUILD_ENGINE, ENGINE, FP16_GRAPH, NETWORK, PLAN, Bundle
+from bertmp.export.bundle import BUILD_ENGINE, ENGINE, FP16_GRAPH, NETWORK, PLAN, Bundle
 from bertmp.export.engine.build import EngineResult, build_engine
 from bertmp.export.engine.engine_options import EngineOptions
-from bertmp.export.engine.job import Job
-from bertmp.export.engine.supervisor import run_job
+from bertmp.export.engine.supervisor import Job, run_job
 from bertmp.export.precision.plan import PrecisionPlan
 from tests.export.engine_graphs import Faults, save_bundle, save_graph, small_bert
 

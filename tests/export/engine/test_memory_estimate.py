@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bertmp.core.errors import InputError
-from bertmp.export.engine.memory_estimate import check_fits, estimate
+from bertmp.export.engine.preflight import check_fits, estimate
 from bertmp.export.engine.profiles import parse_profile
 from tests.export.engine_graphs import small_bert
 

@@ -14,7 +14,7 @@ import pytest
 
 from bertmp import export_checkpoint
 from bertmp.core.errors import InputError, MissingComponent
-from bertmp.export.bundle.bundle import Bundle
+from bertmp.export.bundle import Bundle
 from bertmp.export.engine.onnxruntime_session import PROVIDERS, STAGE, build_session, open_session
 from tests.export.engine_graphs import save_graph
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bertmp import export_checkpoint
-from bertmp.export.bundle.bundle import FP16_GRAPH
+from bertmp.export.bundle import FP16_GRAPH
 from bertmp.export.engine.build import build_engine
 from tests.export.engine_graphs import save_graph
 

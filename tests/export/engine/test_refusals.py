@@ -14,7 +14,7 @@ import pytest
 from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.hardware import find_gpu
 from bertmp.core.io import read_json, sha256_file, write_json
-from bertmp.export.bundle.bundle import BUILD_ENGINE, ENGINE, NETWORK, PLAN, Bundle
+from bertmp.export.bundle import BUILD_ENGINE, ENGINE, NETWORK, PLAN, Bundle
 from bertmp.export.engine.build import EngineResult, build_engine
 from bertmp.export.engine.compatibility import open_engine, require_runtime
 from bertmp.export.engine.runtime import load_engine

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bertmp.core.errors import InputError
 from bertmp.data.tokenizer import Encoded
-from bertmp.export.bundle.bundle import ENGINE, FP16_GRAPH, Bundle
+from bertmp.export.bundle import ENGINE, FP16_GRAPH, Bundle
 from bertmp.export.engine.build import build_engine
 from bertmp.export.engine.profiles import Shape, default_profiles, parse_profile
 from bertmp.export.parity.engine_stage import EngineStage, fill_batch, plan_batches

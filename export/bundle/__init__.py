@@ -1,1 +1,0 @@
-"""The bundle: the folder that export writes and the later stages complete, and its manifest."""
