@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bertmp.data.tokenizer import Encoded
-from bertmp.model.packed import Packed
+from bertmp.model.packed import EXACT, Packed, ShapeGrid
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Batch:
     def tokens(self) -> int:
         return len(self.input_ids)
 
-    def layout(self) -> Packed:
+    def layout(self, grid: ShapeGrid = EXACT) -> Packed:
         """The layout of the sequences, on the batch's device."""
-        return Packed.of(self.lengths, self.input_ids.device)
+        return Packed.of(self.lengths, self.input_ids.device, grid)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""

@@ -14,9 +14,22 @@ from bertmp.model.attention import MASK_BIAS, Dropout, attend, merge_heads, spli
 MAX_PADDING_RATIO, MIN_PADDING = 0.25, 256
 """A bucket takes no further sequence if its padding would exceed this ratio to its tokens and this many."""
 
-CPU_TOKEN_MULTIPLE, CPU_BUCKET_MULTIPLE = 32, 8
-"""On the CPU, the number of tokens in a packed batch is padded to a multiple of the first. The number of
-sequences in a bucket and their padded length are multiples of the second where possible. See `Packed`."""
+
+@dataclass(frozen=True)
+class ShapeGrid:
+    """Multiples that the shapes of packed batches are rounded to, which keeps the set of shapes small.
+
+    Attributes:
+        tokens: the number of tokens in a batch is padded to a multiple of this.
+        bucket: so are the padded length of a bucket and, where possible, its number of sequences.
+    """
+
+    tokens: int = 1
+    bucket: int = 1
+
+
+EXACT = ShapeGrid()
+"""No rounding."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +52,12 @@ class LengthBucket:
     bias: Tensor | None
 
     @classmethod
-    def of(cls, first: int, lengths: Sequence[int], device: torch.device) -> LengthBucket:
+    def of(cls, first: int, lengths: Sequence[int], device: torch.device, grid: ShapeGrid) -> LengthBucket:
         """The bucket of sequences of these lengths that starts at token `first` of the packed batch."""
         sizes = torch.tensor(lengths)
         longest, last = max(lengths), first + sum(lengths)
-        if device.type == "cpu" and longest > 1:
-            longest += -longest % CPU_BUCKET_MULTIPLE
+        if longest > 1:
+            longest += -longest % grid.bucket
         if min(lengths) == longest:
             return cls(first, last, len(lengths), longest, None, None)
         is_token = torch.arange(longest)[None] < sizes[:, None]
@@ -97,12 +110,9 @@ class Packed:
     On devices without a variable-length attention kernel, the queries, keys and values of one bucket at a
     time are padded for its attention.
 
-    On the CPU, the matrix library compiles and caches a kernel for every new shape of a product, about 4 MB
-    per step for a small BERT. Padding tokens at the end of the batch and rounded bucket shapes keep the set
-    of shapes small.
-
     Attributes:
         lengths: number of tokens of each sequence.
+        grid: the multiples that its shapes are rounded to.
         pad_tokens: number of padding tokens at the end of the batch.
         positions: INT64 `[tokens + pad_tokens]`, each token's position in its sequence.
         cls_positions: INT64 `[batch]`, index of each sequence's first token.
@@ -111,6 +121,7 @@ class Packed:
     """
 
     lengths: tuple[int, ...]
+    grid: ShapeGrid
     pad_tokens: int
     positions: Tensor
     cls_positions: Tensor
@@ -122,6 +133,7 @@ class Packed:
         cls,
         lengths: Sequence[int],
         device: torch.device,
+        grid: ShapeGrid = EXACT,
         bucket_bounds: Sequence[tuple[int, int]] | None = None,
     ) -> Packed:
         """The layout of sequences of these lengths, each at least 1.
@@ -129,24 +141,27 @@ class Packed:
         Args:
             lengths: number of tokens of each sequence.
             device: where the batch is.
+            grid: the multiples that its shapes are rounded to.
             bucket_bounds: the sequences `[a, b)` of each bucket; None to choose them by `bucket_by_length`.
         """
         sizes = torch.tensor(lengths)
         ends = sizes.cumsum(0)
         starts = ends - sizes
-        on_cpu = device.type == "cpu"
-        pad_tokens = -int(ends[-1]) % CPU_TOKEN_MULTIPLE if on_cpu else 0
+        pad_tokens = -int(ends[-1]) % grid.tokens
         positions = F.pad(torch.arange(int(ends[-1])) - starts.repeat_interleave(sizes), (0, pad_tokens))
         cu_seqlens = F.pad(ends, (1, 0)).to(torch.int32)
         if bucket_bounds is None:
-            bucket_bounds = bucket_by_length(lengths, CPU_BUCKET_MULTIPLE if on_cpu else 1)
+            bucket_bounds = bucket_by_length(lengths, grid.bucket)
         return cls(
             lengths=tuple(lengths),
+            grid=grid,
             pad_tokens=pad_tokens,
             positions=positions.to(device),
             cls_positions=starts.to(device),
             cu_seqlens=cu_seqlens.to(device),
-            buckets=tuple(LengthBucket.of(int(starts[a]), lengths[a:b], device) for a, b in bucket_bounds),
+            buckets=tuple(
+                LengthBucket.of(int(starts[a]), lengths[a:b], device, grid) for a, b in bucket_bounds
+            ),
         )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: Dropout) -> Tensor:
@@ -235,7 +250,7 @@ class QuerySubset:
         lengths = torch.diff(torch.searchsorted(query_index, tokens.cu_seqlens.to(query_index.dtype)))
         ends = torch.tensor([bucket.rows for bucket in tokens.buckets]).cumsum(0).tolist()
         bounds = list(zip([0, *ends[:-1]], ends, strict=True))
-        queries = Packed.of(lengths.tolist(), selected.device, bounds)
+        queries = Packed.of(lengths.tolist(), selected.device, tokens.grid, bounds)
         return cls(tokens, queries, F.pad(query_index, (0, queries.pad_tokens)), order)
 
     @property

@@ -1,8 +1,7 @@
 """What makes training on the CPU faster and leaves the model's code as the paper has it.
 
 `tune_for_cpu` is the one switch: it exchanges the word embedding and the dropout of a model for modules that
-compute the same with less work, and keeps freed memory in the process. Packed batches have their own rule for
-shapes on the CPU, see `bertmp.model.packed`.
+compute the same with less work, rounds the shapes of packed batches, and keeps freed memory in the process.
 """
 
 from __future__ import annotations
@@ -18,15 +17,21 @@ from torch.nn import functional as F
 
 from bertmp.model.bert import SelfAttention
 from bertmp.model.heads import Head
+from bertmp.model.packed import ShapeGrid
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = (1 << 31) - 1
 _RANGE = 1 << 16
 
+SHAPE_GRID = ShapeGrid(tokens=32, bucket=8)
+"""The matrix library compiles and caches a kernel for every new shape of a product, about 4 MB per step for a
+small BERT: rounded shapes come again."""
+
 
 def tune_for_cpu(head: Head) -> None:
     """Exchanges modules of `head` in place; parameters, their names and the modules' names stay the same."""
     keep_freed_memory()
+    head.shape_grid = SHAPE_GRID
     embeddings = head.bert.embeddings
     embeddings.word_embeddings = WordEmbedding.of(
         embeddings.word_embeddings, dense_grad=bool(head.tied_weights)

@@ -116,6 +116,7 @@ def _train(settings: TrainOptions, context: DistributedContext) -> TrainResult:
     if settings.keep_best and trainer.eval_data is not None and trainer.best.step != trainer.position.step:
         context.barrier()
         best = load_checkpoint(settings.out / "best", trained.task, task.labels)
+        best.model.shape_grid = trained.shape_grid
         trained, trainer.ranges = best.model.to(context.device), None
         evaluation = evaluate(trained, trainer.eval_data, context)
     ranges = _ranges(trainer, trained)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from bertmp.model.batch import Batch
 from bertmp.model.bert import Bert
 from bertmp.model.config import BertConfig
-from bertmp.model.packed import QuerySubset
+from bertmp.model.packed import EXACT, QuerySubset
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Head(nn.Module):
         classes: whether the logits are for the configuration's labels.
         pooling: whether the head reads the pooled state.
         tied_weights: weights that checkpoints may store twice, as (alias, our name).
+        shape_grid: the multiples that the shapes of packed batches are rounded to.
     """
 
     task: ClassVar[str]
@@ -64,10 +65,11 @@ class Head(nn.Module):
         super().__init__()
         self.config = config
         self.bert = Bert(config, self.pooling)
+        self.shape_grid = EXACT
 
     def encode(self, batch: Batch) -> Tensor:
         """The hidden states of a packed batch, FP32 `[tokens, hidden]`."""
-        return self.bert.encode(batch.input_ids, batch.token_type_ids, batch.layout())
+        return self.bert.encode(batch.input_ids, batch.token_type_ids, batch.layout(self.shape_grid))
 
     def encode_at(self, batch: Batch, selected: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The pooled states of a packed batch, and the hidden states of selected tokens.
@@ -81,7 +83,7 @@ class Head(nn.Module):
         Returns:
             FP32 `[batch, hidden]` and `[selected, hidden]`.
         """
-        layout = batch.layout()
+        layout = batch.layout(self.shape_grid)
         needed = layout.cls_positions if selected is None else torch.cat([layout.cls_positions, selected])
         last = None if self.bert.all_positions else QuerySubset.of(layout, needed)
         hidden = self.bert.encode(batch.input_ids, batch.token_type_ids, layout, last)

@@ -221,6 +221,7 @@ class DistributedContext:
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
             copy = head_for(head.task)(head.config)
         copy.load_state_dict(state, assign=True)
+        copy.shape_grid = head.shape_grid
         return copy.train(head.training)
 
     def state_dict(self, objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

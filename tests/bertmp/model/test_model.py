@@ -15,7 +15,7 @@ from bertmp.model.batch import Batch
 from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 from bertmp.model.config import ACTIVATIONS, BertConfig
 from bertmp.model.heads import LossOptions
-from bertmp.model.packed import Packed, bucket_by_length
+from bertmp.model.packed import Packed, ShapeGrid, bucket_by_length
 from tests.models import batch, classifier, packed
 
 TOLERANCE = 1e-5
@@ -155,9 +155,14 @@ def test_one_long_text_does_not_pad_the_others() -> None:
     assert bucket_by_length([9]) == [(0, 1)]
     assert bucket_by_length([7] * 12 + [40] * 8, multiple=8) == [(0, 16), (16, 20)]
     assert bucket_by_length([7] * 12 + [512] * 8, multiple=8) == [(0, 12), (12, 20)]
-    layout = Packed.of(lengths, torch.device("cpu"))
+    layout = Packed.of(lengths, torch.device("cpu"), ShapeGrid(tokens=32, bucket=8))
+    assert layout.pad_tokens == -sum(lengths) % 32
     assert sum(bucket.rows * bucket.longest for bucket in layout.buckets) <= 1.25 * sum(lengths)
     assert [(bucket.rows, bucket.longest) for bucket in layout.buckets] == [(32, 8), (2, 512), (1, 16)]
+
+    exact = Packed.of(lengths, torch.device("cpu"))
+    assert exact.pad_tokens == 0
+    assert [(bucket.rows, bucket.longest) for bucket in exact.buckets] == [(32, 8), (2, 512), (1, 9)]
 
     generator = torch.Generator().manual_seed(0)
     tokens = sum(lengths)
