@@ -9,7 +9,7 @@ from typing import Any
 from bertmp.core.errors import BertmpError, InputError
 from bertmp.core.options import keywords_of
 from bertmp.export.bundle import Bundle
-from bertmp.export.engine.triton_releases import release_of_server
+from bertmp.export.engine.compatibility import release_of_server
 from bertmp.serve import rollout
 from bertmp.serve.client import Client, connect
 from bertmp.serve.deployable import Deployable, DeployableEngine, inspect_bundle

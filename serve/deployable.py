@@ -13,8 +13,8 @@ from typing import Any
 from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import sha256_file, write_json
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, EXPORT, FP32_GRAPH, PARITY, Bundle
-from bertmp.export.engine.profiles import parse_profile
-from bertmp.export.engine.triton_releases import find_release, require_match
+from bertmp.export.engine.compatibility import find_release, require_match
+from bertmp.export.engine.engine_options import parse_profile
 from bertmp.serve.model_config import MAX_BATCH, ModelSignature, signature_of, text_settings
 from bertmp.serve.server_config import BACKENDS
 

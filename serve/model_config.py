@@ -15,7 +15,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bertmp.core.errors import InputError
-from bertmp.export.engine.profiles import default_profiles
+from bertmp.export.engine.engine_options import default_profiles
 
 MAX_BATCH = 32
 """The largest batch of a request and of an encoder call; engines are built for it."""

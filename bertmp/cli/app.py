@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from bertmp.cli import engine, environment, explain, export, parity, train
+from bertmp.cli import engine, environment, export
 from bertmp.cli import serve as serving
 from bertmp.cli.command import add_command
 
@@ -25,21 +25,17 @@ COMMANDS = (
     ("doctor", environment.doctor, "bertmp doctor --json"),
     ("setup", environment.setup, "bertmp setup triton"),
     ("download", environment.download, "bertmp download minilm trec"),
-    ("prepare", train.prepare, "bertmp prepare corpus.txt --model minilm --out corpus"),
+    ("prepare", environment.prepare, "bertmp prepare corpus.txt --model minilm --out corpus"),
     (
         "train",
-        train.train,
+        environment.train,
         "bertmp train classification --data train.tsv --eval-data test.tsv --model minilm --out run",
     ),
     ("export", export.export, "bertmp export run/final --out bundle"),
-    (
-        "convert",
-        export.convert,
-        "bertmp convert model.onnx model.fp16.onnx --calibration data.tsv --explain",
-    ),
-    ("explain", explain.explain, "bertmp explain model.fp16.onnx --calibration data.tsv"),
+    ("convert", export.convert, "bertmp convert model.onnx model.fp16.onnx --calibration data.tsv --explain"),
+    ("explain", export.explain, "bertmp explain model.fp16.onnx --calibration data.tsv"),
     ("build-engine", engine.build_engine, "bertmp build-engine BUNDLE --profile 1x8:8x64:32x128"),
-    ("parity", parity.parity, "bertmp parity bundle --data test.tsv --server localhost:8001 --model trec"),
+    ("parity", engine.parity, "bertmp parity bundle --data test.tsv --server localhost:8001 --model trec"),
     ("deploy", serving.deploy, "bertmp deploy bundle --name trec --server 127.0.0.1:8001"),
     ("rollback", serving.rollback, "bertmp rollback trec"),
     ("models", serving.models, "bertmp models --json"),

@@ -1,23 +1,25 @@
-"""The commands `build-engine` and `bench --engine`."""
+"""The commands `build-engine`, `bench --engine` and `parity`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import bertmp
-from bertmp.cli.command import CommandResult
-from bertmp.cli.progress import new_table, progress_bar
+from bertmp.cli.command import CommandResult, new_table, progress_bar
 from bertmp.core.errors import InputError
 from bertmp.core.options import declared_options, option
 from bertmp.export.engine.engine_options import EngineOptions
+from bertmp.export.parity.parity_options import ParityOptions
 
 if TYPE_CHECKING:
-    from bertmp.export.engine.bench import EngineBench
     from bertmp.export.engine.build import EngineResult
     from bertmp.export.engine.onnxruntime_session import SessionResult
+    from bertmp.export.engine.runtime import EngineBench
+    from bertmp.export.parity.result import ParityReport, StageReport
 
 
 class BuildEngineOptions(EngineOptions):
@@ -44,7 +46,7 @@ def build_engine(options: BuildEngineOptions) -> CommandResult:
         result = bertmp.build_engine(replace(options, progress=progress))
     for note in result.warnings:
         print(f"warning: {note}", file=sys.stderr)  # noqa: T201
-    return CommandResult(result.to_json(), lambda console: _show(console, result))
+    return CommandResult(result.to_json(), lambda console: _show_engine(console, result))
 
 
 def bench_engine(bundle: Path, texts: Path | None, seconds: float) -> CommandResult:
@@ -65,7 +67,7 @@ def _describe_session(result: SessionResult) -> str:
     )
 
 
-def _show(console: Any, result: EngineResult) -> None:
+def _show_engine(console: Any, result: EngineResult) -> None:
     rows = (
         (kind, precision, count)
         for kind, precisions in result.summary.items()
@@ -130,3 +132,81 @@ _SHOWN = (
     "REDUCE",
 )
 """The types of layers that the plan is about."""
+
+
+SERVED = "Served model"
+
+
+class ParityCommandOptions(ParityOptions):
+    """Those of `bertmp.parity`, and the served model that is compared as well."""
+
+    server: str | None = option(
+        default=None, group=SERVED, metavar="URL", help="A Triton server that serves this bundle."
+    )
+    model: str | None = option(default=None, group=SERVED, metavar="NAME", help="The model's name there.")
+    protocol: Literal["grpc", "http"] = option(default="grpc", group=SERVED, help="How the server is asked.")
+
+    def check(self) -> None:
+        if (self.server is None) != (self.model is None):
+            missing = "--server" if self.server is None else "--model"
+            raise InputError(f"no {missing}", "", "--server URL and --model NAME go together")
+
+
+def parity(options: ParityCommandOptions) -> CommandResult:
+    """Compare every stage with the FP32 checkpoint; exit 1 if a gate fails."""
+    with progress_bar() as progress:
+        result = bertmp.parity(replace(options, extra_stages=_served(options), progress=progress))
+    return CommandResult(result.to_json(), _show_parity(result), 0 if result.passed else 1)
+
+
+def _served(options: ParityCommandOptions) -> tuple[Any, ...]:
+    if options.server is None or options.model is None:
+        return ()
+    from bertmp.serve.parity_stage import TritonStage
+
+    return (TritonStage(options.server, options.model, options.protocol),)
+
+
+def _show_parity(result: ParityReport) -> Callable[[Any], None]:
+    def show(console: Any) -> None:
+        from rich.markup import escape
+
+        rows = ((stage.name, result.verdict(stage), *_figures(stage)) for stage in result.stages)
+        console.print(new_table(rows, ("stage", ""), _FIGURE_NAMES))
+        for note in _notes(result):
+            console.print(escape(note))
+        for gate in result.failed_gates:
+            console.print(f"[red]failed[/] {escape(f'{gate.stage} {gate.name}: {gate.sentence}')}")
+        passed = len(result.gates) - len(result.failed_gates)
+        verdict = "[green]passed[/]" if result.passed else "[red]not passed[/]"
+        console.print(f"parity {verdict}: {passed} of {len(result.gates)} gates passed")
+        console.print(escape(f"report: {result.folder / 'report.html'}"))
+
+    return show
+
+
+def _notes(result: ParityReport) -> list[str]:
+    notes = [
+        f"{stage.name} was not run: {stage.reason}" for stage in result.stages if stage.status == "not run"
+    ]
+    if result.note:
+        notes.append(result.note)
+    if result.data.truncated:
+        notes.append(f"{result.data.truncated} of {result.data.texts} texts were too long and were truncated")
+    return notes
+
+
+_FIGURE_NAMES = ("max error", "mean error", "flips", "accuracy", "examples/s")
+
+
+def _figures(stage: StageReport) -> list[str]:
+    """Errors, flips, accuracy and speed; empty where there are none."""
+    metrics = stage.metrics
+    if metrics is None:
+        return []
+    errors = [f"{metrics.max_error:.2e}", f"{metrics.mean_error:.2e}", str(len(metrics.flips))]
+    return [
+        *(["", "", ""] if stage.status == "reference" else errors),
+        "" if metrics.accuracy is None else f"{metrics.accuracy:.4f}",
+        f"{stage.texts_per_second:,.0f}" if stage.texts_per_second else "",
+    ]

@@ -1,30 +1,27 @@
-"""The commands `export` and `convert`."""
+"""The commands `export`, `convert` and `explain`."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import bertmp
-from bertmp.cli.command import CommandResult
-from bertmp.cli.progress import progress_bar
+from bertmp.cli.command import CommandResult, new_table, progress_bar
 from bertmp.core.options import option
 from bertmp.export.export_options import ExportOptions
+from bertmp.export.lint.explain_options import ExplainOptions
 from bertmp.export.precision.precision_options import PRECISION, ConvertOptions
-
-if TYPE_CHECKING:
-    from bertmp.export.onnx_export import ExportResult
-    from bertmp.export.precision.convert import Conversion
-    from bertmp.export.precision.pipeline import Planned
-    from bertmp.export.precision.plan import NodePlan, PrecisionPlan, SearchRecord
-import math
-from collections.abc import Iterator
-
-from bertmp.cli.progress import new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from bertmp.export.lint.findings import Explanation
+    from bertmp.export.onnx_export import ExportResult
+    from bertmp.export.precision.convert import Conversion
+    from bertmp.export.precision.pipeline import Planned
+    from bertmp.export.precision.plan import NodePlan, PrecisionPlan, SearchRecord
 
 _WIDE = 160
 """Columns of a table that is not printed on a terminal."""
@@ -67,8 +64,6 @@ def _command_result(result: ExportResult | Conversion, text: str, explain: bool)
     """The result of a conversion; exit code 1 where what was measured is not what was asked for."""
 
     def show(console: Any) -> None:
-        from bertmp.cli.export import plan_tables
-
         if explain and result.planned:
             width = None if console.is_terminal else _WIDE
             for part in plan_tables(result.planned.plan):
@@ -99,8 +94,6 @@ def _describe_export(result: ExportResult) -> str:
 
 def _describe_measured(planned: Planned) -> list[str]:
     """Which ranges were used, and the measured error."""
-    from bertmp.cli.export import describe
-
     plan, lines = planned.plan, []
     if plan.ranges is not None and plan.ranges.blocks:
         block = min(plan.ranges.blocks, key=plan.ranges.blocks.__getitem__)
@@ -187,3 +180,69 @@ def describe(search: SearchRecord) -> str:
     if search.bound_by is None:
         return f"{found}: within the budget of {search.max_error:g}"
     return f"{found}: the budget of {search.max_error:g} cannot be met, {search.bound_by} bounds it"
+
+
+_LOW = ("fp16", "bf16")
+_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+def explain(options: ExplainOptions) -> CommandResult:
+    """Report a graph's ranges, headroom, small weights, mask constants and casts, and what to fix."""
+    with progress_bar(log=False) as progress:
+        result = bertmp.explain(replace(options, progress=progress))
+    return CommandResult(result.to_json(), lambda console: _show_explanation(console, result))
+
+
+def _show_explanation(console: Any, result: Explanation) -> None:
+    """Prints the report for people."""
+    nodes = ", ".join(f"{number} {kind}" for kind, number in sorted(result.nodes.items()))
+    made_by = f", made by {result.made_by}" if result.made_by else ""
+    console.print(f"[bold]{result.graph}[/bold]: opset {result.opset}{made_by}; nodes: {nodes}")
+    for kind, weights in result.weights.items():
+        below = "lie below its" if kind in _LOW else "would lie below FP16's"
+        console.print(
+            f"weights in {kind}: {weights.elements:,}, {weights.bytes / 1e6:.1f} MB, largest "
+            f"{weights.largest:.4g}; {weights.subnormal:.2%} {below} smallest normal number"
+        )
+    console.print(_casts(result))
+    for mask in result.masks:
+        console.print(
+            f"mask constant {mask.value:.5g} in {mask.constant}, added in {', '.join(mask.added_in) or '-'}: "
+            f"{'survives' if mask.survives else 'does not survive'} an addition in FP16"
+        )
+    table = _block_table(result)
+    # A narrow window or a pipe shall not cut names and figures short.
+    wanted = console.measure(table, options=console.options.update(max_width=400)).maximum
+    console.width = max(console.width, wanted)
+    console.print(table)
+    for finding in result.findings:
+        colour = _COLOURS[finding.severity]
+        where = f" [dim]{finding.node}[/dim]" if finding.node else ""
+        console.print(f"[{colour}]{finding.severity}[/{colour}] {finding.rule}{where}")
+        console.print(f"  {finding.sentence}\n  → {finding.advice}", markup=False)
+    if not result.findings:
+        console.print("nothing to fix")
+
+
+def _casts(result: Explanation) -> str:
+    casts = result.casts
+    kinds = ", ".join(f"{number} {kind}" for kind, number in casts.kinds.items())
+    return f"casts: {casts.total}{f' ({kinds})' if kinds else ''}; {len(casts.spared)} could be spared"
+
+
+def _block_table(result: Explanation) -> Table:
+    title = f"on {result.calibration['texts']} texts" if result.calibration else "from the weights alone"
+    rows = (
+        (
+            block.name or "-",
+            sum(number for kind, number in block.nodes.items() if kind in _LOW),
+            block.nodes.get("fp32", 0),
+            f"{block.weights_largest:.4g}" if block.weights_largest else "-",
+            "-" if block.largest is None else f"{block.largest:.4g}",
+            f"{block.headroom:.3g}",
+            "-" if block.subnormal is None or not result.calibration else f"{block.subnormal:.1%}",
+        )
+        for block in result.blocks
+    )
+    numbers = ("16-bit", "fp32", "weights", "largest", "headroom", "subnormal")
+    return new_table(rows, ("block",), numbers, f"Ranges {title}")

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bertmp
-from bertmp.cli.command import CommandResult
-from bertmp.cli.progress import new_table, progress_bar
+from bertmp.cli.command import CommandResult, new_table, progress_bar
 from bertmp.core.errors import InputError
 from bertmp.core.options import option
 from bertmp.serve.serving_options import (

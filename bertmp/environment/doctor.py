@@ -1,18 +1,28 @@
-"""`bertmp doctor`: what this machine has, and which commands can run here."""
+"""`bertmp doctor`: what this machine has, what is wrong with it, and which commands can run here.
+
+Native libraries are imported in child processes: one that crashes or hangs on import takes nothing
+down, and several are tried at once.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import platform
+import re
+import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bertmp.core.errors import MissingComponent
 from bertmp.core.hardware import Gpu, Machine, machine, nvidia_driver
 from bertmp.core.io import home
-from bertmp.environment.components import Component, components
 from bertmp.environment.downloads import ASSETS, folder_of, is_complete
-from bertmp.environment.requirements import CommandCheck, check_commands
+from bertmp.environment.triton_install import find_python, find_runtime
+from bertmp.environment.wheels import require_pip
 
 
 @dataclass(frozen=True)
@@ -72,3 +82,279 @@ def doctor() -> Diagnosis:
         assets={name: is_complete(asset, folder_of(name)) for name, asset in ASSETS.items()},
         commands=check_commands(found, driver.gpus, here.bf16_cpu),
     )
+
+
+IMPORT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Component:
+    """A library or server that commands need and that may be missing.
+
+    Attributes:
+        name: its name in the table.
+        version: its version; empty where it is not installed.
+        problem: why it cannot be used; empty where it can.
+        detail: more about it, such as ONNX Runtime's providers.
+        get: the command that installs it.
+    """
+
+    name: str
+    version: str = ""
+    problem: str = ""
+    detail: str = ""
+    get: str = ""
+
+    @property
+    def usable(self) -> bool:
+        return not self.problem
+
+
+@dataclass(frozen=True)
+class _Package:
+    """A component that is a Python package: its module, whose releases carry it, and what to try."""
+
+    name: str
+    get: str = "pip install . in the clone"
+    distributions: tuple[str, ...] = ()
+    trial: str = ""
+
+    @property
+    def module(self) -> str:
+        return self.name.replace("-", "_")
+
+
+_CPU, _GPU = "pip install '.[cpu]' in the clone", "pip install '.[gpu]' in the clone"
+_PACKAGES = (
+    *map(_Package, ("torch", "tokenizers", "safetensors", "pyarrow", "onnx", "onnxscript", "tritonclient")),
+    _Package(
+        "onnxruntime",
+        _CPU,
+        ("onnxruntime-gpu", "onnxruntime-openvino"),
+        "import onnxruntime; print(', '.join(onnxruntime.get_available_providers()))",
+    ),
+    _Package(
+        "tensorrt",
+        _GPU,
+        ("tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+        "import tensorrt",
+    ),
+    _Package("tensorrt-rtx", _CPU, trial="import tensorrt_rtx"),
+)
+
+
+def components() -> tuple[Component, ...]:
+    """Every component, usable or not, in a second or two."""
+    found = [_look(package) for package in _PACKAGES]
+    trials = {
+        package.name: _start(package.trial)
+        for package, component in zip(_PACKAGES, found, strict=True)
+        if package.trial and component.usable
+    }
+    tried = [
+        _finish(component, trials[component.name]) if component.name in trials else component
+        for component in found
+    ]
+    triton = _triton()
+    return (*tried, _pip(), triton, _triton_host(triton))
+
+
+def _look(package: _Package) -> Component:
+    """Reads the installed files, without importing anything."""
+    if importlib.util.find_spec(package.module) is None:
+        return Component(package.name, problem="not installed", get=package.get)
+    version = _version((*package.distributions, package.name))
+    detail = _torch_build() if package.name == "torch" else ""
+    return Component(package.name, version, detail=detail, get=package.get)
+
+
+def _version(distributions: Sequence[str]) -> str:
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown version"
+
+
+def _torch_build() -> str:
+    """Which CUDA torch was built for, read from its version file: importing torch takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return ""
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    cuda = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", text, re.MULTILINE)
+    return f"built for CUDA {cuda[1]}" if cuda else "built for the CPU"
+
+
+def _start(code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+
+
+def _finish(component: Component, trial: subprocess.Popen[str]) -> Component:
+    with trial:
+        try:
+            out, err = trial.communicate(timeout=IMPORT_SECONDS)
+        except subprocess.TimeoutExpired:
+            trial.kill()
+            return replace(component, problem=f"the import did not end within {IMPORT_SECONDS:.0f} s")
+        except BaseException:
+            trial.kill()
+            raise
+    if trial.returncode < 0:
+        return replace(component, problem=f"the import crashed (signal {-trial.returncode})")
+    if trial.returncode > 0:
+        return replace(component, problem=(err.strip().splitlines() or ["the import fails"])[-1])
+    return replace(component, detail=out.strip())
+
+
+def _pip() -> Component:
+    try:
+        return Component("pip", require_pip())
+    except MissingComponent as error:
+        return Component("pip", problem=error.what, get=error.todo)
+
+
+def _triton() -> Component:
+    try:
+        runtime = find_runtime()
+    except MissingComponent as error:
+        return Component("triton", problem=error.what, get="bertmp setup triton")
+    where = "set up by bertmp" if runtime.kind == "bundled" else str(runtime.executable)
+    return Component("triton", runtime.version, detail=where)
+
+
+def _triton_host(triton: Component) -> Component:
+    """What `bertmp setup triton` itself needs: its platform, and a Python that the server can load."""
+    name, here = "triton host", f"{platform.system()} {platform.machine()}"
+    if triton.usable:
+        return Component(name, here)
+    if here != "Linux x86_64":
+        problem = f"Triton is packaged for Linux x86_64 only, and this is {here}"
+        return Component(name, problem=problem, get="use NVIDIA's Triton container")
+    try:
+        return Component(name, f"{here}, Python {find_python().version}")
+    except MissingComponent as error:
+        return Component(name, problem=error.what, get=error.todo)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """The components that one command needs.
+
+    Attributes:
+        command: its name.
+        every: components that must all be usable.
+        one_of: components of which one is enough; the first usable one is taken.
+    """
+
+    command: str
+    every: tuple[str, ...] = ()
+    one_of: tuple[str, ...] = ()
+
+
+_MODEL = ("torch", "tokenizers", "safetensors")
+_REPOSITORY = ("tokenizers", "tritonclient")
+REQUIREMENTS = (
+    Requirement("doctor"),
+    Requirement("setup", ("pip", "triton host")),
+    Requirement("download", ("pip",)),
+    Requirement("prepare", ("tokenizers", "pyarrow")),
+    Requirement("train", _MODEL),
+    Requirement("export", (*_MODEL, "onnx", "onnxscript")),
+    Requirement("convert", ("onnx",)),
+    Requirement("explain", ("onnx",)),
+    Requirement("build-engine", one_of=("tensorrt", "tensorrt-rtx")),
+    Requirement("parity", (*_MODEL, "onnxruntime")),
+    Requirement("deploy", _REPOSITORY),
+    Requirement("rollback", _REPOSITORY),
+    Requirement("models", _REPOSITORY),
+    Requirement("serve", ("triton", "tritonclient")),
+    Requirement("infer", ("tritonclient",)),
+    Requirement("bench", ("tritonclient",)),
+)
+
+
+@dataclass(frozen=True)
+class CommandCheck:
+    """Whether one command can run here.
+
+    Attributes:
+        command: its name.
+        runs: whether it can.
+        why_not: each component that is missing or broken, and why; empty where it can run.
+        get: the commands that install what is missing.
+        note: how it runs here, where that depends on the machine.
+    """
+
+    command: str
+    runs: bool
+    why_not: tuple[str, ...] = ()
+    get: tuple[str, ...] = ()
+    note: str = ""
+
+
+def check_commands(
+    found: Sequence[Component], gpus: Sequence[Gpu], bf16_cpu: bool
+) -> tuple[CommandCheck, ...]:
+    """Checks every command, in the order of the pipeline."""
+    by_name = {component.name: component for component in found}
+    return tuple(_check(requirement, by_name, gpus, bf16_cpu) for requirement in REQUIREMENTS)
+
+
+def _check(
+    requirement: Requirement, found: dict[str, Component], gpus: Sequence[Gpu], bf16_cpu: bool
+) -> CommandCheck:
+    missing = [found[name] for name in requirement.every if not found[name].usable]
+    choices = [_builder(found[name], gpus) for name in requirement.one_of]
+    if choices and not any(choice.usable for choice in choices):
+        missing += choices
+    if missing:
+        return CommandCheck(
+            requirement.command,
+            runs=False,
+            why_not=tuple(f"{component.name}: {component.problem}" for component in missing),
+            get=tuple(dict.fromkeys(component.get for component in missing if component.get)),
+        )
+    return CommandCheck(
+        requirement.command, runs=True, note=_note(requirement.command, found, gpus, bf16_cpu)
+    )
+
+
+def _builder(component: Component, gpus: Sequence[Gpu]) -> Component:
+    """TensorRT builds on a GPU only; TensorRT-RTX without one too."""
+    if component.name == "tensorrt" and component.usable and not gpus:
+        return replace(component, problem="no GPU to build on")
+    return component
+
+
+def _note(command: str, found: dict[str, Component], gpus: Sequence[Gpu], bf16_cpu: bool) -> str:
+    if command == "train":
+        return _training_note(found["torch"], gpus, bf16_cpu)
+    if command == "build-engine":
+        if found["tensorrt"].usable:
+            return "with TensorRT" if gpus else "TensorRT needs a GPU: only TensorRT-RTX builds without one"
+        return "with TensorRT-RTX: verifies build and precision; Triton does not load its engines"
+    if command == "parity" and not gpus:
+        return "the engine is not run: no GPU"
+    if command == "serve":
+        return "on the CPU" if not gpus else ""
+    return ""
+
+
+def _training_note(torch: Component, gpus: Sequence[Gpu], bf16_cpu: bool) -> str:
+    if gpus and "CPU" in torch.detail:
+        return "on the CPU although there is a GPU: torch is built for the CPU"
+    if gpus:
+        return f"on {gpus[0].name}"
+    return "on the CPU, BF16 in hardware" if bf16_cpu else "on the CPU, without BF16 hardware"

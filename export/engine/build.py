@@ -18,18 +18,10 @@ from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import atomic_folder, read_json, sha256_file
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
-from bertmp.export.bundle import (
-    BUILD_ENGINE,
-    CONFIG,
-    CONVERT,
-    ENGINE,
-    FP16_GRAPH,
-    NETWORK,
-    PLAN,
-    Bundle,
-)
+from bertmp.export.bundle import BUILD_ENGINE, CONFIG, CONVERT, ENGINE, FP16_GRAPH, NETWORK, PLAN, Bundle
+from bertmp.export.engine.compatibility import ENGINE_FILE, NETWORK_FILE
 from bertmp.export.engine.engine_options import EngineOptions
-from bertmp.export.engine.supervisor import ENGINE_FILE, NETWORK_FILE, Job, run_job
+from bertmp.export.engine.supervisor import Job, run_job
 
 ENGINE_FOLDER = "engine"
 

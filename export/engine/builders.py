@@ -13,15 +13,11 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
-
-from packaging.version import Version
+from typing import Any
 
 from bertmp.core.errors import InputError, MissingComponent
-
-if TYPE_CHECKING:
-    from bertmp.core.hardware import Gpu
-    from bertmp.export.engine.engine_options import EngineOptions
+from bertmp.core.hardware import Gpu
+from bertmp.export.engine.engine_options import EngineOptions
 
 BUILDERS = ("tensorrt", "tensorrt-rtx")
 """In the order in which `auto` prefers them."""
@@ -33,7 +29,7 @@ _PORTABLE = ("8.0", "8.6", "8.9", "12.0")
 
 _LACKS: Mapping[str, Mapping[str, str]] = {
     "tensorrt": {
-        "compute_capability": "TensorRT builds for the GPU that it runs on; build where it will serve",
+        "compute_capability": "TensorRT builds for the GPU that it runs on; build where it will serve"
     },
     "tensorrt-rtx": {
         "timing_cache": "TensorRT-RTX times nothing at build time, its timing caches are without effect; "
@@ -50,7 +46,7 @@ _NEEDS_GPU: Mapping[str, Mapping[str, str]] = {
     "tensorrt": {},
     "tensorrt-rtx": {
         "weights": "its builder fails on engines whose weights can be changed where it finds no GPU; "
-        "leave --weights out, or build on a machine with a GPU",
+        "leave --weights out, or build on a machine with a GPU"
     },
 }
 """Settings that a builder has where it finds a GPU alone, and why."""
@@ -59,7 +55,7 @@ _WITHOUT_EFFECT: Mapping[str, Mapping[str, str]] = {
     "tensorrt": {},
     "tensorrt-rtx": {
         "optimization_level": "TensorRT-RTX takes --optimization-level, and was seen to build the same "
-        "engine at every level",
+        "engine at every level"
     },
 }
 """Settings that a builder takes and that change nothing, and how that is known."""
@@ -199,15 +195,6 @@ class Toolchain:
         if options.hardware_compatible == "ampere-plus":
             return ["8.0+"]
         return [device.compute_capability] if device else []
-
-
-def runs_on(built_for: Sequence[str], capability: str) -> bool:
-    """Whether an engine for these compute capabilities runs on a GPU of `capability`."""
-    gpu = Version(capability)
-    return any(
-        Version(target[:-1]) <= gpu if target.endswith("+") else Version(target) == gpu
-        for target in built_for
-    )
 
 
 def find_toolchain(builder: str = "auto") -> Toolchain:

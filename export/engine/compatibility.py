@@ -2,19 +2,35 @@
 
 The engine's own format is not documented, and a runtime that refuses an engine returns an error number. So
 the build writes these facts beside the engine, and they are checked before a runtime opens the file.
+
+A Triton release loads an engine only with the TensorRT version that built it. Which TensorRT each release
+ships is a table here, of the container `tritonserver:RELEASE-py3`, the one with the TensorRT backend (the
+containers for TensorRT-LLM ship another TensorRT). Its sources:
+
+- server version: the tags of github.com/triton-inference-server/server, `TRITON_VERSION` and `build.py`;
+- TensorRT and CUDA: the table "NVIDIA Triton Inference Server Container Versions" of NVIDIA's release notes,
+  docs.nvidia.com/deeplearning/triton-inference-server/release-notes (state of July 2026);
+- driver: the one that CUDA version comes with, as `docs/introduction/compatibility.md` of the server's
+  repository lists it for the release's vLLM container, which shares its CUDA.
+
+A row stands here only where the last two sources name the same CUDA, and no other page of NVIDIA's names
+another TensorRT. So 24.12 (two versions of TensorRT are named), 25.07 (not in the table) and 25.11 (two
+versions of CUDA) are missing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, sha256_file
-from bertmp.export.engine.builders import runs_on
-from bertmp.export.engine.supervisor import ENGINE_FILE, NETWORK_FILE
-from bertmp.export.engine.triton_releases import loads_later
+
+ENGINE_FILE, NETWORK_FILE = "model.plan", "network.json"
 
 
 @dataclass(frozen=True)
@@ -113,3 +129,130 @@ def require_device(engine: EngineFile, name: str, capability: str) -> None:
             f"the engine is for compute capability {built_for}, and {name} has {capability}", engine.path,
             "build it on this machine",
         )  # fmt: skip
+
+
+def runs_on(built_for: Sequence[str], capability: str) -> bool:
+    """Whether an engine for these compute capabilities runs on a GPU of `capability`."""
+    gpu = Version(capability)
+    return any(
+        Version(target[:-1]) <= gpu if target.endswith("+") else Version(target) == gpu
+        for target in built_for
+    )
+
+
+SOURCE = (
+    "NVIDIA's Triton release notes (container versions) and github.com/triton-inference-server/server "
+    "(docs/introduction/compatibility.md, tags)"
+)
+
+
+@dataclass(frozen=True)
+class Release:
+    """One Triton release.
+
+    Attributes:
+        name: the container's version, e.g. `25.10`.
+        server: the server's own version, e.g. `2.62.0`.
+        tensorrt: the TensorRT in it.
+        cuda: the CUDA in it.
+        driver: the driver that this CUDA comes with. Older ones of the same CUDA major work through CUDA's
+            minor-version compatibility.
+    """
+
+    name: str
+    server: str
+    tensorrt: str
+    cuda: str
+    driver: str
+
+
+RELEASES = tuple(
+    Release(*row.split())
+    for row in (
+        "26.05 2.69.0 10.16.1.11 13.2 595.58.03",
+        "26.04 2.68.0 10.16.1.11 13.2 595.58.03",
+        "26.03 2.67.0 10.16.0.72 13.2 595.45.04",
+        "26.02 2.66.0 10.15.1.29 13.1 590.48.01",
+        "26.01 2.65.0 10.14.1.48 13.1 590.48.01",
+        "25.12 2.64.0 10.14.1.48 13.1 590.44.01",
+        "25.10 2.62.0 10.13.3.9 13.0 580.95.05",
+        "25.09 2.61.0 10.13.3.9 13.0 580.82.07",
+        "25.08 2.60.0 10.13.2.6 13.0 580.82.07",
+        "25.06 2.59.0 10.11.0.33 12.9 575.51.03",
+        "25.05 2.58.0 10.10.0.31 12.9 575.51.03",
+        "25.04 2.57.0 10.9.0.34 12.9 575.51.02",
+        "25.03 2.56.0 10.9.0.34 12.8 570.124.06",
+        "25.02 2.55.0 10.8.0.43 12.8 570.86.10",
+        "25.01 2.54.0 10.8.0.43 12.8 570.86.10",
+        "24.11 2.52.0 10.6.0.26 12.6 560.35.05",
+        "24.10 2.51.0 10.5.0.18 12.6 560.35.03",
+        "24.09 2.50.0 10.4.0.26 12.6 560.35.03",
+        "24.08 2.49.0 10.3.0.26 12.6 560.35.03",
+        "24.07 2.48.0 10.2.0.19 12.5 555.42.06",
+        "24.06 2.47.0 10.1.0.27 12.5 555.42.02",
+        "24.05 2.46.0 10.0.1.6 12.4 550.54.15",
+    )
+)
+"""Newest first."""
+
+
+def find_release(name: str) -> Release:
+    """The release of that name.
+
+    Raises:
+        InputError: the table does not have it.
+    """
+    for release in RELEASES:
+        if release.name == name:
+            return release
+    known = ", ".join(release.name for release in RELEASES)
+    raise InputError(f"no Triton release '{name}' in the table", "--triton-release", f"it has {known}")
+
+
+def release_of_server(version: str) -> Release | None:
+    """The release whose server has version `version`, e.g. `2.62.0`; None where the table has none."""
+    return next((release for release in RELEASES if release.server == version), None)
+
+
+def releases_for(builder: str, version: str, version_compatible: bool = False) -> list[str]:
+    """The releases that load an engine of this builder, newest first."""
+    return [
+        release.name for release in RELEASES if not mismatch(release, builder, version, version_compatible)
+    ]
+
+
+def mismatch(release: Release, builder: str, version: str, version_compatible: bool = False) -> str:
+    """Why `release` does not load an engine of this builder; empty where it does.
+
+    Args:
+        builder: `tensorrt` or `tensorrt-rtx`.
+        version: the builder's, e.g. `10.13.3.9`.
+        version_compatible: whether the engine was built to run on later versions, too.
+    """
+    if builder != "tensorrt":
+        return f"no Triton release loads engines of {builder}"
+    if version == release.tensorrt or (version_compatible and loads_later(version, release.tensorrt)):
+        return ""
+    return f"Triton {release.name} has TensorRT {release.tensorrt}, and this is {version}"
+
+
+def require_match(release: Release, builder: str, version: str, version_compatible: bool, where: str) -> None:
+    """Raises InputError where `release` does not load an engine of this builder, with what would."""
+    reason = mismatch(release, builder, version, version_compatible)
+    if not reason:
+        return
+    major = release.cuda.split(".")[0]
+    fitting = releases_for(builder, version, version_compatible)
+    instead = f", or serve it with Triton {' or '.join(fitting)}" if fitting else ""
+    raise InputError(
+        reason, where, f"on a machine with a GPU build with 'tensorrt-cu{major}=={release.tensorrt}'{instead}"
+    )
+
+
+def loads_later(built: str, runtime: str) -> bool:
+    """Whether a version-compatible engine of `built` runs on the later TensorRT `runtime`.
+
+    NVIDIA promises it within a major version, and from 10 to 11.
+    """
+    old, new = Version(built), Version(runtime)
+    return new >= old and (new.major == old.major or (old.major, new.major) == (10, 11))

@@ -1,17 +1,21 @@
-"""The options of `build-engine`, checked as far as that needs no builder."""
+"""The options of `build-engine`, checked as far as that needs no builder, and optimisation profiles.
+
+A profile is a range of shapes that the engine answers, and the shape in it that it is tuned for.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from bertmp.core.errors import InputError
 from bertmp.core.options import Options, argument, option
 from bertmp.core.progress import ProgressCallback, null_progress
-from bertmp.export.engine.profiles import Profile, parse_profile
-from bertmp.export.engine.triton_releases import find_release
+from bertmp.export.engine.compatibility import find_release
 
 LONGEST = 512
 """Where default profiles end for a graph whose positions are not known."""
@@ -93,3 +97,176 @@ class EngineOptions(Options):
             InputError: a profile is malformed or beyond the model's positions.
         """
         return [parse_profile(text, positions) for text in self.profiles]
+
+
+BUCKETS = (16, 32, 64, 128, 256)
+"""Lengths that end a default profile; the model's positions end the last one."""
+
+TUNED_BATCH = 8
+"""The batch that default profiles are tuned for."""
+
+_FORM = "write MIN:OPT:MAX, each BATCHxLENGTH, such as 1x8:8x64:32x256"
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """The shape of every input.
+
+    Attributes:
+        batch: texts in a request.
+        length: tokens in a text.
+    """
+
+    batch: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.length}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One range of shapes: the smallest, the one that the builder tunes for, the largest."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+    def holds(self, shape: Shape) -> bool:
+        """Whether the engine answers `shape` under this profile."""
+        return (
+            self.min.batch <= shape.batch <= self.max.batch
+            and self.min.length <= shape.length <= self.max.length
+        )
+
+
+def parse_profile(text: str, max_length: int | None = None) -> Profile:
+    """Reads `MIN:OPT:MAX`; one shape alone is a static profile.
+
+    Args:
+        max_length: the model's positions, where they are known.
+
+    Raises:
+        InputError: another form, a zero, shapes out of order or more tokens than positions.
+    """
+    parts = text.split(":")
+    shapes = [_parse_shape(part, text) for part in (parts * 3 if len(parts) == 1 else parts)]
+    if len(shapes) != 3:
+        raise InputError("not a profile", f"--profile {text}", _FORM)
+    for low, high in pairwise(shapes):
+        for axis in ("batch", "length"):
+            if getattr(low, axis) > getattr(high, axis):
+                raise InputError(
+                    f"the profile's {axis} falls from {getattr(low, axis)} to {getattr(high, axis)}",
+                    f"--profile {text}", "give MIN ≤ OPT ≤ MAX, in that order",
+                )  # fmt: skip
+    if max_length is not None and shapes[2].length > max_length:
+        raise InputError(
+            f"the profile's length {shapes[2].length} is beyond the model's {max_length} positions",
+            f"--profile {text}", f"give at most {max_length} tokens",
+        )  # fmt: skip
+    return Profile(*shapes)
+
+
+def _parse_shape(part: str, text: str) -> Shape:
+    match = re.fullmatch(r"\s*([0-9]{1,9})[xX]([0-9]{1,9})\s*", part)
+    if match is None:
+        raise InputError(f"'{part}' is not a shape", f"--profile {text}", _FORM)
+    shape = Shape(int(match[1]), int(match[2]))
+    if shape.batch < 1 or shape.length < 1:
+        raise InputError(
+            f"the shape {part.strip()} is empty", f"--profile {text}", "give batch and length of at least 1"
+        )
+    return shape
+
+
+def default_profiles(max_length: int, max_batch: int, fixed: Shape | None = None) -> list[Profile]:
+    """A profile a length bucket, batch 1 to `max_batch`; together they hold every length.
+
+    Args:
+        fixed: what the graph itself fixes; a 0 means that the axis is dynamic.
+    """
+    fixed_batch, fixed_length = (fixed.batch, fixed.length) if fixed else (0, 0)
+    batches = (fixed_batch,) * 3 if fixed_batch else (1, min(TUNED_BATCH, max_batch), max_batch)
+    ends = [length for length in BUCKETS if length < max_length] + [max_length]
+    starts = [1, *(end + 1 for end in ends[:-1])]
+    if fixed_length:
+        starts = ends = [fixed_length]
+    return [
+        Profile(Shape(batches[0], start), Shape(batches[1], end), Shape(batches[2], end))
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def choose_profile(profiles: Sequence[Profile], shape: Shape) -> int | None:
+    """The index of the tightest profile that holds `shape`; None where none does."""
+    fitting = [index for index, profile in enumerate(profiles) if profile.holds(shape)]
+    return min(
+        fitting, key=lambda index: (profiles[index].max.length, profiles[index].max.batch), default=None
+    )
+
+
+def gaps(profiles: Sequence[Profile]) -> list[str]:
+    """Ranges of shapes between the profiles that none of them holds, e.g. `batch 1-4, length 33-63`.
+
+    Only what lies between the smallest and the largest shape of all profiles counts.
+    """
+    found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for batches in _cells(profiles, "batch"):
+        for lengths in _cells(profiles, "length"):
+            if choose_profile(profiles, Shape(batches[0], lengths[0])) is None:
+                _extend(found.setdefault(batches, []), lengths)
+    return [
+        f"batch {_range(batches)}, length {_range(lengths)}"
+        for batches, ranges in found.items()
+        for lengths in ranges
+    ]
+
+
+def _cells(profiles: Sequence[Profile], axis: str) -> list[tuple[int, int]]:
+    """The axis cut at every profile's ends: within a piece, first to last, all shapes fare alike."""
+    ends = [(getattr(profile.min, axis), getattr(profile.max, axis) + 1) for profile in profiles]
+    cuts = sorted({cut for pair in ends for cut in pair})
+    return [(low, high - 1) for low, high in pairwise(cuts)]
+
+
+def _extend(ranges: list[tuple[int, int]], piece: tuple[int, int]) -> None:
+    if ranges and ranges[-1][1] + 1 == piece[0]:
+        ranges[-1] = (ranges[-1][0], piece[1])
+    else:
+        ranges.append(piece)
+
+
+def _range(ends: tuple[int, int]) -> str:
+    return f"{ends[0]}" if ends[0] == ends[1] else f"{ends[0]}-{ends[1]}"
+
+
+def axes_of(profile: Profile, dims: Sequence[int], name: str) -> tuple[tuple[int, ...], ...]:
+    """MIN, OPT and MAX of the graph's input `name` under `profile`.
+
+    Args:
+        dims: the input's dimensions in the graph, −1 where dynamic: `[batch, length]`.
+
+    Raises:
+        InputError: the graph fixes a dimension that the profile asks to be another.
+    """
+    if len(dims) != 2:
+        raise InputError(
+            f"the graph's input '{name}' has {len(dims)} dimensions",
+            "--profile",
+            "inputs are [batch, length]",
+        )
+    result = []
+    for shape in (profile.min, profile.opt, profile.max):
+        wanted = (shape.batch, shape.length)
+        for dim, value in zip(dims, wanted, strict=True):
+            if dim not in (-1, value):
+                raise InputError(
+                    f"the graph's input '{name}' is fixed at {dims[0]}x{dims[1]}".replace("-1", "any"),
+                    f"--profile {profile}", "give a profile of that shape, or export it with dynamic axes",
+                )  # fmt: skip
+        result.append(wanted)
+    return tuple(result)

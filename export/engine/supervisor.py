@@ -184,9 +184,6 @@ def build_failure(how: str, job: Job, last_message: str, number: int) -> BuildFa
     return BuildFailed(f"the builder process {how}{message}", job.graph, todo)
 
 
-ENGINE_FILE, NETWORK_FILE = "model.plan", "network.json"
-
-
 @dataclass(frozen=True)
 class Job:
     """One build.

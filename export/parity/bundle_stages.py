@@ -1,29 +1,37 @@
-"""The chain's links that a bundle itself holds, after checking that none of them is stale."""
+"""The chain's links that a bundle itself holds, the engine among them, after checking that none is stale."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bertmp.core.errors import InputError
+from bertmp.core.io import read_json
+from bertmp.data.batches import pad_batch
 from bertmp.export.bundle import (
     BUILD_ENGINE,
     CONVERT,
+    ENGINE,
     EXPORT,
     FP16_GRAPH,
     FP32_GRAPH,
+    NETWORK,
     Bundle,
     StageRecord,
 )
+from bertmp.export.engine.builders import Toolchain, probe
+from bertmp.export.engine.compatibility import open_engine, require_runtime
+from bertmp.export.engine.engine_options import Profile, Shape
+from bertmp.export.engine.runtime import Engine, load_engine, why_not
+from bertmp.export.engine.verify import verification_of
 from bertmp.export.graph.ort_sessions import CPU, Provider, onnxruntime_module, open_session
-from bertmp.export.parity.inputs import answer_all
-from bertmp.export.parity.stage import ParityInputs, Skipped, Stage, StageOutput
+from bertmp.export.parity.stage import ParityInputs, Skipped, Stage, StageOutput, answer_all
 
-TORCH, ONNX_FP32, ONNX_FP16, ENGINE = "torch-fp32", "onnx-fp32", "onnx-fp16", "engine"
+TORCH, ONNX_FP32, ONNX_FP16 = "torch-fp32", "onnx-fp32", "onnx-fp16"
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,9 @@ def chain(bundle: Bundle, checkpoint: Path | None) -> tuple[Stage, ...]:
         stages.append(AbsentStage(ONNX_FP16, "the bundle has no FP16 graph"))
     if BUILD_ENGINE in manifest.stages:
         bundle.stage(BUILD_ENGINE, "bertmp build-engine")
-        from bertmp.export.parity.engine_stage import EngineStage
-
         stages.append(EngineStage(bundle))
     else:
-        stages.append(AbsentStage(ENGINE, "no engine was built"))
+        stages.append(AbsentStage("engine", "no engine was built"))
     return tuple(stages)
 
 
@@ -187,3 +193,109 @@ def _providers() -> list[Provider]:
     """CUDA without TF32 where there is one, else the CPU."""
     has_cuda = _CUDA[0] in onnxruntime_module().get_available_providers()
     return [_CUDA, CPU] if has_cuda else [CPU]
+
+
+OUTPUT = "logits"
+STEP = 8
+"""Batches are as long as a multiple of this many tokens: each shape is prepared once, so few are better."""
+
+
+@dataclass(frozen=True)
+class EngineStage:
+    """The bundle's engine answers the examples; without a GPU only its verification counts.
+
+    Attributes:
+        bundle: the bundle.
+    """
+
+    bundle: Bundle
+
+    @property
+    def name(self) -> str:
+        return "engine"
+
+    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | Skipped:
+        """Answers all examples, in their order.
+
+        Raises:
+            InputError: the engine is stale, truncated, of another builder's version or GPU, or too small for
+                the examples.
+            BuildFailed: the runtime refuses it.
+        """
+        if BUILD_ENGINE not in self.bundle.manifest.stages:
+            return Skipped("no engine: 'bertmp build-engine' has not run")
+        self.bundle.stage(BUILD_ENGINE, f"bertmp build-engine {self.bundle.folder}")
+        place = (self.bundle.folder / ENGINE).parent
+        file = open_engine(place)
+        installed = probe(file.builder)
+        if isinstance(installed, Toolchain):  # checked even where there is no GPU to run it
+            require_runtime(file, installed.name, installed.version)
+        reason = why_not(file.builder)
+        if reason:
+            return Skipped(reason, verification=self.verification())
+        engine = load_engine(place)
+        details: dict[str, object] = {
+            "builder": f"{file.builder} {file.builder_version}",
+            "gpu": engine.device.name,
+            "profiles": list(file.profiles),
+        }
+        return StageOutput(_answer(engine, inputs, advance), details=details)
+
+    def verification(self) -> dict[str, object]:
+        """The engine's precision as `network.json` has it: counts, and layers by type."""
+        network = read_json(self.bundle.folder / NETWORK)
+        parts = {name: network[name] for name in ("builder", "builder_version")}
+        found = verification_of(network)
+        return {**parts, **{name: found[name] for name in ("verified", "counts", "summary")}}
+
+
+def plan_batches(lengths: Sequence[int], profiles: Sequence[Profile]) -> Iterator[tuple[list[int], Shape]]:
+    """Groups rows into the batches that the profiles take, short rows with short ones.
+
+    Args:
+        lengths: tokens of each row.
+
+    Returns:
+        Row indices of each batch and the shape to fill: rows may be fewer than its batch and shorter than its
+        length where the profile starts above them.
+
+    Raises:
+        InputError: a row that is longer than every profile.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    while order:
+        shortest = lengths[order[0]]
+        fitting = [profile for profile in profiles if profile.max.length >= shortest]
+        if not fitting:
+            known = ", ".join(map(str, profiles))
+            raise InputError(
+                f"an example of {shortest} tokens is longer than every profile of the engine",
+                known,
+                "build it with a longer profile",
+            )
+        profile = min(fitting, key=lambda one: one.max.length)
+        rows = [row for row in order[: profile.max.batch] if lengths[row] <= profile.max.length]
+        order = order[len(rows) :]
+        rounded = -(-lengths[rows[-1]] // STEP) * STEP
+        length = min(max(rounded, profile.min.length), profile.max.length)
+        yield rows, Shape(max(len(rows), profile.min.batch), length)
+
+
+def fill_batch(inputs: ParityInputs, rows: Sequence[int], shape: Shape) -> dict[str, np.ndarray]:
+    """The graph's inputs for `rows`, INT64 `[batch, length]`, padded to `shape`.
+
+    Rows that only fill the batch have one unmasked token, so that the softmax is defined.
+    """
+    encoded = [inputs.encoded[row] for row in rows]
+    batch = pad_batch(encoded, inputs.pad_id, (shape.batch, shape.length))
+    batch["attention_mask"][:, 0] = 1
+    return batch
+
+
+def _answer(engine: Engine, inputs: ParityInputs, advance: Callable[[int], None]) -> np.ndarray:
+    logits: dict[int, np.ndarray] = {}
+    for rows, shape in plan_batches([len(encoded) for encoded in inputs.encoded], engine.profiles):
+        answers = engine(fill_batch(inputs, rows, shape))[OUTPUT]
+        logits.update(zip(rows, answers, strict=False))  # rows that only fill the batch come last
+        advance(len(rows))
+    return np.stack([logits[row] for row in range(len(inputs.encoded))])

@@ -11,25 +11,31 @@ from typing import Any, cast
 from bertmp.core.errors import InputError
 from bertmp.core.options import keywords_of
 from bertmp.data.readers import Columns
-from bertmp.export.bundle import (
-    BUILD_ENGINE,
-    ENGINE,
-    FP16_GRAPH,
-    FP32_GRAPH,
-    NETWORK,
-    PARITY,
-    PLAN,
-    Bundle,
-)
+from bertmp.export.bundle import BUILD_ENGINE, ENGINE, FP16_GRAPH, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
 from bertmp.export.parity.bundle_stages import ONNX_FP16, ONNX_FP32, TORCH, chain
-from bertmp.export.parity.bundle_summary import BundleSummary, environment, summarise_bundle
-from bertmp.export.parity.gates import DEFAULTS, Evidence, Gate, Limits, decide, limits_of, read_gates
-from bertmp.export.parity.inputs import ParityData, read_inputs
+from bertmp.export.parity.gates import (
+    DEFAULTS,
+    Evidence,
+    Gate,
+    Limits,
+    StageMetrics,
+    decide,
+    limits_of,
+    measure,
+    read_gates,
+)
 from bertmp.export.parity.parity_options import ParityOptions
 from bertmp.export.parity.report import FILES, write_report
-from bertmp.export.parity.result import DataSummary, FlipRow, ParityReport, StageReport
-from bertmp.export.parity.stage import Skipped, StageOutput, StageRun, run_all
-from bertmp.export.parity.stage_metrics import StageMetrics, measure
+from bertmp.export.parity.result import (
+    BundleSummary,
+    DataSummary,
+    FlipRow,
+    ParityReport,
+    StageReport,
+    environment,
+    summarise_bundle,
+)
+from bertmp.export.parity.stage import ParityData, Skipped, StageOutput, StageRun, read_inputs, run_all
 
 DEFAULT_FOLDER = "parity"
 

@@ -37,7 +37,5 @@ class ParityOptions(DataOptions):
         default=(), on_command_line=False, help="Served models, compared after the bundle's own stages."
     )
     progress: ProgressCallback = option(
-        default=null_progress,
-        on_command_line=False,
-        help="Called with how far each stage is.",
+        default=null_progress, on_command_line=False, help="Called with how far each stage is."
     )

@@ -13,15 +13,15 @@ from markupsafe import Markup
 from bertmp.core.io import write_text
 from bertmp.export.parity.gates import Gate
 from bertmp.export.parity.result import ParityReport, StageReport
-from bertmp.report.charts import (
+from bertmp.report.page import (
     ChainLink,
     ErrorSeries,
     chain_chart,
     histogram_chart,
     margin_chart,
+    render_page,
     scientific,
 )
-from bertmp.report.page import render_page
 
 FILES = ("report.html", "report.json", "junit.xml")
 

@@ -19,9 +19,8 @@ pytest.importorskip("pydantic", reason="needs pydantic")
 from bertmp.core.errors import InputError
 from bertmp.core.hardware import find_gpu
 from bertmp.export.engine.build import EngineResult, build_engine
-from bertmp.export.engine.builders import runs_on
-from bertmp.export.engine.compatibility import EngineFile
-from bertmp.export.engine.profiles import Shape
+from bertmp.export.engine.compatibility import EngineFile, runs_on
+from bertmp.export.engine.engine_options import Shape
 from bertmp.export.engine.runtime import SLOTS, Engine, load_engine
 from tests.export.engine_graphs import LABELS, VOCABULARY, save_bundle
 
@@ -116,7 +115,7 @@ def test_a_shape_beyond_the_profiles_is_refused(engine: Engine) -> None:
 
 
 def test_the_bench_measures_every_profile(built: tuple[Path, EngineResult]) -> None:
-    from bertmp.export.engine.bench import bench_engine
+    from bertmp.export.engine.runtime import bench_engine
 
     result = bench_engine(built[0], seconds=1.0)
     assert len(result.rows) == len(built[1].profiles)

@@ -9,7 +9,7 @@ import pytest
 
 from bertmp.core.errors import InputError
 from bertmp.data.readers import read_examples
-from bertmp.export.engine.profiles import default_profiles
+from bertmp.export.engine.engine_options import default_profiles
 from bertmp.serve import model_config
 from bertmp.serve.model_config import MAX_BATCH, ModelSignature
 from bertmp.serve.repository import ModelFolders

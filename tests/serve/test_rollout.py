@@ -11,7 +11,7 @@ import pytest
 from bertmp import deploy, models, rollback
 from bertmp.core.errors import BertmpError, GateFailed, InputError
 from bertmp.export import bundle as names
-from bertmp.export.engine.triton_releases import release_of_server
+from bertmp.export.engine.compatibility import release_of_server
 from bertmp.serve.client import Client, connect
 from bertmp.serve.repository import numbered
 from tests.serve.bundles import altered, answer_in_process, with_stage

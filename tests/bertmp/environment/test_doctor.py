@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from bertmp.core.hardware import Gpu, find_gpu, machine, nvidia_driver
-from bertmp.environment.components import Component, components
-from bertmp.environment.requirements import REQUIREMENTS, CommandCheck, check_commands
+from bertmp.environment.doctor import REQUIREMENTS, CommandCheck, Component, check_commands, components
 
 HOPPER = Gpu("NVIDIA H100", "9.0", 80 << 30)
 ALL = tuple(

@@ -12,8 +12,15 @@ from bertmp import setup
 from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.io import write_json
 from bertmp.environment import triton_install
-from bertmp.environment.triton_install import MARKER, find_runtime
-from bertmp.environment.triton_python import HASHES, VERSIONS, find_python, probe, requirements
+from bertmp.environment.triton_install import (
+    HASHES,
+    MARKER,
+    VERSIONS,
+    find_python,
+    find_runtime,
+    probe,
+    requirements,
+)
 
 
 def test_second_setup_does_nothing(triton: None) -> None:

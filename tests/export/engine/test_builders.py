@@ -12,9 +12,9 @@ import pytest
 
 from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.hardware import Gpu
-from bertmp.export.engine.builder_config import timing_cache_path
 from bertmp.export.engine.builders import Toolchain, find_toolchain, probe
 from bertmp.export.engine.engine_options import EngineOptions
+from bertmp.export.engine.preflight import timing_cache_path
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"

@@ -10,8 +10,13 @@ import pytest
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import sha256_file, write_json
-from bertmp.export.engine.builders import runs_on
-from bertmp.export.engine.compatibility import EngineFile, open_engine, require_device, require_runtime
+from bertmp.export.engine.compatibility import (
+    EngineFile,
+    open_engine,
+    require_device,
+    require_runtime,
+    runs_on,
+)
 
 CONTENT = b"an engine of a hundred bytes".ljust(100, b".")
 

@@ -11,10 +11,9 @@ from typing import Any
 
 from bertmp.export.engine.builders import Toolchain
 from bertmp.export.engine.engine_options import EngineOptions
-from bertmp.export.engine.inspector import EngineLayer, compare, inspect_engine, read_layers
-from bertmp.export.engine.parsed_network import LayerTensor, ParsedLayer
 from bertmp.export.engine.supervisor import Job
-from bertmp.export.engine.verify import Verification, verify_network
+from bertmp.export.engine.verify import LayerTensor, ParsedLayer, Verification, verify_network
+from bertmp.export.engine.worker import EngineLayer, compare, inspect_engine, read_layers
 from bertmp.export.precision.plan import NodePlan, PrecisionPlan
 
 PLAN = PrecisionPlan(

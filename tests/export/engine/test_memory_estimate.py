@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bertmp.core.errors import InputError
+from bertmp.export.engine.engine_options import parse_profile
 from bertmp.export.engine.preflight import check_fits, estimate
-from bertmp.export.engine.profiles import parse_profile
 from tests.export.engine_graphs import small_bert
 
 

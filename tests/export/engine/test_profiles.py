@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertmp.core.errors import InputError
-from bertmp.export.engine.profiles import (
+from bertmp.export.engine.engine_options import (
     Profile,
     Shape,
     axes_of,

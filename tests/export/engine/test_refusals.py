@@ -192,8 +192,7 @@ def edit_plan(bundle: Path) -> None:
 
 
 def test_a_plan_edited_after_the_build_makes_the_engine_stale(bundle: Path) -> None:
-    from bertmp.export.parity.bundle_stages import chain
-    from bertmp.export.parity.engine_stage import EngineStage
+    from bertmp.export.parity.bundle_stages import EngineStage, chain
 
     edit_plan(bundle)
     stale = r"the build-engine stage is stale: precision-plan\.json changed"
@@ -221,7 +220,7 @@ def complete_for_deployment(bundle: Path) -> None:
 
 
 def test_an_engine_of_another_version_is_refused_by_parity(bundle: Path) -> None:
-    from bertmp.export.parity.engine_stage import EngineStage
+    from bertmp.export.parity.bundle_stages import EngineStage
 
     data = read_json(bundle / NETWORK)
     write_json(bundle / NETWORK, {**data, "builder_version": "1.0.0.0"})

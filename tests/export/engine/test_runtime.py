@@ -15,8 +15,8 @@ from bertmp.core.errors import InputError
 from bertmp.data.tokenizer import Encoded
 from bertmp.export.bundle import ENGINE, FP16_GRAPH, Bundle
 from bertmp.export.engine.build import build_engine
-from bertmp.export.engine.profiles import Shape, default_profiles, parse_profile
-from bertmp.export.parity.engine_stage import EngineStage, fill_batch, plan_batches
+from bertmp.export.engine.engine_options import Shape, default_profiles, parse_profile
+from bertmp.export.parity.bundle_stages import EngineStage, fill_batch, plan_batches
 from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 from tests.export.engine_graphs import LABELS, VOCABULARY, save_bundle
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from bertmp.core.errors import InputError
-from bertmp.export.engine.triton_releases import (
+from bertmp.export.engine.compatibility import (
     RELEASES,
     find_release,
     mismatch,

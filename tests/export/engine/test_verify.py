@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from bertmp.export.engine.parsed_network import LayerTensor, ParsedLayer, origin, summarise
-from bertmp.export.engine.verify import Verification, plan_by_type, verify_network
+from bertmp.export.engine.verify import (
+    LayerTensor,
+    ParsedLayer,
+    Verification,
+    origin,
+    plan_by_type,
+    summarise,
+    verify_network,
+)
 from bertmp.export.precision.plan import CAST_PREFIX, NodePlan, PrecisionPlan
 
 

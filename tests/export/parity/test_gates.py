@@ -12,8 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertmp.core.errors import InputError
-from bertmp.export.parity.gates import DEFAULTS, Evidence, Gate, Limits, decide, limits_of, override
-from bertmp.export.parity.stage_metrics import Flip, StageMetrics
+from bertmp.export.parity.gates import (
+    DEFAULTS,
+    Evidence,
+    Flip,
+    Gate,
+    Limits,
+    StageMetrics,
+    decide,
+    limits_of,
+    override,
+)
 
 PERFECT = StageMetrics(
     row_errors=np.zeros(1000),

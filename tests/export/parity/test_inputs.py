@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertmp.data.tokenizer import Encoded
-from bertmp.export.parity.inputs import answer_all, batches
-from bertmp.export.parity.stage import ParityInputs
+from bertmp.export.parity.stage import ParityInputs, answer_all, batches
 
 
 def inputs_of(lengths: list[int]) -> ParityInputs:

@@ -23,10 +23,9 @@ from bertmp import export_checkpoint, parity
 from bertmp.core.errors import InputError
 from bertmp.export.bundle import Bundle, Manifest
 from bertmp.export.parity.bundle_stages import OnnxStage
-from bertmp.export.parity.gates import DEFAULTS, override
+from bertmp.export.parity.gates import DEFAULTS, answers_of, override, probabilities_of
 from bertmp.export.parity.report import FILES
 from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
-from bertmp.export.parity.stage_metrics import answers_of, probabilities_of
 
 LABELS = ("animal", "place", "<b>&\"'")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -86,7 +85,7 @@ def labelled(exported: Path, texts: list[str], tmp_path_factory: pytest.TempPath
     plain = folder / "plain.txt"
     plain.write_text("\n".join(texts))
     from bertmp.export.bundle import Bundle
-    from bertmp.export.parity.inputs import read_inputs
+    from bertmp.export.parity.stage import read_inputs
 
     inputs = read_inputs(Bundle.open(exported), plain).inputs
     answers = answers_of(answer_of(exported / "model.onnx", inputs))

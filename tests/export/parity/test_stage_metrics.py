@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from bertmp.export.parity.gates import answers_of, measure, probabilities_of
 from bertmp.export.parity.stage import StageOutput
-from bertmp.export.parity.stage_metrics import answers_of, measure, probabilities_of
 
 LOGITS = arrays.arrays(
     np.float32,
