@@ -1,4 +1,4 @@
-"""HTML pages and their charts: self-contained, without scripts or fonts from elsewhere; every text is escaped."""
+"""HTML pages and their charts, without scripts or fonts from elsewhere; every text is escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a stage's answers lie from its reference's, and the gates that it must pass: data, no side effects."""
+"""How far a stage's answers lie from its reference's, and the gates it must pass: data, no side effects."""
 
 from __future__ import annotations
 
