@@ -28,7 +28,7 @@ from bertmp.export.engine.engine_options import (
 )
 from bertmp.export.engine.supervisor import Job
 from bertmp.export.engine.verify import ParsedLayer
-from bertmp.export.graph.weightless import without_weights
+from bertmp.export.graph.weights import without_weights
 
 
 def check_builder(tools: Toolchain, options: EngineOptions, device: Gpu | None) -> None:

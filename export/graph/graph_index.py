@@ -9,10 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx import ModelProto
 
-from bertmp.export.graph.layernorm_patterns import decomposed_norms
-from bertmp.export.graph.mask_paths import MaskPath, mask_paths
+from bertmp.export.graph.nodes import constant_tensors, input_names, output_names, readers_of, values_of
+from bertmp.export.graph.patterns import MaskPath, decomposed_norms, mask_paths
 from bertmp.export.graph.types import FLOAT, element_types, opset_of
-from bertmp.export.graph.use_def import constant_tensors, input_names, output_names, readers_of, values_of
 
 
 class GraphIndex:

@@ -11,10 +11,9 @@ import onnx_ir as ir
 from onnx import ModelProto, TensorProto
 
 from bertmp.core.errors import InputError, short_message
-from bertmp.export.graph.operators import DEQUANTIZE_OPS, QUANTIZE_OPS, is_onnx_op, subgraphs
-from bertmp.export.graph.storage import stored_size
+from bertmp.export.graph.nodes import DEQUANTIZE_OPS, QUANTIZE_OPS, is_onnx_op, subgraphs
 from bertmp.export.graph.types import FLOAT, LOW_TYPES, element_types, opset_of
-from bertmp.export.graph.weightless import without_weights
+from bertmp.export.graph.weights import stored_size, without_weights
 
 OLDEST_OPSET = 13
 """Before it, operators have no BF16 and quantisation has no axes; older graphs are converted to it."""

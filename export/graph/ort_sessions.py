@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bertmp.core.errors import InputError, MissingComponent, short_message
-from bertmp.export.graph.weightless import WeightlessGraph
+from bertmp.export.graph.weights import WeightlessGraph
 
 Feed = Mapping[str, np.ndarray]
 Provider = str | tuple[str, dict[str, str]]

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx import ModelProto
 
 from bertmp.core.errors import InputError
-from bertmp.export.graph.module_groups import MODULE_KEY, module_of
+from bertmp.export.graph.nodes import MODULE_KEY, module_of
 
 if TYPE_CHECKING:
     from bertmp.model.heads import Head

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from onnx import ModelProto, TensorProto, ValueInfoProto, defs, helper
 
 from bertmp.core.errors import InputError, short_message
-from bertmp.export.graph.operators import ONNX_DOMAINS, accepts
-from bertmp.export.graph.weightless import without_weights
+from bertmp.export.graph.nodes import ONNX_DOMAINS, accepts
+from bertmp.export.graph.weights import without_weights
 
 FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 

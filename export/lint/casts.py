@@ -6,8 +6,7 @@ from collections import Counter
 
 import onnx_ir as ir
 
-from bertmp.export.graph.operators import MOVING_OPS
-from bertmp.export.graph.use_def import input_names, name_of, output_names
+from bertmp.export.graph.nodes import MOVING_OPS, input_names, name_of, output_names
 from bertmp.export.lint.findings import Casts, Finding
 from bertmp.export.lint.graph_view import GraphView
 

@@ -11,19 +11,18 @@ from onnx import ModelProto, TensorProto
 
 from bertmp.core.errors import InputError
 from bertmp.export.graph.graph_index import GraphIndex
-from bertmp.export.graph.layernorm_patterns import decomposed_norms
-from bertmp.export.graph.mask_paths import MaskPath, mask_paths
-from bertmp.export.graph.module_groups import module_groups
-from bertmp.export.graph.operators import SOFTMAX_OPS
-from bertmp.export.graph.types import LOW_TYPES, LowType, element_types
-from bertmp.export.graph.use_def import (
+from bertmp.export.graph.nodes import (
+    SOFTMAX_OPS,
     constant_tensors,
     input_names,
+    module_groups,
     name_of,
     output_names,
     read_names,
     values_of,
 )
+from bertmp.export.graph.patterns import MaskPath, decomposed_norms, mask_paths
+from bertmp.export.graph.types import LOW_TYPES, LowType, element_types
 
 NAMES: Mapping[int, str] = {
     TensorProto.FLOAT: "fp32",

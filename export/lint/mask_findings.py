@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bertmp.export.graph.mask_paths import MaskPath
+from bertmp.export.graph.patterns import MaskPath
 from bertmp.export.lint.findings import Finding, Mask
 from bertmp.export.lint.graph_view import FP16, GraphView
 

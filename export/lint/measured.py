@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
+from bertmp.export.graph.nodes import name_of, output_names
 from bertmp.export.graph.ort_sessions import Feed, open_measuring_session, run
 from bertmp.export.graph.types import FLOAT, LOW_TYPES
-from bertmp.export.graph.use_def import name_of, output_names
-from bertmp.export.graph.weightless import WeightlessGraph
+from bertmp.export.graph.weights import WeightlessGraph
 from bertmp.export.lint.findings import Finding, Tensor
 from bertmp.export.lint.graph_view import FP16, GraphView
 from bertmp.export.precision.calibration import Calibration

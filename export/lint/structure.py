@@ -7,16 +7,16 @@ from functools import partial
 
 import onnx_ir as ir
 
-from bertmp.export.graph.operators import (
+from bertmp.export.graph.nodes import (
     DEQUANTIZE_OPS,
     NORMALISATION_OPS,
     QUANTIZE_OPS,
     SOFTMAX_OPS,
     is_onnx_op,
+    name_of,
     subgraphs,
 )
 from bertmp.export.graph.types import LOW_TYPES
-from bertmp.export.graph.use_def import name_of
 from bertmp.export.lint.findings import Finding
 from bertmp.export.lint.graph_view import GraphView
 

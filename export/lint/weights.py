@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bertmp.export.graph.nodes import name_of
 from bertmp.export.graph.types import LOW_TYPES, LowType
-from bertmp.export.graph.use_def import name_of
 from bertmp.export.lint.findings import Finding, Weights
 from bertmp.export.lint.graph_view import FP16, NAMES, GraphView
 

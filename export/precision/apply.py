@@ -13,9 +13,9 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from bertmp.core.errors import InputError
 from bertmp.export.graph.loading import PLAN_KEY, plan_digest
-from bertmp.export.graph.operators import DTYPE_AGNOSTIC_OPS, DTYPE_ATTRIBUTES
+from bertmp.export.graph.nodes import DTYPE_AGNOSTIC_OPS, DTYPE_ATTRIBUTES
 from bertmp.export.graph.types import FLOAT, LOW_TYPES, LowType, element_types
-from bertmp.export.graph.weightless import without_initializers
+from bertmp.export.graph.weights import without_initializers
 from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan
 
 

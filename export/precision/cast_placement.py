@@ -15,9 +15,16 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from bertmp.export.graph.graph_index import GraphIndex
-from bertmp.export.graph.operators import DATA_MOVEMENT_OPS, DTYPE_AGNOSTIC_OPS, MATMUL_OPS
+from bertmp.export.graph.nodes import (
+    DATA_MOVEMENT_OPS,
+    DTYPE_AGNOSTIC_OPS,
+    MATMUL_OPS,
+    input_names,
+    name_of,
+    output_names,
+    read_names,
+)
 from bertmp.export.graph.types import FLOAT
-from bertmp.export.graph.use_def import input_names, name_of, output_names, read_names
 
 Side = Literal["fp32", "low"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from bertmp.core.errors import InputError
 from bertmp.core.options import keywords_of
 from bertmp.export.graph.loading import check_graph, read_graph
-from bertmp.export.graph.storage import stored_size, write_graph
+from bertmp.export.graph.weights import stored_size, write_graph
 from bertmp.export.precision.pipeline import Planned, plan_precision
 from bertmp.export.precision.precision_options import ConvertOptions
 

@@ -15,10 +15,10 @@ import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bertmp.core.errors import InputError
-from bertmp.export.graph.operators import DTYPE_ATTRIBUTES, EXACT_OPS
+from bertmp.export.graph.nodes import DTYPE_ATTRIBUTES, EXACT_OPS
 from bertmp.export.graph.ort_sessions import open_measuring_session, run
 from bertmp.export.graph.types import BFLOAT16, FLOAT, FLOAT16, element_types
-from bertmp.export.graph.weightless import WeightlessGraph, placeholder, split_weights
+from bertmp.export.graph.weights import WeightlessGraph, placeholder, split_weights
 from bertmp.export.precision.apply import apply_plan
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.plan import PrecisionPlan

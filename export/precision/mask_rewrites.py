@@ -12,9 +12,9 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from bertmp.export.graph.mask_paths import MASK_MOVING_OPS, MaskPath
+from bertmp.export.graph.nodes import input_names, readers_of
+from bertmp.export.graph.patterns import MASK_MOVING_OPS, MaskPath
 from bertmp.export.graph.types import FLOAT
-from bertmp.export.graph.use_def import input_names, readers_of
 from bertmp.export.precision.plan import Rewrite
 from bertmp.export.precision.rules.rule import RuleContext
 

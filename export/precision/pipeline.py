@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from bertmp.core.errors import InputError
 from bertmp.core.progress import ProgressCallback
-from bertmp.export.graph.module_groups import blocks_of
+from bertmp.export.graph.nodes import blocks_of
 from bertmp.export.precision.apply import apply_plan, inserted_casts
 from bertmp.export.precision.calibration import Calibration, read_calibration
 from bertmp.export.precision.fp16_emulation import Evaluator

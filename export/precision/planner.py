@@ -11,10 +11,9 @@ from onnx import ModelProto
 
 from bertmp.core.errors import InputError
 from bertmp.export.graph.graph_index import GraphIndex
-from bertmp.export.graph.module_groups import module_of
+from bertmp.export.graph.nodes import module_of, name_of, output_names
 from bertmp.export.graph.types import LOW_TYPES
-from bertmp.export.graph.use_def import name_of, output_names
-from bertmp.export.graph.weightless import without_initializers
+from bertmp.export.graph.weights import without_initializers
 from bertmp.export.precision.cast_placement import Placement, Side, is_heavy, is_placed, place
 from bertmp.export.precision.mask_rewrites import mask_rewrites
 from bertmp.export.precision.plan import (

@@ -10,11 +10,10 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from bertmp.export.graph.graph_index import GraphIndex
-from bertmp.export.graph.module_groups import module_groups
+from bertmp.export.graph.nodes import module_groups, name_of, output_names
 from bertmp.export.graph.ort_sessions import open_measuring_session, run
 from bertmp.export.graph.types import FLOAT, element_types
-from bertmp.export.graph.use_def import name_of, output_names
-from bertmp.export.graph.weightless import WeightlessGraph, split_weights
+from bertmp.export.graph.weights import WeightlessGraph, split_weights
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.plan import RangeRecord
 

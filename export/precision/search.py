@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bertmp.export.graph.operators import EXACT_OPS, MATMUL_OPS
+from bertmp.export.graph.nodes import EXACT_OPS, MATMUL_OPS
 from bertmp.export.precision.cast_placement import Side
 from bertmp.export.precision.fp16_emulation import Evaluator, MeasuredError
 from bertmp.export.precision.plan import PrecisionPlan, Reason, SearchRecord, SearchStep

@@ -18,10 +18,8 @@ from onnx import ModelProto
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, sha256_file
 from bertmp.export.graph.graph_index import GraphIndex
-from bertmp.export.graph.module_groups import module_of
-from bertmp.export.graph.operators import MOVING_OPS
+from bertmp.export.graph.nodes import MOVING_OPS, input_names, module_of, output_names
 from bertmp.export.graph.types import FLOAT
-from bertmp.export.graph.use_def import input_names, output_names
 from bertmp.export.precision.ranges import Ranges
 
 FORMAT = 1

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bertmp.export.graph.operators import (
+from bertmp.export.graph.nodes import (
     DEQUANTIZE_OPS,
     NORMALISATION_OPS,
     QUANTIZE_OPS,
     REDUCTION_OPS,
     SOFTMAX_OPS,
+    input_names,
     is_onnx_op,
+    name_of,
+    output_names,
+    readers_of,
     subgraphs,
 )
 from bertmp.export.graph.types import accepts_low_type
-from bertmp.export.graph.use_def import input_names, name_of, output_names, readers_of
 from bertmp.export.precision.plan import Reason
 from bertmp.export.precision.rules.rule import RuleContext, Strength
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bertmp.core.errors import InputError
-from bertmp.export.graph.module_groups import module_of
-from bertmp.export.graph.use_def import name_of
+from bertmp.export.graph.nodes import module_of, name_of
 from bertmp.export.precision.plan import Reason
 from bertmp.export.precision.rules.rule import RuleContext, Strength
 

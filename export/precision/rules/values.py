@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from bertmp.export.graph.nodes import input_names, output_names
 from bertmp.export.graph.types import LowType
-from bertmp.export.graph.use_def import input_names, output_names
 from bertmp.export.precision.plan import Reason
 from bertmp.export.precision.rules.rule import RuleContext, Strength
 

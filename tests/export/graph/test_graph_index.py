@@ -8,10 +8,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from bertmp.core.errors import InputError
 from bertmp.export.graph.graph_index import GraphIndex
+from bertmp.export.graph.nodes import read_names
 from bertmp.export.graph.ort_sessions import open_session, run
 from bertmp.export.graph.types import element_types
-from bertmp.export.graph.use_def import read_names
-from bertmp.export.graph.weightless import LARGE_WEIGHT, split_weights, without_weights
+from bertmp.export.graph.weights import LARGE_WEIGHT, split_weights, without_weights
 from tests.export.precision_graphs import WIDTH, Builder, tensor
 
 

@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from bertmp import convert
 from bertmp.core.errors import InputError
 from bertmp.export.graph.loading import check_graph, read_graph
-from bertmp.export.graph.storage import write_graph
+from bertmp.export.graph.weights import write_graph
 from bertmp.export.precision.apply import apply_plan
 from bertmp.export.precision.planner import make_plan
 from tests.export.precision_graphs import WIDTH, Builder, chain, run, tensor

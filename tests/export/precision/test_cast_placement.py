@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from bertmp.export.graph.graph_index import GraphIndex
-from bertmp.export.graph.operators import MATMUL_OPS
+from bertmp.export.graph.nodes import MATMUL_OPS
 from bertmp.export.precision.apply import apply_plan, inserted_casts
 from bertmp.export.precision.cast_placement import Placement, is_placed, place
 from bertmp.export.precision.plan import PrecisionPlan

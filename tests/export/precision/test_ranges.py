@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, helper
 from bertmp import export_checkpoint
 from bertmp.core.errors import InputError
 from bertmp.export.graph.graph_index import GraphIndex
-from bertmp.export.graph.module_groups import blocks_of
+from bertmp.export.graph.nodes import blocks_of
 from bertmp.export.graph.types import element_types
 from bertmp.export.precision.calibration import Calibration, read_calibration
 from bertmp.export.precision.plan import PrecisionPlan

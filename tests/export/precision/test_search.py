@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from bertmp import export_checkpoint
 from bertmp.data.tokenizer import Tokenizer
-from bertmp.export.graph.module_groups import blocks_of
+from bertmp.export.graph.nodes import blocks_of
 from bertmp.export.precision.calibration import Calibration, read_calibration
 from bertmp.export.precision.fp16_emulation import Evaluator
 from bertmp.export.precision.plan import PrecisionPlan
