@@ -333,11 +333,8 @@ def find_python() -> HostPython:
     if found:
         return (ready or found)[0]
     known = ", ".join(f"{major}.{minor}" for major, minor in _KNOWN)
-    raise MissingComponent(
-        f"no Python that Triton can load: one of {known} with its shared library (libpython)",
-        chosen or "PATH",
-        "install one, or name it in BERTMP_TRITON_PYTHON",
-    )
+    what = f"no Python that Triton can load: one of {known} with its shared library (libpython)"
+    raise MissingComponent(what, chosen or "PATH", "install one, or name it in BERTMP_TRITON_PYTHON")
 
 
 def _candidates() -> list[str]:

@@ -72,9 +72,8 @@ def fetch(wheel: Wheel, downloads: Path, progress: ProgressCallback = null_progr
             )
             fetched = Path(folder) / wheel.filename
             if not is_intact(wheel, fetched):
-                raise MissingComponent(
-                    f"pip fetched something else than {wheel.filename}", downloads, "check pip's settings"
-                )
+                what = f"pip fetched something else than {wheel.filename}"
+                raise MissingComponent(what, downloads, "check pip's settings")
             with writing_to(target):
                 os.replace(fetched, target)
     return target

@@ -137,9 +137,8 @@ def _find_source(target: Path, out: Path | None) -> _Source:
     if target.is_file():
         folder = Path(out) if out else target.with_name(f"{target.stem}.engine")
         if folder.exists() and not _is_ours(folder):
-            raise InputError(
-                "the folder holds something that is not an engine", folder, "name another with --out"
-            )
+            what = "the folder holds something that is not an engine"
+            raise InputError(what, folder, "name another with --out")
         plan = target.with_name(f"{target.stem}.{PLAN}")  # where 'bertmp convert' leaves it
         return _Source(target, plan if plan.is_file() else None, folder, None, _positions_beside(target))
     if out is not None:

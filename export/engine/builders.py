@@ -166,10 +166,8 @@ class Toolchain:
         known = sorted(self.targets, key=lambda target: tuple(map(int, target.split("."))))
         for target in wanted:
             if target not in self.targets:
-                raise InputError(
-                    f"{self.name} {self.version} does not build for compute capability {target}",
-                    "--compute-capability", f"choose from {', '.join(known)}",
-                )  # fmt: skip
+                what = f"{self.name} {self.version} does not build for compute capability {target}"
+                raise InputError(what, "--compute-capability", f"choose from {', '.join(known)}")
         if wanted:
             config.num_compute_capabilities = len(wanted)
             for index, target in enumerate(wanted):
@@ -212,10 +210,8 @@ def find_toolchain(builder: str = "auto") -> Toolchain:
         if isinstance(found, Toolchain):
             return found
         reasons.append(f"{name}: {found}")
-    raise MissingComponent(
-        "no engine builder", "; ".join(reasons),
-        "on a machine with a GPU install 'bertmp[gpu]' (TensorRT), elsewhere 'bertmp[cpu]' (TensorRT-RTX)",
-    )  # fmt: skip
+    todo = "on a machine with a GPU install 'bertmp[gpu]' (TensorRT), elsewhere 'bertmp[cpu]' (TensorRT-RTX)"
+    raise MissingComponent("no engine builder", "; ".join(reasons), todo)
 
 
 def probe(name: str, load: Callable[[str], Any] = importlib.import_module) -> Toolchain | str:

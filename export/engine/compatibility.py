@@ -67,9 +67,8 @@ def open_engine(folder: Path) -> EngineFile:
         raise InputError("no engine", path, "build it with 'bertmp build-engine'")
     size = path.stat().st_size
     if size < recorded["engine_bytes"]:
-        raise InputError(
-            f"the engine is truncated: {size} of {recorded['engine_bytes']} bytes", path, "build it again"
-        )
+        what = f"the engine is truncated: {size} of {recorded['engine_bytes']} bytes"
+        raise InputError(what, path, "build it again")
     if sha256_file(path) != recorded["engine_sha256"]:
         raise InputError(f"the engine is not the one that {NETWORK_FILE} is about", path, "build it again")
     return EngineFile(
@@ -101,20 +100,15 @@ def require_runtime(engine: EngineFile, builder: str, version: str) -> None:
         InputError: an engine of another builder or version, or one without its weights.
     """
     if engine.builder != builder:
-        raise InputError(
-            f"the engine is of {engine.builder}, and {builder} is installed", engine.path,
-            f"build it with --builder {builder}",
-        )  # fmt: skip
+        what = f"the engine is of {engine.builder}, and {builder} is installed"
+        raise InputError(what, engine.path, f"build it with --builder {builder}")
     later = engine.version_compatible and loads_later(engine.builder_version, version)
     if engine.builder_version != version and not later:
-        raise InputError(
-            f"the engine is of {builder} {engine.builder_version}, and {version} is installed", engine.path,
-            "build it again",
-        )  # fmt: skip
+        what = f"the engine is of {builder} {engine.builder_version}, and {version} is installed"
+        raise InputError(what, engine.path, "build it again")
     if engine.weights == "stripped":
-        raise InputError(
-            "the engine is without its weights", engine.path, "build it with --weights full to run it here"
-        )
+        what = "the engine is without its weights"
+        raise InputError(what, engine.path, "build it with --weights full to run it here")
 
 
 def require_device(engine: EngineFile, name: str, capability: str) -> None:
@@ -125,10 +119,8 @@ def require_device(engine: EngineFile, name: str, capability: str) -> None:
     """
     if not runs_on(engine.compute_capability, capability):
         built_for = ", ".join(engine.compute_capability) or "another GPU"
-        raise InputError(
-            f"the engine is for compute capability {built_for}, and {name} has {capability}", engine.path,
-            "build it on this machine",
-        )  # fmt: skip
+        what = f"the engine is for compute capability {built_for}, and {name} has {capability}"
+        raise InputError(what, engine.path, "build it on this machine")
 
 
 def runs_on(built_for: Sequence[str], capability: str) -> bool:
@@ -244,9 +236,8 @@ def require_match(release: Release, builder: str, version: str, version_compatib
     major = release.cuda.split(".")[0]
     fitting = releases_for(builder, version, version_compatible)
     instead = f", or serve it with Triton {' or '.join(fitting)}" if fitting else ""
-    raise InputError(
-        reason, where, f"on a machine with a GPU build with 'tensorrt-cu{major}=={release.tensorrt}'{instead}"
-    )
+    todo = f"on a machine with a GPU build with 'tensorrt-cu{major}=={release.tensorrt}'{instead}"
+    raise InputError(reason, where, todo)
 
 
 def loads_later(built: str, runtime: str) -> bool:

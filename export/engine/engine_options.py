@@ -159,15 +159,11 @@ def parse_profile(text: str, max_length: int | None = None) -> Profile:
     for low, high in pairwise(shapes):
         for axis in ("batch", "length"):
             if getattr(low, axis) > getattr(high, axis):
-                raise InputError(
-                    f"the profile's {axis} falls from {getattr(low, axis)} to {getattr(high, axis)}",
-                    f"--profile {text}", "give MIN ≤ OPT ≤ MAX, in that order",
-                )  # fmt: skip
+                what = f"the profile's {axis} falls from {getattr(low, axis)} to {getattr(high, axis)}"
+                raise InputError(what, f"--profile {text}", "give MIN ≤ OPT ≤ MAX, in that order")
     if max_length is not None and shapes[2].length > max_length:
-        raise InputError(
-            f"the profile's length {shapes[2].length} is beyond the model's {max_length} positions",
-            f"--profile {text}", f"give at most {max_length} tokens",
-        )  # fmt: skip
+        what = f"the profile's length {shapes[2].length} is beyond the model's {max_length} positions"
+        raise InputError(what, f"--profile {text}", f"give at most {max_length} tokens")
     return Profile(*shapes)
 
 
@@ -177,9 +173,8 @@ def _parse_shape(part: str, text: str) -> Shape:
         raise InputError(f"'{part}' is not a shape", f"--profile {text}", _FORM)
     shape = Shape(int(match[1]), int(match[2]))
     if shape.batch < 1 or shape.length < 1:
-        raise InputError(
-            f"the shape {part.strip()} is empty", f"--profile {text}", "give batch and length of at least 1"
-        )
+        what = f"the shape {part.strip()} is empty"
+        raise InputError(what, f"--profile {text}", "give batch and length of at least 1")
     return shape
 
 
@@ -254,19 +249,15 @@ def axes_of(profile: Profile, dims: Sequence[int], name: str) -> tuple[tuple[int
         InputError: the graph fixes a dimension that the profile asks to be another.
     """
     if len(dims) != 2:
-        raise InputError(
-            f"the graph's input '{name}' has {len(dims)} dimensions",
-            "--profile",
-            "inputs are [batch, length]",
-        )
+        what = f"the graph's input '{name}' has {len(dims)} dimensions"
+        raise InputError(what, "--profile", "inputs are [batch, length]")
     result = []
     for shape in (profile.min, profile.opt, profile.max):
         wanted = (shape.batch, shape.length)
         for dim, value in zip(dims, wanted, strict=True):
             if dim not in (-1, value):
-                raise InputError(
-                    f"the graph's input '{name}' is fixed at {dims[0]}x{dims[1]}".replace("-1", "any"),
-                    f"--profile {profile}", "give a profile of that shape, or export it with dynamic axes",
-                )  # fmt: skip
+                what = f"the graph's input '{name}' is fixed at {dims[0]}x{dims[1]}".replace("-1", "any")
+                todo = "give a profile of that shape, or export it with dynamic axes"
+                raise InputError(what, f"--profile {profile}", todo)
         result.append(wanted)
     return tuple(result)

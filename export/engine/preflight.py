@@ -57,18 +57,16 @@ def check_targets(layers: Sequence[ParsedLayer], job: Job) -> None:
         return
     bf16 = [layer.node or layer.name for layer in layers if "BF16" in layer.precision]
     if bf16:
-        raise InputError(
-            f"compute capability 7.5 has no BF16, and node '{bf16[0]}' runs in it",
-            job.graph, "convert it to FP16 (--precision fp16), or leave --compute-capability 7.5 out",
-        )  # fmt: skip
+        what = f"compute capability 7.5 has no BF16, and node '{bf16[0]}' runs in it"
+        todo = "convert it to FP16 (--precision fp16), or leave --compute-capability 7.5 out"
+        raise InputError(what, job.graph, todo)
     products = [layer for layer in layers if layer.type == "MATRIX_MULTIPLY"]
     found = [layer.node for layer in products if "FLOAT" in layer.precision]
     if found:
         more = f" ({len(found) - 1} more are)" if len(found) > 1 else ""
-        raise InputError(
-            f"compute capability 7.5 has no FP32 matrix products, and node '{found[0]}' is one{more}",
-            job.graph, "let the plan run them in FP16, or leave --compute-capability 7.5 out",
-        )  # fmt: skip
+        what = f"compute capability 7.5 has no FP32 matrix products, and node '{found[0]}' is one{more}"
+        todo = "let the plan run them in FP16, or leave --compute-capability 7.5 out"
+        raise InputError(what, job.graph, todo)
 
 
 def check_memory(
@@ -196,10 +194,8 @@ def check_fits(found: MemoryEstimate, memory_bytes: int, whose: str) -> None:
         return
     largest = max(found.profiles, key=lambda entry: entry.bytes)
     total, weights, memory = (n / 2**20 for n in (found.total_bytes, found.weights_bytes, memory_bytes))
-    raise InputError(
-        f"the engine may need {total:,.0f} MiB ({weights:,.0f} of them weights), {whose} has {memory:,.0f}",
-        f"--profile {largest.profile}", "give smaller profiles or a lower --max-batch",
-    )  # fmt: skip
+    what = f"the engine may need {total:,.0f} MiB ({weights:,.0f} of them weights), {whose} has {memory:,.0f}"
+    raise InputError(what, f"--profile {largest.profile}", "give smaller profiles or a lower --max-batch")
 
 
 def _peak(outline: ModelProto, shape: Shape) -> tuple[int, int]:
@@ -289,9 +285,8 @@ def add_profiles(builder: Any, config: Any, network: Any, profiles: list[Profile
         for name, shape in dims.items():
             made.set_shape(name, *axes_of(profile, shape, name))
         if any(-1 in shape for shape in dims.values()) and config.add_optimization_profile(made) < 0:
-            raise InputError(
-                "the builder refuses the profile", f"--profile {profile}", "check MIN, OPT and MAX"
-            )
+            what = "the builder refuses the profile"
+            raise InputError(what, f"--profile {profile}", "check MIN, OPT and MAX")
 
 
 def _input_dims(network: Any) -> dict[str, tuple[int, ...]]:
@@ -331,10 +326,8 @@ def open_timing_cache(
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     # Timings of another version or GPU are refused: they would choose the wrong kernels.
     if not config.set_timing_cache(cache, False):
-        raise InputError(
-            "the timing cache is of another builder version or GPU", path,
-            "name a folder: it keeps one file for each",
-        )  # fmt: skip
+        what = "the timing cache is of another builder version or GPU"
+        raise InputError(what, path, "name a folder: it keeps one file for each")
     return TimingCache(path, cache)
 
 

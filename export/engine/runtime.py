@@ -57,10 +57,8 @@ def load_engine(folder: Path) -> Engine:
     reason = why_not(file.builder)
     device = find_gpu()
     if reason or device is None:
-        raise MissingComponent(
-            f"the engine cannot run here: {reason or 'no GPU'}", file.path,
-            "run it on a machine with an NVIDIA GPU and its builder's runtime ('bertmp doctor')",
-        )  # fmt: skip
+        todo = "run it on a machine with an NVIDIA GPU and its builder's runtime ('bertmp doctor')"
+        raise MissingComponent(f"the engine cannot run here: {reason or 'no GPU'}", file.path, todo)
     tools = find_toolchain(file.builder)
     require_runtime(file, tools.name, tools.version)
     require_device(file, device.name, device.compute_capability)
@@ -177,9 +175,8 @@ class Engine:
         index = choose_profile(self.profiles, shape)
         if index is None:
             known = ", ".join(map(str, self.profiles))
-            raise InputError(
-                f"no profile of the engine holds {shape}", known, "build it with a profile that does"
-            )
+            what = f"no profile of the engine holds {shape}"
+            raise InputError(what, known, "build it with a profile that does")
         torch = self._torch
         with torch.cuda.stream(self._stream):
             context = self._new_context(index)

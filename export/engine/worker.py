@@ -164,10 +164,9 @@ def _parse(tools: Toolchain, builder: Any, logger: Any, job: Job) -> tuple[Any, 
         found = [parser.get_error(index) for index in range(parser.num_errors)]
         texts = dict.fromkeys(_describe(error) for error in found)
         named = any(error.node_name() for error in found)
-        raise InputError(
-            f"the ONNX parser of {tools.name} refuses the graph: {'; '.join(texts) or logger.last_error}",
-            job.graph, "replace these nodes" if named else "the ONNX file may be truncated: export it again",
-        )  # fmt: skip
+        what = f"the ONNX parser of {tools.name} refuses the graph: {'; '.join(texts) or logger.last_error}"
+        todo = "replace these nodes" if named else "the ONNX file may be truncated: export it again"
+        raise InputError(what, job.graph, todo)
     return network, parser
 
 
@@ -228,9 +227,8 @@ class _Builder:
 
 
 def _out_of_memory(job: Job, error: str) -> BuildFailed:
-    return BuildFailed(
-        f"the builder ran out of memory: {error}", job.graph, "free some, or build fewer or smaller profiles"
-    )
+    what = f"the builder ran out of memory: {error}"
+    return BuildFailed(what, job.graph, "free some, or build fewer or smaller profiles")
 
 
 def _die_with_the_command() -> None:

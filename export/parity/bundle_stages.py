@@ -121,11 +121,8 @@ class TorchStage:
         """
         if obstacle := self.obstacle():
             if self.chosen:
-                raise InputError(
-                    obstacle.split(": ")[0],
-                    str(self.folder),
-                    "name the folder that was exported with --checkpoint",
-                )
+                todo = "name the folder that was exported with --checkpoint"
+                raise InputError(obstacle.split(": ")[0], str(self.folder), todo)
             return Skipped(obstacle)
         assert self.folder is not None
         import torch
@@ -268,11 +265,8 @@ def plan_batches(lengths: Sequence[int], profiles: Sequence[Profile]) -> Iterato
         fitting = [profile for profile in profiles if profile.max.length >= shortest]
         if not fitting:
             known = ", ".join(map(str, profiles))
-            raise InputError(
-                f"an example of {shortest} tokens is longer than every profile of the engine",
-                known,
-                "build it with a longer profile",
-            )
+            what = f"an example of {shortest} tokens is longer than every profile of the engine"
+            raise InputError(what, known, "build it with a longer profile")
         profile = min(fitting, key=lambda one: one.max.length)
         rows = [row for row in order[: profile.max.batch] if lengths[row] <= profile.max.length]
         order = order[len(rows) :]

@@ -200,11 +200,8 @@ def _checked(stage: str, name: str, value: object, where: str) -> Any:
     kinds: tuple[type, ...] = (int,) if "float" not in str(known[name]) else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < math.inf:  # type: ignore[operator]
         kind = "an integer" if kinds == (int,) else "a number"
-        raise InputError(
-            f"the limit of {stage}.{name} is not {kind} of at least 0",
-            where,
-            "fix it, or write false for no limit",
-        )
+        what = f"the limit of {stage}.{name} is not {kind} of at least 0"
+        raise InputError(what, where, "fix it, or write false for no limit")
     return value
 
 
@@ -314,9 +311,8 @@ def measure(reference: StageOutput, output: StageOutput, labels: Sequence[int] |
         ValueError: the shapes differ.
     """
     if output.logits.shape != reference.logits.shape:
-        raise ValueError(
-            f"logits of shape {output.logits.shape} where the reference has {reference.logits.shape}"
-        )
+        what = f"logits of shape {output.logits.shape} where the reference has {reference.logits.shape}"
+        raise ValueError(what)
     errors = _distance(output.logits, reference.logits)
     row_errors, margins = errors.max(axis=1), _margins(reference.logits)
     before, after = answers_of(reference), answers_of(output)

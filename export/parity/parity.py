@@ -159,9 +159,8 @@ def _check_labels(answer: StageOutput, examples: ParityData) -> None:
     """
     served = answer.details.get("labels")
     if isinstance(served, (list, tuple)) and list(served) != list(examples.classes):
-        raise ValueError(
-            f"it serves the labels {', '.join(map(str, served))}, not {', '.join(examples.classes)}"
-        )
+        what = f"it serves the labels {', '.join(map(str, served))}, not {', '.join(examples.classes)}"
+        raise ValueError(what)
 
 
 def _serves(answer: StageOutput, others: Mapping[str, StageRun], reference: str) -> str:

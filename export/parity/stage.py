@@ -164,11 +164,8 @@ def read_inputs(bundle: Bundle, data: Path, columns: Columns | None = None) -> P
             classification, or a label that the bundle does not know.
     """
     if bundle.task != "classification" or not bundle.labels:
-        raise InputError(
-            f"parity compares classification models, and this one's task is {bundle.task}",
-            bundle.folder,
-            "compare a classification model",
-        )
+        what = f"parity compares classification models, and this one's task is {bundle.task}"
+        raise InputError(what, bundle.folder, "compare a classification model")
     examples = read_examples(data, columns)
     inputs = ParityInputs(
         texts=examples.texts,
@@ -184,11 +181,8 @@ def _class_indices(examples: Examples, known: Sequence[str]) -> list[int]:
     index_of = {label: index for index, label in enumerate(known)}
     for line, label in zip(examples.lines, examples.labels or (), strict=True):
         if label not in index_of:
-            raise InputError(
-                f"the model does not know the label '{label}'",
-                f"{examples.source}, line {line}",
-                f"use one of {', '.join(known)}",
-            )
+            what = f"the model does not know the label '{label}'"
+            raise InputError(what, f"{examples.source}, line {line}", f"use one of {', '.join(known)}")
     return [index_of[label] for label in examples.labels or ()]
 
 
