@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -42,23 +43,17 @@ _LACKS: Mapping[str, Mapping[str, str]] = {
 }
 """Settings that a builder has not, and why."""
 
-_NEEDS_GPU: Mapping[str, Mapping[str, str]] = {
-    "tensorrt": {},
-    "tensorrt-rtx": {
-        "weights": "its builder fails on engines whose weights can be changed where it finds no GPU; "
-        "leave --weights out, or build on a machine with a GPU"
-    },
+_NEEDS_GPU = {
+    ("tensorrt-rtx", "weights"): "its builder fails on engines whose weights can be changed where it finds "
+    "no GPU; leave --weights out, or build on a machine with a GPU"
 }
-"""Settings that a builder has where it finds a GPU alone, and why."""
+"""Builder and a setting that it has where it finds a GPU alone → why."""
 
-_WITHOUT_EFFECT: Mapping[str, Mapping[str, str]] = {
-    "tensorrt": {},
-    "tensorrt-rtx": {
-        "optimization_level": "TensorRT-RTX takes --optimization-level, and was seen to build the same "
-        "engine at every level"
-    },
+_WITHOUT_EFFECT = {
+    ("tensorrt-rtx", "optimization_level"): "TensorRT-RTX takes --optimization-level, and was seen to build "
+    "the same engine at every level"
 }
-"""Settings that a builder takes and that change nothing, and how that is known."""
+"""Builder and a setting that it takes and that changes nothing → how that is known."""
 
 _CUDA_DRIVERS = {"11": "450", "12": "525", "13": "580"}
 """CUDA major → the oldest driver that runs its programs (NVIDIA: CUDA Compatibility, minor versions)."""
@@ -93,21 +88,17 @@ class Toolchain:
         Raises:
             InputError: names the option and the reason.
         """
-        given = {name for name, value in settings.items() if value and (name, value) != ("weights", "full")}
-        reasons = {**_LACKS[self.name], **({} if gpu else _NEEDS_GPU[self.name])}
-        for name, reason in reasons.items():
-            if name in given:
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(
-                    f"{self.name} has no {option}" if name in _LACKS[self.name]
-                    else f"{self.name} has no {option} without a GPU",
-                    f"builder {self.name} {self.version}", reason,
-                )  # fmt: skip
+        for name, value in settings.items():
+            lacks, needs_gpu = _LACKS[self.name].get(name), _NEEDS_GPU.get((self.name, name))
+            if value and value != "full" and (reason := lacks or (None if gpu else needs_gpu)):
+                without = "" if lacks else " without a GPU"
+                what = f"{self.name} has no --{name.replace('_', '-')}{without}"
+                raise InputError(what, f"builder {self.name} {self.version}", reason)
 
     def without_effect(self, settings: Mapping[str, object]) -> list[str]:
         """Warnings about options that were given and have no effect."""
-        reasons = _WITHOUT_EFFECT[self.name]
-        return [reason for name, reason in reasons.items() if settings.get(name) is not None]
+        given = ((self.name, name) for name, value in settings.items() if value is not None)
+        return [_WITHOUT_EFFECT[key] for key in given if key in _WITHOUT_EFFECT]
 
     def require_driver(self, device: Gpu) -> None:
         """Checks that this machine's driver runs the CUDA that the builder needs to time kernels on it.
@@ -116,11 +107,11 @@ class Toolchain:
             InputError: it does not.
         """
         if self.times_kernels and self.cuda and int(device.cuda.split(".")[0]) < int(self.cuda):
-            raise InputError(
-                f"{self.name} {self.version} needs CUDA {self.cuda}, and the driver runs CUDA {device.cuda}",
-                f"driver {device.driver or 'of an unknown version'}",
-                f"install driver {self.driver} or later, or a builder of CUDA {device.cuda.split('.')[0]}",
-            )  # fmt: skip
+            what = (
+                f"{self.name} {self.version} needs CUDA {self.cuda}, and the driver runs CUDA {device.cuda}"
+            )
+            todo = f"install driver {self.driver} or later, or a builder of CUDA {device.cuda.split('.')[0]}"
+            raise InputError(what, f"driver {device.driver or 'of an unknown version'}", todo)
 
     @property
     def network_flags(self) -> int:
@@ -138,11 +129,9 @@ class Toolchain:
         """The CUDA major that this builder's libraries are of, e.g. `13`; empty where it is not known."""
         for major in sorted(_CUDA_DRIVERS, reverse=True):
             for package in (f"{self.name}-cu{major}", f"{self.name}-cu{major}-libs"):
-                try:
+                with suppress(importlib.metadata.PackageNotFoundError):
                     if importlib.metadata.version(package) == self.version:
                         return major
-                except importlib.metadata.PackageNotFoundError:
-                    continue
         return ""
 
     @property
@@ -175,10 +164,8 @@ class Toolchain:
 
     def set_flags(self, config: Any, options: EngineOptions) -> None:
         """Tells the builder's config what becomes of the weights, and where else the engine should run."""
-        flags = list(_WEIGHT_FLAGS[options.weights])
-        if options.version_compatible:
-            flags.append("VERSION_COMPATIBLE")
-        for name in flags:
+        version = ("VERSION_COMPATIBLE",) if options.version_compatible else ()
+        for name in (*_WEIGHT_FLAGS[options.weights], *version):
             config.set_flag(getattr(self.module.BuilderFlag, name))
         if options.hardware_compatible is not None:
             level = _HARDWARE[options.hardware_compatible]

@@ -21,7 +21,7 @@ versions of CUDA) are missing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -71,26 +71,21 @@ def open_engine(folder: Path) -> EngineFile:
         raise InputError(what, path, "build it again")
     if sha256_file(path) != recorded["engine_sha256"]:
         raise InputError(f"the engine is not the one that {NETWORK_FILE} is about", path, "build it again")
-    return EngineFile(
-        path,
-        recorded["builder"],
-        recorded["builder_version"],
-        tuple(recorded["compute_capability"]),
-        tuple(recorded["profiles"]),
-        recorded["weights"],
-        bool(recorded["version_compatible"]),
-    )
+    lists = {name: tuple(recorded[name]) for name in ("compute_capability", "profiles")}
+    return EngineFile(path, **{**{name: recorded[name] for name in _RECORDED}, **lists})
 
 
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / NETWORK_FILE
     recorded = read_json(path)
-    needed = ("builder", "builder_version", "compute_capability", "profiles", "engine_bytes", "engine_sha256",
-              "weights", "version_compatible")  # fmt: skip
+    needed = (*_RECORDED, "engine_bytes", "engine_sha256")
     missing = [name for name in needed if not isinstance(recorded, dict) or name not in recorded]
     if missing:
         raise InputError(f"not the description of an engine: no {missing[0]}", path, "build the engine again")
     return dict(recorded)
+
+
+_RECORDED = [field.name for field in fields(EngineFile) if field.name != "path"]
 
 
 def require_runtime(engine: EngineFile, builder: str, version: str) -> None:
@@ -126,10 +121,8 @@ def require_device(engine: EngineFile, name: str, capability: str) -> None:
 def runs_on(built_for: Sequence[str], capability: str) -> bool:
     """Whether an engine for these compute capabilities runs on a GPU of `capability`."""
     gpu = Version(capability)
-    return any(
-        Version(target[:-1]) <= gpu if target.endswith("+") else Version(target) == gpu
-        for target in built_for
-    )
+    pairs = ((Version(target.rstrip("+")), target.endswith("+")) for target in built_for)
+    return any(target == gpu or (and_later and target < gpu) for target, and_later in pairs)
 
 
 SOURCE = (
@@ -194,11 +187,11 @@ def find_release(name: str) -> Release:
     Raises:
         InputError: the table does not have it.
     """
-    for release in RELEASES:
-        if release.name == name:
-            return release
-    known = ", ".join(release.name for release in RELEASES)
-    raise InputError(f"no Triton release '{name}' in the table", "--triton-release", f"it has {known}")
+    releases = {release.name: release for release in RELEASES}
+    if name not in releases:
+        todo = f"it has {', '.join(releases)}"
+        raise InputError(f"no Triton release '{name}' in the table", "--triton-release", todo)
+    return releases[name]
 
 
 def release_of_server(version: str) -> Release | None:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bertmp.core.errors import InputError
 from bertmp.core.options import Options, argument, option
@@ -108,8 +107,7 @@ TUNED_BATCH = 8
 _FORM = "write MIN:OPT:MAX, each BATCHxLENGTH, such as 1x8:8x64:32x256"
 
 
-@dataclass(frozen=True, order=True)
-class Shape:
+class Shape(NamedTuple):
     """The shape of every input.
 
     Attributes:
@@ -124,8 +122,7 @@ class Shape:
         return f"{self.batch}x{self.length}"
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(NamedTuple):
     """One range of shapes: the smallest, the one that the builder tunes for, the largest."""
 
     min: Shape
@@ -137,10 +134,7 @@ class Profile:
 
     def holds(self, shape: Shape) -> bool:
         """Whether the engine answers `shape` under this profile."""
-        return (
-            self.min.batch <= shape.batch <= self.max.batch
-            and self.min.length <= shape.length <= self.max.length
-        )
+        return all(low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True))
 
 
 def parse_profile(text: str, max_length: int | None = None) -> Profile:
@@ -157,9 +151,9 @@ def parse_profile(text: str, max_length: int | None = None) -> Profile:
     if len(shapes) != 3:
         raise InputError("not a profile", f"--profile {text}", _FORM)
     for low, high in pairwise(shapes):
-        for axis in ("batch", "length"):
-            if getattr(low, axis) > getattr(high, axis):
-                what = f"the profile's {axis} falls from {getattr(low, axis)} to {getattr(high, axis)}"
+        for axis, small, large in zip(Shape._fields, low, high, strict=True):
+            if small > large:
+                what = f"the profile's {axis} falls from {small} to {large}"
                 raise InputError(what, f"--profile {text}", "give MIN ≤ OPT ≤ MAX, in that order")
     if max_length is not None and shapes[2].length > max_length:
         what = f"the profile's length {shapes[2].length} is beyond the model's {max_length} positions"
@@ -172,7 +166,7 @@ def _parse_shape(part: str, text: str) -> Shape:
     if match is None:
         raise InputError(f"'{part}' is not a shape", f"--profile {text}", _FORM)
     shape = Shape(int(match[1]), int(match[2]))
-    if shape.batch < 1 or shape.length < 1:
+    if min(shape) < 1:
         what = f"the shape {part.strip()} is empty"
         raise InputError(what, f"--profile {text}", "give batch and length of at least 1")
     return shape
@@ -184,24 +178,17 @@ def default_profiles(max_length: int, max_batch: int, fixed: Shape | None = None
     Args:
         fixed: what the graph itself fixes; a 0 means that the axis is dynamic.
     """
-    fixed_batch, fixed_length = (fixed.batch, fixed.length) if fixed else (0, 0)
-    batches = (fixed_batch,) * 3 if fixed_batch else (1, min(TUNED_BATCH, max_batch), max_batch)
-    ends = [length for length in BUCKETS if length < max_length] + [max_length]
-    starts = [1, *(end + 1 for end in ends[:-1])]
-    if fixed_length:
-        starts = ends = [fixed_length]
-    return [
-        Profile(Shape(batches[0], start), Shape(batches[1], end), Shape(batches[2], end))
-        for start, end in zip(starts, ends, strict=True)
-    ]
+    batch, length = fixed or (0, 0)
+    batches = (batch,) * 3 if batch else (1, min(TUNED_BATCH, max_batch), max_batch)
+    ends = [length] if length else [*(end for end in BUCKETS if end < max_length), max_length]
+    starts = [length] if length else [1, *(end + 1 for end in ends[:-1])]
+    return [Profile(*map(Shape, batches, (start, end, end))) for start, end in zip(starts, ends, strict=True)]
 
 
 def choose_profile(profiles: Sequence[Profile], shape: Shape) -> int | None:
     """The index of the tightest profile that holds `shape`; None where none does."""
     fitting = [index for index, profile in enumerate(profiles) if profile.holds(shape)]
-    return min(
-        fitting, key=lambda index: (profiles[index].max.length, profiles[index].max.batch), default=None
-    )
+    return min(fitting, key=lambda index: profiles[index].max[::-1], default=None)
 
 
 def gaps(profiles: Sequence[Profile]) -> list[str]:
@@ -213,12 +200,11 @@ def gaps(profiles: Sequence[Profile]) -> list[str]:
     for batches in _cells(profiles, "batch"):
         for lengths in _cells(profiles, "length"):
             if choose_profile(profiles, Shape(batches[0], lengths[0])) is None:
-                _extend(found.setdefault(batches, []), lengths)
-    return [
-        f"batch {_range(batches)}, length {_range(lengths)}"
-        for batches, ranges in found.items()
-        for lengths in ranges
-    ]
+                ranges = found.setdefault(batches, [])
+                adjoins = ranges and ranges[-1][1] + 1 == lengths[0]
+                ranges.append((ranges.pop()[0] if adjoins else lengths[0], lengths[1]))
+    pairs = ((batches, lengths) for batches, ranges in found.items() for lengths in ranges)
+    return [f"batch {_range(batches)}, length {_range(lengths)}" for batches, lengths in pairs]
 
 
 def _cells(profiles: Sequence[Profile], axis: str) -> list[tuple[int, int]]:
@@ -226,13 +212,6 @@ def _cells(profiles: Sequence[Profile], axis: str) -> list[tuple[int, int]]:
     ends = [(getattr(profile.min, axis), getattr(profile.max, axis) + 1) for profile in profiles]
     cuts = sorted({cut for pair in ends for cut in pair})
     return [(low, high - 1) for low, high in pairwise(cuts)]
-
-
-def _extend(ranges: list[tuple[int, int]], piece: tuple[int, int]) -> None:
-    if ranges and ranges[-1][1] + 1 == piece[0]:
-        ranges[-1] = (ranges[-1][0], piece[1])
-    else:
-        ranges.append(piece)
 
 
 def _range(ends: tuple[int, int]) -> str:
@@ -251,13 +230,9 @@ def axes_of(profile: Profile, dims: Sequence[int], name: str) -> tuple[tuple[int
     if len(dims) != 2:
         what = f"the graph's input '{name}' has {len(dims)} dimensions"
         raise InputError(what, "--profile", "inputs are [batch, length]")
-    result = []
-    for shape in (profile.min, profile.opt, profile.max):
-        wanted = (shape.batch, shape.length)
-        for dim, value in zip(dims, wanted, strict=True):
-            if dim not in (-1, value):
-                what = f"the graph's input '{name}' is fixed at {dims[0]}x{dims[1]}".replace("-1", "any")
-                todo = "give a profile of that shape, or export it with dynamic axes"
-                raise InputError(what, f"--profile {profile}", todo)
-        result.append(wanted)
-    return tuple(result)
+    for shape in profile:
+        if any(dim not in (-1, value) for dim, value in zip(dims, shape, strict=True)):
+            what = f"the graph's input '{name}' is fixed at {dims[0]}x{dims[1]}".replace("-1", "any")
+            todo = "give a profile of that shape, or export it with dynamic axes"
+            raise InputError(what, f"--profile {profile}", todo)
+    return tuple(map(tuple, profile))

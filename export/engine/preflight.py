@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,9 @@ def check_builder(tools: Toolchain, options: EngineOptions, device: Gpu | None) 
         InputError: names the option.
     """
     if options.triton_release is not None:
-        require_match(
-            find_release(options.triton_release), tools.name, tools.version,
-            options.version_compatible, f"--triton-release {options.triton_release}",
-        )  # fmt: skip
+        where = f"--triton-release {options.triton_release}"
+        release = find_release(options.triton_release)
+        require_match(release, tools.name, tools.version, options.version_compatible, where)
     tools.refuse_unsupported(vars(options), gpu=device is not None)
     if device is not None:
         tools.require_driver(device)
@@ -55,13 +54,13 @@ def check_targets(layers: Sequence[ParsedLayer], job: Job) -> None:
     """
     if "7.5" not in job.options.compute_capability:
         return
-    bf16 = [layer.node or layer.name for layer in layers if "BF16" in layer.precision]
-    if bf16:
-        what = f"compute capability 7.5 has no BF16, and node '{bf16[0]}' runs in it"
+    bf16 = next((layer.node or layer.name for layer in layers if "BF16" in layer.precision), None)
+    if bf16 is not None:
+        what = f"compute capability 7.5 has no BF16, and node '{bf16}' runs in it"
         todo = "convert it to FP16 (--precision fp16), or leave --compute-capability 7.5 out"
         raise InputError(what, job.graph, todo)
-    products = [layer for layer in layers if layer.type == "MATRIX_MULTIPLY"]
-    found = [layer.node for layer in products if "FLOAT" in layer.precision]
+    kinds = [(layer.node, layer.type, layer.precision) for layer in layers]
+    found = [node for node, kind, precision in kinds if kind == "MATRIX_MULTIPLY" and "FLOAT" in precision]
     if found:
         more = f" ({len(found) - 1} more are)" if len(found) > 1 else ""
         what = f"compute capability 7.5 has no FP32 matrix products, and node '{found[0]}' is one{more}"
@@ -294,41 +293,31 @@ def _input_dims(network: Any) -> dict[str, tuple[int, ...]]:
     return {tensor.name: tuple(int(dim) for dim in tensor.shape) for tensor in inputs}
 
 
-@dataclass(frozen=True)
-class TimingCache:
-    """Kernel timings that one build leaves to the next of the same builder version on the same GPU.
-
-    Attributes:
-        path: the file.
-        cache: the builder's object.
-    """
-
-    path: Path
-    cache: Any
-
-    def save(self) -> None:
-        """Writes the timings atomically."""
-        with atomic_file(self.path) as temporary:
-            temporary.write_bytes(self.cache.serialize())
-
-
 def open_timing_cache(
     tools: Toolchain, config: Any, chosen: Path | None, device: Gpu | None
-) -> TimingCache | None:
-    """The cache that the build starts from, new where there is none; None where the builder times nothing.
+) -> Callable[[], None]:
+    """Gives the config the timings that earlier builds left, none where there are none.
+
+    Returns:
+        A function that writes the timings after the build, atomically; nothing where the builder times none.
 
     Raises:
         InputError: a file that was named holds timings of another builder version or GPU.
     """
     path = timing_cache_path(tools, chosen, device)
     if path is None:
-        return None
+        return lambda: None
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     # Timings of another version or GPU are refused: they would choose the wrong kernels.
     if not config.set_timing_cache(cache, False):
         what = "the timing cache is of another builder version or GPU"
         raise InputError(what, path, "name a folder: it keeps one file for each")
-    return TimingCache(path, cache)
+
+    def save() -> None:
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(cache.serialize())
+
+    return save
 
 
 def timing_cache_path(tools: Toolchain, chosen: Path | None, device: Gpu | None) -> Path | None:

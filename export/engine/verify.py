@@ -7,7 +7,7 @@ Pure data in, pure data out: nothing here needs a builder.
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,7 +28,8 @@ _CONVERTS = ("Cast", "CastLike")
 _MOVES = ("SHUFFLE", "SQUEEZE", "UNSQUEEZE", "IDENTITY", "SLICE", "CONCATENATION", "GATHER")
 """Layer types that move values and change none."""
 
-_WANTED = {"fp16": "HALF", "bf16": "BF16", "fp32": "FLOAT"}
+TYPES = {"fp16": "HALF", "bf16": "BF16", "fp32": "FLOAT"}
+"""Precisions of a plan → TensorRT's names of types."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,8 @@ class Verification:
         }
 
     def to_json(self) -> dict[str, Any]:
-        return {"verified": self.verified, "counts": self.counts(), "summary": self.summary, **{
-            key: [asdict(item) if not isinstance(item, str) else item for item in getattr(self, key)]
-            for key in ("nodes", "planned_casts", "added", "unaccounted")
-        }}  # fmt: skip
+        head = {"verified": self.verified, "counts": self.counts(), "summary": self.summary}
+        return {**head, **asdict(self)}
 
 
 def verification_of(network: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,29 +131,21 @@ def verify_network(
     Args:
         known: names of nodes that the graph has and the plan does not judge.
     """
+    planned = {node.name for node in plan.nodes}
     layers_of: dict[str, list[ParsedLayer]] = {}
     for layer in layers:
-        if layer.node:
-            layers_of.setdefault(layer.node, []).append(layer)
-    added, strangers = _account_for_added(layers)
+        layers_of.setdefault(layer.node, []).append(layer)
+    added, strangers = _account_for_added(layers_of.get("", []), layers)
     casts_at = {node: item.layer for item in added if item.role == "cast" for node in item.nodes}
-    planned = {node.name for node in plan.nodes}
-    casts = [
-        layer.name for layer in layers if layer.node.startswith(CAST_PREFIX) and layer.node not in planned
-    ]
-    expected = planned | set(known)
+    casts = []
     for layer in layers:
-        if layer.node and layer.node not in expected and not layer.node.startswith(CAST_PREFIX):
-            strangers.append(
-                f"layer '{layer.name}' ({layer.type}) is of node '{layer.node}', which the plan does not have"
-            )
-    return Verification(
-        nodes=tuple(_judge(node, layers_of.get(node.name, []), casts_at) for node in plan.nodes),
-        planned_casts=tuple(casts),
-        added=tuple(added),
-        unaccounted=tuple(strangers),
-        summary=summarise(layers),
-    )
+        if layer.node.startswith(CAST_PREFIX):
+            casts += [layer.name] if layer.node not in planned else []
+        elif layer.node and layer.node not in planned and layer.node not in known:
+            whose = f"is of node '{layer.node}', which the plan does not have"
+            strangers.append(f"layer '{layer.name}' ({layer.type}) {whose}")
+    judged = tuple(_judge(node, layers_of.get(node.name, []), casts_at) for node in plan.nodes)
+    return Verification(judged, tuple(casts), tuple(added), tuple(strangers), summarise(layers))
 
 
 def plan_by_type(nodes: Iterable[tuple[str, str]]) -> tuple[PrecisionPlan, frozenset[str]]:
@@ -166,22 +157,19 @@ def plan_by_type(nodes: Iterable[tuple[str, str]]) -> tuple[PrecisionPlan, froze
     Returns:
         The plan of the nodes that are judged, and the names of the others.
     """
-    precisions = {"LayerNormalization": "fp32", "Softmax": "fp32", "MatMul": "fp16", "Gemm": "fp16"}
     nodes = list(nodes)
+    low = ("MatMul", "Gemm")
     judged = tuple(
-        NodePlan(name, op, "", "fp32" if precisions[op] == "fp32" else "fp16")
-        for name, op in nodes
-        if op in precisions
+        NodePlan(name, op, "", "fp16" if op in low else "fp32") for name, op in nodes if op in _MUST_BE
     )
-    return PrecisionPlan("", judged), frozenset(name for name, op in nodes if op not in precisions)
+    return PrecisionPlan("", judged), frozenset(name for name, op in nodes if op not in _MUST_BE)
 
 
 def _judge(node: NodePlan, layers: Sequence[ParsedLayer], casts_at: dict[str, str]) -> NodeVerification:
     violations = list(_violations(node, layers))
     if node.precision == "fp32" and node.name in casts_at and node.op not in _CONVERTS:
         violations.append(f"planned fp32, but the parser added the cast '{casts_at[node.name]}' to it")
-    status = "violated" if violations else "verified"
-    names = tuple(layer.name for layer in layers)
+    names, status = tuple(layer.name for layer in layers), "violated" if violations else "verified"
     return NodeVerification(node.name, node.op, node.precision, status, names, tuple(violations))
 
 
@@ -189,26 +177,35 @@ def _violations(node: NodePlan, layers: Sequence[ParsedLayer]) -> Iterable[str]:
     kind = _MUST_BE.get(node.op)
     if kind and node.precision != "integer" and not any(layer.type == kind for layer in layers):
         yield f"planned {node.precision}, but the network has no {kind} layer of it"
-    if node.op in _CONVERTS:
-        return
-    wanted = _WANTED.get(node.precision)
-    for layer in layers:
+    for layer in layers if node.op not in _CONVERTS else ():
         for place, tensor in layer.floats:
-            if tensor.dtype != wanted:
+            if tensor.dtype != TYPES.get(node.precision):
                 found = f"layer '{layer.name}' ({layer.type}) has {tensor.dtype} {place}"
                 yield f"planned {node.precision}, but {found}"
 
 
-def _account_for_added(layers: Sequence[ParsedLayer]) -> tuple[list[Added], list[str]]:
+def _account_for_added(
+    unnamed: Sequence[ParsedLayer], layers: Sequence[ParsedLayer]
+) -> tuple[list[Added], list[str]]:
     """Roles of the layers that carry no node's name, and those that have none."""
-    owners = _Owners(layers)
-    added, strangers = [], []
+    producer = {tensor.name: layer for layer in layers for tensor in layer.outputs}
+    consumers: dict[str, list[ParsedLayer]] = {}
     for layer in layers:
-        if layer.node:
-            continue
-        role = _role(layer)
-        if role:
-            added.append(Added(layer.name, layer.type, role, owners.of(layer)))
+        for tensor in layer.inputs:
+            consumers.setdefault(tensor.name, []).append(layer)
+
+    def below(layer: ParsedLayer) -> list[ParsedLayer]:
+        return [user for tensor in layer.outputs for user in consumers.get(tensor.name, [])]
+
+    def above(layer: ParsedLayer) -> list[ParsedLayer]:
+        return [producer[tensor.name] for tensor in layer.inputs if tensor.name in producer]
+
+    added, strangers = [], []
+    for layer in unnamed:
+        if role := _role(layer):
+            # The node that it serves: the one its values flow into, else out of.
+            owners = _nearest_nodes(layer, below) or _nearest_nodes(layer, above)
+            added.append(Added(layer.name, layer.type, role, tuple(sorted(owners))))
         else:
             strangers.append(f"layer '{layer.name}' ({layer.type}, {layer.precision}) is of no node")
     return added, strangers
@@ -225,46 +222,25 @@ def _role(layer: ParsedLayer) -> str:
     return "move" if layer.type in _MOVES and len(kinds) == 1 else ""
 
 
-class _Owners:
-    """Finds the node that a parser's layer serves: the one its values flow into, else out of."""
-
-    def __init__(self, layers: Sequence[ParsedLayer]) -> None:
-        self.producer = {tensor.name: layer for layer in layers for tensor in layer.outputs}
-        self.consumers: dict[str, list[ParsedLayer]] = {}
-        for layer in layers:
-            for tensor in layer.inputs:
-                self.consumers.setdefault(tensor.name, []).append(layer)
-
-    def of(self, layer: ParsedLayer) -> tuple[str, ...]:
-        return tuple(sorted(self._reach(layer, self._below) or self._reach(layer, self._above)))
-
-    def _below(self, layer: ParsedLayer) -> list[ParsedLayer]:
-        return [user for tensor in layer.outputs for user in self.consumers.get(tensor.name, [])]
-
-    def _above(self, layer: ParsedLayer) -> list[ParsedLayer]:
-        return [self.producer[tensor.name] for tensor in layer.inputs if tensor.name in self.producer]
-
-    @staticmethod
-    def _reach(start: ParsedLayer, neighbours: Callable[[ParsedLayer], list[ParsedLayer]]) -> set[str]:
-        """Names of the nearest nodes in one direction, through layers of no node."""
-        found: set[str] = set()
-        seen, queue = {start.name}, deque(neighbours(start))
-        while queue:
-            layer = queue.popleft()
-            if layer.name in seen:
-                continue
-            seen.add(layer.name)
-            if layer.node:
-                found.add(layer.node)
-            else:
-                queue.extend(neighbours(layer))
-        return found
+def _nearest_nodes(start: ParsedLayer, neighbours: Callable[[ParsedLayer], list[ParsedLayer]]) -> set[str]:
+    """Names of the nearest nodes in one direction, through layers of no node."""
+    found: set[str] = set()
+    seen, queue = {start.name}, neighbours(start)
+    while queue:
+        layer = queue.pop()
+        if layer.node:
+            found.add(layer.node)
+        elif layer.name not in seen:
+            queue += neighbours(layer)
+        seen.add(layer.name)
+    return found
 
 
 FLOATS = ("FLOAT", "HALF", "BF16", "FP8", "FP4", "E8M0")
 """TensorRT's floating-point types by name."""
 
-_ORIGIN = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:\[|$))")
+NODE_NOTE = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:\x1e|\[|$))")
+"""How the metadata of a layer, and of an engine's fused layer, name the ONNX nodes that it came from."""
 
 
 @dataclass(frozen=True)
@@ -303,55 +279,43 @@ class ParsedLayer:
     def floats(self) -> tuple[tuple[str, LayerTensor], ...]:
         """The floating-point tensors whose values it reads or writes, each with its place (`input 0`)."""
         # A SHAPE layer looks at its input's dimensions, never at its values.
-        read = () if self.type == "SHAPE" else self.inputs
-        placed = [
-            *((f"input {index}", tensor) for index, tensor in enumerate(read)),
-            *((f"output {index}", tensor) for index, tensor in enumerate(self.outputs)),
-        ]
-        return tuple((place, tensor) for place, tensor in placed if tensor.dtype in FLOATS)
+        placed = {"input": () if self.type == "SHAPE" else self.inputs, "output": self.outputs}
+        return tuple(
+            (f"{side} {index}", tensor)
+            for side, tensors in placed.items()
+            for index, tensor in enumerate(tensors)
+            if tensor.dtype in FLOATS
+        )
 
     @property
     def precision(self) -> str:
         """The one type of its floating-point tensors, `A/B` where they differ, else its output's type."""
         kinds = dict.fromkeys(tensor.dtype for _, tensor in self.floats)
-        if kinds:
-            return "/".join(kinds)
-        return self.outputs[0].dtype if self.outputs else "NONE"
+        return "/".join(kinds or [tensor.dtype for tensor in self.outputs[:1]]) or "NONE"
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "type": self.type, "precision": self.precision, "node": self.node,
-                "inputs": [asdict(tensor) for tensor in self.inputs],
-                "outputs": [asdict(tensor) for tensor in self.outputs]}  # fmt: skip
+        head = {"name": self.name, "type": self.type, "precision": self.precision, "node": self.node}
+        return {**head, **asdict(self)}
 
 
 def origin(metadata: str) -> str:
     """The ONNX node's name in a layer's metadata, which reads `[ONNX Layer: NAME]`; empty without one."""
-    match = _ORIGIN.search(metadata or "")
-    return match[1] if match else ""
+    return next(iter(NODE_NOTE.findall(metadata or "")), "")
 
 
 def read_network(network: Any) -> list[ParsedLayer]:
     """All layers of a TensorRT `INetworkDefinition`, in its order."""
-    return [_read_layer(network.get_layer(index)) for index in range(network.num_layers)]
+    found = []
+    for layer in map(network.get_layer, range(network.num_layers)):
+        inputs = _tensors(map(layer.get_input, range(layer.num_inputs)))
+        outputs = _tensors(map(layer.get_output, range(layer.num_outputs)))
+        found.append(ParsedLayer(layer.name, _bare(layer.type), origin(layer.metadata), inputs, outputs))
+    return found
 
 
-def _read_layer(layer: Any) -> ParsedLayer:
-    return ParsedLayer(
-        name=layer.name,
-        type=_bare(layer.type),
-        node=origin(layer.metadata),
-        inputs=_tensors(layer.get_input(index) for index in range(layer.num_inputs)),
-        outputs=_tensors(layer.get_output(index) for index in range(layer.num_outputs)),
-    )
-
-
-def _tensors(tensors: Any) -> tuple[LayerTensor, ...]:
-    # An optional input that is not connected is None.
-    return tuple(
-        LayerTensor(tensor.name, _bare(tensor.dtype), _dims(tensor.shape))
-        for tensor in tensors
-        if tensor is not None
-    )
+def _tensors(tensors: Iterable[Any]) -> tuple[LayerTensor, ...]:
+    found = (one for one in tensors if one is not None)  # an optional input that is not connected is None
+    return tuple(LayerTensor(tensor.name, _bare(tensor.dtype), _dims(tensor.shape)) for tensor in found)
 
 
 def _dims(shape: Any) -> tuple[int, ...]:
@@ -368,8 +332,7 @@ def _bare(value: Any) -> str:
 
 def summarise(layers: Sequence[ParsedLayer]) -> dict[str, dict[str, int]]:
     """Layer type → precision → how many layers, e.g. `{"NORMALIZATION": {"FLOAT": 13}}`."""
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, Counter[str]] = {}
     for layer in layers:
-        kinds = counts.setdefault(layer.type, {})
-        kinds[layer.precision] = kinds.get(layer.precision, 0) + 1
+        counts.setdefault(layer.type, Counter())[layer.precision] += 1
     return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}

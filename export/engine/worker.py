@@ -19,7 +19,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,15 @@ from bertmp.export.engine.preflight import (
     open_timing_cache,
 )
 from bertmp.export.engine.supervisor import Job, Messages, error_message
-from bertmp.export.engine.verify import ParsedLayer, Verification, plan_by_type, read_network, verify_network
+from bertmp.export.engine.verify import (
+    NODE_NOTE,
+    TYPES,
+    ParsedLayer,
+    Verification,
+    plan_by_type,
+    read_network,
+    verify_network,
+)
 from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan
 
 FORMAT = 1
@@ -99,24 +107,18 @@ def build(job: Job, messages: Messages) -> dict[str, Any]:
     write_json(Path(job.folder) / NETWORK_FILE, account)
     engine: dict[str, Any] = {"engine_bytes": 0}
     if verification.verified:
-        made = _Builder(tools, builder, config, network, logger, messages)
-        engine = made.build(job, device)
-        engine["inspection"] = inspect_engine(
-            tools, logger, job, verification, facts["compute_capability"], device
-        )
+        engine = _Builder(tools, builder, config, network, logger, messages).build(job, device)
+        built_for = facts["compute_capability"]
+        engine["inspection"] = inspect_engine(tools, logger, job, verification, built_for, device)
         write_json(Path(job.folder) / NETWORK_FILE, {**account, **engine})
     del parser  # it owns weights that the network refers to, so it lives until here
-    failure = verification.first_failure() or _first_violation(engine)
+    # Where it was inspected, the built engine itself may break the plan.
+    violations = engine.get("inspection", {}).get("violations", ())
+    failure = verification.first_failure() or next(iter(violations), "")
     if failure:
         (Path(job.folder) / ENGINE_FILE).unlink(missing_ok=True)
     return {**facts, "verified": not failure, "failure": failure, "counts": verification.counts(),
             "summary": verification.summary, "layers": len(layers), **engine}  # fmt: skip
-
-
-def _first_violation(engine: dict[str, Any]) -> str:
-    """What the built engine itself breaks of the plan; empty where nothing, or where it was not inspected."""
-    violations = engine.get("inspection", {}).get("violations", ())
-    return violations[0] if violations else ""
 
 
 def _logger(trt: Any, messages: Messages) -> Any:
@@ -161,9 +163,8 @@ def _parse(tools: Toolchain, builder: Any, logger: Any, job: Job) -> tuple[Any, 
     network = builder.create_network(tools.network_flags)
     parser = tools.module.OnnxParser(network, logger)
     if not parser.parse_from_file(job.graph):
-        found = [parser.get_error(index) for index in range(parser.num_errors)]
-        texts = dict.fromkeys(_describe(error) for error in found)
-        named = any(error.node_name() for error in found)
+        found = list(map(parser.get_error, range(parser.num_errors)))
+        texts, named = dict.fromkeys(map(_describe, found)), any(error.node_name() for error in found)
         what = f"the ONNX parser of {tools.name} refuses the graph: {'; '.join(texts) or logger.last_error}"
         todo = "replace these nodes" if named else "the ONNX file may be truncated: export it again"
         raise InputError(what, job.graph, todo)
@@ -204,7 +205,7 @@ class _Builder:
             Its size and its SHA-256.
         """
         self.config.progress_monitor = monitor = _monitor(self.tools.module, self.messages)
-        cache = open_timing_cache(self.tools, self.config, job.options.timing_cache, device)
+        save_timings = open_timing_cache(self.tools, self.config, job.options.timing_cache, device)
         engine = self.builder.build_serialized_network(self.network, self.config)
         del monitor  # the builder holds no reference of its own
         if engine is None:
@@ -212,8 +213,7 @@ class _Builder:
         target = Path(job.folder) / ENGINE_FILE
         with writing_to(target), target.open("wb") as stream:
             stream.write(engine)
-        if cache is not None:
-            cache.save()
+        save_timings()
         return {"engine_bytes": int(engine.nbytes), "engine_sha256": sha256_file(target)}
 
     def _failure(self, job: Job) -> BuildFailed:
@@ -244,17 +244,8 @@ if __name__ == "__main__":
     os._exit(0)
 
 
-_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:\x1e|\[|$))")
-_TYPES = {
-    "fp16": "HALF",
-    "half": "HALF",
-    "fp32": "FLOAT",
-    "float": "FLOAT",
-    "bf16": "BF16",
-    "bfloat16": "BF16",
-}
+_TYPES = {**TYPES, "half": "HALF", "float": "FLOAT", "bfloat16": "BF16"}
 """Words of the inspector's `Format/Datatype` → TensorRT's names of types."""
-_WANTED = {"fp16": "HALF", "bf16": "BF16", "fp32": "FLOAT"}
 
 
 @dataclass(frozen=True)
@@ -306,26 +297,24 @@ def inspect_engine(
     Returns:
         The fields of Inspection under `run: true`, or the reason why it was not done.
     """
-    reason = _why_not(job, built_for, device)
-    if reason:
-        return {"run": False, "reason": reason}
-    trt = tools.module
-    runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine((Path(job.folder) / ENGINE_FILE).read_bytes())
-    if engine is None:
-        return {"run": False, "reason": f"the runtime does not load the engine: {logger.last_error}"}
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return {"run": True, **asdict(compare(verification, read_layers(json.loads(text))))}
-
-
-def _why_not(job: Job, built_for: Sequence[str], device: Gpu | None) -> str:
+    reason, engine = "", None
     if device is None:
-        return "no GPU: the inspector needs the engine loaded"
-    if not runs_on(built_for, device.compute_capability):
-        return f"the engine is for {', '.join(built_for)}, this GPU has {device.compute_capability}"
-    if job.options.weights == "stripped":
-        return "the engine is without its weights"
-    return ""
+        reason = "no GPU: the inspector needs the engine loaded"
+    elif not runs_on(built_for, device.compute_capability):
+        reason = f"the engine is for {', '.join(built_for)}, this GPU has {device.compute_capability}"
+    elif job.options.weights == "stripped":
+        reason = "the engine is without its weights"
+    else:
+        runtime = tools.module.Runtime(logger)
+        engine = runtime.deserialize_cuda_engine((Path(job.folder) / ENGINE_FILE).read_bytes())
+    if engine is None:
+        return {
+            "run": False,
+            "reason": reason or f"the runtime does not load the engine: {logger.last_error}",
+        }
+    kind = tools.module.LayerInformationFormat.JSON
+    text = engine.create_engine_inspector().get_engine_information(kind)
+    return {"run": True, **asdict(compare(verification, read_layers(json.loads(text))))}
 
 
 def read_layers(account: Mapping[str, Any]) -> list[EngineLayer]:
@@ -338,12 +327,9 @@ def _read_layer(layer: Mapping[str, Any] | str) -> EngineLayer:
         return EngineLayer(layer, "", (), ())
     tensors = [*layer.get("Inputs", []), *layer.get("Outputs", [])]
     types = (_type_of(str(tensor.get("Format/Datatype", ""))) for tensor in tensors)
-    return EngineLayer(
-        name=str(layer.get("Name", "")),
-        type=str(layer.get("LayerType", "")),
-        nodes=tuple(dict.fromkeys(_NODE.findall(str(layer.get("Metadata", ""))))),
-        types=tuple(dict.fromkeys(kind for kind in types if kind)),
-    )
+    nodes = tuple(dict.fromkeys(NODE_NOTE.findall(str(layer.get("Metadata", "")))))
+    name, kind = str(layer.get("Name", "")), str(layer.get("LayerType", ""))
+    return EngineLayer(name, kind, nodes, tuple(dict.fromkeys(filter(None, types))))
 
 
 def _type_of(text: str) -> str:
@@ -354,27 +340,19 @@ def _type_of(text: str) -> str:
 
 def compare(verification: Verification, layers: Sequence[EngineLayer]) -> Inspection:
     """Holds the engine's layers against the plan that the verification is about."""
-    planned = {node.name: node for node in verification.nodes if node.planned in _WANTED}
+    planned = {node.name: node for node in verification.nodes if node.planned in TYPES}
     casts = {name for name, node in planned.items() if node.op in ("Cast", "CastLike")}
     mixed, violations = [], []
     for layer in layers:
         kinds = {planned[name].planned for name in layer.nodes if name in planned and name not in casts}
-        if not kinds:
-            continue
-        if len(kinds) > 1 or _has_cast(layer.nodes, casts):
+        has_cast = any(name in casts or name.startswith(CAST_PREFIX) for name in layer.nodes)
+        if kinds and (len(kinds) > 1 or has_cast):
             mixed.append(layer.name)
             continue
-        (kind,) = kinds
-        wrong = [name for name in layer.types if name != _WANTED[kind]]
-        if wrong:
-            nodes = ", ".join(layer.nodes)
-            violations.append(
-                f"{nodes}: planned {kind}, but layer '{layer.name}' of the engine has {'/'.join(wrong)}"
-            )
+        for kind in kinds:
+            if wrong := [name for name in layer.types if name != TYPES[kind]]:
+                found = f"layer '{layer.name}' of the engine has {'/'.join(wrong)}"
+                violations.append(f"{', '.join(layer.nodes)}: planned {kind}, but {found}")
     named = {name for layer in layers for name in layer.nodes}
     unseen = tuple(node.name for node in planned.values() if node.layers and node.name not in named)
     return Inspection(len(layers), len(named & set(planned)), unseen, tuple(mixed), tuple(violations))
-
-
-def _has_cast(nodes: Iterable[str], casts: set[str]) -> bool:
-    return any(name in casts or name.startswith(CAST_PREFIX) for name in nodes)
