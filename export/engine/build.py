@@ -106,15 +106,23 @@ def build_engine(options: EngineOptions) -> EngineResult:
     started = time.monotonic()
     source = _find_source(options.target, options.out)
     options.chosen_profiles(source.positions)  # refused here, before a process is started
+    plan = str(source.plan) if source.plan else None
     with atomic_folder(source.out) as folder:
-        plan = str(source.plan) if source.plan else None
         job = Job(str(source.graph), plan, str(folder), options, source.positions)
         found = run_job(job, BuildProgress(options.progress).see)
     if not found["verified"]:
         where = source.out / NETWORK_FILE
         todo = "fix the graph or its plan" if source.plan else "convert it first, with 'bertmp convert'"
         raise GateFailed(f"the precision is not verified: {found['failure']}", where, todo)
-    result = _result(source, found, started)
+    result = EngineResult(
+        folder=source.out,
+        engine=source.out / ENGINE_FILE,
+        network=source.out / NETWORK_FILE,
+        graph_sha256=source.sha256(source.graph),
+        plan_sha256=source.sha256(source.plan) if source.plan else None,
+        seconds=round(time.monotonic() - started, 3),
+        **{name: value for name, value in found.items() if name in EngineResult.__dataclass_fields__},
+    )
     if source.bundle is not None:
         _record(source.bundle, result, options)
     return result
@@ -130,13 +138,17 @@ class _Source:
     bundle: Bundle | None
     positions: int | None
 
+    def sha256(self, file: Path) -> str:
+        return self.bundle.sha256(file.name) if self.bundle else sha256_file(file)
+
 
 def _find_source(target: Path, out: Path | None) -> _Source:
     if not target.exists():
         raise InputError("no such bundle or graph", target, "make a bundle with 'bertmp export'")
     if target.is_file():
         folder = Path(out) if out else target.with_name(f"{target.stem}.engine")
-        if folder.exists() and not _is_ours(folder):
+        ours = folder.is_dir() and {path.name for path in folder.iterdir()} <= {ENGINE_FILE, NETWORK_FILE}
+        if folder.exists() and not ours:
             what = "the folder holds something that is not an engine"
             raise InputError(what, folder, "name another with --out")
         plan = target.with_name(f"{target.stem}.{PLAN}")  # where 'bertmp convert' leaves it
@@ -148,11 +160,6 @@ def _find_source(target: Path, out: Path | None) -> _Source:
     return _Source(target / FP16_GRAPH, target / PLAN, target / ENGINE_FOLDER, bundle, bundle.max_positions)
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder may be replaced: it is empty or holds what an earlier build left."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {ENGINE_FILE, NETWORK_FILE}
-
-
 def _positions_beside(graph: Path) -> int | None:
     """The model's positions from a `config.json` beside a bare graph."""
     path = graph.with_name(CONFIG)
@@ -161,27 +168,11 @@ def _positions_beside(graph: Path) -> int | None:
     return positions if isinstance(positions, int) and positions > 0 else None
 
 
-def _result(source: _Source, found: Mapping[str, Any], started: float) -> EngineResult:
-    recorded = {name: value for name, value in found.items() if name in EngineResult.__dataclass_fields__}
-    return EngineResult(
-        folder=source.out,
-        engine=source.out / ENGINE_FILE,
-        network=source.out / NETWORK_FILE,
-        graph_sha256=_sha256(source, source.graph),
-        plan_sha256=_sha256(source, source.plan) if source.plan else None,
-        seconds=round(time.monotonic() - started, 3),
-        **recorded,
-    )
-
-
-def _sha256(source: _Source, file: Path) -> str:
-    return source.bundle.sha256(file.name) if source.bundle else sha256_file(file)
-
-
 def _record(bundle: Bundle, result: EngineResult, options: EngineOptions) -> None:
     """Enters the stage `build-engine` into the bundle's manifest."""
-    results = {key: value for key, value in result.to_json().items()
-               if key not in ("folder", "engine", "network", "seconds")}  # fmt: skip
+    results = result.to_json()
+    for name in ("folder", "engine", "network", "seconds"):
+        del results[name]
     bundle.record(
         BUILD_ENGINE,
         inputs=[FP16_GRAPH, PLAN, *bundle.weights_beside(CONVERT, FP16_GRAPH)],
@@ -224,34 +215,22 @@ class BuildProgress:
 
     def see(self, message: Mapping[str, Any]) -> None:
         """Takes one message."""
-        kind = message["kind"]
+        kind, name = message["kind"], message.get("name", "")
         if kind == "toolchain":
-            self.progress(f"building with {message['name']} {message['version']}")
+            self.progress(f"building with {name} {message['version']}")
+        if kind not in ("phase", "step", "finish"):
             return
+        phase = next((phase for phase in reversed(self.phases) if phase.name == name), None)
         if kind == "phase":
-            self.phases.append(Phase(message["name"], max(1, message["steps"])))
-        elif kind == "step" and (phase := self._find(message["name"])):
+            self.phases.append(Phase(name, max(1, message["steps"])))
+        elif kind == "step" and phase:
             phase.done = min(phase.steps, message["step"] + 1)
-        elif kind == "finish" and (phase := self._find(message["name"])):
-            # What stands inside it has ended with it.
+        elif phase:  # what stands inside it has ended with it
             del self.phases[self.phases.index(phase) :]
-            if not self.phases:
-                self.fraction = 1.0
-        self.fraction = max(self.fraction, self._measure())
-        if kind in ("phase", "step", "finish"):
-            self.progress(self.label, int(100 * self.fraction), 100)
-
-    @property
-    def label(self) -> str:
-        """The innermost phase under way."""
-        return self.phases[-1].name if self.phases else "built"
-
-    def _find(self, name: str) -> Phase | None:
-        return next((phase for phase in reversed(self.phases) if phase.name == name), None)
-
-    def _measure(self) -> float:
-        """Each phase is a part of the one around it: of the step that it is at."""
-        fraction = 0.0
-        for phase in reversed(self.phases):
-            fraction = min(1.0, (phase.done + fraction) / phase.steps)
-        return fraction
+        # Each phase is a part of the one around it: of the step that it is at.
+        fraction = 0.0 if self.phases or not phase else 1.0
+        for outer in reversed(self.phases):
+            fraction = min(1.0, (outer.done + fraction) / outer.steps)
+        self.fraction = max(self.fraction, fraction)
+        innermost = self.phases[-1].name if self.phases else "built"
+        self.progress(innermost, int(100 * self.fraction), 100)

@@ -12,12 +12,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from bertmp.core.errors import BuildFailed, InputError, MissingComponent
-from bertmp.core.io import atomic_folder, write_json
+from bertmp.core.io import atomic_folder, read_json, write_json
 from bertmp.export.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, Bundle
 from bertmp.export.graph import ort_sessions
 
@@ -58,7 +58,7 @@ class SessionResult:
 
     def to_json(self) -> dict[str, Any]:
         paths = {name: str(getattr(self, name)) for name in ("folder", "graph", "session")}
-        return {**asdict(self), **paths, "available": list(self.available)}
+        return {**asdict(self), **paths}
 
 
 def build_session(bundle_folder: Path, providers: Sequence[str] = PROVIDERS) -> SessionResult:
@@ -82,22 +82,38 @@ def build_session(bundle_folder: Path, providers: Sequence[str] = PROVIDERS) -> 
     provider = next((name for name in providers if name in available), None)
     if provider is None:
         raise MissingComponent("no provider of ONNX Runtime", ", ".join(providers), "see 'bertmp doctor'")
-    source, stage = _source(bundle, provider)
-    with atomic_folder(bundle.folder / FOLDER) as folder:
-        nodes = _optimise(bundle.folder / source, folder / GRAPH_FILE, provider)
-        before = _count_nodes(bundle.folder / source)
-        difference = _difference(bundle.folder / source, folder / GRAPH_FILE, provider)
-        options = {"graph": GRAPH_FILE, "providers": _chain(provider), "optimisation": "none: it is done"}
-        write_json(folder / SESSION_FILE, {**options, "source": source, "onnxruntime": ort.__version__})
-        written = sorted(f"{FOLDER}/{path.name}" for path in folder.iterdir())
-        size = sum(path.stat().st_size for path in folder.iterdir() if path.name != SESSION_FILE)
-    place = bundle.folder / FOLDER
-    result = SessionResult(
-        place, place / GRAPH_FILE, place / SESSION_FILE, source, provider, tuple(available),
-        str(ort.__version__), nodes, before, difference, size, round(time.monotonic() - started, 3),
-    )  # fmt: skip
-    _record(bundle, result, stage, written)
-    return result
+    file, stage = (FP32_GRAPH, EXPORT) if provider == PROVIDERS[-1] else (FP16_GRAPH, CONVERT)
+    bundle.stage(stage, f"bertmp export CHECKPOINT --out {bundle.folder}")
+    source, place, chain = bundle.folder / file, bundle.folder / FOLDER, _chain(provider)
+    with atomic_folder(place) as folder:
+        graph = folder / GRAPH_FILE
+        # TensorRT's provider takes over parts of a graph, which cannot be saved: the rest is optimised.
+        _session(source, [name for name in chain if name != PROVIDERS[0]], optimized=graph)
+        difference = _difference(_session(source, chain), _session(graph, chain))
+        options = {"graph": GRAPH_FILE, "providers": chain, "optimisation": "none: it is done"}
+        write_json(folder / SESSION_FILE, {**options, "source": file, "onnxruntime": ort.__version__})
+        sizes = {f"{FOLDER}/{path.name}": path.stat().st_size for path in sorted(folder.iterdir())}
+    results: dict[str, Any] = {
+        "source": file,
+        "provider": provider,
+        "available": available,
+        "version": str(ort.__version__),
+        "nodes": _count_nodes(place / GRAPH_FILE),
+        "nodes_before": _count_nodes(source),
+        "difference": difference,
+        "graph_bytes": sum(size for name, size in sizes.items() if not name.endswith(SESSION_FILE)),
+    }
+    seconds = round(time.monotonic() - started, 3)
+    bundle.record(
+        STAGE,
+        inputs=[file, *bundle.weights_beside(stage, file)],
+        outputs=list(sizes),
+        tools={"onnxruntime": results["version"]},
+        settings={"providers": chain},
+        results=results,
+        seconds=seconds,
+    )
+    return SessionResult(place, place / GRAPH_FILE, place / SESSION_FILE, **results, seconds=seconds)
 
 
 def open_session(bundle_folder: Path) -> Any:
@@ -108,17 +124,8 @@ def open_session(bundle_folder: Path) -> Any:
     """
     folder = Path(bundle_folder)
     Bundle.open(folder).stage(STAGE, f"bertmp build-engine {folder} --onnxruntime")
-    from bertmp.core.io import read_json
-
     settings = read_json(folder / FOLDER / SESSION_FILE)
     return _session(folder / FOLDER / settings["graph"], settings["providers"])
-
-
-def _source(bundle: Bundle, provider: str) -> tuple[str, str]:
-    """The graph for a provider and the stage that wrote it, after checking that it is fresh."""
-    file, stage = (FP32_GRAPH, EXPORT) if provider == PROVIDERS[-1] else (FP16_GRAPH, CONVERT)
-    bundle.stage(stage, f"bertmp export CHECKPOINT --out {bundle.folder}")
-    return file, stage
 
 
 def _chain(provider: str) -> list[str]:
@@ -128,23 +135,11 @@ def _chain(provider: str) -> list[str]:
 
 def _session(graph: Path, providers: Sequence[str], optimized: Path | None = None) -> Any:
     """A session that runs the graph as it is; with `optimized`, one that writes the optimised graph there."""
+    level: Literal["disable_all", "extended"] = "disable_all" if optimized is None else "extended"
     try:
-        return ort_sessions.open_session(
-            graph,
-            providers=providers,
-            optimization="disable_all" if optimized is None else "extended",
-            optimized=optimized,
-        )
+        return ort_sessions.open_session(graph, providers=providers, optimization=level, optimized=optimized)
     except InputError as error:
         raise BuildFailed("ONNX Runtime does not load the graph", graph, error.todo) from error
-
-
-def _optimise(source: Path, target: Path, provider: str) -> int:
-    """Writes the optimised graph. Returns the number of its nodes."""
-    # TensorRT's provider takes over parts of a graph, which cannot be saved: the rest is optimised.
-    providers = [name for name in _chain(provider) if name != PROVIDERS[0]]
-    _session(source, providers, optimized=target)
-    return _count_nodes(target)
 
 
 def _count_nodes(graph: Path) -> int:
@@ -153,9 +148,8 @@ def _count_nodes(graph: Path) -> int:
     return len(onnx.load(graph, load_external_data=False).graph.node)
 
 
-def _difference(source: Path, made: Path, provider: str) -> float:
-    """The largest absolute difference of any output between the two graphs, on a batch of random tokens."""
-    old, new = (_session(path, _chain(provider)) for path in (source, made))
+def _difference(old: Any, new: Any) -> float:
+    """The largest absolute difference of any output between two sessions, on a batch of random tokens."""
     feed = _sample([value.name for value in old.get_inputs()])
     pairs = zip(old.run(None, feed), new.run(None, feed), strict=True)
     return max(float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max()) for a, b in pairs)
@@ -166,17 +160,3 @@ def _sample(names: Sequence[str], batch: int = 2, length: int = 8) -> Mapping[st
     ids = np.random.default_rng(0).integers(0, 10, (batch, length))
     values = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     return {name: values.get(name, ids).astype(np.int64) for name in names}
-
-
-def _record(bundle: Bundle, result: SessionResult, stage: str, written: Sequence[str]) -> None:
-    results = {key: value for key, value in result.to_json().items()
-               if key not in ("folder", "graph", "session", "seconds")}  # fmt: skip
-    bundle.record(
-        STAGE,
-        inputs=[result.source, *bundle.weights_beside(stage, result.source)],
-        outputs=written,
-        tools={"onnxruntime": result.version},
-        settings={"providers": _chain(result.provider)},
-        results=results,
-        seconds=result.seconds,
-    )

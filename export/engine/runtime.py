@@ -13,7 +13,7 @@ that takes an NVIDIA GPU with the builder's runtime.
 from __future__ import annotations
 
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -162,25 +162,22 @@ class Engine:
         Raises:
             InputError: no profile holds the shape.
         """
-        if shape in self._slots:
-            self._slots.move_to_end(shape)
-            return self._slots[shape]
-        slot = self._make(shape)
-        self._slots[shape] = slot
-        if len(self._slots) > SLOTS:
-            self._slots.popitem(last=False)
-        return slot
+        if shape not in self._slots:
+            self._slots[shape] = self._make(shape)
+            if len(self._slots) > SLOTS:
+                self._slots.popitem(last=False)
+        self._slots.move_to_end(shape)
+        return self._slots[shape]
 
     def _make(self, shape: Shape) -> _Slot:
         index = choose_profile(self.profiles, shape)
         if index is None:
-            known = ", ".join(map(str, self.profiles))
-            what = f"no profile of the engine holds {shape}"
+            what, known = f"no profile of the engine holds {shape}", ", ".join(map(str, self.profiles))
             raise InputError(what, known, "build it with a profile that does")
         torch = self._torch
         with torch.cuda.stream(self._stream):
             context = self._new_context(index)
-            dims = (shape.batch, shape.length)
+            dims = tuple(shape)
             inputs = {name: torch.zeros(dims, dtype=torch.int64, device="cuda") for name in self.inputs}
             for name, buffer in inputs.items():
                 context.set_input_shape(name, dims)
@@ -209,8 +206,8 @@ class Engine:
     def _output(self, context: Any, name: str) -> Any:
         torch, kinds = self._torch, self.tools.module.DataType
         types = {kinds.FLOAT: torch.float32, kinds.HALF: torch.float16, kinds.INT64: torch.int64}
-        shape = tuple(context.get_tensor_shape(name))
-        return torch.empty(shape, dtype=types[self._engine.get_tensor_dtype(name)], device="cuda")
+        shape, kind = tuple(context.get_tensor_shape(name)), types[self._engine.get_tensor_dtype(name)]
+        return torch.empty(shape, dtype=kind, device="cuda")
 
     def _capture(self, context: Any) -> Any:
         """The CUDA graph of one run; None where something in the engine cannot be captured."""
@@ -308,20 +305,14 @@ def _shapes(engine: Engine, bundle: Bundle, texts: Path) -> list[Shape]:
     from bertmp.data.readers import read_examples
 
     lengths = [len(encoded) for encoded in bundle.tokenizer.encode(read_examples(texts).texts)]
-    total: Counter[int] = Counter()
-    number: Counter[int] = Counter()
+    found: dict[Profile, list[int]] = {profile: [] for profile in engine.profiles}
     for length in lengths:
-        for index, profile in enumerate(engine.profiles):
-            if profile.min.length <= length <= profile.max.length:
-                total[index] += length
-                number[index] += 1
-                break
-    if not number:
+        holding = (one for one in engine.profiles if one.min.length <= length <= one.max.length)
+        if profile := next(holding, None):
+            found[profile].append(length)
+    if not any(found.values()):
         raise InputError("no profile of the engine holds these texts", texts, "build it with one that does")
-    return [
-        Shape(engine.profiles[index].opt.batch, round(total[index] / number[index]))
-        for index in sorted(number)
-    ]
+    return [Shape(one.opt.batch, round(sum(held) / len(held))) for one, held in found.items() if held]
 
 
 def _measure(engine: Engine, shape: Shape, seconds: float) -> ShapeSpeed:

@@ -71,9 +71,8 @@ def run_job(
         if failure is not None:
             raise failure
         if hung:
-            raise build_failure(
-                f"hung and did nothing for {stall_timeout:g} s", job, last_message, signal.SIGKILL
-            )
+            how = f"hung and did nothing for {stall_timeout:g} s"
+            raise build_failure(how, job, last_message, signal.SIGKILL)
         if result is None or code != 0:
             raise build_failure(describe_exit(code), job, _last_line(noise) or last_message, -code)
     return result
@@ -90,8 +89,8 @@ def _builder_process(job: Job, noise: IO[bytes]) -> Iterator[tuple[subprocess.Po
         pass_fds=(writing,), env=_environment(), start_new_session=True,
     )  # fmt: skip
     os.close(writing)
+    assert child.stdin is not None
     try:
-        assert child.stdin is not None
         with suppress(BrokenPipeError):  # it ended at once; its exit status is read below
             child.stdin.write(job.to_line())
             child.stdin.flush()
@@ -99,19 +98,16 @@ def _builder_process(job: Job, noise: IO[bytes]) -> Iterator[tuple[subprocess.Po
     except BaseException:
         # At the end of its input the child stops, at the builder's next step.
         with suppress(BrokenPipeError):
-            if child.stdin is not None:
-                child.stdin.close()
+            child.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             child.wait(timeout=GRACE_SECONDS)
         raise
     finally:
-        if child.poll() is None:
-            child.kill()
+        child.kill()  # nothing happens where it has ended
         child.wait()
         os.close(reading)
         with suppress(BrokenPipeError):
-            if child.stdin is not None:
-                child.stdin.close()
+            child.stdin.close()
 
 
 def _lines(child: subprocess.Popen[bytes], reading: int, stall_timeout: float) -> Iterator[bytes]:
@@ -147,10 +143,9 @@ def _seconds_worked(child: subprocess.Popen[bytes]) -> float:
 
 def _environment() -> dict[str, str]:
     """This process's environment, with the folder that `bertmp` was imported from on `PYTHONPATH`."""
-    root = str(Path(bertmp.__file__).resolve().parents[1])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = (str(Path(bertmp.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))
     # numpy, which onnx imports, would start one BLAS thread per core: memory that the builder can use.
-    return {"OPENBLAS_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return {"OPENBLAS_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _message_text(message: Message) -> str:
@@ -162,8 +157,7 @@ def _message_text(message: Message) -> str:
 
 def _last_line(noise: IO[bytes]) -> str:
     noise.seek(0)
-    lines = [line for line in noise.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
+    return noise.read().decode(errors="replace").rstrip().rpartition("\n")[2].strip()
 
 
 def describe_exit(code: int) -> str:
@@ -241,11 +235,10 @@ class Messages:
 
 def error_message(error: errors.BertmpError) -> dict[str, str]:
     """An error as a message's content."""
-    return {"error": type(error).__name__, "what": error.what, "where": error.where, "todo": error.todo}
+    return {"error": type(error).__name__, **vars(error)}
 
 
 def error_from(message: dict[str, Any]) -> errors.BertmpError:
     """The error that a message of kind `error` carries."""
-    kind = getattr(errors, message["error"])
-    error: errors.BertmpError = kind(message["what"], message["where"], message["todo"])
-    return error
+    kind: type[errors.BertmpError] = getattr(errors, message["error"])
+    return kind(message["what"], message["where"], message["todo"])

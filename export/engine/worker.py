@@ -237,13 +237,6 @@ def _die_with_the_command() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
-    sys.stdout.flush()
-    # Leave without the native libraries' own farewell: their work is done and on the disk.
-    os._exit(0)
-
-
 _TYPES = {**TYPES, "half": "HALF", "float": "FLOAT", "bfloat16": "BF16"}
 """Words of the inspector's `Format/Datatype` → TensorRT's names of types."""
 
@@ -356,3 +349,10 @@ def compare(verification: Verification, layers: Sequence[EngineLayer]) -> Inspec
     named = {name for layer in layers for name in layer.nodes}
     unseen = tuple(node.name for node in planned.values() if node.layers and node.name not in named)
     return Inspection(len(layers), len(named & set(planned)), unseen, tuple(mixed), tuple(violations))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
+    sys.stdout.flush()
+    # Leave without the native libraries' own farewell: their work is done and on the disk.
+    os._exit(0)
