@@ -13,16 +13,13 @@ from onnx import ModelProto, TensorProto
 from bertmp.core.errors import InputError, short_message
 from bertmp.export.graph.nodes import DEQUANTIZE_OPS, QUANTIZE_OPS, is_onnx_op, subgraphs
 from bertmp.export.graph.types import FLOAT, LOW_TYPES, element_types, opset_of
-from bertmp.export.graph.weights import stored_size, without_weights
+from bertmp.export.graph.weights import graph_in_memory, in_memory, is_large, without_weights
 
 OLDEST_OPSET = 13
 """Before it, operators have no BF16 and quantisation has no axes; older graphs are converted to it."""
 
 PLAN_KEY = "bertmp.precision_plan"
 """The graph's metadata property that holds the digest of the plan it was converted by."""
-
-_IN_MEMORY = 2**31 - 1
-"""A protobuf message holds no more bytes: larger graphs are checked without their weights."""
 
 Note = Callable[[str], None]
 """Called with a sentence about how the graph was understood."""
@@ -53,7 +50,7 @@ def read_graph(path: Path, note: Note = lambda text: None) -> ModelProto:
 
 
 def load_graph(path: Path) -> ModelProto:
-    """Reads any valid ONNX file as it is.
+    """Reads any valid ONNX file as it is; large weights in external files are mapped into memory when used.
 
     Raises:
         InputError: the file is missing, not an ONNX graph, truncated, or without its external data.
@@ -77,7 +74,12 @@ def load_graph(path: Path) -> ModelProto:
             "not a valid ONNX graph", path, f"export it again ({short_message(error)})"
         ) from error
     try:
-        onnx.load_external_data_for_model(graph, str(path.parent))
+        for tensor in external:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = str((path.parent / entry.value).resolve())
+            if not is_large(tensor):
+                tensor.CopyFrom(in_memory(tensor))
     except Exception as error:  # onnx raises whatever the file system or its checker does
         raise InputError("the external data cannot be read", path, short_message(error)) from error
     return graph
@@ -104,7 +106,7 @@ def _inlined(graph: ModelProto, path: Path) -> ModelProto:
     from onnx import inliner
 
     try:
-        inlined: ModelProto = inliner.inline_local_functions(graph)
+        inlined: ModelProto = inliner.inline_local_functions(graph_in_memory(graph))
     except Exception as error:
         raise InputError("the graph's functions cannot be inlined", path, short_message(error)) from error
     return inlined
@@ -127,7 +129,7 @@ def _converted(graph: ModelProto, path: Path, note: Note) -> ModelProto:
 
     opset = opset_of(graph)
     try:
-        newer: ModelProto = version_converter.convert_version(graph, OLDEST_OPSET)
+        newer: ModelProto = version_converter.convert_version(graph_in_memory(graph), OLDEST_OPSET)
         onnx.checker.check_model(newer)
     except Exception as error:
         raise InputError(
@@ -194,8 +196,7 @@ def check_graph(graph: ModelProto, where: Path) -> None:
     Raises:
         InputError: with what the checker found.
     """
-    checked = without_weights(graph) if stored_size(graph) > _IN_MEMORY else graph
     try:
-        onnx.checker.check_model(checked, full_check=True)
+        onnx.checker.check_model(without_weights(graph), full_check=True)
     except Exception as error:  # the checker also raises bare exceptions from native code
         raise InputError("the converted graph is invalid", where, short_message(error)) from error

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from bertmp.core.io import atomic_file
@@ -44,7 +45,7 @@ def split_weights(graph: ModelProto) -> WeightlessGraph:
     model, weights = without_initializers(graph), {}
     for tensor in graph.graph.initializer:
         if is_large(tensor):
-            weights[tensor.name] = np.asarray(numpy_helper.to_array(tensor))
+            weights[tensor.name] = tensor_values(tensor)
             model.graph.initializer.append(placeholder(tensor.name, tensor.dims, tensor.data_type))
         else:
             model.graph.initializer.append(tensor)
@@ -78,6 +79,33 @@ def without_initializers(graph: ModelProto) -> ModelProto:
     for name in _GRAPH_LISTS:
         getattr(bare.graph, name).extend(getattr(graph.graph, name))
     return bare
+
+
+def tensor_values(tensor: TensorProto) -> np.ndarray:
+    """The values of a tensor; those that lie in a file are mapped into memory, not read."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return np.asarray(ir.serde.deserialize_tensor(tensor).numpy())
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
+def in_memory(tensor: TensorProto) -> TensorProto:
+    """The tensor with its bytes in the message, as `onnx.load` reads them."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return tensor
+    loaded = TensorProto()
+    loaded.CopyFrom(tensor)
+    loaded.raw_data, loaded.data_location = tensor_values(tensor).tobytes(), TensorProto.DEFAULT
+    del loaded.external_data[:]
+    return loaded
+
+
+def graph_in_memory(graph: ModelProto) -> ModelProto:
+    """The graph with all weights in the message; itself where none lies in a file."""
+    if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in graph.graph.initializer):
+        return graph
+    loaded = without_initializers(graph)
+    loaded.graph.initializer.extend(in_memory(tensor) for tensor in graph.graph.initializer)
+    return loaded
 
 
 def is_large(tensor: TensorProto) -> bool:
@@ -114,7 +142,13 @@ _ALIGNMENT = 4096
 def stored_size(graph: ModelProto) -> int:
     """About how many bytes a graph takes as a file, its external data included."""
     weights = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
-    return weights if weights > ONE_FILE else int(graph.ByteSize())
+    external = sum(
+        int(item.value)
+        for tensor in graph.graph.initializer
+        for item in tensor.external_data
+        if item.key == "length"
+    )
+    return weights + external if weights + external > ONE_FILE else int(graph.ByteSize()) + external
 
 
 def size_of(file: Path) -> int:
@@ -126,7 +160,7 @@ def size_of(file: Path) -> int:
 def save_graph(graph: ModelProto, target: Path) -> list[Path]:
     """As `write_graph`, into a folder that is itself written completely or not at all."""
     if stored_size(graph) <= ONE_FILE:
-        onnx.save(graph, target)
+        onnx.save(graph_in_memory(graph), target)
         return [target]
     data = _data_file(target)
     onnx.save(_externalised(graph, data.name, data), target)
@@ -147,7 +181,7 @@ def write_graph(graph: ModelProto, target: Path, *, one_file: int = ONE_FILE) ->
     """
     if stored_size(graph) <= one_file:
         with atomic_file(target) as temporary:
-            onnx.save(graph, temporary)
+            onnx.save(graph_in_memory(graph), temporary)
         return [target]
     data = _data_file(target)
     with atomic_file(data) as weights, atomic_file(target) as temporary:
@@ -164,7 +198,7 @@ def _externalised(graph: ModelProto, location: str, file: Path) -> ModelProto:
     bare = without_initializers(graph)
     with file.open("wb") as stream:
         for tensor in graph.graph.initializer:
-            content = numpy_helper.to_array(tensor).tobytes() if not tensor.string_data else b""
+            content = tensor_values(tensor).tobytes() if not tensor.string_data else b""
             if len(content) < _EXTERNAL:
                 bare.graph.initializer.append(tensor)
                 continue

@@ -15,7 +15,7 @@ from bertmp.core.errors import InputError
 from bertmp.export.graph.loading import PLAN_KEY, plan_digest
 from bertmp.export.graph.nodes import DTYPE_AGNOSTIC_OPS, DTYPE_ATTRIBUTES
 from bertmp.export.graph.types import FLOAT, LOW_TYPES, LowType, element_types
-from bertmp.export.graph.weights import without_initializers
+from bertmp.export.graph.weights import tensor_values, without_initializers
 from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan
 
 
@@ -168,7 +168,7 @@ class _Conversion:
             stored.CopyFrom(tensor)
             stored.name = name
             return stored
-        values = self._rewritten(owner, numpy_helper.to_array(tensor))
+        values = self._rewritten(owner, tensor_values(tensor))
         return numpy_helper.from_array(values if kind == FLOAT else self.low.rounded(values), name)
 
     def _rewritten(self, name: str, values: np.ndarray) -> np.ndarray:

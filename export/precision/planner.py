@@ -13,7 +13,7 @@ from bertmp.core.errors import InputError
 from bertmp.export.graph.graph_index import GraphIndex
 from bertmp.export.graph.nodes import module_of, name_of, output_names
 from bertmp.export.graph.types import LOW_TYPES
-from bertmp.export.graph.weights import without_initializers
+from bertmp.export.graph.weights import in_memory, without_initializers
 from bertmp.export.precision.cast_placement import Placement, Side, is_heavy, is_placed, place
 from bertmp.export.precision.mask_rewrites import mask_rewrites
 from bertmp.export.precision.plan import (
@@ -224,5 +224,5 @@ def graph_sha256(graph: ModelProto) -> str:
         del unused[:]  # neither changes what the graph computes
     digest = hashlib.sha256(bare.SerializeToString(deterministic=True))
     for tensor in graph.graph.initializer:
-        digest.update(tensor.SerializeToString(deterministic=True))
+        digest.update(in_memory(tensor).SerializeToString(deterministic=True))
     return digest.hexdigest()

@@ -11,10 +11,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from bertmp import convert
 from bertmp.core.errors import InputError
-from bertmp.export.graph.loading import check_graph, read_graph
-from bertmp.export.graph.weights import write_graph
+from bertmp.export.graph.loading import check_graph, load_graph, read_graph
+from bertmp.export.graph.weights import graph_in_memory, stored_size, tensor_values, write_graph
 from bertmp.export.precision.apply import apply_plan
-from bertmp.export.precision.planner import make_plan
+from bertmp.export.precision.planner import graph_sha256, make_plan
 from tests.export.precision_graphs import WIDTH, Builder, chain, run, tensor
 
 X = np.random.default_rng(0).normal(size=(3, WIDTH)).astype(np.float32)
@@ -145,9 +145,27 @@ class TestExternalData:
         assert [path.name for path in written] == ["two.onnx", "two.onnx.data"]
         assert written[0].stat().st_size < 1000
         onnx.checker.check_model(str(written[0]), full_check=True)
-        assert run(read_graph(written[0]), X).tobytes() == run(graph, X).tobytes()
+        assert run(graph_in_memory(read_graph(written[0])), X).tobytes() == run(graph, X).tobytes()
         result = convert(written[0], tmp_path / "half.onnx")
         assert 0.4 < result.size_ratio < 0.6
+
+    def test_large_weights_stay_in_their_file(self, tmp_path: Path) -> None:
+        graph = self.graph()
+        file, _ = write_graph(graph, tmp_path / "two.onnx", one_file=1000)
+        read = load_graph(file)
+        external = [t for t in read.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+        assert len(external) == 2
+        assert read.ByteSize() < 1000 < stored_size(read)
+        for before, after in zip(graph.graph.initializer, read.graph.initializer, strict=True):
+            assert numpy_helper.to_array(before).tobytes() == tensor_values(after).tobytes()
+        assert graph_sha256(read) == graph_sha256(onnx.load(file))
+
+    def test_graphs_converted_with_their_weights_in_a_file_are_the_same(self, tmp_path: Path) -> None:
+        graph = self.graph()
+        file, _ = write_graph(graph, tmp_path / "two.onnx", one_file=1000)
+        inside = convert(save(onnx.load(file), tmp_path), tmp_path / "inside.onnx").graph
+        beside = convert(file, tmp_path / "beside.onnx").graph
+        assert beside.read_bytes() == inside.read_bytes()
 
     def test_mixed_graphs_do_so_too(self, tmp_path: Path) -> None:
         graph = self.graph()
