@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bertmp.model.batch import Batch
 from bertmp.model.config import BertConfig
+from bertmp.model.packed import Batch
 
 MASKED = 0.15
 

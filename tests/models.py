@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from bertmp.data.tokenizer import Tokenizer
-from bertmp.model.batch import Batch
 from bertmp.model.bert import initialise
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import HEADS, EncoderOnly, Head, SequenceClassifier
+from bertmp.model.packed import Batch
 
 
 def encoder(config: BertConfig, seed: int = 0) -> EncoderOnly:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import bertmp
 from bertmp.cli.command import CommandResult, new_table, progress_bar
 from bertmp.core.options import NoOptions
+from bertmp.data.data_options import PrepareOptions
 from bertmp.environment.options import DownloadOptions, SetupOptions
-from bertmp.pretraining.prepare_options import PrepareOptions
 from bertmp.training.train_options import TrainOptions
 
 if TYPE_CHECKING:

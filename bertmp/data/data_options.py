@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from bertmp.core.options import Options, option
+from pathlib import Path
+
+from bertmp.core.options import Options, argument, option
+from bertmp.core.progress import ProgressCallback, null_progress
 
 DATA = "Data"
 
@@ -20,3 +23,26 @@ class DataOptions(TextColumnOptions):
     """The columns of a data file; formats without column names ignore them."""
 
     label_column: str = option(default="label", group=DATA, help="Name of the label's column.")
+
+
+class PrepareOptions(TextColumnOptions):
+    """What `prepare` reads and writes."""
+
+    # fmt: off
+    data: Path = argument(
+        kw_only=False, metavar="CORPUS",
+        help=".txt (a sentence per line, blank lines between documents), .tsv, .csv, .jsonl, .parquet.",
+    )
+    model: Path = option(
+        kw_only=False, metavar="CHECKPOINT",
+        help="The checkpoint whose tokenizer is used, or a downloaded model's name.",
+    )
+    out: Path = option(kw_only=False, metavar="STORE", help="The folder of the prepared corpus.")
+    num_workers: int | None = option(
+        default=None, minimum=1, formerly="workers",
+        help="Processes that tokenize; default: one per processor.",
+    )
+    # fmt: on
+    progress: ProgressCallback = option(
+        default=null_progress, on_command_line=False, help="Called with how much of the corpus is done."
+    )

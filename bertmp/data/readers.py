@@ -1,18 +1,22 @@
-"""Reads examples from data files.
+"""Reads the examples of fine-tuning from data files.
 
-`.txt` has one text per line. `.tsv` and `.csv` have a header with column names or, without one, lines of
+Of texts, `.txt` has one per line. `.tsv` and `.csv` have a header with column names or, without one, lines of
 `label<TAB>text`. `.jsonl` and `.parquet` have named columns. All text is UTF-8.
+
+Of sentences with one label per word, `.txt`, `.tsv` and `.conll` have one word per line and blank lines
+between sentences (Tjong Kim Sang & De Meulder 2003). The first field is the word, the last its label; fields
+are separated by tabs or, in lines without tabs, by spaces. `.jsonl` and `.parquet` have one sentence per row:
+a list of words and one of labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bertmp.core.errors import InputError
-from bertmp.data.record_stream import delimited_records, json_records, named_fields, parquet_records
-from bertmp.data.text_stream import numbered_lines, open_text
+from bertmp.data.streams import Record, delimited_records, named_fields, numbered_lines, open_text, records
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,8 @@ def read_examples(path: Path, columns: Columns | None = None, need_labels: bool 
         raise InputError("the data file has no rows", path, "give it at least one text")
     examples = _gather(rows, columns, path)
     if need_labels and examples.labels is None:
-        raise InputError(
-            f"no labels: the file has no column '{columns.label}'",
-            path,
-            "add it, or name it with --label-column",
-        )
+        what = f"no labels: the file has no column '{columns.label}'"
+        raise InputError(what, path, "add it, or name it with --label-column")
     return examples
 
 
@@ -95,23 +96,19 @@ Row = tuple[int, Mapping[str, str]]
 def _gather(rows: Sequence[Row], columns: Columns, path: Path) -> Examples:
     present = {name for _, row in rows for name in row}
     if columns.text not in present:
-        raise InputError(
-            f"the file has no column '{columns.text}'", path, "add it, or name it with --text-column"
-        )
+        what = f"the file has no column '{columns.text}'"
+        raise InputError(what, path, "add it, or name it with --text-column")
     has_pair, has_label = columns.text_pair in present, columns.label in present
+    wanted = [columns.text, *[columns.text_pair] * has_pair]
+    if has_label and not columns.separator:
+        wanted.append(columns.label)
     for line, row in rows:
-        wanted = [
-            columns.text,
-            *([columns.text_pair] if has_pair else []),
-            *([columns.label] if has_label and not columns.separator else []),
-        ]
+        where = f"{path}, line {line}"
         for name in wanted:
             if name not in row or row[name].strip() == "":
-                raise InputError(f"no {name}", f"{path}, line {line}", "fill it in or remove the line")
+                raise InputError(f"no {name}", where, "fill it in or remove the line")
             if not is_unicode(row[name]):
-                raise InputError(
-                    f"half a surrogate pair in {name}", f"{path}, line {line}", "write the whole character"
-                )
+                raise InputError(f"half a surrogate pair in {name}", where, "write the whole character")
     return Examples(
         texts=[row[columns.text] for _, row in rows],
         pairs=[row[columns.text_pair] for _, row in rows] if has_pair else None,
@@ -140,21 +137,30 @@ def _read_lines(path: Path, columns: Columns) -> list[Row]:
 
 
 def _read_tsv(path: Path, columns: Columns) -> list[Row]:
-    lines = [(number, fields) for number, fields, _ in delimited_records(path)]
-    if not lines:
-        return []
-    if _is_header(lines[0][1], columns):
+    return _read_delimited(path, columns, None)
+
+
+def _read_csv(path: Path, columns: Columns) -> list[Row]:
+    with open_text(path) as stream:
+        delimiter = "\t" if "\t" in stream.readline() else ","
+    return _read_delimited(path, columns, delimiter)
+
+
+def _read_delimited(path: Path, columns: Columns, delimiter: str | None) -> list[Row]:
+    """The rows of a TSV file, for which `delimiter` is None, or of a CSV file."""
+    lines = [(number, fields) for number, fields, _ in delimited_records(path, delimiter)]
+    if lines and _is_header(lines[0][1], columns):
         return _by_header(lines, columns, path)
-    rows: list[Row] = []
-    for number, (label, *text) in lines:
-        if not text:
-            raise InputError(
-                "a line without a tab",
-                f"{path}, line {number}",
-                "write label<TAB>text, or name the columns in a header",
-            )
-        rows.append((number, {columns.label: label, columns.text: "\t".join(text)}))
-    return rows
+    for number, fields in lines:
+        where, todo = f"{path}, line {number}", "write label<TAB>text, or name the columns in a header"
+        if delimiter is None and len(fields) < 2:
+            raise InputError("a line without a tab", where, todo)
+        if delimiter == "," or (delimiter and len(fields) != 2):
+            todo = "name the columns in a header, or the text's with --text-column"
+            raise InputError(f"{len(fields)} fields and no header that names 'text'", where, todo)
+    return [
+        (number, {columns.label: label, columns.text: "\t".join(text)}) for number, (label, *text) in lines
+    ]
 
 
 def _is_header(fields: Sequence[str], columns: Columns) -> bool:
@@ -175,28 +181,9 @@ def _by_header(lines: Sequence[tuple[int, Sequence[str]]], columns: Columns, pat
     return [(number, named_fields(header, row, f"{path}, line {number}")) for number, row in lines[1:]]
 
 
-def _read_csv(path: Path, columns: Columns) -> list[Row]:
-    with open_text(path) as stream:
-        delimiter = "\t" if "\t" in stream.readline() else ","
-    lines = [(number, row) for number, row, _ in delimited_records(path, delimiter)]
-    if not lines:
-        return []
-    if _is_header(lines[0][1], columns):
-        return _by_header(lines, columns, path)
-    for number, row in lines:
-        if len(row) != 2 or delimiter == ",":
-            raise InputError(
-                f"{len(row)} fields and no header that names 'text'",
-                f"{path}, line {number}",
-                "name the columns in a header, or the text's with --text-column",
-            )
-    return [(number, {columns.label: row[0], columns.text: row[1]}) for number, row in lines]
-
-
-def _read_jsonl(path: Path, columns: Columns) -> list[Row]:
-    return [
-        (line, _strings(record, columns, f"{path}, line {line}")) for line, record, _ in json_records(path)
-    ]
+def _read_records(path: Path, columns: Columns) -> list[Row]:
+    wanted = (columns.text, columns.text_pair, columns.label)
+    return [(number, _strings(record, columns, where)) for number, record, where, _ in records(path, wanted)]
 
 
 def _strings(value: Mapping[str, object], columns: Columns, where: str) -> dict[str, str]:
@@ -205,7 +192,12 @@ def _strings(value: Mapping[str, object], columns: Columns, where: str) -> dict[
     for name in (columns.text, columns.text_pair, columns.label):
         item = value.get(name)
         if name == columns.label and columns.separator and isinstance(item, list):
-            item = _joined(item, columns.separator, where)
+            names = [str(label) for label in item]
+            for label in names:
+                if columns.separator in label:
+                    what = f"the label '{label}' holds the separator '{columns.separator}'"
+                    raise InputError(what, where, "choose another with --label-separator")
+            item = columns.separator.join(names)
         if isinstance(item, (list, dict, bytes)):
             raise InputError(f"{name} is not text", where, "write one text per row")
         if item is not None:
@@ -213,31 +205,107 @@ def _strings(value: Mapping[str, object], columns: Columns, where: str) -> dict[
     return row
 
 
-def _joined(labels: Sequence[object], separator: str, where: str) -> str:
-    """A list of labels, joined as in files without lists."""
-    names = [str(label) for label in labels]
-    for name in names:
-        if separator in name:
-            raise InputError(
-                f"the label '{name}' holds the separator '{separator}'",
-                where,
-                "choose another with --label-separator",
-            )
-    return separator.join(names)
-
-
-def _read_parquet(path: Path, columns: Columns) -> list[Row]:
-    wanted = (columns.text, columns.text_pair, columns.label)
-    return [
-        (row, _strings(record, columns, f"{path}, row {row}"))
-        for row, record in parquet_records(path, wanted)
-    ]
-
-
 _READERS = {
     ".txt": _read_lines,
     ".tsv": _read_tsv,
     ".csv": _read_csv,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
+    **dict.fromkeys((".jsonl", ".parquet"), _read_records),
 }
+
+
+_SENTENCE_KINDS = (".txt", ".tsv", ".conll", ".jsonl", ".parquet")
+_DOCUMENT = "-DOCSTART-"
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """The sentences of a data file, in its order.
+
+    Attributes:
+        words: the words of each sentence, at least one.
+        labels: one label per word.
+        source: the file, for messages.
+    """
+
+    words: Sequence[Sequence[str]]
+    labels: Sequence[Sequence[str]]
+    source: Path
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+
+def read_sentences(path: Path, words: str = "tokens", labels: str = "labels") -> Sentences:
+    """Reads a data file.
+
+    Args:
+        path: the file.
+        words, labels: names of the columns, for formats with column names.
+
+    Raises:
+        InputError: a missing or empty file, an unknown extension, bytes that are not UTF-8, a line without a
+            label, or lists that differ in length or contain something other than words.
+    """
+    path = Path(path)
+    kind = kind_of(path, _SENTENCE_KINDS)
+    lists = kind in (".jsonl", ".parquet")
+    rows = list(_sentences_of_lists(path, words, labels) if lists else _sentences_of_lines(path))
+    if not rows:
+        raise InputError("the data file has no sentences", path, "give it at least one")
+    return Sentences([row[0] for row in rows], [row[1] for row in rows], path)
+
+
+Sentence = tuple[list[str], list[str]]
+
+
+def _sentences_of_lines(path: Path) -> Iterator[Sentence]:
+    words: list[str] = []
+    labels: list[str] = []
+    with open_text(path) as stream:
+        for number, line in numbered_lines(stream, path):
+            fields = _fields(line)
+            if fields and fields[0] != _DOCUMENT:
+                where, todo = f"{path}, line {number}", "write word<TAB>label"
+                if len(fields) < 2 or not fields[0] or not fields[-1]:
+                    todo = f"{todo}, and a blank line between sentences"
+                    raise InputError("a word without a label", where, todo)
+                if " " in fields[-1]:
+                    raise InputError(f"a label of several words: '{fields[-1][:30]}'", where, todo)
+                words.append(fields[0])
+                labels.append(fields[-1])
+            elif words:
+                yield words, labels
+                words, labels = [], []
+    if words:
+        yield words, labels
+
+
+def _fields(line: str) -> list[str]:
+    """The fields of a line; none if it is blank."""
+    if not line.strip():
+        return []
+    return [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
+
+
+def _sentences_of_lists(path: Path, words: str, labels: str) -> Iterator[Sentence]:
+    for _, record, where, _ in records(path, (words, labels)):
+        row = (_words(record, words, where), _words(record, labels, where))
+        if len(row[0]) != len(row[1]):
+            what = f"{len(row[0])} {words} and {len(row[1])} {labels}"
+            raise InputError(what, where, "give each word one label")
+        if row[0]:
+            yield row
+
+
+def _words(record: Record, name: str, where: str) -> list[str]:
+    """A list of words or labels, numbers as text."""
+    value = record.get(name)
+    if value is None:
+        todo = "add them, or name the columns with --text-column and --label-column"
+        raise InputError(f"no {name}", where, todo)
+    if not isinstance(value, list):
+        raise InputError(f"{name} is not a list", where, "give a list of words and a list of their labels")
+    for item in value:
+        if not isinstance(item, (str, int)) or str(item) == "" or not is_unicode(str(item)):
+            raise InputError(f"{item!r} among the {name}", where, "give a list of words or of labels")
+    return [str(item) for item in value]

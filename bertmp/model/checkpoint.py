@@ -19,8 +19,7 @@ from bertmp.data.tokenizer import Tokenizer
 from bertmp.model.bert import initialise
 from bertmp.model.config import BertConfig, unnamed_labels
 from bertmp.model.heads import EncoderOnly, Head, Regressor, head_for
-from bertmp.model.heads.infer_task import infer_task
-from bertmp.model.weights import WEIGHTS, WORD_EMBEDDINGS, infer_config, read_weights
+from bertmp.model.weights import WEIGHTS, WORD_EMBEDDINGS, infer_config, infer_task, read_weights
 
 
 @dataclass(frozen=True)

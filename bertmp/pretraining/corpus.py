@@ -20,14 +20,15 @@ from typing import Any
 
 from bertmp.core.errors import InputError
 from bertmp.data.readers import Columns, is_unicode
-from bertmp.data.record_stream import (
+from bertmp.data.streams import (
+    ROW,
     delimited_records,
-    json_records,
     named_fields,
+    open_text,
     parquet_file,
-    parquet_records,
+    parts_of_lines,
+    records,
 )
-from bertmp.data.text_stream import ROW, open_text, parts_of_lines
 
 CHUNK_SENTENCES = 1024
 """The most sentences in a chunk of a document."""
@@ -96,17 +97,16 @@ def open_corpus(path: Path, columns: Columns) -> Corpus:
     else:
         names, size = _columns(path, kind), path.stat().st_size
     if columns.text not in names:
-        raise InputError(
-            f"the corpus has no column '{columns.text}'", path, "name it in the header or with --text-column"
-        )
+        what = f"the corpus has no column '{columns.text}'"
+        raise InputError(what, path, "name it in the header or with --text-column")
     return Corpus(path, columns, columns.text_pair in names, size)
 
 
 def _columns(path: Path, kind: str) -> list[str]:
     """The names in the header, or the keys of the first object."""
     if kind == ".jsonl":
-        with closing(json_records(path, ROW)) as records:
-            return next((list(record) for _, record, _ in records), [])
+        with closing(records(path, longest=ROW)) as objects:
+            return next((list(record) for _, record, _, _ in objects), [])
     with closing(_delimited(path)) as rows:
         names = next((fields for _, fields, _ in rows), [])
     if len(set(names)) != len(names):
@@ -159,15 +159,10 @@ def _delimited_texts(corpus: Corpus) -> Iterator[tuple[Mapping[str, str], int]]:
         yield named_fields(header, fields, f"{corpus.path}, line {line}"), position
 
 
-def _json_texts(corpus: Corpus) -> Iterator[tuple[Mapping[str, str], int]]:
-    for line, record, position in json_records(corpus.path, ROW):
-        yield _texts(record, corpus.columns, f"{corpus.path}, line {line}"), position
-
-
-def _parquet_texts(corpus: Corpus) -> Iterator[tuple[Mapping[str, str], int]]:
-    names = [corpus.columns.text, *([corpus.columns.text_pair] if corpus.pairs else [])]
-    for row, record in parquet_records(corpus.path, names):
-        yield _texts(record, corpus.columns, f"{corpus.path}, row {row}"), row
+def _record_texts(corpus: Corpus) -> Iterator[tuple[Mapping[str, str], int]]:
+    columns = corpus.columns
+    for _, record, where, position in records(corpus.path, (columns.text, columns.text_pair), ROW):
+        yield _texts(record, columns, where), position
 
 
 def _texts(record: Mapping[str, Any], columns: Columns, where: str) -> Mapping[str, str]:
@@ -186,9 +181,7 @@ def _texts(record: Mapping[str, Any], columns: Columns, where: str) -> Mapping[s
 
 
 _RECORDS = {
-    ".tsv": _delimited_texts,
-    ".csv": _delimited_texts,
-    ".jsonl": _json_texts,
-    ".parquet": _parquet_texts,
+    **dict.fromkeys((".tsv", ".csv"), _delimited_texts),
+    **dict.fromkeys((".jsonl", ".parquet"), _record_texts),
 }
 _READERS = {".txt": _plain_text, **dict.fromkeys(_RECORDS, _rows_as_chunks)}

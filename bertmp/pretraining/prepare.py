@@ -24,11 +24,11 @@ from bertmp.core.errors import BertmpError, InputError
 from bertmp.core.io import atomic_folder, sha256_file
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback, null_progress
+from bertmp.data.data_options import PrepareOptions
 from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.environment.downloads import downloaded
 from bertmp.pretraining.corpus import Corpus, DocumentChunk, open_corpus
-from bertmp.pretraining.prepare_options import PrepareOptions
 from bertmp.pretraining.token_store import Counts, Source, StoreWriter, is_store
 
 WORK_CHARACTERS = 1 << 18

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from types import FrameType
 from typing import Any
 
 from bertmp.core.errors import TrainingStopped
@@ -14,12 +18,11 @@ from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.checkpoints import CheckpointManager, Position, State, States
 from bertmp.training.cpu_tuning import tune_for_cpu
 from bertmp.training.distributed import DistributedContext
-from bertmp.training.distributed.dtensor_grads import clip_gradients
+from bertmp.training.distributed.dtensors import clip_gradients
+from bertmp.training.distributed.parallelize import Objective
 from bertmp.training.evaluate import BestEvaluation, Evaluation, evaluate
-from bertmp.training.graceful_stop import graceful_stop
-from bertmp.training.gradients import GradientAccumulator
+from bertmp.training.gradients import GradientAccumulator, RankBatch, StepDataset
 from bertmp.training.metrics_log import MetricsLog, StepLog, event_files
-from bertmp.training.objective import Objective
 from bertmp.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from bertmp.training.stability.activation_ranges import Ranges, recording
 from bertmp.training.stability.monitor import (
@@ -32,7 +35,6 @@ from bertmp.training.stability.monitor import (
     event,
 )
 from bertmp.training.stability.overflow_trace import diagnose_step, locate_nonfinite, locate_nonfinite_weight
-from bertmp.training.steps import RankBatch, StepDataset
 from bertmp.training.tasks import TrainingData
 from bertmp.training.train_options import TrainOptions
 
@@ -304,3 +306,29 @@ class Trainer:
         else:
             self.progress(f"step {self.position.step} is not saved: --save-every N keeps states to resume")
         raise KeyboardInterrupt
+
+
+@contextmanager
+def graceful_stop() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether Ctrl-C or SIGTERM came; a second one interrupts at once.
+
+    In the middle of a step, weights and optimizer state would not match. Batch systems send SIGTERM before
+    they reclaim the machine.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    requested = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        if requested:
+            raise KeyboardInterrupt
+        requested = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

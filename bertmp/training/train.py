@@ -20,12 +20,11 @@ from bertmp.environment.downloads import downloaded
 from bertmp.model.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from bertmp.model.heads import Head, LossOptions
 from bertmp.training.amp import PrecisionPolicy
-from bertmp.training.checkpoints import remove_leftovers
+from bertmp.training.checkpoints import remove_leftovers, run_identity
 from bertmp.training.distributed import DistributedContext, checkpoint_activations, join
+from bertmp.training.distributed.parallelize import Objective
 from bertmp.training.evaluate import Evaluation, evaluate
 from bertmp.training.loop import Trainer
-from bertmp.training.objective import Objective
-from bertmp.training.resume_check import run_identity
 from bertmp.training.stability.activation_ranges import FILE as RANGES
 from bertmp.training.stability.activation_ranges import measured, to_json
 from bertmp.training.tasks import READERS, Task

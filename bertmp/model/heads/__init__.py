@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from bertmp.core.errors import InputError
+from bertmp.model.heads.fine_tuning import (
+    MultiLabelClassifier,
+    Regressor,
+    SequenceClassifier,
+    TokenClassifier,
+)
 from bertmp.model.heads.head import EncoderOnly, Head, LossOptions
-from bertmp.model.heads.mlm_nsp import MaskedLanguageModel, NextSentence
-from bertmp.model.heads.pretraining import PreTraining
-from bertmp.model.heads.sequence import MultiLabelClassifier, Regressor, SequenceClassifier
-from bertmp.model.heads.token_classification import TokenClassifier
+from bertmp.model.heads.pretraining import MaskedLanguageModel, NextSentence, PreTraining
 
 HEADS: dict[str, type[Head]] = {
     head.task: head

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bertmp.model.batch import Batch
 from bertmp.model.bert import Bert
 from bertmp.model.config import BertConfig
-from bertmp.model.packed import EXACT, QuerySubset
+from bertmp.model.packed import EXACT, Batch, QuerySubset
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bertmp.model.batch import Batch
+from bertmp.model.attention import Padded
 from bertmp.model.bert import ACTIVATION, LayerNorm
 from bertmp.model.config import BertConfig
 from bertmp.model.heads.head import Head, LossOptions
+from bertmp.model.packed import Batch
 
 LOGIT_ROWS = 256
 """Masked positions whose logits are in memory at a time. A row of logits over BERT's vocabulary takes half a
@@ -147,3 +148,41 @@ class PreTraining(Head):
             figures["nsp_loss"] = sums["nsp_loss"] / pairs
             figures["nsp_accuracy"] = sums["nsp_right"] / pairs
         return {"loss": figures["mlm_loss"] + figures.get("nsp_loss", 0.0), **figures}
+
+
+class MaskedLanguageModel(Head):
+    """The masked language model."""
+
+    task = "masked-lm"
+    architecture = "BertForMaskedLM"
+    outputs = ("prediction_logits",)
+    own_keys = ("cls.",)
+    pooling = False
+    tied_weights = PreTraining.tied_weights
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.cls = nn.ModuleDict({"predictions": Predictions(config)})
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """INT64 `[batch, length]` each → logits, FP32 `[batch, length, vocabulary]`."""
+        hidden = self.bert.encode(input_ids, token_type_ids, Padded.of(attention_mask))
+        return self.cls["predictions"](hidden, self.bert.embeddings.word_embeddings.weight)
+
+
+class NextSentence(Head):
+    """Next-sentence prediction: the first of two logits is for a second segment that follows the first."""
+
+    task = "next-sentence"
+    architecture = "BertForNextSentencePrediction"
+    outputs = ("seq_relationship_logits",)
+    own_keys = ("cls.",)
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.cls = nn.ModuleDict({"seq_relationship": nn.Linear(config.hidden_size, 2)})
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """INT64 `[batch, length]` each → logits, FP32 `[batch, 2]`."""
+        _, pooled = self.bert(input_ids, attention_mask, token_type_ids)
+        return self.cls["seq_relationship"](pooled).float()

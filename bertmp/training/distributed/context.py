@@ -20,20 +20,21 @@ from bertmp.core.errors import InputError
 from bertmp.model.heads import Head, head_for
 from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.cpu_tuning import word_embeddings
-from bertmp.training.distributed.dtensor_grads import ShardedGradScaler, split_groups_by_mesh
-from bertmp.training.distributed.full_state_dict import (
+from bertmp.training.distributed.dtensors import (
+    ShardedGradScaler,
     full_weights,
     load_optimizer_state,
     load_weights,
     optimizer_state,
+    split_groups_by_mesh,
 )
 from bertmp.training.distributed.parallelize import (
     MESH_DIMS,
+    Objective,
     apply_fsdp,
     apply_tensor_parallel,
     check_tensor_parallel,
 )
-from bertmp.training.objective import Objective
 
 T = TypeVar("T")
 

@@ -19,7 +19,8 @@ from bertmp.core.errors import InputError
 from bertmp.model.attention import Layout
 from bertmp.model.bert import SelfAttention
 from bertmp.model.config import BertConfig
-from bertmp.model.heads import Head
+from bertmp.model.heads import Head, LossOptions
+from bertmp.model.packed import Batch
 
 MESH_DIMS = ("replicate", "shard", "tensor")
 
@@ -114,3 +115,24 @@ def checkpoint_activations(head: Head) -> None:
     for block in head.bert.encoder.layer:
         # Replaces `forward`, below the hooks: a sharded block is gathered before it is recomputed.
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+class Objective(nn.Module):
+    """A head and the options of its loss.
+
+    Args:
+        head: the model.
+        options: label smoothing and class weights.
+    """
+
+    def __init__(self, head: Head, options: LossOptions) -> None:
+        super().__init__()
+        self.head, self.options = head, options
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The summed loss of each of the head's terms, FP32 `[losses]`."""
+        return self.head.loss_sums(batch, self.options).float()
+
+    def loss_counts(self, batch: Batch) -> list[float]:
+        """The number of summands of each term; see `Head.loss_counts`."""
+        return self.head.loss_counts(batch, self.options)

@@ -14,10 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from bertmp.training.amp import LossScaler
 from bertmp.training.distributed import DistributedContext
-from bertmp.training.distributed.dtensor_grads import local_tensor
-from bertmp.training.gradients import GradientAccumulator, LossNormalizer
+from bertmp.training.distributed.dtensors import local_tensor
+from bertmp.training.gradients import GradientAccumulator, LossNormalizer, RankBatch
 from bertmp.training.stability.monitor import KINDS, FaultSite, Kind, StepFacts
-from bertmp.training.steps import RankBatch
 
 
 def diagnose_step(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bertmp.training.tasks.classification import read_classification
+from bertmp.training.tasks.fine_tuning import (
+    read_classification,
+    read_regression,
+    read_token_classification,
+)
 from bertmp.training.tasks.pretraining import read_pretraining
-from bertmp.training.tasks.regression import read_regression
 from bertmp.training.tasks.task import Task, TrainingData
-from bertmp.training.tasks.token_classification import read_token_classification
 from bertmp.training.train_options import TrainOptions
 
 READERS: dict[str, Callable[[TrainOptions], Task]] = {

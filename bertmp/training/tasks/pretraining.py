@@ -16,7 +16,7 @@ from bertmp.core.io import file_lock, home, sha256_file
 from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
-from bertmp.model.batch import Batch
+from bertmp.model.packed import Batch
 from bertmp.pretraining import counter_rng
 from bertmp.pretraining.corpus import open_corpus
 from bertmp.pretraining.masking import Masking, Vocabulary

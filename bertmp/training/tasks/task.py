@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from bertmp.data.tokenizer import Encoded, Tokenizer
-from bertmp.model.batch import Batch, pack
+from bertmp.model.packed import Batch, pack
 
 
 class TrainingData(Protocol):

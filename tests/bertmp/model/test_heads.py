@@ -12,11 +12,10 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from bertmp.metrics.task_metrics import entities, mark_entities
 from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import HEADS, Head, LossOptions, MultiLabelClassifier, Regressor, TokenClassifier
-from bertmp.model.heads.token_classification import IGNORE_INDEX
+from bertmp.model.heads.fine_tuning import IGNORE_INDEX, entities, mark_entities
 from tests.models import batch, head, packed, small_tokenizer
 
 TOLERANCE = 1e-5

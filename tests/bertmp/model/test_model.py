@@ -11,11 +11,10 @@ import torch
 import transformers
 
 from bertmp.data.tokenizer import Tokenizer
-from bertmp.model.batch import Batch
 from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 from bertmp.model.config import ACTIVATIONS, BertConfig
 from bertmp.model.heads import LossOptions
-from bertmp.model.packed import Packed, ShapeGrid, bucket_by_length
+from bertmp.model.packed import Batch, Packed, ShapeGrid, bucket_by_length
 from tests.models import batch, classifier, packed
 
 TOLERANCE = 1e-5

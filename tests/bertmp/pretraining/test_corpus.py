@@ -25,12 +25,11 @@ import pytest
 from bertmp import prepare
 from bertmp.core.errors import InputError
 from bertmp.core.progress import ProgressCallback
-from bertmp.data.arrow_column import CHUNK, Column, ColumnWriter
 from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.pretraining.corpus import CHUNK_SENTENCES, Corpus, DocumentChunk, open_corpus
 from bertmp.pretraining.prepare import MAX_SENTENCE_TOKENS, tokenized
-from bertmp.pretraining.token_store import Store
+from bertmp.pretraining.token_store import CHUNK, Column, ColumnWriter, Store
 from tests.conftest import RunBertmp
 
 STORY = "The first sentence.\nThe second one.\n\n\nAnother document.\r\n  \nA third.\nIts end."

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bertmp import train
-from bertmp.model.batch import pack
 from bertmp.model.checkpoint import load_checkpoint
+from bertmp.model.packed import pack
 from bertmp.training.stability.activation_ranges import recording
 
 

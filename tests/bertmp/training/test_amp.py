@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bertmp import train
 from bertmp.core.errors import InputError
-from bertmp.model.batch import Batch
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import LossOptions
+from bertmp.model.packed import Batch
 from bertmp.training.amp import LossScaleConfig, PrecisionPolicy
+from bertmp.training.distributed.parallelize import Objective
 from bertmp.training.metrics_log import read_metrics
-from bertmp.training.objective import Objective
 from tests.models import batch, head, packed
 
 FP32_FORWARD = {

@@ -21,9 +21,15 @@ from safetensors.torch import load_file, save_file
 
 from bertmp import train
 from bertmp.core.errors import InputError, TrainingStopped
-from bertmp.training.checkpoints import Position, State, States, remove_leftovers, write_tensors
+from bertmp.training.checkpoints import (
+    Position,
+    State,
+    States,
+    check_identity,
+    remove_leftovers,
+    write_tensors,
+)
 from bertmp.training.metrics_log import read_metrics
-from bertmp.training.resume_check import check_identity
 from bertmp.training.train import TrainResult
 from tests.conftest import RunBertmp
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from bertmp import train
 from bertmp.core.errors import InputError, TrainingStopped
-from bertmp.model.batch import Batch
 from bertmp.model.checkpoint import load_checkpoint
 from bertmp.model.heads import LossOptions, SequenceClassifier
+from bertmp.model.packed import Batch
 from bertmp.training.metrics_log import read_metrics
 from bertmp.training.train import TrainResult
 from tests.conftest import RunBertmp

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from bertmp.metrics.task_metrics import f1_figures
-from bertmp.model.batch import Batch
+from bertmp.model.attention import Padded
 from bertmp.model.heads.head import LinearHead, LossOptions, cross_entropy_count, cross_entropy_sum
+from bertmp.model.packed import Batch
 
 
 class SequenceHead(LinearHead):
@@ -141,3 +141,113 @@ class Regressor(SequenceHead):
         )
         pearson = covariance / math.sqrt(spread) if spread > 0 else 0.0
         return {"loss": mse, "mse": mse, "pearson": max(-1.0, min(1.0, pearson))}
+
+
+IGNORE_INDEX = -100
+"""The target of tokens that are not the first subword of a word; torch's and Hugging Face's default."""
+
+
+class TokenClassifier(LinearHead):
+    """Token classification; targets: `labels`, INT64 `[tokens]`, `IGNORE_INDEX` for unlabelled tokens."""
+
+    task = "token-classification"
+    architecture = "BertForTokenClassification"
+    losses = ("label",)
+    classes = True
+    pooling = False
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """INT64 `[batch, length]` each → logits, FP32 `[batch, length, labels]`."""
+        hidden = self.bert.encode(input_ids, token_type_ids, Padded.of(attention_mask))
+        return self.classify(hidden)
+
+    def labelled_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits FP32 `[words, labels]` and targets INT64 `[words]` of the tokens that have a label."""
+        hidden = self.encode(batch)
+        labels = batch.targets["labels"]
+        words = (labels != IGNORE_INDEX).nonzero().squeeze(-1)
+        return self.classify(hidden.index_select(0, words)), labels.index_select(0, words)
+
+    def loss_sums(self, batch: Batch, options: LossOptions) -> Tensor:
+        return cross_entropy_sum(*self.labelled_logits(batch), options)[None]
+
+    def loss_counts(self, batch: Batch, options: LossOptions) -> list[float]:
+        labels = batch.targets["labels"]
+        return [cross_entropy_count(labels[labels != IGNORE_INDEX], options)]
+
+    def score(self, batch: Batch) -> dict[str, float]:
+        logits, labels = self.labelled_logits(batch)
+        given = logits.argmax(-1)
+        scores = {
+            "words": float(len(labels)),
+            "loss": float(cross_entropy_sum(logits, labels, LossOptions())),
+            "accuracy": float((given == labels).sum()),
+        }
+        if mark_entities(self.config.labels):
+            scores.update(self._entity_scores(batch, given))
+        return scores
+
+    def _entity_scores(self, batch: Batch, given: Tensor) -> dict[str, float]:
+        """Numbers of entities: correct in type and boundaries, predicted, and true."""
+        names = self.config.labels
+        right = answered = wanted = 0
+        answers = iter(given.tolist())
+        for targets in batch.targets["labels"].cpu().split(list(batch.lengths)):
+            truth = [names[label] for label in targets.tolist() if label != IGNORE_INDEX]
+            found = entities([names[next(answers)] for _ in truth])
+            true = entities(truth)
+            right, answered, wanted = right + len(found & true), answered + len(found), wanted + len(true)
+        return {"right": float(right), "given": float(answered), "true": float(wanted)}
+
+    @staticmethod
+    def summarise(sums: Mapping[str, float]) -> dict[str, float]:
+        """Loss and accuracy per word; with entity labels also precision, recall and F1 of the entities."""
+        figures = {name: sums[name] / max(sums["words"], 1.0) for name in ("loss", "accuracy")}
+        if "true" in sums:
+            figures.update(f1_figures(sums["right"], sums["given"], sums["true"]))
+        return figures
+
+
+Entity = tuple[str, int, int]
+"""Type, first word, word after the last."""
+
+
+def entities(tags: Sequence[str]) -> set[Entity]:
+    """The entities of one sentence, from BIO tags; IOB1, BIOES and BILOU are read as well.
+
+    Lenient like the CoNLL evaluation: an `I-` without a beginning begins an entity, and so does one of
+    another type than the entity before it.
+    """
+    found: set[Entity] = set()
+    kind, start = "", 0
+    for place, tag in enumerate((*tags, "O")):
+        prefix, _, name = tag.partition("-")
+        inside = prefix in ("I", "E", "L") and bool(kind) and name == kind
+        if not inside:
+            if kind:
+                found.add((kind, start, place))
+            kind, start = (name, place) if prefix in _PREFIXES else ("", place)
+        if kind and prefix in ("E", "L", "S", "U"):
+            found.add((kind, start, place + 1))
+            kind = ""
+    return found
+
+
+_PREFIXES = ("B", "I", "E", "L", "S", "U")
+
+
+def mark_entities(labels: Iterable[str]) -> bool:
+    """Whether labels are tags of entities, such as `B-PER` and `O`, and not, for example, parts of speech."""
+    marked = [label for label in labels if label != "O"]
+    return bool(marked) and all(
+        label.partition("-")[0] in _PREFIXES and label.partition("-")[2] for label in marked
+    )
+
+
+def f1_figures(right: float, given: float, true: float) -> dict[str, float]:
+    """Precision, recall and their harmonic mean; 0 where nothing was given or there was nothing to find."""
+    return {
+        "precision": right / given if given else 0.0,
+        "recall": right / true if true else 0.0,
+        "f1": 2 * right / (given + true) if given + true else 0.0,
+    }

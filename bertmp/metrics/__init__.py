@@ -1,1 +1,0 @@
-"""Task metrics, used by training and parity."""

@@ -1,0 +1,200 @@
+"""Fine-tuning: labels of texts, of text pairs and of words, and a number for each text."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bertmp.core.errors import InputError
+from bertmp.data.readers import Columns, Examples, Sentences, read_examples, read_sentences
+from bertmp.data.tokenizer import Tokenizer
+from bertmp.model.heads import MultiLabelClassifier
+from bertmp.model.heads.fine_tuning import IGNORE_INDEX
+from bertmp.model.packed import Batch, pack
+from bertmp.training.tasks.task import Encodings, Task
+from bertmp.training.train_options import TrainOptions
+
+MANY_LABELS = 100
+"""More labels than this, most of them used once, are taken for a wrong column."""
+
+
+def read_classification(settings: TrainOptions) -> Task:
+    """Reads texts or text pairs with one label each or, with `--multi-label`, any number.
+
+    Raises:
+        InputError: too few labels, or evaluation data with a label that the training data lacks; see
+            `read_examples` for the rest.
+    """
+    columns = _columns_of(settings)
+    train, test = _read_files(settings, columns)
+    counts = Counter(chain.from_iterable(_split_labels(train, columns)))
+    if not settings.multi_label:
+        labels = _classes(counts, "examples", settings.data)
+    elif not (labels := _sorted(counts)):
+        raise InputError("no text has a label", settings.data, "give some of the texts labels")
+    if test is not None:
+        _check_known(chain.from_iterable(_split_labels(test, columns)), labels, test.source)
+    index = {label: number for number, label in enumerate(labels)}
+
+    def encode(examples: Examples, tokenizer: Tokenizer) -> Encodings:
+        found = _split_labels(examples, columns)
+        if settings.multi_label:  # FP32 [examples, labels]: 1 where a text has a label
+            targets = np.zeros((len(examples), len(labels)), dtype=np.float32)
+            for row, names in enumerate(found):
+                targets[row, [index[label] for label in names]] = 1.0
+        else:  # INT64 [examples]
+            targets = np.array([index[label] for (label,) in found], dtype=np.int64)
+        return Encodings(tokenizer.encode(examples.texts, examples.pairs), {"labels": targets})
+
+    head = MultiLabelClassifier.task if settings.multi_label else None
+    return Task(labels, train, test, encode, [counts[label] for label in labels], head)
+
+
+def read_regression(settings: TrainOptions) -> Task:
+    """Reads texts or text pairs with a number each.
+
+    Raises:
+        InputError: a label is not a finite number; see `read_examples` for the rest.
+    """
+    train, test = _read_files(settings, _columns_of(settings))
+    values = {examples.source: _numbers(examples) for examples in (train, test) if examples is not None}
+
+    def encode(examples: Examples, tokenizer: Tokenizer) -> Encodings:
+        return Encodings(
+            tokenizer.encode(examples.texts, examples.pairs), {"labels": values[examples.source]}
+        )
+
+    return Task(None, train, test, encode)
+
+
+class TokenEncodings(Encodings):
+    """Tokenised sentences.
+
+    `targets["labels"]` has one INT64 `[tokens]` array per sentence: a word's label at its first token,
+    `IGNORE_INDEX` elsewhere.
+    """
+
+    def batch(self, rows: np.ndarray, epoch: int) -> Batch:
+        labels = np.concatenate([self.targets["labels"][row] for row in rows])
+        return pack([self.rows[row] for row in rows], {"labels": torch.from_numpy(labels)})
+
+
+def read_token_classification(settings: TrainOptions) -> Task:
+    """Reads sentences with a label for each word: named entities, parts of speech.
+
+    Raises:
+        InputError: a single label, or evaluation data with a label that the training data lacks; see
+            `read_sentences` for the rest.
+    """
+    words = "tokens" if settings.text_column == Columns.text else settings.text_column
+    names = "labels" if settings.label_column == Columns.label else settings.label_column
+    train = read_sentences(settings.data, words, names)
+    counts = Counter(chain.from_iterable(train.labels))
+    labels = _classes(counts, "words", settings.data)
+    test = read_sentences(settings.eval_data, words, names) if settings.eval_data else None
+    if test is not None:
+        _check_known(chain.from_iterable(test.labels), labels, test.source)
+    index = {label: number for number, label in enumerate(labels)}
+
+    def encode(sentences: Sentences, tokenizer: Tokenizer) -> TokenEncodings:
+        encoded = tokenizer.encode_words(sentences.words)
+        targets = [np.full(len(words.row), IGNORE_INDEX, dtype=np.int64) for words in encoded]
+        for row, words, names in zip(targets, encoded, sentences.labels, strict=True):
+            for word, place in words.first.items():
+                row[place] = index[names[word]]
+        return TokenEncodings([words.row for words in encoded], {"labels": targets})
+
+    return Task(labels, train, test, encode, [counts[label] for label in labels])
+
+
+def _columns_of(settings: TrainOptions) -> Columns:
+    """The columns that the options name."""
+    separator = settings.label_separator if settings.multi_label else ""
+    return Columns(settings.text_column, settings.text_pair_column, settings.label_column, separator)
+
+
+def _read_files(settings: TrainOptions, columns: Columns) -> tuple[Examples, Examples | None]:
+    """The training examples, and the evaluation's if the options name any.
+
+    Raises:
+        InputError: one file has text pairs and the other has not.
+    """
+    train = read_examples(settings.data, columns, need_labels=True)
+    if settings.eval_data is None:
+        return train, None
+    test = read_examples(settings.eval_data, columns, need_labels=True)
+    if (test.pairs is None) != (train.pairs is None):
+        todo = "give both files the same columns"
+        raise InputError("text pairs in one data file only", settings.eval_data, todo)
+    return train, test
+
+
+def _split_labels(examples: Examples, columns: Columns) -> list[set[str]]:
+    """The labels of each example: its label, or those that `columns.separator` separates."""
+    fields = examples.labels or ()
+    if not columns.separator:
+        return [{field} for field in fields]
+    return [{label.strip() for label in field.split(columns.separator) if label.strip()} for field in fields]
+
+
+def _sorted(labels: Iterable[str]) -> tuple[str, ...]:
+    """Distinct labels, by number where all are numbers, else by name."""
+    return tuple(sorted(labels, key=int if all(label.isdecimal() for label in labels) else None))
+
+
+def _classes(counts: Counter[str], what: str, source: Path) -> tuple[str, ...]:
+    """The labels that occur, in order; rejects columns that cannot be classes, such as numbers or texts.
+
+    Raises:
+        InputError: there is one label only, or there are many and most occur once.
+    """
+    labels = _sorted(counts)
+    if len(labels) < 2:
+        raise InputError(f"one label only: '{labels[0]}'", source, f"give {what} of at least two labels")
+    uses = counts.total()
+    if len(labels) > MANY_LABELS and len(labels) > uses / 2:
+        shown = labels[0] if len(labels[0]) <= 30 else f"{labels[0][:30]}…"
+        what = f"{len(labels)} different labels in {uses} places, such as '{shown}': too many to learn"
+        todo = "check which column is the label's; numbers are for 'bertmp train regression'"
+        raise InputError(what, source, todo)
+    return labels
+
+
+def _check_known(found: Iterable[str], known: Iterable[str], source: Path) -> None:
+    """Checks that the training data has every label of the evaluation data.
+
+    Raises:
+        InputError: it lacks one.
+    """
+    if unknown := sorted(set(found) - set(known)):
+        what = f"the label '{unknown[0]}' never occurs in the training data"
+        raise InputError(what, source, "add training examples of it or remove it")
+
+
+def _numbers(examples: Examples) -> np.ndarray:
+    """The labels as numbers, FP32 `[examples]`.
+
+    Raises:
+        InputError: a label is not a number; names the first one's line.
+    """
+    limit = float(np.finfo(np.float32).max)
+    values = [_number(label) for label in examples.labels or ()]
+    for line, label, value in zip(examples.lines, examples.labels or (), values, strict=True):
+        if not abs(value) <= limit:
+            where = f"{examples.source}, line {line}"
+            todo = "give each text a number, or train classification"
+            raise InputError(f"the label '{label}' is not a number", where, todo)
+    return np.array(values, dtype=np.float32)
+
+
+def _number(label: str) -> float:
+    try:
+        return float(label)
+    except ValueError:
+        return math.nan
