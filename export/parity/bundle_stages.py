@@ -21,28 +21,16 @@ from bertmp.export.bundle import (
     FP32_GRAPH,
     NETWORK,
     Bundle,
-    StageRecord,
 )
 from bertmp.export.engine.builders import Toolchain, probe
 from bertmp.export.engine.compatibility import open_engine, require_runtime
 from bertmp.export.engine.engine_options import Profile, Shape
-from bertmp.export.engine.runtime import Engine, load_engine, why_not
+from bertmp.export.engine.runtime import load_engine, why_not
 from bertmp.export.engine.verify import verification_of
-from bertmp.export.graph.ort_sessions import CPU, Provider, onnxruntime_module, open_session
+from bertmp.export.graph.ort_sessions import CPU, onnxruntime_module, open_session
 from bertmp.export.parity.stage import ParityInputs, Skipped, Stage, StageOutput, answer_all
 
 TORCH, ONNX_FP32, ONNX_FP16 = "torch-fp32", "onnx-fp32", "onnx-fp16"
-
-
-@dataclass(frozen=True)
-class AbsentStage:
-    """A link that this bundle does not have."""
-
-    name: str
-    reason: str
-
-    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> Skipped:
-        return Skipped(self.reason)
 
 
 def chain(bundle: Bundle, checkpoint: Path | None) -> tuple[Stage, ...]:
@@ -54,23 +42,20 @@ def chain(bundle: Bundle, checkpoint: Path | None) -> tuple[Stage, ...]:
     Raises:
         InputError: the bundle was not exported, or one of its stages is stale.
     """
-    manifest = bundle.manifest
     export = bundle.stage(EXPORT, "bertmp export")
-    stages: list[Stage] = [
-        TorchStage.of(export, checkpoint, TORCH),
+    for name, command in ((CONVERT, "bertmp export"), (BUILD_ENGINE, "bertmp build-engine")):
+        if name in bundle.manifest.stages:
+            bundle.stage(name, command)
+    recorded = checkpoint or export.settings.get("checkpoint")
+    sha256 = export.results.get("checkpoint_sha256") or export.settings.get("checkpoint_sha256") or ""
+    folder = Path(str(recorded)) if recorded else None
+    fp16 = bundle.folder / FP16_GRAPH if CONVERT in bundle.manifest.stages else None
+    return (
+        TorchStage(folder, str(sha256), chosen=checkpoint is not None),
         OnnxStage(ONNX_FP32, bundle.folder / FP32_GRAPH, half=False),
-    ]
-    if CONVERT in manifest.stages:
-        bundle.stage(CONVERT, "bertmp export")
-        stages.append(OnnxStage(ONNX_FP16, bundle.folder / FP16_GRAPH, half=True))
-    else:
-        stages.append(AbsentStage(ONNX_FP16, "the bundle has no FP16 graph"))
-    if BUILD_ENGINE in manifest.stages:
-        bundle.stage(BUILD_ENGINE, "bertmp build-engine")
-        stages.append(EngineStage(bundle))
-    else:
-        stages.append(AbsentStage("engine", "no engine was built"))
-    return tuple(stages)
+        OnnxStage(ONNX_FP16, fp16, half=True),
+        EngineStage(bundle),
+    )
 
 
 @dataclass(frozen=True)
@@ -78,25 +63,15 @@ class TorchStage:
     """The checkpoint in torch on the CPU, FP32 throughout.
 
     Attributes:
-        name: `torch-fp32`.
         folder: the checkpoint; None where the manifest has none.
         sha256: of the weights that were exported; empty where the manifest has none.
         chosen: whether the user named the folder, so that a wrong one is an error and not a reason.
     """
 
-    name: str
     folder: Path | None
     sha256: str
     chosen: bool = False
-
-    @classmethod
-    def of(cls, export: StageRecord, checkpoint: Path | None, name: str) -> TorchStage:
-        """The stage for a bundle's export entry; `checkpoint` takes the place of the folder it names."""
-        recorded = export.settings.get("checkpoint")
-        sha256 = export.results.get("checkpoint_sha256") or export.settings.get("checkpoint_sha256") or ""
-        if checkpoint is not None:
-            return cls(name, Path(checkpoint), str(sha256), chosen=True)
-        return cls(name, Path(str(recorded)) if recorded else None, str(sha256))
+    name: str = TORCH
 
     def obstacle(self) -> str:
         """Why the checkpoint cannot be the reference; empty where it can."""
@@ -150,12 +125,12 @@ class OnnxStage:
 
     Attributes:
         name: `onnx-fp32` or `onnx-fp16`.
-        graph: the ONNX file.
+        graph: the ONNX file; None where the bundle has no such graph.
         half: whether the graph computes in FP16, which a CPU does only in part.
     """
 
     name: str
-    graph: Path
+    graph: Path | None
     half: bool
 
     def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | Skipped:
@@ -164,10 +139,12 @@ class OnnxStage:
         Raises:
             MissingComponent: ONNX Runtime is not installed.
         """
-        if not self.graph.is_file():
-            return Skipped(f"the bundle has no {self.graph.name}")
+        if self.graph is None:
+            return Skipped("the bundle has no FP16 graph")
         try:
-            session = open_session(self.graph, providers=_providers())
+            # CUDA without TF32 where there is one, else the CPU.
+            has_cuda = _CUDA[0] in onnxruntime_module().get_available_providers()
+            session = open_session(self.graph, providers=[_CUDA, CPU] if has_cuda else [CPU])
         except InputError as error:
             if "NOT_IMPLEMENTED" not in str(error):
                 raise error.__cause__ or error from None  # the runtime's own: the stage failed, not the input
@@ -186,12 +163,6 @@ class OnnxStage:
         return StageOutput(logits, details=details)
 
 
-def _providers() -> list[Provider]:
-    """CUDA without TF32 where there is one, else the CPU."""
-    has_cuda = _CUDA[0] in onnxruntime_module().get_available_providers()
-    return [_CUDA, CPU] if has_cuda else [CPU]
-
-
 OUTPUT = "logits"
 STEP = 8
 """Batches are as long as a multiple of this many tokens: each shape is prepared once, so few are better."""
@@ -206,10 +177,7 @@ class EngineStage:
     """
 
     bundle: Bundle
-
-    @property
-    def name(self) -> str:
-        return "engine"
+    name: str = "engine"
 
     def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | Skipped:
         """Answers all examples, in their order.
@@ -220,7 +188,7 @@ class EngineStage:
             BuildFailed: the runtime refuses it.
         """
         if BUILD_ENGINE not in self.bundle.manifest.stages:
-            return Skipped("no engine: 'bertmp build-engine' has not run")
+            return Skipped("no engine was built")
         self.bundle.stage(BUILD_ENGINE, f"bertmp build-engine {self.bundle.folder}")
         place = (self.bundle.folder / ENGINE).parent
         file = open_engine(place)
@@ -236,14 +204,16 @@ class EngineStage:
             "gpu": engine.device.name,
             "profiles": list(file.profiles),
         }
-        return StageOutput(_answer(engine, inputs, advance), details=details)
+        plan = plan_batches([len(encoded) for encoded in inputs.encoded], engine.profiles)
+        chosen = ((rows, fill_batch(inputs, rows, shape)) for rows, shape in plan)
+        logits = answer_all(inputs, lambda feed: engine(feed)[OUTPUT], advance, chosen)
+        return StageOutput(logits, details=details)
 
     def verification(self) -> dict[str, object]:
         """The engine's precision as `network.json` has it: counts, and layers by type."""
         network = read_json(self.bundle.folder / NETWORK)
-        parts = {name: network[name] for name in ("builder", "builder_version")}
-        found = verification_of(network)
-        return {**parts, **{name: found[name] for name in ("verified", "counts", "summary")}}
+        found = {**network, **verification_of(network)}
+        return {name: found[name] for name in ("builder", "builder_version", "verified", "counts", "summary")}
 
 
 def plan_batches(lengths: Sequence[int], profiles: Sequence[Profile]) -> Iterator[tuple[list[int], Shape]]:
@@ -281,15 +251,6 @@ def fill_batch(inputs: ParityInputs, rows: Sequence[int], shape: Shape) -> dict[
     Rows that only fill the batch have one unmasked token, so that the softmax is defined.
     """
     encoded = [inputs.encoded[row] for row in rows]
-    batch = pad_batch(encoded, inputs.pad_id, (shape.batch, shape.length))
+    batch = pad_batch(encoded, inputs.pad_id, shape)
     batch["attention_mask"][:, 0] = 1
     return batch
-
-
-def _answer(engine: Engine, inputs: ParityInputs, advance: Callable[[int], None]) -> np.ndarray:
-    logits: dict[int, np.ndarray] = {}
-    for rows, shape in plan_batches([len(encoded) for encoded in inputs.encoded], engine.profiles):
-        answers = engine(fill_batch(inputs, rows, shape))[OUTPUT]
-        logits.update(zip(rows, answers, strict=False))  # rows that only fill the batch come last
-        advance(len(rows))
-    return np.stack([logits[row] for row in range(len(inputs.encoded))])

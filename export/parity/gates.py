@@ -101,62 +101,39 @@ def decide(stage: str, evidence: Evidence, limits: Limits) -> tuple[Gate, ...]:
         gates.append(Gate(stage, "runs", True, False, False, f"it failed: {evidence.failure}"))
     if evidence.metrics is not None:
         gates += list(_measured(stage, evidence.metrics, limits))
-    if limits.size_ratio is not None and evidence.size_ratio is not None:
-        gates.append(_size(stage, evidence.size_ratio, limits.size_ratio))
-    if limits.verified and evidence.verified is not None:
-        gates.append(_verified(stage, evidence.verified))
+    limit, ratio = limits.size_ratio, evidence.size_ratio
+    if limit is not None and ratio is not None:
+        sentence = f"the file has {ratio:.3f} of the FP32 file's size, at most {limit:g} allowed"
+        gates.append(Gate(stage, "size_ratio", limit, ratio, ratio <= limit, sentence))
+    verified = evidence.verified
+    if limits.verified and verified is not None:
+        bad, good = "the engine is not verified against the plan", "every layer runs in its planned precision"
+        gates.append(Gate(stage, "verified", True, verified, verified, good if verified else bad))
     return tuple(gates)
 
 
+_AT_MOST = {
+    "non_finite": "numbers that are NaN or infinite",
+    "max_error": "largest logit error",
+    "max_probability_error": "largest error of a probability",
+    "flips": "labels that changed",
+    "unexplained_flips": "labels that changed although the two best logits lie at least twice "
+    "the error apart",
+}
+"""Gates that compare one figure with its limit, and the figure in words."""
+
+
 def _measured(stage: str, metrics: StageMetrics, limits: Limits) -> Iterator[Gate]:
-    wanted: list[tuple[str, float | int | None, float | int | None, str]] = [
-        ("non_finite", limits.non_finite, metrics.non_finite, "numbers that are NaN or infinite"),
-        ("max_error", limits.max_error, metrics.max_error, "largest logit error"),
-        (
-            "max_probability_error",
-            limits.max_probability_error,
-            metrics.max_probability_error,
-            "largest error of a probability",
-        ),
-        ("flips", limits.flips, len(metrics.flips), "labels that changed"),
-        (
-            "unexplained_flips",
-            limits.unexplained_flips,
-            len(metrics.unexplained),
-            "labels that changed although the two best logits lie at least twice the error apart",
-        ),
-    ]
-    for name, limit, value, words in wanted:
-        if limit is not None and value is not None:
-            yield _at_most(stage, name, limit, value, words)
-    points = metrics.accuracy_points
-    if limits.accuracy_points is not None and points is not None:
-        sentence = f"accuracy changed by {points:+.3g} points, {limits.accuracy_points:g} either way allowed"
-        passed = abs(points) <= limits.accuracy_points
-        yield Gate(stage, "accuracy_points", limits.accuracy_points, points, passed, sentence)
-
-
-def _at_most(stage: str, name: str, limit: float, value: float, words: str) -> Gate:
-    passed = value <= limit
-    sentence = f"{words}: {value:.3g}, at most {limit:g} allowed"
-    return Gate(stage, name, limit, finite(value), passed, sentence)
-
-
-def _size(stage: str, ratio: float, limit: float) -> Gate:
-    sentence = f"the file has {ratio:.3f} of the FP32 file's size, at most {limit:g} allowed"
-    return Gate(stage, "size_ratio", limit, ratio, ratio <= limit, sentence)
-
-
-def _verified(stage: str, verified: bool) -> Gate:
-    words = "runs in its planned precision" if verified else "is not verified against the plan"
-    return Gate(
-        stage,
-        "verified",
-        True,
-        verified,
-        verified,
-        f"every layer {words}" if verified else f"the engine {words}",
-    )
+    figures = {**vars(metrics), "flips": len(metrics.flips), "unexplained_flips": len(metrics.unexplained)}
+    for name, words in _AT_MOST.items():
+        limit, value = getattr(limits, name), figures[name]
+        if limit is not None:
+            sentence = f"{words}: {value:.3g}, at most {limit:g} allowed"
+            yield Gate(stage, name, limit, finite(value), value <= limit, sentence)
+    limit, points = limits.accuracy_points, metrics.accuracy_points
+    if limit is not None and points is not None:
+        sentence = f"accuracy changed by {points:+.3g} points, {limit:g} either way allowed"
+        yield Gate(stage, "accuracy_points", limit, points, abs(points) <= limit, sentence)
 
 
 def read_gates(path: Path) -> dict[str, Limits]:
@@ -186,21 +163,21 @@ def override(tables: Mapping[str, Any], where: str) -> dict[str, Limits]:
 
 
 def _checked(stage: str, name: str, value: object, where: str) -> Any:
-    known = {field.name: field.type for field in fields(Limits)}
+    known = {field.name: str(field.type) for field in fields(Limits)}
     if name == "proven":
         raise InputError(f"the gate 'proven' of {stage} is now 'verified'", where, "use the new name")
     if name not in known:
         raise InputError(f"unknown gate '{name}' of {stage}", where, f"use one of {', '.join(known)}")
     if name == "verified":
-        if isinstance(value, bool):
-            return value
-        raise InputError(f"the limit of {stage}.{name} is not true or false", where, "fix it")
+        if not isinstance(value, bool):
+            raise InputError(f"the limit of {stage}.{name} is not true or false", where, "fix it")
+        return value
     if value is False:
         return None
-    kinds: tuple[type, ...] = (int,) if "float" not in str(known[name]) else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < math.inf:  # type: ignore[operator]
-        kind = "an integer" if kinds == (int,) else "a number"
-        what = f"the limit of {stage}.{name} is not {kind} of at least 0"
+    whole = "float" not in known[name]
+    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not fits or not 0 <= value < math.inf:  # type: ignore[operator]
+        what = f"the limit of {stage}.{name} is not {'an integer' if whole else 'a number'} of at least 0"
         raise InputError(what, where, "fix it, or write false for no limit")
     return value
 
@@ -277,13 +254,12 @@ class StageMetrics:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a number that is not finite is null."""
+        quantiles = {f"p{share}": finite(self.error_quantile(share / 100)) for share in (50, 90, 99)}
         return {
             "texts": self.texts,
             "max_error": finite(self.max_error),
             "mean_error": finite(self.mean_error),
-            "error_quantiles": {
-                f"p{round(100 * share)}": finite(self.error_quantile(share)) for share in (0.5, 0.9, 0.99)
-            },
+            "error_quantiles": quantiles,
             "max_probability_error": finite(self.max_probability_error),
             "flips": len(self.flips),
             "unexplained_flips": len(self.unexplained),
@@ -317,17 +293,10 @@ def measure(reference: StageOutput, output: StageOutput, labels: Sequence[int] |
     row_errors, margins = errors.max(axis=1), _margins(reference.logits)
     before, after = answers_of(reference), answers_of(output)
     max_error = float(errors.max())
-    flips = tuple(
-        Flip(
-            row=int(row),
-            reference=int(before[row]),
-            answer=int(after[row]),
-            margin=float(margins[row]),
-            error=float(row_errors[row]),
-            explained=bool(math.isfinite(max_error) and margins[row] < 2 * max_error),
-        )
-        for row in np.flatnonzero(before != after)
-    )
+    explained = margins < (2 * max_error if math.isfinite(max_error) else 0)
+    rows = np.flatnonzero(before != after)
+    columns = (array[rows].tolist() for array in (before, after, margins, row_errors, explained))
+    own = (output.logits, *([] if output.probabilities is None else [output.probabilities]))
     truth = None if labels is None else np.asarray(labels)
     return StageMetrics(
         row_errors=row_errors,
@@ -335,17 +304,11 @@ def measure(reference: StageOutput, output: StageOutput, labels: Sequence[int] |
         max_error=max_error,
         mean_error=float(errors.mean()),
         max_probability_error=float(_distance(probabilities_of(output), probabilities_of(reference)).max()),
-        flips=flips,
-        non_finite=count_non_finite(output),
+        flips=tuple(map(Flip, rows.tolist(), *columns)),
+        non_finite=sum(int((~np.isfinite(array)).sum()) for array in own),
         correct=None if truth is None else int((after == truth).sum()),
         reference_correct=None if truth is None else int((before == truth).sum()),
     )
-
-
-def count_non_finite(output: StageOutput) -> int:
-    """How many of a stage's logits and own probabilities are NaN or infinite."""
-    arrays = [output.logits] if output.probabilities is None else [output.logits, output.probabilities]
-    return sum(int((~np.isfinite(array)).sum()) for array in arrays)
 
 
 def answers_of(output: StageOutput) -> np.ndarray:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from bertmp.core.errors import InputError
+from bertmp.core.io import sha256_file
 from bertmp.core.options import keywords_of
 from bertmp.data.readers import Columns
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, FP16_GRAPH, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
@@ -18,7 +20,6 @@ from bertmp.export.parity.gates import (
     Evidence,
     Gate,
     Limits,
-    StageMetrics,
     decide,
     limits_of,
     measure,
@@ -32,6 +33,7 @@ from bertmp.export.parity.result import (
     FlipRow,
     ParityReport,
     StageReport,
+    Status,
     environment,
     summarise_bundle,
 )
@@ -60,21 +62,21 @@ def parity(options: ParityOptions) -> ParityReport:
     contents, examples = summarise_bundle(opened), read_inputs(opened, options.data, columns)
     # Served stages go first: a server that is not there shows before the long part.
     ran = run_all((*options.extra_stages, *own), examples.inputs, options.progress)
-    reference = _reference(ran)
-    rows = tuple(_stage_report(ran[stage.name], ran, reference, examples, contents) for stage in stages)
-    limits = _limits(options.gates)
+    answered = {name: run.answer for name, run in ran.items() if isinstance(run.answer, StageOutput)}
+    # The checkpoint, else the FP32 graph; empty where neither answered.
+    reference = next((name for name in (TORCH, ONNX_FP32) if name in answered), "")
+    rows = tuple(_stage_report(ran[stage.name], answered, reference, examples, contents) for stage in stages)
+    gates, source = options.gates, examples.examples.source
+    limits = read_gates(Path(gates)) if isinstance(gates, (str, Path)) else gates or DEFAULTS
+    limits = cast(Mapping[str, Limits], limits)
+    truncated = sum(encoded.truncated for encoded in examples.inputs.encoded)
+    labelled, texts = examples.inputs.labels is not None, len(examples.inputs.texts)
     result = ParityReport(
         bundle=opened.folder,
         folder=folder,
         reference=reference,
         note=_note(ran, reference),
-        data=DataSummary(
-            examples.source,
-            examples.sha256,
-            len(examples.lines),
-            examples.inputs.labels is not None,
-            examples.truncated,
-        ),
+        data=DataSummary(source, sha256_file(source), texts, labelled, truncated),
         stages=rows,
         gates=tuple(gate for row in rows for gate in _gates(row, limits)),
         flips=tuple(flip for row in rows for flip in _flip_rows(row, examples)),
@@ -88,12 +90,6 @@ def parity(options: ParityOptions) -> ParityReport:
     return result
 
 
-def _limits(gates: Mapping[str, object] | Path | str | None) -> Mapping[str, Limits]:
-    if isinstance(gates, (str, Path)):
-        return read_gates(Path(gates))
-    return cast(Mapping[str, Limits], gates) if gates else DEFAULTS
-
-
 def _report_folder(bundle: Bundle, report: Path | None) -> Path:
     folder = bundle.folder / DEFAULT_FOLDER if report is None else Path(report)
     if folder.exists() and not folder.is_dir():
@@ -101,24 +97,18 @@ def _report_folder(bundle: Bundle, report: Path | None) -> Path:
     return folder
 
 
-def _reference(ran: Mapping[str, StageRun]) -> str:
-    """The checkpoint, else the FP32 graph; empty where neither answered."""
-    answered = (name for name in (TORCH, ONNX_FP32) if isinstance(ran[name].answer, StageOutput))
-    return next(answered, "")
-
-
 def _note(ran: Mapping[str, StageRun], reference: str) -> str:
     if reference == TORCH:
         return ""
-    first = ran[TORCH]
-    why = first.failure or (first.answer.reason if isinstance(first.answer, Skipped) else "")
+    answer = ran[TORCH].answer
+    why = answer.reason if isinstance(answer, Skipped) else ran[TORCH].failure
     stand_in = f"the reference is {reference}" if reference else "there is nothing to compare with"
     return f"{TORCH} did not run ({why}), so {stand_in}."
 
 
 def _stage_report(
     ran: StageRun,
-    others: Mapping[str, StageRun],
+    answered: Mapping[str, StageOutput],
     reference: str,
     examples: ParityData,
     contents: BundleSummary,
@@ -126,44 +116,29 @@ def _stage_report(
     """Measures one stage; a stage whose answers cannot be compared has failed."""
     answer, size = ran.answer, contents.size_ratio if ran.name == ONNX_FP16 else None
     if isinstance(answer, Skipped):
-        return StageReport(
-            ran.name, "not run", answer.reason, size_ratio=size, verification=answer.verification
-        )
+        skipped = StageReport(ran.name, "not run", answer.reason, verification=answer.verification)
+        return replace(skipped, size_ratio=size)
+    why = ran.failure or "there is no reference to compare with"
+    failed = StageReport(ran.name, "failed", why, ran.seconds, size_ratio=size)
     if answer is None or not reference:
-        why = ran.failure or "there is no reference to compare with"
-        return StageReport(ran.name, "failed", why, ran.seconds, size_ratio=size)
-    serves = _serves(answer, others, reference)
+        return failed
+    labels = answer.details.get("labels")
+    # A served model names its labels: the same in another order would be other answers.
+    if isinstance(labels, (list, tuple)) and list(labels) != list(examples.classes):
+        why = f"it serves the labels {', '.join(map(str, labels))}, not {', '.join(examples.classes)}"
+        return replace(failed, reason=why)
+    serves, truth = _serves(answer, answered, reference), examples.inputs.labels
     try:
-        _check_labels(answer, examples)
-        metrics = _against(reference, answer, others, examples)
-        served = _against(serves, answer, others, examples) if serves else None
+        metrics = measure(answered[reference], answer, truth)
+        served = measure(answered[serves], answer, truth) if serves else None
     except ValueError as error:
-        return StageReport(ran.name, "failed", str(error), ran.seconds, size_ratio=size)
-    return StageReport(
-        name=ran.name,
-        status="reference" if ran.name == reference else "run",
-        seconds=ran.seconds,
-        metrics=metrics,
-        serves=serves,
-        served=served,
-        size_ratio=size,
-        details=answer.details,
-    )
+        return replace(failed, reason=str(error))
+    measured = replace(failed, reason="", metrics=metrics, serves=serves, served=served)
+    status: Status = "reference" if ran.name == reference else "run"
+    return replace(measured, status=status, details=answer.details)
 
 
-def _check_labels(answer: StageOutput, examples: ParityData) -> None:
-    """A served model names its labels: the same in another order would be other answers.
-
-    Raises:
-        ValueError: they are not the bundle's.
-    """
-    served = answer.details.get("labels")
-    if isinstance(served, (list, tuple)) and list(served) != list(examples.classes):
-        what = f"it serves the labels {', '.join(map(str, served))}, not {', '.join(examples.classes)}"
-        raise ValueError(what)
-
-
-def _serves(answer: StageOutput, others: Mapping[str, StageRun], reference: str) -> str:
+def _serves(answer: StageOutput, answered: Mapping[str, StageOutput], reference: str) -> str:
     """The in-process stage that a served model must answer like; empty for a stage that is not served.
 
     A served model may name the graph that it runs (`serves` among its details); a CPU host serves the FP32
@@ -171,18 +146,8 @@ def _serves(answer: StageOutput, others: Mapping[str, StageRun], reference: str)
     """
     if answer.answers is None and answer.probabilities is None:
         return ""
-    for name in (str(answer.details.get("serves", "")), ONNX_FP32):
-        if name in others and isinstance(others[name].answer, StageOutput):
-            return name
-    return reference
-
-
-def _against(
-    name: str, answer: StageOutput, others: Mapping[str, StageRun], examples: ParityData
-) -> StageMetrics:
-    yardstick = others[name].answer
-    assert isinstance(yardstick, StageOutput)
-    return measure(yardstick, answer, examples.inputs.labels)
+    wanted = (str(answer.details.get("serves", "")), ONNX_FP32)
+    return next((name for name in wanted if name in answered), reference)
 
 
 def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
@@ -199,49 +164,31 @@ def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
 
 
 def _flip_rows(row: StageReport, examples: ParityData) -> list[FlipRow]:
-    inputs, labels = examples.inputs, examples.classes
-
-    def text_of(number: int) -> str:
-        pair = f" ⏎ {inputs.pairs[number]}" if inputs.pairs is not None else ""
-        return inputs.texts[number] + pair
-
-    return [
-        FlipRow(
-            stage=row.name,
-            line=examples.lines[flip.row],
-            text=text_of(flip.row),
-            truth=labels[inputs.labels[flip.row]] if inputs.labels is not None else "",
-            before=labels[flip.reference],
-            after=labels[flip.answer],
-            flip=flip,
-        )
-        for flip in (row.metrics.flips if row.metrics else ())
-    ]
+    inputs, labels, found = examples.inputs, examples.classes, []
+    for flip in row.metrics.flips if row.metrics else ():
+        line, pairs = examples.examples.lines[flip.row], inputs.pairs
+        text = inputs.texts[flip.row] + (f" ⏎ {pairs[flip.row]}" if pairs is not None else "")
+        truth = labels[inputs.labels[flip.row]] if inputs.labels is not None else ""
+        before, after = labels[flip.reference], labels[flip.answer]
+        found.append(FlipRow(row.name, line, text, truth, before, after, flip))
+    return found
 
 
 def _record(bundle: Bundle, result: ParityReport, limits: Mapping[str, Limits]) -> None:
     """Adds the stage to the manifest."""
     engine = [ENGINE, NETWORK] if BUILD_ENGINE in bundle.manifest.stages else []
     inputs = [FP32_GRAPH, FP16_GRAPH, PLAN, *engine]
-    outputs = [result.folder / name for name in FILES]
-    home = bundle.folder.resolve()
-    settings: dict[str, Any] = {
-        "data": str(result.data.file),
-        "gates": {name: _plain(limit) for name, limit in limits.items()},
-        "report": str(result.folder),
+    home, outputs = bundle.folder.resolve(), [(result.folder / name).resolve() for name in FILES]
+    gates = {
+        stage: {name: value for name, value in vars(limit).items() if value is not None}
+        for stage, limit in limits.items()
     }
     bundle.record(
         PARITY,
         inputs=[name for name in inputs if (bundle.folder / name).is_file()],
-        outputs=[
-            str(path.resolve().relative_to(home)) for path in outputs if path.resolve().is_relative_to(home)
-        ],
+        outputs=[str(path.relative_to(home)) for path in outputs if path.is_relative_to(home)],
         tools=["bertmp", "torch", "onnxruntime", "tokenizers"],
-        settings=settings,
+        settings={"data": str(result.data.file), "gates": gates, "report": str(result.folder)},
         results=result.summary(),
         seconds=result.seconds,
     )
-
-
-def _plain(limits: Limits) -> dict[str, Any]:
-    return {name: value for name, value in vars(limits).items() if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -126,43 +127,27 @@ def _figure(stage: StageReport) -> tuple[str, str]:
 
 def _series(result: ParityReport) -> list[ErrorSeries]:
     limits = {gate.stage: float(gate.limit) for gate in result.gates if gate.name == "max_error"}
-    return [
-        ErrorSeries(
-            name=stage.name,
-            errors=stage.metrics.row_errors,
-            margins=stage.metrics.margins,
-            largest=stage.metrics.max_error,
-            limit=limits.get(stage.name),
-            flips=[(flip.margin, flip.error, flip.explained) for flip in stage.metrics.flips],
-        )
-        for stage in result.stages
-        if stage.metrics is not None and stage.status == "run"
-    ]
+    found = []
+    for name, metrics in ((one.name, one.metrics) for one in result.stages if one.status == "run"):
+        if metrics is not None:
+            flips = [(flip.margin, flip.error, flip.explained) for flip in metrics.flips]
+            figures = (metrics.row_errors, metrics.margins, metrics.max_error)
+            found.append(ErrorSeries(name, *figures, limits.get(name), flips))
+    return found
 
 
 def _tiles(result: ParityReport) -> list[Tile]:
     """Accuracy first, then the worst error, the flips, the file's size: what one asks first."""
-    compared = [stage for stage in result.stages if stage.metrics and stage.status == "run"]
-    return [*_accuracy_tiles(result, compared), *_error_tiles(result, compared)]
-
-
-def _accuracy_tiles(result: ParityReport, compared: list[StageReport]) -> list[Tile]:
-    reference = next((stage for stage in result.stages if stage.status == "reference"), None)
-    if reference is None or reference.metrics is None or reference.metrics.accuracy is None:
-        return []
-    tiles = [Tile(f"{reference.metrics.accuracy:.4f}", "accuracy of", reference.name)]
-    points = {stage.name: stage.metrics.accuracy_points for stage in compared if stage.metrics}
-    worst = max(points, key=lambda name: abs(points[name] or 0), default="")
-    if worst:
-        change = points[worst] or 0.0
-        tiles.append(Tile(f"{change:+.2f} pt", "largest change of it", worst if change else ""))
-    return tiles
-
-
-def _error_tiles(result: ParityReport, compared: list[StageReport]) -> list[Tile]:
-    errors = {stage.name: stage.metrics.max_error for stage in compared if stage.metrics}
+    compared = {one.name: one.metrics for one in result.stages if one.metrics and one.status == "run"}
+    reference = next((one for one in result.stages if one.status == "reference"), None)
     tiles = []
-    if errors:
+    if reference and reference.metrics and reference.metrics.accuracy is not None:
+        tiles.append(Tile(f"{reference.metrics.accuracy:.4f}", "accuracy of", reference.name))
+        points = {name: metrics.accuracy_points or 0.0 for name, metrics in compared.items()}
+        if worst := max(points, key=lambda name: abs(points[name]), default=""):
+            change = points[worst]
+            tiles.append(Tile(f"{change:+.2f} pt", "largest change of it", worst if change else ""))
+    if errors := {name: metrics.max_error for name, metrics in compared.items()}:
         worst = max(errors, key=lambda name: errors[name])
         tiles.append(Tile(scientific(errors[worst]), "largest logit error", worst))
         tiles.append(Tile(str(len({row.line for row in result.flips})), "examples whose label changed"))
@@ -175,17 +160,11 @@ def _gate_row(gate: Gate) -> GateRow:
     title = _GATE_NAMES.get(gate.name, gate.name)
     if isinstance(gate.limit, bool):
         return GateRow(gate, title, "yes" if gate.measured else "no", "yes", None)
-    measured = "not finite" if gate.measured is None else scientific(abs(gate.measured))
-    used = 1.0 if gate.measured is None else _share_used(abs(gate.measured), gate.limit)
-    unit = " points" if gate.name == "accuracy_points" else ""
-    sign = "±" if gate.name == "accuracy_points" else "≤ "
+    size = math.inf if gate.measured is None else abs(gate.measured)
+    used = min(size / gate.limit, 1.0) if gate.limit else float(size > 0)
+    measured = "not finite" if gate.measured is None else scientific(size)
+    unit, sign = (" points", "±") if gate.name == "accuracy_points" else ("", "≤ ")
     return GateRow(gate, title, measured + unit, f"{sign}{scientific(gate.limit)}{unit}", used)
-
-
-def _share_used(measured: float, limit: float) -> float:
-    if limit == 0:
-        return 0.0 if measured == 0 else 1.0
-    return min(measured / limit, 1.0)
 
 
 def _shares(precisions: Mapping[str, int]) -> list[tuple[str, int, float]]:

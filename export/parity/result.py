@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -102,17 +102,10 @@ class FlipRow:
     flip: Flip
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "stage": self.stage,
-            "line": self.line,
-            "text": self.text,
-            "label": self.truth or None,
-            "reference": self.before,
-            "answer": self.after,
-            "margin": finite(self.flip.margin),
-            "error": finite(self.flip.error),
-            "explained": self.flip.explained,
-        }
+        named = {"stage": self.stage, "line": self.line, "text": self.text, "label": self.truth or None}
+        numbers = {"margin": finite(self.flip.margin), "error": finite(self.flip.error)}
+        labels = {"reference": self.before, "answer": self.after}
+        return {**named, **labels, **numbers, "explained": self.flip.explained}
 
 
 @dataclass(frozen=True)
@@ -188,10 +181,7 @@ class ParityReport:
         Raises:
             KeyError: there is none.
         """
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        raise KeyError(name)
+        return {stage.name: stage for stage in self.stages}[name]
 
     def summary(self) -> dict[str, Any]:
         """What the manifest keeps: the verdict and the figures of each stage."""
@@ -236,14 +226,8 @@ def _figures(stage: StageReport) -> dict[str, Any]:
 
 
 _TOOLS = (
-    "bertmp",
-    "torch",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorrt",
-    "tensorrt-rtx",
-    "tokenizers",
+    *("bertmp", "torch", "onnx", "onnxruntime", "onnxruntime-gpu"),
+    *("tensorrt", "tensorrt-rtx", "tokenizers"),
 )
 _TELLING = ("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX")
 
@@ -359,18 +343,18 @@ def _by_rule(nodes: list[NodePlan]) -> tuple[RuleSummary, ...]:
     return tuple(
         RuleSummary(
             rule=rule,
-            sentences=tuple(
-                sentence
-                for sentence, _ in Counter(
-                    reason.sentence for node in members for reason in node.reasons[:1]
-                ).most_common()
-            ),
-            ops=dict(Counter(node.op for node in members).most_common()),
+            sentences=tuple(_by_count(reason.sentence for node in members for reason in node.reasons[:1])),
+            ops=_by_count(node.op for node in members),
             nodes=tuple(f"{node.name} ({node.module})" if node.module else node.name for node in members),
             error=max((node.error for node in members if node.error is not None), default=None),
         )
         for rule, members in sorted(groups.items(), key=lambda item: -len(item[1]))
     )
+
+
+def _by_count(words: Iterable[str]) -> dict[str, int]:
+    """Each word and how often it occurs, the most frequent first."""
+    return dict(Counter(words).most_common())
 
 
 def _layers(network: Any) -> dict[str, dict[str, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +11,6 @@ from typing import Protocol
 import numpy as np
 
 from bertmp.core.errors import InputError, MissingComponent
-from bertmp.core.io import sha256_file
 from bertmp.core.progress import ProgressCallback
 from bertmp.data.batches import pad_batch
 from bertmp.data.readers import Columns, Examples, read_examples
@@ -109,21 +108,16 @@ def _run(stage: Stage, inputs: ParityInputs, progress: ProgressCallback) -> Stag
         answered += examples
         progress(stage.name, answered, len(inputs.texts))
 
-    answer: StageOutput | Skipped | None = None
-    failure = ""
+    answer, failure = None, ""
     try:
         answer = stage.run(inputs, advance)
     except (InputError, MissingComponent, MemoryError):
         raise
     except Exception as error:  # whatever a runtime throws at a graph it cannot run
-        failure = _line(error)
+        words = " ".join(str(error).split())
+        shortened = f"{words[:300]}{'…' if len(words) > 300 else ''}"  # not too long for a table
+        failure = f"{type(error).__name__}: {shortened}".removesuffix(": ")
     return StageRun(stage.name, answer, failure, time.monotonic() - started)
-
-
-def _line(error: Exception) -> str:
-    """The error in one line, not too long for a table."""
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words[:300]}{'…' if len(words) > 300 else ''}".removesuffix(": ")
 
 
 BATCH_SIZE = 16
@@ -138,22 +132,13 @@ class ParityData:
 
     Attributes:
         inputs: its examples, in the file's order.
-        source: the file.
-        sha256: of the file's bytes.
-        lines: the line of each example.
+        examples: the same as they were read, with the file and each one's line.
         classes: the bundle's labels, in the order of the logits.
     """
 
     inputs: ParityInputs
-    source: Path
-    sha256: str
-    lines: Sequence[int]
+    examples: Examples
     classes: Sequence[str]
-
-    @property
-    def truncated(self) -> int:
-        """How many examples were truncated to the model's positions."""
-        return sum(encoded.truncated for encoded in self.inputs.encoded)
 
 
 def read_inputs(bundle: Bundle, data: Path, columns: Columns | None = None) -> ParityData:
@@ -167,28 +152,22 @@ def read_inputs(bundle: Bundle, data: Path, columns: Columns | None = None) -> P
         what = f"parity compares classification models, and this one's task is {bundle.task}"
         raise InputError(what, bundle.folder, "compare a classification model")
     examples = read_examples(data, columns)
-    inputs = ParityInputs(
-        texts=examples.texts,
-        pairs=examples.pairs,
-        labels=None if examples.labels is None else _class_indices(examples, bundle.labels),
-        encoded=bundle.tokenizer.encode(examples.texts, examples.pairs),
-        pad_id=bundle.tokenizer.pad_id,
-    )
-    return ParityData(inputs, examples.source, sha256_file(examples.source), examples.lines, bundle.labels)
-
-
-def _class_indices(examples: Examples, known: Sequence[str]) -> list[int]:
-    index_of = {label: index for index, label in enumerate(known)}
-    for line, label in zip(examples.lines, examples.labels or (), strict=True):
-        if label not in index_of:
+    index_of = {label: index for index, label in enumerate(bundle.labels)}
+    for line, label in zip(examples.lines, examples.labels or examples.lines, strict=True):
+        if examples.labels is not None and label not in index_of:
             what = f"the model does not know the label '{label}'"
-            raise InputError(what, f"{examples.source}, line {line}", f"use one of {', '.join(known)}")
-    return [index_of[label] for label in examples.labels or ()]
+            todo = f"use one of {', '.join(bundle.labels)}"
+            raise InputError(what, f"{examples.source}, line {line}", todo)
+    labels = None if examples.labels is None else [index_of[label] for label in examples.labels]
+    encoded = bundle.tokenizer.encode(examples.texts, examples.pairs)
+    inputs = ParityInputs(examples.texts, examples.pairs, labels, encoded, bundle.tokenizer.pad_id)
+    return ParityData(inputs, examples, bundle.labels)
 
 
-def batches(
-    inputs: ParityInputs, size: int = BATCH_SIZE, spread: int = LENGTH_SPREAD
-) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+Batches = Iterable[tuple[list[int], dict[str, np.ndarray]]]
+
+
+def batches(inputs: ParityInputs, size: int = BATCH_SIZE, spread: int = LENGTH_SPREAD) -> Batches:
     """The examples from short to long, at most `size` per batch, none padded by more than `spread` tokens.
 
     Yields:
@@ -210,18 +189,20 @@ def answer_all(
     inputs: ParityInputs,
     answer: Callable[[dict[str, np.ndarray]], np.ndarray],
     advance: Callable[[int], None],
+    chosen: Batches | None = None,
 ) -> np.ndarray:
     """Runs `answer` batch by batch and puts its rows back into the file's order.
 
     Args:
         answer: the graph's inputs for a batch → logits, FP32 `[batch, labels]`.
         advance: called with the number of examples after every batch.
+        chosen: the batches, those of `batches` where None; rows that only fill a batch come last in it.
 
     Returns:
         FP32 `[examples, labels]`.
     """
     logits: dict[int, np.ndarray] = {}
-    for rows, feed in batches(inputs):
-        logits.update(zip(rows, np.asarray(answer(feed), np.float32), strict=True))
+    for rows, feed in batches(inputs) if chosen is None else chosen:
+        logits.update(zip(rows, np.asarray(answer(feed), np.float32)[: len(rows)], strict=True))
         advance(len(rows))
     return np.stack([logits[row] for row in range(len(inputs.encoded))])
