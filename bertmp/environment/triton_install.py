@@ -93,15 +93,16 @@ def setup(options: SetupOptions) -> SetupResult:
     if system := _system_runtime():
         versions = {"tritonserver": system.version}
         return SetupResult(options.component, str(system.executable), installed=False, versions=versions)
-    _require_platform()
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        here = f"{sys.platform} {platform.machine()}"
+        raise MissingComponent("Triton is packaged for Linux on x86-64 only", here, "use NVIDIA's container")
     folder, installed = _complete_folder(), False
     if folder is None:
         with file_lock(home() / "triton" / ".lock"):
             folder = _complete_folder()  # another process may have made it while we waited
             if folder is None:
                 folder, installed = _build(find_python(), options.progress), True
-    versions = dict(read_json(folder / MARKER)["versions"])
-    return SetupResult(options.component, str(folder), installed, versions)
+    return SetupResult(options.component, str(folder), installed, read_json(folder / MARKER)["versions"])
 
 
 def find_runtime() -> TritonRuntime:
@@ -117,12 +118,6 @@ def find_runtime() -> TritonRuntime:
     faults = [fault for folder in _environments() if (fault := _fault(folder))]
     what = f"the Triton environment cannot be used: {faults[0]}" if faults else "Triton is not set up"
     raise MissingComponent(what, home() / "triton", "run 'bertmp setup triton'")
-
-
-def _require_platform() -> None:
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        here = f"{sys.platform} {platform.machine()}"
-        raise MissingComponent("Triton is packaged for Linux on x86-64 only", here, "use NVIDIA's container")
 
 
 def _recipe() -> str:
@@ -151,14 +146,11 @@ def _fault(folder: Path) -> str | None:
         return "damaged record"
     if not (folder / "bin" / "python").exists() or not library.is_dir():
         return "its Python is gone"
-    if _numpy_major(folder) != 1:
+    names = [path.name for path in _site_packages(folder).glob("numpy-*.dist-info")]
+    versions = [Version(name.split("-")[1].removesuffix(".dist")) for name in names]
+    if max((version.major for version in versions), default=0) != 1:
         return "its numpy is not 1.x, which would corrupt the server's tensors"
     return None
-
-
-def _numpy_major(folder: Path) -> int:
-    names = [path.name for path in _site_packages(folder).glob("numpy-*.dist-info")]
-    return max((Version(name.split("-")[1].removesuffix(".dist")).major for name in names), default=0)
 
 
 def _site_packages(folder: Path) -> Path:
@@ -180,20 +172,15 @@ def _build(python: HostPython, progress: ProgressCallback) -> Path:
                 pinned = Path(scratch) / "requirements.txt"
                 pinned.write_text(requirements())
                 binaries = ",".join(name for name in VERSIONS if name != "numpy")
-                _install(
-                    folder, f"--only-binary={binaries}", "--require-hashes", "--requirement", str(pinned)
-                )
+                from_wheels = (f"--only-binary={binaries}", "--require-hashes")
+                _install(folder, *from_wheels, "--requirement", str(pinned))
             progress(f"Triton server {SERVER_VERSION}")
             _install(folder, "--no-index", str(wheel))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        versions = {
-            "tritonserver": SERVER_VERSION,
-            SERVER.package: SERVER.version,
-            **VERSIONS,
-            "python": python.version,
-        }
+        servers = {"tritonserver": SERVER_VERSION, SERVER.package: SERVER.version}
+        versions = {**servers, **VERSIONS, "python": python.version}
         record = {"recipe": _recipe(), "library": str(python.library), "python": python.version}
         write_json(folder / MARKER, {**record, "versions": versions})
     wheel.unlink(missing_ok=True)  # 50 MB that are not read again
@@ -205,8 +192,7 @@ def _install(folder: Path, *arguments: str) -> None:
 
 
 def _bundled_runtime(folder: Path) -> TritonRuntime:
-    packages = _site_packages(folder)
-    marker = read_json(folder / MARKER)
+    packages, marker = _site_packages(folder), read_json(folder / MARKER)
     server = packages / "pytriton" / "tritonserver"
     return TritonRuntime(
         kind="bundled",
@@ -220,22 +206,16 @@ def _bundled_runtime(folder: Path) -> TritonRuntime:
 
 
 def _system_runtime() -> TritonRuntime | None:
-    found = shutil.which("tritonserver")
-    python = shutil.which("python3")
+    found, python = shutil.which("tritonserver"), shutil.which("python3")
     if found is None or python is None:
         return None
     executable = Path(found).resolve()
-    backends = executable.parent.parent / "backends"
-    if not backends.is_dir():
+    folder = executable.parent.parent
+    if not (folder / "backends").is_dir():
         return None
-    version = executable.parent.parent / "TRITON_VERSION"
-    return TritonRuntime(
-        kind="system",
-        version=version.read_text().strip() if version.is_file() else "unknown",
-        executable=executable,
-        python=Path(python),
-        backends=backends,
-    )
+    version = folder / "TRITON_VERSION"
+    number = version.read_text().strip() if version.is_file() else "unknown"
+    return TritonRuntime("system", number, executable, Path(python), folder / "backends")
 
 
 PYTHONS = ((3, 12), (3, 11), (3, 10))
@@ -277,11 +257,8 @@ HASHES = {
 
 def requirements() -> str:
     """The pins as a requirements file in pip's hash-checking mode."""
-    lines = [
-        f"{name}=={version} " + " ".join(f"--hash=sha256:{digest}" for digest in HASHES[name])
-        for name, version in VERSIONS.items()
-    ]
-    return "\n".join(lines) + "\n"
+    hashes = {name: " ".join(f"--hash=sha256:{digest}" for digest in HASHES[name]) for name in VERSIONS}
+    return "".join(f"{name}=={version} {hashes[name]}\n" for name, version in VERSIONS.items())
 
 
 _KNOWN = (*PYTHONS, PYTHON_WITHOUT_NUMPY)
@@ -327,11 +304,9 @@ def find_python() -> HostPython:
         MissingComponent: there is none.
     """
     chosen = os.environ.get("BERTMP_TRITON_PYTHON")
-    candidates = [chosen] if chosen else _candidates()
-    found = [python for candidate in candidates if (python := probe(Path(candidate)))]
-    ready = [python for python in found if python.has_numpy]
-    if found:
-        return (ready or found)[0]
+    probed = (probe(Path(candidate)) for candidate in ([chosen] if chosen else _candidates()))
+    if found := [python for python in probed if python]:
+        return next((python for python in found if python.has_numpy), found[0])
     known = ", ".join(f"{major}.{minor}" for major, minor in _KNOWN)
     what = f"no Python that Triton can load: one of {known} with its shared library (libpython)"
     raise MissingComponent(what, chosen or "PATH", "install one, or name it in BERTMP_TRITON_PYTHON")
@@ -339,14 +314,11 @@ def find_python() -> HostPython:
 
 def _candidates() -> list[str]:
     ours = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     names = [f"python{major}.{minor}" for major, minor in _KNOWN]
     # A name on the PATH may be a version manager's shim that leads nowhere: each is tried.
-    return [ours, *(path for name in names for path in _all_on_path(name))]
-
-
-def _all_on_path(name: str) -> list[str]:
-    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    return [path for folder in folders if (path := shutil.which(name, path=folder))]
+    found = (shutil.which(name, path=folder) for name in names for folder in folders)
+    return [ours, *filter(None, found)]
 
 
 def probe(executable: Path) -> HostPython | None:
@@ -361,8 +333,7 @@ def probe(executable: Path) -> HostPython | None:
         return None
     folders = [Path(folder) for folder in report["folders"] if folder]
     folders += [folder / report["multiarch"] for folder in folders if report["multiarch"]]
-    for folder in folders:
-        if (folder / report["name"]).is_file() and report["name"].endswith(".so.1.0"):
-            version = ".".join(str(part) for part in report["version"])
-            return HostPython(Path(report["executable"]), version, folder)
-    return None
+    holding = [folder for folder in folders if (folder / report["name"]).is_file()]
+    if not holding or not report["name"].endswith(".so.1.0"):
+        return None
+    return HostPython(Path(report["executable"]), ".".join(map(str, report["version"])), holding[0])

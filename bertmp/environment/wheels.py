@@ -163,10 +163,9 @@ def require_pip() -> str:
 
 def _explain(lines: Sequence[str]) -> tuple[str, str]:
     """Why pip failed, in a clause, and what to do about it."""
-    text = "\n".join(lines)
+    text, mirror = "\n".join(lines), "check the mirror that pip uses ('pip config list')"
     if "DO NOT MATCH THE HASHES" in text:
-        advice = "check the mirror that pip uses ('pip config list')"
-        return "the index offers other bytes than the pinned ones", advice
+        return "the index offers other bytes than the pinned ones", mirror
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     reason = (errors or lines or ["it gave no reason"])[-1].rstrip(".")
     if "after connection broken by" in text or "Connection aborted" in text:
