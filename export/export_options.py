@@ -1,11 +1,89 @@
-"""The options of `export`."""
+"""The options of `export`, `convert` and `explain`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from bertmp.core.options import argument, option
-from bertmp.export.precision.precision_options import PrecisionOptions
+from bertmp.core.errors import InputError
+from bertmp.core.options import Options, argument, declared_options, option
+from bertmp.core.progress import ProgressCallback, null_progress
+
+Target = Literal["fp16", "bf16"]
+HEADROOM = 4.0
+PRECISION = "Precision"
+
+
+class PrecisionOptions(Options):
+    """How the precision of a graph's nodes is chosen."""
+
+    # fmt: off
+    precision: Target = option(
+        default="fp16", group=PRECISION, formerly="to", help="The low precision.",
+    )
+    keep_fp32: Sequence[str] = option(
+        default=(), group=PRECISION, metavar="PATTERN",
+        help="Keep in FP32 the nodes of this name, operator or module; * is allowed.",
+    )
+    allow_fp16: Sequence[str] = option(
+        default=(), group=PRECISION, metavar="PATTERN",
+        help="Let these nodes run in FP16 although they normalise, reduce, are a softmax or read small "
+        "weights.",
+    )
+    headroom: float = option(
+        default=HEADROOM, group=PRECISION,
+        help="How many times the largest value of a tensor must fit into the range of the low precision.",
+    )
+    calibration: Path | None = option(
+        default=None, group=PRECISION, metavar="FILE",
+        help="Examples to measure ranges and errors on; a few are drawn from it.",
+    )
+    max_error: float | None = option(
+        default=None, minimum=0, group=PRECISION,
+        help="The largest change of an output value on the calibration examples; nodes are promoted to FP32 "
+        "to meet it; exit code 1 where it cannot be met.",
+    )
+    plan: Path | None = option(
+        default=None, group=PRECISION, metavar="FILE",
+        help="Apply this plan, perhaps edited, instead of making one.",
+    )
+    # fmt: on
+    progress: ProgressCallback = option(
+        default=null_progress, on_command_line=False, help="Called with each step of the work."
+    )
+
+    def check(self) -> None:
+        if self.max_error is not None and self.calibration is None:
+            raise InputError(
+                "an error is measured on examples, and there are none",
+                "--max-error",
+                "add --calibration FILE",
+            )
+        for declared in declared_options(PrecisionOptions) if self.plan else ():
+            if (
+                declared.name not in ("plan", "calibration", "progress")
+                and getattr(self, declared.name) != declared.default
+            ):
+                raise InputError(
+                    "the plan has decided that already", declared.flag, "leave it out, or leave out --plan"
+                )
+
+
+class ConvertOptions(PrecisionOptions):
+    """What `convert` reads and writes."""
+
+    # fmt: off
+    source: Path = argument(kw_only=False, metavar="IN.onnx", help="An FP32 graph.")
+    target: Path = argument(kw_only=False, metavar="OUT.onnx", help="The mixed-precision graph to write.")
+    tokenizer: Path | None = option(
+        default=None, metavar="DIR", help="Folder of the tokenizer; default: the graph's folder.",
+    )
+    plan_file: Path | None = option(
+        default=None, on_command_line=False,
+        help="Where the plan is written; default: TARGET.precision-plan.json.",
+    )
+    # fmt: on
 
 
 class ExportOptions(PrecisionOptions):
@@ -27,3 +105,20 @@ class ExportOptions(PrecisionOptions):
         "multi-label-classification, token-classification, pretraining, masked-lm or next-sentence.",
     )
     # fmt: on
+
+
+class ExplainOptions(Options):
+    """What `explain` reads."""
+
+    # fmt: off
+    graph: Path = argument(kw_only=False, metavar="GRAPH", help="An ONNX graph of any precision.")
+    calibration: Path | None = option(
+        default=None, metavar="FILE", help="Examples to run it on, for ranges and headroom.",
+    )
+    tokenizer: Path | None = option(
+        default=None, metavar="DIR", help="Folder of the tokenizer; default: the graph's folder.",
+    )
+    # fmt: on
+    progress: ProgressCallback = option(
+        default=null_progress, on_command_line=False, help="Called with the batches done and in total."
+    )

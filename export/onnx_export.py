@@ -14,12 +14,11 @@ from bertmp.core.errors import InputError
 from bertmp.core.io import atomic_folder, write_json
 from bertmp.core.options import keywords_of
 from bertmp.export.bundle import CONFIG, CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, LABELS, PLAN, Bundle
-from bertmp.export.export_options import ExportOptions
+from bertmp.export.export_options import ExportOptions, PrecisionOptions
 from bertmp.export.graph.loading import check_graph
 from bertmp.export.graph.tracing import export_graph
 from bertmp.export.graph.weights import save_graph, size_of
-from bertmp.export.precision.pipeline import Planned, plan_precision
-from bertmp.export.precision.precision_options import PrecisionOptions
+from bertmp.export.precision.convert import Planned, plan_precision
 
 if TYPE_CHECKING:
     from bertmp.model.checkpoint import LoadedCheckpoint

@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Any
 import bertmp
 from bertmp.cli.command import CommandResult, new_table, progress_bar
 from bertmp.core.options import option
-from bertmp.export.export_options import ExportOptions
-from bertmp.export.lint.explain_options import ExplainOptions
-from bertmp.export.precision.precision_options import PRECISION, ConvertOptions
+from bertmp.export.export_options import PRECISION, ConvertOptions, ExplainOptions, ExportOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from bertmp.export.lint.findings import Explanation
     from bertmp.export.onnx_export import ExportResult
-    from bertmp.export.precision.convert import Conversion
-    from bertmp.export.precision.pipeline import Planned
+    from bertmp.export.precision.convert import Conversion, Planned
     from bertmp.export.precision.plan import NodePlan, PrecisionPlan, SearchRecord
 
 _WIDE = 160

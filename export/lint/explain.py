@@ -9,11 +9,11 @@ from functools import partial
 from bertmp.core.errors import InputError
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
+from bertmp.export.export_options import ExplainOptions
 from bertmp.export.graph.loading import load_graph, name_nodes
 from bertmp.export.graph.nodes import name_of
 from bertmp.export.graph.types import opset_of
 from bertmp.export.lint.casts import cast_findings, count_casts
-from bertmp.export.lint.explain_options import ExplainOptions
 from bertmp.export.lint.findings import SEVERITIES, Block, Explanation, Finding, Tensor
 from bertmp.export.lint.graph_view import FP16, GraphView
 from bertmp.export.lint.mask_findings import find_masks, mask_findings

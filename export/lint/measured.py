@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
+from bertmp.export.export_options import HEADROOM
 from bertmp.export.graph.nodes import name_of, output_names
 from bertmp.export.graph.ort_sessions import Feed, open_measuring_session, run
 from bertmp.export.graph.types import FLOAT, LOW_TYPES
@@ -16,7 +17,6 @@ from bertmp.export.lint.findings import Finding, Tensor
 from bertmp.export.lint.graph_view import FP16, GraphView
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.fp16_emulation import rounded
-from bertmp.export.precision.precision_options import HEADROOM
 
 Progress = Callable[[int, int], None]
 

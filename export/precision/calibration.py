@@ -61,6 +61,14 @@ class Calibration:
     sha256: str
     texts: int
 
+    @property
+    def fp32_feeds(self) -> list[Feed]:
+        """The feeds with 16-bit inputs as FP32: as the emulation of a mixed-precision graph takes them."""
+        return [
+            {name: array.astype(np.float32) if _is_low(array) else array for name, array in feed.items()}
+            for feed in self.feeds
+        ]
+
     def brief(self) -> Calibration:
         """The smallest batches, of `BRIEF_TOKENS` tokens in all or a little more."""
         chosen, tokens = [], 0
@@ -75,6 +83,10 @@ class Calibration:
             masks=[self.masks[number] for number in chosen],
             texts=sum(len(self.masks[number]) for number in chosen),
         )
+
+
+def _is_low(array: np.ndarray) -> bool:
+    return array.dtype.itemsize == 2 and array.dtype.kind in "fV"
 
 
 @dataclass(frozen=True)

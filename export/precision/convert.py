@@ -1,18 +1,68 @@
-"""`bertmp convert`: an FP32 graph in, a mixed-precision graph and its plan out."""
+"""`bertmp convert`: an FP32 graph in, a mixed-precision graph and its plan out.
+
+From the options to a plan and the converted graph: ranges, rules, search, conversion, in this order.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onnx import ModelProto
+
 from bertmp.core.errors import InputError
 from bertmp.core.options import keywords_of
+from bertmp.core.progress import ProgressCallback
+from bertmp.export.export_options import ConvertOptions, PrecisionOptions
 from bertmp.export.graph.loading import check_graph, read_graph
+from bertmp.export.graph.nodes import blocks_of
 from bertmp.export.graph.weights import stored_size, write_graph
-from bertmp.export.precision.pipeline import Planned, plan_precision
-from bertmp.export.precision.precision_options import ConvertOptions
+from bertmp.export.precision.apply import apply_plan, inserted_casts
+from bertmp.export.precision.calibration import read_calibration
+from bertmp.export.precision.fp16_emulation import Evaluator
+from bertmp.export.precision.plan import PrecisionPlan, Reason, SearchRecord
+from bertmp.export.precision.planner import Planner, graph_sha256
+from bertmp.export.precision.ranges import Progress, Ranges, measure, trained_ranges
+from bertmp.export.precision.search import measured, search, with_errors
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and the graph converted by it.
+
+    Attributes:
+        plan: the plan.
+        graph: the mixed-precision graph.
+        casts: casts in it that the conversion inserted.
+    """
+
+    plan: PrecisionPlan
+    graph: ModelProto
+    casts: int
+
+    @property
+    def meets_budget(self) -> bool:
+        """Whether the measured error is finite and within the budget, where there is one."""
+        search = self.plan.search
+        return search is None or (search.bound_by is None and search.error < float("inf"))
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and measured errors as plain values: for the manifest and `--json`."""
+        plan, ranges, search = self.plan, self.plan.ranges, self.plan.search
+        found: dict[str, Any] = {"nodes": plan.counts(), "casts": self.casts, "rewrites": len(plan.rewrites)}
+        if ranges is not None:
+            least = min(ranges.blocks, key=ranges.blocks.__getitem__, default=None)
+            found["ranges"] = {
+                **{name: getattr(ranges, name) for name in ("source", "file", "texts")},
+                "tightest_block": least,
+                "headroom": ranges.blocks[least] if least is not None else None,
+            }
+        if search is not None:
+            measured = {name: value for name, value in vars(search).items() if name != "steps"}
+            found["measured"] = measured | {"error": search.error if search.error < float("inf") else None}
+        return found
 
 
 @dataclass(frozen=True)
@@ -93,3 +143,94 @@ def convert(options: ConvertOptions) -> Conversion:
         time.monotonic() - started,
         tuple(notes),
     )
+
+
+def plan_precision(
+    graph: ModelProto,
+    options: PrecisionOptions,
+    *,
+    tokenizer: Path,
+    trained: Path | None = None,
+) -> Planned:
+    """Makes a plan by the options, or reads the one they name, and applies it.
+
+    Args:
+        graph: an FP32 graph whose nodes have unique names.
+        tokenizer: the folder of the tokenizer for the calibration examples.
+        trained: the ranges that training recorded, used where there is no calibration file.
+
+    Raises:
+        InputError: the calibration file or the tokenizer cannot be used, the examples do not fit the graph,
+            or the plan is for another graph.
+    """
+    progress, calibration = options.progress, None
+    if options.calibration:
+        calibration = read_calibration(options.calibration, tokenizer, graph)
+    plan = _loaded(graph, options.plan) if options.plan is not None else None
+    ranges, evaluator = None, None
+    if calibration is not None:
+        ranges = measure(graph, calibration, _counting(progress, "measuring ranges, batch"))
+        evaluator = Evaluator(graph, calibration)
+    elif trained is not None and plan is None:
+        ranges = trained_ranges(trained, graph)
+    if plan is None:
+        plan = _planned(graph, options, ranges, evaluator)
+    elif evaluator is not None:
+        own = PrecisionOptions(precision=plan.target, headroom=plan.headroom)
+        plan = replace(plan, ranges=Planner(graph, own, ranges).range_record)
+        progress("measuring the error")
+        found = evaluator.measure(plan)
+        texts = evaluator.calibration.texts
+        plan = replace(plan, search=SearchRecord(None, found.max_error, found.flips, texts))
+    if evaluator is not None:
+        # There are dozens of reasons to measure, and only their order of magnitude matters.
+        brief = Evaluator(graph, evaluator.calibration.brief())
+        counting = _counting(progress, "measuring the reasons, group")
+        plan = with_errors(plan, evaluator, brief, blocks_of(graph), counting)
+    progress("converting")
+    mixed = apply_plan(graph, plan)
+    return Planned(plan, mixed, len(inserted_casts(mixed)))
+
+
+def _planned(
+    graph: ModelProto, options: PrecisionOptions, ranges: Ranges | None, evaluator: Evaluator | None
+) -> PrecisionPlan:
+    options.progress("deciding by the rules")
+    planner = Planner(graph, options, ranges)
+    if evaluator is None:
+        return planner.plan()
+    if options.max_error is None:
+        options.progress("measuring the error")
+        return measured(planner, evaluator)
+    counting = _counting(options.progress, "searching, plan at most")
+    return search(planner, evaluator, options.max_error, blocks_of(graph), counting)
+
+
+def _loaded(graph: ModelProto, file: Path) -> PrecisionPlan:
+    """A plan from the disk, perhaps edited, without its measured errors.
+
+    Raises:
+        InputError: the plan is for another graph, does not list the graph's nodes, or gives no precision to
+            one of floating point.
+    """
+    plan = PrecisionPlan.load(file)
+    if plan.graph_sha256 != graph_sha256(graph):
+        raise InputError("the plan is for another graph", file, "make a plan for this one")
+    known = {node.name: node for node in Planner(graph, PrecisionOptions(precision=plan.target)).plan().nodes}
+    listed = {node.name for node in plan.nodes}
+    for name in [*(listed - known.keys()), *(known.keys() - listed)]:
+        what = "names a node that the graph does not have" if name in listed else "leaves out the node"
+        raise InputError(f"the plan {what}: {name}", file, "edit only the precisions")
+    for node in plan.nodes:
+        wanted = known[node.name].precision
+        if (node.precision == "integer") != (wanted == "integer"):
+            kind = "touches no" if node.precision != "integer" else "touches a"
+            what = f"the plan has {node.name} in {node.precision}, which {kind} floating-point tensor"
+            raise InputError(what, file, f"write {wanted}")
+    unexplained = [node.name for node in plan.kept_fp32() if not node.reasons]
+    plan = plan.with_precision(unexplained, "fp32", Reason("edited", "the given plan sets it"))
+    return replace(plan, nodes=tuple(replace(node, error=None) for node in plan.nodes), search=None)
+
+
+def _counting(progress: ProgressCallback, what: str) -> Progress:
+    return lambda done, total: progress(what, min(done + 1, total), total)

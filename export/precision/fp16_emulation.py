@@ -42,10 +42,6 @@ class MeasuredError:
     flips: int
     finite: bool
 
-    def within(self, max_error: float) -> bool:
-        """Whether an error budget is met: finite, no label changed, no larger error."""
-        return self.finite and self.flips == 0 and self.max_error <= max_error
-
 
 class Evaluator:
     """Measures plans for one graph on the same examples; the FP32 outputs are computed once.
@@ -94,17 +90,8 @@ class Evaluator:
 
     def _run(self, graph: WeightlessGraph) -> list[list[np.ndarray]]:
         """Per feed the FP32 value of each output."""
-        session = open_measuring_session(graph)
-        wanted = {value.name: value.type for value in session.get_inputs()}
-        results = []
-        for feed in self.calibration.feeds:
-            # A float input that the graph takes in the low precision is FP32 in its emulation.
-            taken = {
-                name: array.astype(np.float32) if wanted.get(name) == "tensor(float)" else array
-                for name, array in feed.items()
-            }
-            results.append(run(session, self._outputs, taken, self.calibration.file))
-        return results
+        session, file = open_measuring_session(graph), self.calibration.file
+        return [run(session, self._outputs, feed, file) for feed in self.calibration.fp32_feeds]
 
 
 def rounded(mixed: ModelProto) -> WeightlessGraph:

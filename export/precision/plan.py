@@ -17,7 +17,7 @@ from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, write_json
-from bertmp.export.precision.precision_options import Target
+from bertmp.export.export_options import Target
 
 FORMAT = 2
 CAST_PREFIX = "precision_cast/"

@@ -1,21 +1,44 @@
-"""How large each tensor of a graph becomes on real inputs."""
+"""How large each tensor of a graph becomes on real inputs: measured, or recorded by training.
+
+Training records modules, not tensors: a module's output, and the input of a LayerNorm. The ranges of
+tensors that only move, average or bias such values follow. What no module outputs is unknown, above all
+attention scores; a calibration file measures them, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+import onnx_ir as ir
+from onnx import ModelProto, helper
 
+from bertmp.core.errors import InputError
+from bertmp.core.io import read_json, sha256_file
 from bertmp.export.graph.graph_index import GraphIndex
-from bertmp.export.graph.nodes import module_groups, name_of, output_names
+from bertmp.export.graph.nodes import (
+    MOVING_OPS,
+    input_names,
+    module_groups,
+    module_of,
+    name_of,
+    output_names,
+)
 from bertmp.export.graph.ort_sessions import open_measuring_session, run
 from bertmp.export.graph.types import FLOAT, element_types
 from bertmp.export.graph.weights import WeightlessGraph, split_weights
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.plan import RangeRecord
+
+FORMAT = 1
+MEASURED = "measured/"
+"""Begins the names of what is added to a graph to measure it."""
+
+Modules = Mapping[str, Mapping[str, float]]
+"""Module → `max_abs` of its output, `input_max_abs` of a LayerNorm's input."""
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -27,17 +50,11 @@ class Ranges:
 
     Attributes:
         largest: tensor name → largest absolute value, infinite where one overflowed even in FP32.
-        source: `calibration` where the graph was run on examples, `training` where training recorded them.
-        file: the file of examples or of recorded ranges.
-        sha256: of that file.
-        texts: how many examples were run; 0 for `training`.
+        origin: where they are from; its blocks are not filled in.
     """
 
     largest: Mapping[str, float]
-    source: Literal["calibration", "training"]
-    file: str
-    sha256: str
-    texts: int
+    origin: RangeRecord
 
 
 def measure(
@@ -45,49 +62,60 @@ def measure(
 ) -> Ranges:
     """Runs the FP32 graph on the examples and records the largest magnitude of every FP32 tensor.
 
-    The runtime returns the extremes alone, never full tensors. Weights and constants are not measured, nor
-    what lies inside an If or Loop.
+    Weights and constants are not measured, nor what lies inside an If or Loop.
 
     Raises:
         InputError: the graph does not take the examples.
     """
-    light, tensors = _with_extremes(split_weights(graph))
-    session = open_measuring_session(light)
-    outputs = [f"{name}/{end}" for name in tensors for end in ("max", "min")]
-    largest = np.zeros(len(tensors))
-    for done, feed in enumerate(calibration.feeds):
-        progress(done, len(calibration.feeds))
-        ends = np.abs(np.asarray(run(session, outputs, feed, calibration.file), np.float64))
-        ends[np.isnan(ends)] = np.inf
-        largest = np.maximum(largest, ends.reshape(-1, 2).max(axis=1))
-    progress(len(calibration.feeds), len(calibration.feeds))
-    return Ranges(
-        dict(zip(tensors, largest.tolist(), strict=True)),
-        "calibration",
-        calibration.file,
-        calibration.sha256,
-        calibration.texts,
-    )
-
-
-def _with_extremes(graph: WeightlessGraph) -> tuple[WeightlessGraph, list[str]]:
-    """The graph with the largest and smallest element of each FP32 tensor as its outputs."""
-    types = element_types(graph.model)
-    model = ModelProto()
-    model.CopyFrom(graph.model)
-    inputs = [value.name for value in model.graph.input]
-    written = [name for node in model.graph.node if node.op_type != "Constant" for name in node.output]
-    weights = {tensor.name for tensor in model.graph.initializer}
+    light = split_weights(graph)
+    types = element_types(light.model)
+    inputs = [value.name for value in graph.graph.input]
+    written = [name for node in graph.graph.node if node.op_type != "Constant" for name in node.output]
+    weights = {tensor.name for tensor in graph.graph.initializer}
     tensors = [
         name for name in (*inputs, *written) if name and types.get(name) == FLOAT and name not in weights
     ]
-    del model.graph.output[:]
+    largest, _ = largest_and_sums(light, tensors, (), calibration, progress)
+    origin = RangeRecord("calibration", calibration.file, calibration.sha256, calibration.texts)
+    return Ranges(dict(zip(tensors, largest.tolist(), strict=True)), origin)
+
+
+def largest_and_sums(
+    graph: WeightlessGraph,
+    tensors: Sequence[str],
+    counts: Sequence[str],
+    calibration: Calibration,
+    progress: Progress,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs a graph on the examples; the runtime returns numbers alone, never full tensors.
+
+    Args:
+        graph: changed: what is measured becomes its outputs.
+        counts: for each of them and each tensor, the graph computes a number, `MEASURED + TENSOR/COUNT`.
+
+    Returns:
+        Each tensor's largest magnitude, FP64 `[tensors]`; each count's sum, FP64 `[tensors, counts]`.
+    """
     for name in tensors:
-        for kind, end in (("ReduceMax", "max"), ("ReduceMin", "min")):
-            out = f"{name}/{end}"
-            model.graph.node.append(helper.make_node(kind, [name], [out], name=out, keepdims=0))
-            model.graph.output.append(helper.make_tensor_value_info(out, TensorProto.FLOAT, []))
-    return WeightlessGraph(model, graph.weights), tensors
+        for end, operator in (("max", "ReduceMax"), ("min", "ReduceMin")):
+            out = f"{MEASURED}{name}/{end}"
+            graph.model.graph.node.append(helper.make_node(operator, [name], [out], name=out, keepdims=0))
+    outputs = [f"{MEASURED}{name}/{end}" for name in tensors for end in ("max", "min", *counts)]
+    del graph.model.graph.output[:]
+    graph.model.graph.output.extend(helper.make_tensor_value_info(out, FLOAT, []) for out in outputs)
+    session = open_measuring_session(graph)
+    largest, sums = np.zeros(len(tensors)), np.zeros((len(tensors), len(counts)))
+    feeds = calibration.fp32_feeds
+    for done, feed in enumerate(feeds):
+        progress(done, len(feeds))
+        found = np.array(run(session, outputs, feed, calibration.file), np.float64)
+        found = found.reshape(len(tensors), 2 + len(counts))
+        ends = np.abs(found[:, :2])
+        ends[np.isnan(ends)] = np.inf
+        largest = np.maximum(largest, ends.max(axis=1))
+        sums += found[:, 2:]
+    progress(len(feeds), len(feeds))
+    return largest, sums
 
 
 def record(ranges: Ranges, graph: GraphIndex, limit: float) -> RangeRecord:
@@ -106,4 +134,90 @@ def record(ranges: Ranges, graph: GraphIndex, limit: float) -> RangeRecord:
                 block = blocks[name_of(node)]
                 largest[block] = max(largest.get(block, 0.0), ranges.largest[name])
     headroom = {block: limit / value if value else float("inf") for block, value in largest.items()}
-    return RangeRecord(ranges.source, ranges.file, ranges.sha256, ranges.texts, headroom)
+    return replace(ranges.origin, blocks=headroom)
+
+
+def trained_ranges(file: Path, graph: ModelProto) -> Ranges:
+    """The ranges of a checkpoint's `activation-ranges.json`.
+
+    Args:
+        graph: the checkpoint's FP32 graph, whose nodes record their modules.
+
+    Raises:
+        InputError: the file is damaged or of another format.
+    """
+    modules, index = _read(file), GraphIndex(graph)
+    largest = _module_outputs(modules, index)
+    for node in index.nodes:
+        seen = modules.get(module_of(node), {}).get("input_max_abs")
+        if node.op_type == "LayerNormalization" and seen is not None:
+            largest[input_names(node)[0]] = seen
+    _before_bias(largest, index)
+    _through_moves(largest, index.nodes)
+    return Ranges(largest, RangeRecord("training", str(file), sha256_file(file), 0))
+
+
+def _read(file: Path) -> Modules:
+    data = read_json(file)
+    todo = "train again, give --calibration, or remove the file"
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise InputError(f"not activation ranges of format {FORMAT}", file, todo)
+    try:
+        return {
+            module: {key: _number(value) for key, value in seen.items()}
+            for module, seen in data["modules"].items()
+        }
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise InputError("damaged activation ranges", file, todo) from error
+
+
+def _number(value: object) -> float:
+    number = float(value)  # type: ignore[arg-type]
+    return math.inf if math.isnan(number) else number
+
+
+def _module_outputs(modules: Modules, graph: GraphIndex) -> dict[str, float]:
+    """What modules output: the FP32 tensor that their last node in graph order writes."""
+    last: dict[str, str] = {}
+    for node in graph.nodes:
+        name = output_names(node)[0] if node.outputs else ""
+        if graph.types.get(name) == FLOAT:
+            last.update(dict.fromkeys(_enclosing(module_of(node)), name))
+    largest: dict[str, float] = {}
+    for module, name in last.items():
+        if "max_abs" in modules.get(module, {}):
+            # A module that returns more than this tensor has a larger maximum: the least is the tensor's.
+            largest[name] = min(modules[module]["max_abs"], largest.get(name, math.inf))
+    return largest
+
+
+def _enclosing(module: str) -> Iterator[str]:
+    """`a.b.c` → a, a.b, a.b.c."""
+    parts = module.split(".") if module else []
+    return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+
+
+def _before_bias(largest: dict[str, float], graph: GraphIndex) -> None:
+    """The range after a bias was added gives the range before it, up to the bias."""
+    for node in graph.nodes:
+        output, inputs = output_names(node)[0], input_names(node)
+        if node.op_type == "Add" and output in largest:
+            for name, other in (inputs, reversed(inputs)):
+                if name not in graph.constants and other in graph.constants:
+                    bias = float(np.abs(graph.constants[other]).max(initial=0))
+                    largest.setdefault(name, largest[output] + bias)
+
+
+def _through_moves(largest: dict[str, float], nodes: Sequence[ir.Node]) -> None:
+    """Carries known ranges through data movement, and through the averages that attention takes."""
+    averages: set[str] = set()
+    for node in nodes:
+        output, inputs = output_names(node)[0], input_names(node)
+        if node.op_type == "Softmax":
+            averages.add(output)
+            largest.setdefault(output, 1.0)
+        is_average = node.op_type == "MatMul" and inputs[0] in averages
+        if is_average or node.op_type in MOVING_OPS:
+            source = inputs[1 if is_average else 0]
+            if source in largest:
+                largest.setdefault(output, largest[source])

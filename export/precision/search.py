@@ -14,10 +14,9 @@ from dataclasses import dataclass, field, replace
 from bertmp.export.graph.nodes import EXACT_OPS, MATMUL_OPS
 from bertmp.export.precision.cast_placement import Side
 from bertmp.export.precision.fp16_emulation import Evaluator, MeasuredError
-from bertmp.export.precision.plan import PrecisionPlan, Reason, SearchRecord, SearchStep
+from bertmp.export.precision.plan import NodePlan, PrecisionPlan, Reason, SearchRecord, SearchStep
 from bertmp.export.precision.planner import Planner
 from bertmp.export.precision.ranges import Progress
-from bertmp.export.precision.sensitivity import all_fp32
 
 EVALUATIONS = 160
 """The most plans that one search measures."""
@@ -27,6 +26,14 @@ _FOR_RANKING = 110
 
 _NEAR = 1.05
 """Where a budget cannot be met, what comes within this factor of the least error is as good."""
+
+_NO_LOW_FORM = frozenset(
+    ("no-low-form", "not-a-tensor", "control-flow", "unknown-operator", "quantised", "constant")
+)
+"""Rules whose nodes have no low form to be measured."""
+
+_EXTREME = frozenset(("range", "mask-constant", "constant-beyond-range"))
+"""Rules about overflow: all examples are needed to find the largest values."""
 
 
 def measured(planner: Planner, evaluator: Evaluator) -> PrecisionPlan:
@@ -60,8 +67,8 @@ def search(
     """
     run = _Search(planner, evaluator, progress)
     starts = run.starts()
-    meets = [point for point in starts if point.found.within(max_error)]
     limit, bound = _Limit(max_error), None
+    meets = [point for point in starts if limit.met(point.found)]
     if meets:
         # Both need the same casts; a budget asks for the fewer FP32 nodes.
         at = min(meets, key=lambda point: len(point.plan.kept_fp32()))
@@ -80,10 +87,6 @@ class _Limit:
     max_error: float
     flips: int = 0
 
-    @classmethod
-    def near(cls, found: MeasuredError) -> _Limit:
-        return cls(found.max_error * _NEAR, found.flips)
-
     def met(self, found: MeasuredError) -> bool:
         return found.finite and found.flips <= self.flips and found.max_error <= self.max_error
 
@@ -101,18 +104,13 @@ class _Point:
 
 @dataclass
 class _Search:
-    """Measures plans and records the curve of error against FP32 nodes."""
+    """Measures plans and records the curve of error against FP32 nodes; `known` has each plan's error."""
 
     planner: Planner
     evaluator: Evaluator
     progress: Progress = lambda done, total: None
     steps: list[SearchStep] = field(default_factory=list)
     known: dict[str, MeasuredError] = field(default_factory=dict)
-
-    @property
-    def spent(self) -> int:
-        """Plans measured so far."""
-        return len(self.known)
 
     def starts(self) -> list[_Point]:
         """The rules' plans: of equally few casts the one with most FP32 nodes and the one with fewest."""
@@ -143,7 +141,7 @@ class _Search:
     def _measure(self, plan: PrecisionPlan) -> MeasuredError:
         digest = plan.digest()
         if digest not in self.known:
-            self.progress(self.spent, EVALUATIONS)
+            self.progress(len(self.known), EVALUATIONS)
             self.known[digest] = self.evaluator.measure(plan)
         return self.known[digest]
 
@@ -173,7 +171,7 @@ def _promote(
 
     most, bound, reachable = promoted(len(ranking)), None, limit
     if not limit.met(most.found):
-        reachable = _Limit.near(most.found)
+        reachable = _Limit(most.found.max_error * _NEAR, most.found.flips)
         bound = next((name for name in errors if name in fixed), ranking[0] if ranking else None)
     known = {len(ranking): most, 0: start}
     return _fewest(len(ranking), promoted, reachable, known), reachable, bound
@@ -194,7 +192,7 @@ def _errors_alone(run: _Search, plan: PrecisionPlan, blocks: Mapping[str, str]) 
     errors: dict[str, float] = {}
     for error, block in worst:
         names = members[block]
-        if run.spent + len(names) <= _FOR_RANKING:
+        if len(run.known) + len(names) <= _FOR_RANKING:
             errors.update({name: run.alone(plan, [name]) for name in names})
         else:
             errors.update(dict.fromkeys(names, error / len(names)))
@@ -239,7 +237,7 @@ def _drop(run: _Search, at: _Point, limit: _Limit) -> _Point:
 
 def _drop_each(run: _Search, at: _Point, names: Sequence[str], limit: _Limit) -> _Point:
     """Tries to demote all of `names` at once; where that exceeds the limit, each half in turn."""
-    if not names or run.spent >= EVALUATIONS:
+    if not names or len(run.known) >= EVALUATIONS:
         return at
     promoted = {name: reason for name, reason in at.promoted.items() if name not in names}
     demoted = at.demoted | {name for name in names if name in run.planner.verdicts}
@@ -258,3 +256,45 @@ def _listed(names: Sequence[str]) -> str:
         return "nothing"
     shown = ", ".join(names[:3])
     return f"{len(names)} node{'s'[: len(names) != 1]}: {shown}{', …' if len(names) > 3 else ''}"
+
+
+def with_errors(
+    plan: PrecisionPlan,
+    evaluator: Evaluator,
+    brief: Evaluator,
+    blocks: Mapping[str, str],
+    progress: Progress = lambda done, total: None,
+) -> PrecisionPlan:
+    """The plan with the error behind each FP32 node.
+
+    Nodes of one block that have the same first reason are demoted together: one of them alone would be
+    rounded by its neighbours' casts anyway, and a run for each would take hours.
+
+    Args:
+        evaluator, brief: on all examples, for reasons that concern extremes; and on a few, for the others.
+        blocks: node name → block.
+
+    Raises:
+        InputError: the examples do not fit the graph's inputs.
+    """
+    groups: dict[tuple[str, str], list[NodePlan]] = {}
+    for node in plan.kept_fp32():
+        if node.reasons and not _NO_LOW_FORM & {reason.rule for reason in node.reasons}:
+            groups.setdefault((node.reasons[0].rule, blocks[node.name]), []).append(node)
+    fp32 = all_fp32(plan)
+    errors: dict[str, float] = {}
+    for done, ((rule, _), members) in enumerate(groups.items()):
+        progress(done, len(groups))
+        chosen = evaluator if rule in _EXTREME else brief
+        names = [node.name for node in members]
+        error = chosen.measure(fp32.with_precision(names, plan.target)).max_error
+        errors.update(dict.fromkeys(names, error))
+    progress(len(groups), len(groups))
+    return replace(
+        plan, nodes=tuple(replace(node, error=errors.get(node.name, node.error)) for node in plan.nodes)
+    )
+
+
+def all_fp32(plan: PrecisionPlan) -> PrecisionPlan:
+    """The plan with every node in FP32."""
+    return plan.with_precision([node.name for node in plan.nodes if node.precision != "integer"], "fp32")

@@ -14,7 +14,7 @@ import pytest
 
 import bertmp
 from bertmp.cli.app import COMMANDS
-from bertmp.export.precision.precision_options import ConvertOptions
+from bertmp.export.export_options import ConvertOptions
 from tests.export.precision_graphs import chain
 
 FUNCTIONS = [name for name in bertmp.__all__ if name != "__version__"]

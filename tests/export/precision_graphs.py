@@ -10,8 +10,10 @@ import numpy as np
 import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from bertmp.export.export_options import HEADROOM, PrecisionOptions, Target
 from bertmp.export.precision.plan import PrecisionPlan
 from bertmp.export.precision.planner import Planner
+from bertmp.export.precision.ranges import Ranges
 
 WIDTH = 8
 
@@ -91,6 +93,25 @@ def chain(operators: Sequence[str], seed: int = 0, scale: float = 0.4) -> ModelP
         else:
             tensors.append(g.node(operator, last))
     return g.model(tensors[-1])
+
+
+def planner_of(
+    graph: ModelProto,
+    pins: Sequence[str] = (),
+    *,
+    allow: Sequence[str] = (),
+    target: Target = "fp16",
+    ranges: Ranges | None = None,
+    headroom: float = HEADROOM,
+) -> Planner:
+    """A planner by the options that a plan depends on."""
+    options = PrecisionOptions(precision=target, keep_fp32=pins, allow_fp16=allow, headroom=headroom)
+    return Planner(graph, options, ranges)
+
+
+def make_plan(graph: ModelProto, pins: Sequence[str] = (), **options: Any) -> PrecisionPlan:
+    """The plan that `planner_of` makes by the rules."""
+    return planner_of(graph, pins, **options).plan()
 
 
 def extremes(planner: Planner) -> tuple[PrecisionPlan, PrecisionPlan]:

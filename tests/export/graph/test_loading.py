@@ -14,8 +14,8 @@ from bertmp.core.errors import InputError
 from bertmp.export.graph.loading import check_graph, load_graph, read_graph
 from bertmp.export.graph.weights import graph_in_memory, stored_size, tensor_values, write_graph
 from bertmp.export.precision.apply import apply_plan
-from bertmp.export.precision.planner import graph_sha256, make_plan
-from tests.export.precision_graphs import WIDTH, Builder, chain, run, tensor
+from bertmp.export.precision.planner import graph_sha256
+from tests.export.precision_graphs import WIDTH, Builder, chain, make_plan, run, tensor
 
 X = np.random.default_rng(0).normal(size=(3, WIDTH)).astype(np.float32)
 

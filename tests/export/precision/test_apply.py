@@ -17,8 +17,7 @@ from bertmp.export.graph.types import element_types
 from bertmp.export.precision.apply import PLAN_KEY, apply_plan, inserted_casts
 from bertmp.export.precision.convert import convert
 from bertmp.export.precision.plan import CAST_PREFIX, Target
-from bertmp.export.precision.planner import Planner, make_plan
-from tests.export.precision_graphs import WIDTH, Builder, chain, run, tensor
+from tests.export.precision_graphs import WIDTH, Builder, chain, make_plan, planner_of, run, tensor
 
 
 def stored(graph: ModelProto) -> dict[str, int]:
@@ -100,7 +99,7 @@ def test_an_output_that_others_read_too() -> None:
     g = Builder()
     made = g.product("x")
     graph = g.model(made, g.product(g.norm(made)), g.product(made))
-    plan = Planner(graph).plan(prefer="low")
+    plan = planner_of(graph).plan(prefer="low")
     mixed = apply_plan(graph, plan)
     casts = {node.input[0]: node.output[0] for node in inserted_casts(mixed)}
     assert casts[f"{made}/fp16"] == made

@@ -13,8 +13,7 @@ from bertmp.export.graph.nodes import MATMUL_OPS
 from bertmp.export.precision.apply import apply_plan, inserted_casts
 from bertmp.export.precision.cast_placement import Placement, is_placed, place
 from bertmp.export.precision.plan import PrecisionPlan
-from bertmp.export.precision.planner import Planner
-from tests.export.precision_graphs import WIDTH, Builder, chain, extremes
+from tests.export.precision_graphs import WIDTH, Builder, chain, extremes, planner_of
 
 FORCED = ("Softmax", "LayerNormalization")
 
@@ -33,7 +32,7 @@ def attention(g: Builder, x: str) -> str:
 def test_the_residual_stream_and_the_mask_addition_stay_fp32_at_no_cost() -> None:
     g = Builder()
     graph = g.model(attention(g, attention(g, g.norm("x"))))
-    most, fewest = extremes(Planner(graph))
+    most, fewest = extremes(planner_of(graph))
     assert {node.op for node in most.nodes if node.precision == "fp16"} == {"MatMul"}
     assert {node.op for node in fewest.kept_fp32()} == set(FORCED)
     counts = [len(inserted_casts(apply_plan(graph, plan))) for plan in (most, fewest)]
@@ -50,7 +49,7 @@ def test_a_tensor_with_many_readers_is_cast_once() -> None:
     products = [g.product(normed) for _ in range(3)]
     g.node("Sum", *products, out="y")
     graph = g.model("y")
-    _, fewest = extremes(Planner(graph))
+    _, fewest = extremes(planner_of(graph))
     mixed = apply_plan(graph, fewest)
     assert [node.output[0] for node in mixed.graph.node if node.op_type == "Cast"] == [
         f"{normed}/to_fp16",
@@ -61,7 +60,7 @@ def test_a_tensor_with_many_readers_is_cast_once() -> None:
 def test_what_only_moves_values_runs_low_where_that_costs_nothing() -> None:
     g = Builder()
     turned = g.node("Transpose", g.product("x"), perm=[0, 1])
-    plan = Planner(g.model(g.node("Tanh", turned))).plan()
+    plan = planner_of(g.model(g.node("Tanh", turned))).plan()
     assert precisions(plan) == {"n0_MatMul": "fp16", "n1_Transpose": "fp16", "n2_Tanh": "fp32"}
 
 
@@ -71,7 +70,7 @@ def test_casts_and_shapes_read_any_type() -> None:
     whole = g.node("Cast", made, to=TensorProto.INT64)
     back = g.node("Cast", whole, to=TensorProto.FLOAT)
     graph = g.model(g.product(g.node("Add", g.product(back), g.product(made))))
-    plan = Planner(graph).plan()
+    plan = planner_of(graph).plan()
     assert precisions(plan)["n1_Cast"] == "integer"
     assert precisions(plan)["n2_Cast"] == "fp16"
     assert len(inserted_casts(apply_plan(graph, plan))) == 2  # x down and the output up

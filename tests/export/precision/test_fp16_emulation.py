@@ -14,9 +14,8 @@ from bertmp.core.errors import InputError
 from bertmp.export.precision.apply import apply_plan
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.fp16_emulation import Evaluator
-from bertmp.export.precision.planner import make_plan
-from bertmp.export.precision.sensitivity import all_fp32, with_errors
-from tests.export.precision_graphs import WIDTH, Builder, chain
+from bertmp.export.precision.search import all_fp32, with_errors
+from tests.export.precision_graphs import WIDTH, Builder, chain, make_plan
 
 CHAINS = st.lists(
     st.sampled_from(["MatMul", "LayerNormalization", "Softmax", "Tanh", "Erf", "Residual", "Bias"]),

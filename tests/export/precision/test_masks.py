@@ -7,10 +7,10 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 from bertmp.export.precision.apply import apply_plan, inserted_casts
-from bertmp.export.precision.mask_rewrites import SAFE_MASK_BIAS
-from bertmp.export.precision.planner import Planner, make_plan
+from bertmp.export.precision.plan import RangeRecord
+from bertmp.export.precision.planner import SAFE_MASK_BIAS
 from bertmp.export.precision.ranges import Ranges
-from tests.export.precision_graphs import Builder, run, tensor
+from tests.export.precision_graphs import Builder, make_plan, planner_of, run, tensor
 
 LENGTH = 8
 CONSTANTS = [-3.4028234663852886e38, -np.inf, -65504.0, -1e9]
@@ -42,7 +42,7 @@ def ranges(graph: ModelProto) -> Ranges:
     """As calibration would find them: scores of 30, and a mask of zeros and ones."""
     largest = {name: 30.0 for node in graph.graph.node for name in node.output}
     largest.update({node.output[0]: 1.0 for node in graph.graph.node if node.op_type in ("Cast", "Sub")})
-    return Ranges(largest, "calibration", "texts.txt", "0" * 64, 6)
+    return Ranges(largest, RangeRecord("calibration", "texts.txt", "0" * 64, 6))
 
 
 @pytest.mark.parametrize("constant", CONSTANTS)
@@ -67,7 +67,7 @@ def test_the_addition_stays_fp32_where_that_costs_nothing(constant: float, way: 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_constant_is_replaced_where_that_saves_casts(constant: float, way: str) -> None:
     graph = masked_attention(constant, way)
-    planner = Planner(graph, allow=["Softmax"], ranges=ranges(graph))
+    planner = planner_of(graph, allow=["Softmax"], ranges=ranges(graph))
     plan = planner.plan(prefer="low")
     (rewrite,) = plan.rewrites
     assert (rewrite.before, rewrite.after) == (pytest.approx(constant), SAFE_MASK_BIAS)
@@ -88,7 +88,7 @@ def test_nothing_is_replaced_without_a_proof(problem: str) -> None:
         largest["t0"] = 5000.0
     elif problem == "a mask that is no mask":
         largest.update({name: 2.0 for name in largest if largest[name] == 1})
-    given = None if problem == "no ranges" else Ranges(largest, "calibration", "", "", 6)
+    given = None if problem == "no ranges" else Ranges(largest, RangeRecord("calibration", "", "", 6))
     plan = make_plan(graph, allow=["Softmax"], ranges=given)
     assert plan.rewrites == ()
     assert {node.op for node in plan.kept_fp32()} >= {"Mul", "Add", "Softmax"}

@@ -21,6 +21,7 @@ from bertmp.export.precision.ranges import measure
 from tests.conftest import RunBertmp
 from tests.export.conftest import Questions
 from tests.export.overflowing import LAYER, large_residual, large_values
+from tests.export.precision_graphs import planner_of
 
 SUM = f"bert/encoder/layer.{LAYER}/output/Add"
 VALUES = f"bert/encoder/layer.{LAYER}/attention/self/value"
@@ -70,11 +71,11 @@ def test_an_overflow_is_found_from_text_and_kept_in_fp32(
     assert max(np.abs(a - b).max() for a, b in same) < 2e-5
 
     evaluator, ranges = Evaluator(graph, texts), measure(graph, texts)
-    rules = Planner(graph)
+    rules = planner_of(graph)
     overflows = max(ranges.largest[f"{name}_output"] for name in bound) > 65504
     assert evaluator.measure(plain(rules)).finite is not overflows
 
-    planner = Planner(graph, ranges=ranges)
+    planner = planner_of(graph, ranges=ranges)
     plan = planner.plan()
     found = evaluator.measure(plan)
     assert found.finite
@@ -96,7 +97,7 @@ def test_no_node_is_kept_that_would_not_overflow(questions: Questions, texts: Ca
     graph = questions.graph()
     large_values(graph)
     ranges, evaluator = measure(graph, texts), Evaluator(graph, texts)
-    plan = Planner(graph, ranges=ranges, headroom=1).plan()
+    plan = planner_of(graph, ranges=ranges, headroom=1).plan()
     assert evaluator.measure(plan).finite
     kept = [n for n in plan.kept_fp32() if any(r.rule == "range" for r in n.reasons)]
     assert len(kept) == 5
@@ -112,7 +113,7 @@ def test_onnx_runtime_finds_the_error_that_the_plan_says(
     graph = questions.graph()
     if overflowing:
         large_values(graph)
-    plan = Planner(graph, ranges=measure(graph, texts)).plan()
+    plan = planner_of(graph, ranges=measure(graph, texts)).plan()
     said = Evaluator(graph, texts).measure(plan)
     pairs = zip(answers(graph, texts), answers(apply_plan(graph, plan), texts), strict=True)
     errors = np.concatenate([np.abs(a - b).ravel() for a, b in pairs])

@@ -13,8 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from bertmp.export.graph.types import LOW_TYPES, element_types
 from bertmp.export.precision.apply import apply_plan, inserted_casts
 from bertmp.export.precision.plan import Target
-from bertmp.export.precision.planner import Planner
-from tests.export.precision_graphs import WIDTH, Builder, run, session
+from tests.export.precision_graphs import WIDTH, Builder, planner_of, run, session
 
 FLOAT = TensorProto.FLOAT
 
@@ -98,7 +97,7 @@ def graphs(draw: st.DrawFn) -> ModelProto:
 @settings(max_examples=120, deadline=None)
 @given(graph=graphs(), side=st.sampled_from(["fp32", "low"]))
 def test_converted_graphs_are_valid_and_answer_alike(graph: ModelProto, side: str) -> None:
-    planner = Planner(graph)
+    planner = planner_of(graph)
     plan = planner.plan(prefer=side)  # type: ignore[arg-type]
     mixed = apply_plan(graph, plan)
     onnx.checker.check_model(mixed, full_check=True)
@@ -115,7 +114,7 @@ def test_converted_graphs_are_valid_and_answer_alike(graph: ModelProto, side: st
 @given(graph=graphs(), target=st.sampled_from(["fp16", "bf16"]), side=st.sampled_from(["fp32", "low"]))
 def test_there_is_no_cast_too_many(graph: ModelProto, target: Target, side: str) -> None:
     before = graph.SerializeToString()
-    planner = Planner(graph, target=target)
+    planner = planner_of(graph, target=target)
     plan = planner.plan(prefer=side)  # type: ignore[arg-type]
     mixed = apply_plan(graph, plan)
     assert graph.SerializeToString() == before
@@ -139,7 +138,7 @@ def test_there_is_no_cast_too_many(graph: ModelProto, target: Target, side: str)
 @settings(max_examples=60, deadline=None)
 @given(graph=graphs(), target=st.sampled_from(["fp16", "bf16"]))
 def test_every_node_runs_as_planned_and_every_fp32_node_says_why(graph: ModelProto, target: Target) -> None:
-    plan = Planner(graph, target=target).plan()
+    plan = planner_of(graph, target=target).plan()
     mixed = apply_plan(graph, plan)
     types = element_types(mixed)
     nodes = {node.name: node for node in mixed.graph.node}

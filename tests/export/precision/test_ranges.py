@@ -19,15 +19,13 @@ from bertmp.export.graph.graph_index import GraphIndex
 from bertmp.export.graph.nodes import blocks_of
 from bertmp.export.graph.types import element_types
 from bertmp.export.precision.calibration import Calibration, read_calibration
-from bertmp.export.precision.plan import PrecisionPlan
-from bertmp.export.precision.planner import Planner, make_plan
-from bertmp.export.precision.ranges import Ranges, measure, record
-from bertmp.export.precision.trained_ranges import trained_ranges
+from bertmp.export.precision.plan import PrecisionPlan, RangeRecord
+from bertmp.export.precision.ranges import Ranges, measure, record, trained_ranges
 from bertmp.model.checkpoint import load_checkpoint
 from bertmp.training.stability.activation_ranges import recording, to_json
 from tests.export.conftest import Questions
 from tests.export.overflowing import LAYER, large_values
-from tests.export.precision_graphs import WIDTH, Builder
+from tests.export.precision_graphs import WIDTH, Builder, make_plan, planner_of
 
 
 def every_tensor(graph: ModelProto, feeds: list[dict[str, np.ndarray]]) -> dict[str, float]:
@@ -78,7 +76,7 @@ def test_every_tensor_of_a_real_model_is_measured(questions: Questions, calibrat
     expected = every_tensor(graph, [dict(feed) for feed in calibration.feeds])
     assert ranges.largest.keys() == expected.keys()
     assert dict(ranges.largest) == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    assert (ranges.source, ranges.texts) == ("calibration", 16)
+    assert (ranges.origin.source, ranges.origin.texts) == ("calibration", 16)
     assert calls[-1] == (len(calibration.feeds),) * 2
 
 
@@ -112,7 +110,7 @@ def test_headroom_is_told_by_block_and_masks_do_not_count(
 ) -> None:
     graph = questions.graph()
     large_values(graph, 2000)
-    plan = Planner(graph, ranges=measure(graph, calibration)).plan()
+    plan = planner_of(graph, ranges=measure(graph, calibration)).plan()
     assert plan.ranges is not None
     blocks = dict(plan.ranges.blocks)
     tight = f"bert.encoder.layer.{LAYER}"
@@ -147,7 +145,7 @@ def test_blocks_of_graphs_that_do_not_name_modules() -> None:
 def test_a_block_without_large_numbers_has_endless_headroom() -> None:
     g = Builder()
     graph = g.model(g.product("x"))
-    ranges = Ranges({"t0": 0.0}, "calibration", "x", "", 1)
+    ranges = Ranges({"t0": 0.0}, RangeRecord("calibration", "x", "", 1))
     assert record(ranges, GraphIndex(graph), 65504.0).blocks == {"segment 0": float("inf")}
 
 
@@ -156,7 +154,7 @@ def test_ranges_of_training_are_those_of_the_graphs_tensors(
 ) -> None:
     graph = questions.graph()
     found, expected = trained_ranges(trained, graph), measure(graph, calibration).largest
-    assert (found.source, found.texts, found.file) == ("training", 0, str(trained))
+    assert (found.origin.source, found.origin.texts, found.origin.file) == ("training", 0, str(trained))
     layer = f"bert/encoder/layer.{LAYER}"
     for name in (
         f"{layer}/attention/self/value/Add_output",

@@ -9,10 +9,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from bertmp.core.errors import InputError
 from bertmp.export.graph.loading import check_graph
 from bertmp.export.precision.apply import apply_plan, inserted_casts
-from bertmp.export.precision.plan import PrecisionPlan, Reason
-from bertmp.export.precision.planner import Planner, make_plan
+from bertmp.export.precision.plan import PrecisionPlan, RangeRecord, Reason
 from bertmp.export.precision.ranges import Ranges
-from tests.export.precision_graphs import WIDTH, Builder, chain, extremes, run, tensor
+from tests.export.precision_graphs import WIDTH, Builder, chain, extremes, make_plan, planner_of, run, tensor
 
 
 def rules_of(plan: PrecisionPlan) -> dict[str, list[str]]:
@@ -25,7 +24,7 @@ def reason(plan: PrecisionPlan, name: str, rule: str) -> Reason:
 
 
 def ranges(**largest: float) -> Ranges:
-    return Ranges(largest, "calibration", "texts.txt", "0" * 64, 3)
+    return Ranges(largest, RangeRecord("calibration", "texts.txt", "0" * 64, 3))
 
 
 class TestDecomposedNorms:
@@ -64,7 +63,7 @@ class TestDecomposedNorms:
         found = [node for node in plan.nodes if "normalisation" in rules_of(plan).get(node.name, ())]
         assert len(found) == size
         assert plan.nodes[0].precision == plan.nodes[-1].precision == "fp16"
-        fewest = extremes(Planner(graph))[1]
+        fewest = extremes(planner_of(graph))[1]
         assert fewest.nodes[1].reasons[0].rule == "feeds-normalisation"
         mixed = apply_plan(graph, plan)
         assert len(inserted_casts(mixed)) == 4
@@ -238,7 +237,7 @@ class TestWhatTheUserSays:
         [
             ({"pins": ["Gelu"]}, "'Gelu' matches no node (--keep-fp32)"),
             ({"allow": ["Gelu"]}, "'Gelu' matches no node (--allow-fp16)"),
-            ({"target": "fp8"}, "unknown type 'fp8' (--precision)"),
+            ({"target": "fp8"}, "unknown value 'fp8' (--precision)"),
             ({"headroom": 0.5}, "a headroom of 0.5 lets tensors overflow (--headroom)"),
         ],
     )
@@ -254,7 +253,7 @@ class TestPlanner:
         graph.graph.initializer[2].CopyFrom(
             numpy_helper.from_array(np.full((WIDTH,) * 2, 1e-7, np.float32), "w2")
         )
-        planner = Planner(graph)
+        planner = planner_of(graph)
         because = Reason("measured", "it causes most of the error")
         raised = planner.plan({"n0_MatMul": because})
         assert reason(raised, "n0_MatMul", "measured") == because

@@ -15,14 +15,14 @@ from bertmp.data.tokenizer import Tokenizer
 from bertmp.export.graph.nodes import blocks_of
 from bertmp.export.precision.calibration import Calibration, read_calibration
 from bertmp.export.precision.fp16_emulation import Evaluator
-from bertmp.export.precision.plan import PrecisionPlan
+from bertmp.export.precision.plan import PrecisionPlan, RangeRecord
 from bertmp.export.precision.planner import Planner
 from bertmp.export.precision.ranges import Ranges, measure
 from bertmp.export.precision.search import EVALUATIONS, measured, search
 from bertmp.model.checkpoint import save_checkpoint
 from bertmp.model.config import BertConfig
 from tests.conftest import RunBertmp
-from tests.export.precision_graphs import WIDTH, Builder, extremes
+from tests.export.precision_graphs import WIDTH, Builder, extremes, planner_of
 from tests.models import classifier
 
 CONFIG = BertConfig(
@@ -58,7 +58,7 @@ def evaluator(bundle: Path, graph: ModelProto) -> Evaluator:
 
 @pytest.fixture(scope="module")
 def planner(graph: ModelProto, evaluator: Evaluator) -> Planner:
-    return Planner(graph, ranges=measure(graph, evaluator.calibration))
+    return planner_of(graph, ranges=measure(graph, evaluator.calibration))
 
 
 def found(planner: Planner, evaluator: Evaluator, max_error: float) -> PrecisionPlan:
@@ -143,7 +143,7 @@ def test_what_is_not_needed_is_lowered_but_never_norms_and_softmax(
     judged: tuple[ModelProto, Evaluator],
 ) -> None:
     graph, evaluator = judged
-    planner = Planner(graph)
+    planner = planner_of(graph)
     assert "ReduceSum" in {node.op for node in planner.plan().kept_fp32()}
     generous, strict = (found(planner, evaluator, budget) for budget in (1.0, 1e-4))
     assert {node.op for node in generous.kept_fp32()} == {"LayerNormalization", "Softmax"}
@@ -154,14 +154,14 @@ def test_what_is_not_needed_is_lowered_but_never_norms_and_softmax(
 
 def test_norms_and_softmax_are_lowered_where_the_user_asks(judged: tuple[ModelProto, Evaluator]) -> None:
     graph, evaluator = judged
-    planner = Planner(graph, allow=["LayerNormalization", "Softmax"])
+    planner = planner_of(graph, allow=["LayerNormalization", "Softmax"])
     assert not found(planner, evaluator, 1.0).kept_fp32()
 
 
 def test_what_comes_near_overflow_is_never_lowered(judged: tuple[ModelProto, Evaluator]) -> None:
     graph, evaluator = judged
-    ranges = Ranges({"t3": 30_000.0}, "calibration", "x", "", 6)
-    plan = found(Planner(graph, ranges=ranges), evaluator, 1.0)
+    ranges = Ranges({"t3": 30_000.0}, RangeRecord("calibration", "x", "", 6))
+    plan = found(planner_of(graph, ranges=ranges), evaluator, 1.0)
     kept = {node.name for node in plan.kept_fp32() if any(reason.rule == "range" for reason in node.reasons)}
     assert kept == {"n3_Tanh", "n4_ReduceSum"}
 

@@ -1,0 +1,295 @@
+"""The rules that keep nodes in FP32: one small function each, which returns the reason or None."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from bertmp.core.errors import InputError
+from bertmp.export.graph.graph_index import GraphIndex
+from bertmp.export.graph.nodes import (
+    DEQUANTIZE_OPS,
+    NORMALISATION_OPS,
+    QUANTIZE_OPS,
+    REDUCTION_OPS,
+    SOFTMAX_OPS,
+    input_names,
+    is_onnx_op,
+    module_of,
+    name_of,
+    output_names,
+    readers_of,
+    subgraphs,
+)
+from bertmp.export.graph.types import LowType, accepts_low_type
+from bertmp.export.precision.plan import Reason
+
+Strength = Literal["hard", "policy", "heuristic"]
+"""What overrules a rule. hard: nothing, since the graph would be wrong, on these or on other inputs; policy:
+the user (`--allow-fp16`); heuristic: the user, or a search that measures the error."""
+
+
+@dataclass(frozen=True)
+class RuleContext:
+    """What the rules may look at beside the node.
+
+    Attributes:
+        graph: its nodes, types, constants and patterns.
+        low: the low precision of the plan.
+        largest: tensor → largest magnitude on real inputs; empty where it was not measured.
+        headroom: how many times a tensor's largest magnitude must fit into the low precision's range.
+        pins: patterns of nodes that the user keeps in FP32.
+        rewritten: mask constants that get another value; the tensors on their paths have other ranges then.
+        judged: what is known of the weights that `small_weights` has looked at.
+    """
+
+    graph: GraphIndex
+    low: LowType
+    largest: Mapping[str, float]
+    headroom: float
+    pins: Sequence[str] = ()
+    rewritten: frozenset[str] = frozenset()
+    judged: dict[str, Reason | None] = field(default_factory=dict)
+
+
+Rule = Callable[[ir.Node, RuleContext], Reason | None]
+"""Why a node must stay FP32; None where the rule has nothing against the low precision."""
+
+
+def normalisation(node: ir.Node, context: RuleContext) -> Reason | None:
+    """Normalisations sum squares over the hidden width: FP16 sums overflow or lose their small parts."""
+    part_of, low = context.graph.norms.get(name_of(node)), context.low
+    if node.op_type not in NORMALISATION_OPS and part_of is None:
+        return None
+    subject = f"{node.op_type} is part of {part_of}, which" if part_of else node.op_type
+    return Reason(
+        "normalisation",
+        f"{subject} sums squares over the hidden width; {low.label} sums overflow beyond {low.largest:.5g} "
+        "and round away small terms",
+        {"limit": low.largest},
+    )
+
+
+def softmax(node: ir.Node, context: RuleContext) -> Reason | None:
+    """Softmax exponentiates and sums: FP16 has 11 bits for terms that differ by orders of magnitude."""
+    return _accumulates(
+        "softmax", SOFTMAX_OPS, "sums exponentials of very different size, of which {} keeps {} bits",
+        node, context.low,
+    )  # fmt: skip
+
+
+def reduction(node: ir.Node, context: RuleContext) -> Reason | None:
+    """Sums over many elements accumulate rounding errors in 16 bits."""
+    return _accumulates(
+        "reduction", REDUCTION_OPS,
+        "accumulates many terms; {} keeps {} bits of the sum and loses the small terms", node, context.low,
+    )  # fmt: skip
+
+
+def _accumulates(
+    rule: str, operators: Sequence[str], sentence: str, node: ir.Node, low: LowType
+) -> Reason | None:
+    if node.op_type not in operators:
+        return None
+    bits = low.significand_bits
+    return Reason(rule, f"{node.op_type} {sentence.format(low.label, bits)}", {"significand_bits": bits})
+
+
+def feeds_decomposed_norm(node: ir.Node, context: RuleContext) -> Reason | None:
+    """The sum before a decomposed normalisation: a cast must not stand between them.
+
+    ONNX Runtime fuses the normalisation together with a cast before it, and from opset 17 on refuses the
+    result: its input is then in the low precision, its scale in FP32.
+    """
+    norms = context.graph.norms
+    if context.graph.opset < 17 or node.op_type != "Add" or node.name in norms:
+        return None
+    for reader in readers_of(node.outputs[0]):
+        if reader.op_type == "ReduceMean" and reader.name in norms:
+            norm = norms[name_of(reader)]
+            sentence = f"writes the input of {norm}; ONNX Runtime refuses a cast between them"
+            return Reason("feeds-normalisation", sentence)
+    return None
+
+
+def no_low_form(node: ir.Node, context: RuleContext) -> Reason | None:
+    """The operator is not defined for the low precision, or one of its tensors cannot be cast."""
+    if not is_onnx_op(node) or subgraphs(node):
+        return None  # another rule's
+    graph, low = context.graph, context.low
+    for name in (*input_names(node), *output_names(node)):
+        if name and not graph.types.get(name):
+            return Reason("not-a-tensor", f"{name} is a sequence or an optional, which cannot be cast")
+    if accepts_low_type(node, graph.types, graph.opset, low.element):
+        return None
+    sentence = f"{node.op_type} of opset {graph.opset} is not defined for {low.label}"
+    return Reason("no-low-form", sentence, {"opset": graph.opset})
+
+
+def foreign(node: ir.Node, context: RuleContext) -> Reason | None:
+    """Operators of other domains and control flow: their behaviour with another type is not known."""
+    if subgraphs(node):
+        return Reason("control-flow", f"{node.op_type} has subgraphs, which stay FP32")
+    if is_onnx_op(node):
+        return None
+    operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    return Reason("unknown-operator", f"{operator} is not one of ONNX's operators: its types are not known")
+
+
+def quantised(node: ir.Node, context: RuleContext) -> Reason | None:
+    """Quantised regions are left as they are: from each DequantizeLinear to the next QuantizeLinear."""
+    if node.op_type in (*QUANTIZE_OPS, *DEQUANTIZE_OPS):
+        sentence = f"{node.op_type} belongs to a quantised region, which is left as it is"
+        return Reason("quantised", sentence)
+    before = [value.producer() for value in node.inputs if value is not None]
+    after = [reader for value in node.outputs for reader in readers_of(value)]
+    neighbours = [one for one in before if one is not None and one.op_type in DEQUANTIZE_OPS]
+    neighbours += [reader for reader in after if reader.op_type in QUANTIZE_OPS]
+    if not neighbours:
+        return None
+    where = f"{node.op_type} is connected to {neighbours[0].name}"
+    return Reason("quantised", f"{where}: quantised regions are left as they are")
+
+
+def mask_constant(node: ir.Node, context: RuleContext) -> Reason | None:
+    """The paths of a mask constant to the softmaxes: in FP32 every sum stays as it was."""
+    low = context.low
+    for path in context.graph.masks:
+        harmful = path.may_overflow(low) and path.constant not in context.rewritten
+        if harmful and node.name in (*path.nodes, *path.softmaxes):
+            return Reason(
+                "mask-constant",
+                f"the mask constant {path.value:.4g} ({path.constant}) passes this node on its path to "
+                f"{path.softmaxes[0]}: {low.label} overflows at {low.largest:.5g}, and FP32 computes the "
+                "same sums as the FP32 graph",
+                {"constant": path.value, "limit": low.largest, "softmaxes": len(path.softmaxes)},
+            )
+    return None
+
+
+def constant_beyond_range(node: ir.Node, context: RuleContext) -> Reason | None:
+    """A weight or constant that the low precision cannot hold would become infinite."""
+    low = context.low
+    for name in input_names(node):
+        values = context.graph.constants.get(name)
+        if values is None or values.size == 0 or name in context.rewritten:
+            continue
+        largest = max(float(values.max()), -float(values.min()))
+        if not largest <= low.largest:  # true for NaN, too
+            return Reason(
+                "constant-beyond-range",
+                f"the constant {name} reaches {largest:.4g}, beyond {low.label}'s {low.largest:.5g}",
+                {"largest": largest, "limit": low.largest},
+            )
+    return None
+
+
+def beyond_headroom(node: ir.Node, context: RuleContext) -> Reason | None:
+    """A tensor that the node reads or writes, which on real inputs comes within the headroom of overflow."""
+    if not context.largest:
+        return None
+    low, graph = context.low, context.graph
+    changed = {name for path in graph.masks if path.constant in context.rewritten for name in path.tensors}
+    names = [name for name in graph.fp32_tensors(node) if name in context.largest and name not in changed]
+    largest, name = max(((context.largest[name], name) for name in names), default=(0.0, ""))
+    if largest * context.headroom <= low.largest:
+        return None
+    headroom = low.largest / largest
+    does = "writes" if name in output_names(node) else "reads"
+    return Reason(
+        "range",
+        f"{does} {name}, which reaches {largest:.4g} on real inputs: {low.label}'s largest number, "
+        f"{low.largest:.5g}, is {headroom:.2g} times that, and at least {context.headroom:g} times is "
+        "required",
+        {"largest": largest, "headroom": headroom, "wanted": context.headroom},
+    )
+
+
+def small_weights(node: ir.Node, context: RuleContext) -> Reason | None:
+    """Weights so small that many become zero or subnormal: the low precision keeps few of their bits.
+
+    The measure is the rounding error of the tensor by norm. Normal numbers keep it below the type's roundoff;
+    twice that can only come from small ones.
+    """
+    for name in input_names(node):
+        values = context.graph.constants.get(name)
+        if values is not None and name not in context.judged:
+            context.judged[name] = _judge_weights(name, values.reshape(-1), context.low)
+        if reason := context.judged.get(name):
+            return reason
+    return None
+
+
+def _judge_weights(name: str, flat: np.ndarray, low: LowType) -> Reason | None:
+    limit = 2 * low.roundoff
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm = float(np.sqrt(np.dot(flat, flat)))
+    smallest = low.smallest_normal * low.roundoff
+    # A bound on what underflow can add to the error: most tensors need not be rounded.
+    if norm == 0 or not np.isfinite(norm) or smallest * flat.size**0.5 < low.roundoff * norm:
+        return None
+    rounded = low.rounded(flat).astype(np.float32)
+    error = float(np.linalg.norm((rounded - flat).astype(np.float64)) / norm)
+    if not error > limit:
+        return None
+    zeroed = float(np.mean(rounded[flat != 0] == 0))
+    subnormal = float(np.mean(np.abs(flat[flat != 0]) < low.smallest_normal))
+    return Reason(
+        "small-weights",
+        f"{low.label} changes the weights {name} by {error:.2g} of their norm: {subnormal:.0%} of them "
+        f"lie below its smallest normal number {low.smallest_normal:.2g}, {zeroed:.0%} become zero",
+        {"relative_error": error, "limit": limit, "subnormal_share": subnormal, "zeroed_share": zeroed},
+    )
+
+
+def pinned(node: ir.Node, context: RuleContext) -> Reason | None:
+    """The user keeps the node in FP32: a pattern matches its name, its operator or its module."""
+    pattern = next((pattern for pattern in context.pins if names_node(pattern, node)), None)
+    return None if pattern is None else Reason("pinned", f"--keep-fp32 {pattern} matches it")
+
+
+RULES: Sequence[tuple[Rule, Strength]] = (
+    (normalisation, "policy"),
+    (softmax, "policy"),
+    (feeds_decomposed_norm, "hard"),
+    (foreign, "hard"),
+    (quantised, "hard"),
+    (no_low_form, "hard"),
+    (mask_constant, "hard"),
+    (constant_beyond_range, "hard"),
+    (beyond_headroom, "hard"),
+    (small_weights, "heuristic"),
+    (reduction, "heuristic"),
+    (pinned, "hard"),
+)
+"""The rules of every plan, in the order in which their reasons are listed."""
+
+
+def names_node(pattern: str, node: ir.Node) -> bool:
+    """Whether a pattern matches a node's name, its operator or its module.
+
+    A module's name stands for everything inside it; its first parts may be left out
+    (`encoder.layer.3.attention` for `bert.encoder.layer.3.attention`). A graph that does not record its
+    modules has them in its nodes' names, between slashes.
+    """
+    name = name_of(node)
+    module = module_of(node) or ".".join(part for part in name.split("/")[:-1] if part)
+    inside = f".{pattern}." in f".{module}." or fnmatch.fnmatchcase(module, pattern)
+    return inside or node.op_type == pattern or fnmatch.fnmatchcase(name, pattern)
+
+
+def check_patterns(patterns: Sequence[str], nodes: Sequence[ir.Node], option: str) -> None:
+    """Checks that every pattern matches a node.
+
+    Raises:
+        InputError: one matches none.
+    """
+    for pattern in patterns:
+        if not any(names_node(pattern, node) for node in nodes):
+            advice = "give a node's name, an operator or a module; * is allowed"
+            raise InputError(f"'{pattern}' matches no node", option, advice)
