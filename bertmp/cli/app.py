@@ -21,16 +21,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_TRAIN = "bertmp train classification"
 COMMANDS = (
     ("doctor", environment.doctor, "bertmp doctor --json"),
     ("setup", environment.setup, "bertmp setup triton"),
     ("download", environment.download, "bertmp download minilm trec"),
     ("prepare", environment.prepare, "bertmp prepare corpus.txt --model minilm --out corpus"),
-    (
-        "train",
-        environment.train,
-        "bertmp train classification --data train.tsv --eval-data test.tsv --model minilm --out run",
-    ),
+    ("train", environment.train, f"{_TRAIN} --data train.tsv --eval-data test.tsv --model minilm --out run"),
     ("export", export.export, "bertmp export run/final --out bundle"),
     ("convert", export.convert, "bertmp convert model.onnx model.fp16.onnx --calibration data.tsv --explain"),
     ("explain", export.explain, "bertmp explain model.fp16.onnx --calibration data.tsv"),

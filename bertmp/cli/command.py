@@ -183,25 +183,16 @@ def progress_bar(*, log: bool = True, transfers: bool = False) -> Iterator[Progr
         log: whether messages without a count stay as lines; otherwise each replaces the one before.
         transfers: whether counts are bytes; each transfer is then a line where there is no terminal.
     """
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    counts = (
-        (DownloadColumn(), TransferSpeedColumn())
-        if transfers
-        else (MofNCompleteColumn(), TimeRemainingColumn())
-    )
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counts)
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    columns = [progress.TextColumn("{task.description}", markup=False), progress.BarColumn()]
+    if transfers:
+        columns += [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+    else:
+        columns += [progress.MofNCompleteColumn(), progress.TimeRemainingColumn()]
+    bar = progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task("", total=None)
 
     def show(message: str, completed: int | None = None, total: int | None = None, /) -> None:
@@ -230,10 +221,8 @@ def new_table(
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
-        show_header=any((*columns, *numbers)),
-    )  # fmt: skip
+    look: Any = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD, "pad_edge": False}
+    table = Table(title=title or None, show_header=any((*columns, *numbers)), **look)
     for name in columns:
         table.add_column(name, overflow="fold")
     for name in numbers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,25 +56,19 @@ def bench_engine(bundle: Path, texts: Path | None, seconds: float) -> CommandRes
 
 
 def _describe_session(result: SessionResult) -> str:
-    return "\n".join(
-        [
-            f"provider  {result.provider} of ONNX Runtime {result.version} "
-            f"(here: {', '.join(result.available)})",
-            f"graph     {result.graph} ({result.graph_bytes / 2**20:.1f} MiB), from {result.source}: "
-            f"{result.nodes} nodes instead of {result.nodes_before}",
-            f"checked   its outputs differ from {result.source}'s by at most {result.difference:.1e}",
-        ]
+    here = ", ".join(result.available)
+    return (
+        f"provider  {result.provider} of ONNX Runtime {result.version} (here: {here})\n"
+        f"graph     {result.graph} ({result.graph_bytes / 2**20:.1f} MiB), from {result.source}: "
+        f"{result.nodes} nodes instead of {result.nodes_before}\n"
+        f"checked   its outputs differ from {result.source}'s by at most {result.difference:.1e}"
     )
 
 
 def _show_engine(console: Any, result: EngineResult) -> None:
-    rows = (
-        (kind, precision, count)
-        for kind, precisions in result.summary.items()
-        if kind
-        in _SHOWN  # constants and shape arithmetic compute nothing of the model: network.json has them
-        for precision, count in precisions.items()
-    )
+    # Constants and shape arithmetic compute nothing of the model: network.json has them.
+    shown = ((kind, counts) for kind, counts in result.summary.items() if kind in _SHOWN)
+    rows = ((kind, precision, count) for kind, counts in shown for precision, count in counts.items())
     console.print(new_table(rows, ("layers", "precision"), ("count",), "Precision, verified"))
     counts = result.counts
     added = sum(number for name, number in counts.items() if name.startswith("added_"))
@@ -87,49 +81,32 @@ def _show_engine(console: Any, result: EngineResult) -> None:
 
 
 def _facts(result: EngineResult) -> dict[str, str]:
-    needs = [f"CUDA {result.cuda}", f"driver {result.driver} or later"] if result.cuda else ["not known"]
-    triton = (
-        f"loads in {', '.join(result.triton_releases)}" if result.triton_releases else "no release loads it"
-    )
-    inspected = result.inspection
-    built = f"{inspected['layers']} layers, as planned" if inspected.get("run") else inspected["reason"]
-    total = result.memory["total_bytes"] / 2**20
+    inspected, releases = result.inspection, ", ".join(result.triton_releases)
+    total, weights = (result.memory[name] / 2**20 for name in ("total_bytes", "weights_bytes"))
     return {
         "builder": f"{result.builder} {result.builder_version}, for {', '.join(result.compute_capability)}",
-        "needs": ", ".join(needs),
-        "triton": triton,
+        "needs": f"CUDA {result.cuda}, driver {result.driver} or later" if result.cuda else "not known",
+        "triton": f"loads in {releases}" if releases else "no release loads it",
         "profiles": ", ".join(result.profiles),
-        "memory": f"{total:,.0f} MiB on the GPU at most, by estimate, "
-        f"{result.memory['weights_bytes'] / 2**20:,.0f} of them weights",
-        "inspected": built,
+        "memory": f"{total:,.0f} MiB on the GPU at most, by estimate, {weights:,.0f} of them weights",
+        "inspected": inspected.get("reason") or f"{inspected['layers']} layers, as planned",
         "engine": f"{result.engine} ({result.engine_bytes / 2**20:.1f} MiB in {result.seconds:.1f} s)",
         "layers": str(result.network),
     }
 
 
 def _show_bench(console: Any, result: EngineBench) -> None:
-    rows = (
-        (
-            row.shape,
-            f"{row.texts_per_second:,.1f}",
-            f"{row.tokens_per_second:,.0f}",
-            *(f"{value:.3f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms)),
-        )
-        for row in result.rows
-    )
+    rows = []
+    for row in result.rows:
+        times = [f"{value:.3f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms)]
+        rows.append((row.shape, f"{row.texts_per_second:,.1f}", f"{row.tokens_per_second:,.0f}", *times))
     console.print(f"{result.engine} on {result.gpu}, {result.builder}")
     console.print(new_table(rows, ("shape",), ("texts/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms")))
 
 
 _SHOWN = (
-    "MATRIX_MULTIPLY",
-    "NORMALIZATION",
-    "SOFTMAX",
-    "ELEMENTWISE",
-    "ACTIVATION",
-    "UNARY",
-    "GATHER",
-    "REDUCE",
+    *("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX", "ELEMENTWISE"),
+    *("ACTIVATION", "UNARY", "GATHER", "REDUCE"),
 )
 """The types of layers that the plan is about."""
 
@@ -154,46 +131,40 @@ class ParityCommandOptions(ParityOptions):
 
 def parity(options: ParityCommandOptions) -> CommandResult:
     """Compare every stage with the FP32 checkpoint; exit 1 if a gate fails."""
+    served: tuple[Any, ...] = ()
+    if options.server is not None and options.model is not None:
+        from bertmp.serve.parity_stage import TritonStage
+
+        served = (TritonStage(options.server, options.model, options.protocol),)
     with progress_bar() as progress:
-        result = bertmp.parity(replace(options, extra_stages=_served(options), progress=progress))
-    return CommandResult(result.to_json(), _show_parity(result), 0 if result.passed else 1)
+        result = bertmp.parity(replace(options, extra_stages=served, progress=progress))
+    code = 0 if result.passed else 1
+    return CommandResult(result.to_json(), lambda console: _show_parity(console, result), code)
 
 
-def _served(options: ParityCommandOptions) -> tuple[Any, ...]:
-    if options.server is None or options.model is None:
-        return ()
-    from bertmp.serve.parity_stage import TritonStage
+def _show_parity(console: Any, result: ParityReport) -> None:
+    from rich.markup import escape
 
-    return (TritonStage(options.server, options.model, options.protocol),)
-
-
-def _show_parity(result: ParityReport) -> Callable[[Any], None]:
-    def show(console: Any) -> None:
-        from rich.markup import escape
-
-        rows = ((stage.name, result.verdict(stage), *_figures(stage)) for stage in result.stages)
-        console.print(new_table(rows, ("stage", ""), _FIGURE_NAMES))
-        for note in _notes(result):
-            console.print(escape(note))
-        for gate in result.failed_gates:
-            console.print(f"[red]failed[/] {escape(f'{gate.stage} {gate.name}: {gate.sentence}')}")
-        passed = len(result.gates) - len(result.failed_gates)
-        verdict = "[green]passed[/]" if result.passed else "[red]not passed[/]"
-        console.print(f"parity {verdict}: {passed} of {len(result.gates)} gates passed")
-        console.print(escape(f"report: {result.folder / 'report.html'}"))
-
-    return show
+    rows = ((stage.name, result.verdict(stage), *_figures(stage)) for stage in result.stages)
+    console.print(new_table(rows, ("stage", ""), _FIGURE_NAMES))
+    for note in _notes(result):
+        console.print(escape(note))
+    for gate in result.failed_gates:
+        console.print(f"[red]failed[/] {escape(f'{gate.stage} {gate.name}: {gate.sentence}')}")
+    passed = len(result.gates) - len(result.failed_gates)
+    verdict = "[green]passed[/]" if result.passed else "[red]not passed[/]"
+    console.print(f"parity {verdict}: {passed} of {len(result.gates)} gates passed")
+    console.print(escape(f"report: {result.folder / 'report.html'}"))
 
 
-def _notes(result: ParityReport) -> list[str]:
-    notes = [
-        f"{stage.name} was not run: {stage.reason}" for stage in result.stages if stage.status == "not run"
-    ]
+def _notes(result: ParityReport) -> Iterator[str]:
+    for stage in result.stages:
+        if stage.status == "not run":
+            yield f"{stage.name} was not run: {stage.reason}"
     if result.note:
-        notes.append(result.note)
+        yield result.note
     if result.data.truncated:
-        notes.append(f"{result.data.truncated} of {result.data.texts} texts were too long and were truncated")
-    return notes
+        yield f"{result.data.truncated} of {result.data.texts} texts were too long and were truncated"
 
 
 _FIGURE_NAMES = ("max error", "mean error", "flips", "accuracy", "examples/s")
@@ -205,8 +176,6 @@ def _figures(stage: StageReport) -> list[str]:
     if metrics is None:
         return []
     errors = [f"{metrics.max_error:.2e}", f"{metrics.mean_error:.2e}", str(len(metrics.flips))]
-    return [
-        *(["", "", ""] if stage.status == "reference" else errors),
-        "" if metrics.accuracy is None else f"{metrics.accuracy:.4f}",
-        f"{stage.texts_per_second:,.0f}" if stage.texts_per_second else "",
-    ]
+    accuracy = "" if metrics.accuracy is None else f"{metrics.accuracy:.4f}"
+    speed = f"{stage.texts_per_second:,.0f}" if stage.texts_per_second else ""
+    return [*(["", "", ""] if stage.status == "reference" else errors), accuracy, speed]

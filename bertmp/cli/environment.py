@@ -91,27 +91,20 @@ def train(options: TrainOptions) -> CommandResult:
 
     if not is_first():
         raise SystemExit(0)
-    return CommandResult(result.to_json(), lambda console: _show_training(console, result))
+    table = new_table(_training_rows(result), ("", ""))
+    return CommandResult(result.to_json(), lambda console: console.print(table))
 
 
-def _show_training(console: Any, result: TrainResult) -> None:
-    """The run in a table."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_row("checkpoint", str(result.checkpoint))
-    skipped = f", {result.skipped_steps} skipped" if result.skipped_steps else ""
-    table.add_row("steps", f"{result.steps}{skipped}")
-    table.add_row("precision", result.precision)
+def _training_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
+    yield "checkpoint", str(result.checkpoint)
+    yield "steps", f"{result.steps}{f', {result.skipped_steps} skipped' if result.skipped_steps else ''}"
+    yield "precision", result.precision
     for name, value in result.evaluation.figures.items() if result.evaluation else ():
-        table.add_row(name.replace("_", " "), f"{value:.4f}")
-    speed = f"{result.examples_per_second:.1f} examples/s, {result.tokens_per_second:,.0f} tokens/s"
-    table.add_row("speed", speed)
-    table.add_row("peak memory", f"{result.peak_memory_bytes / 1e6:,.0f} MB")
+        yield name.replace("_", " "), f"{value:.4f}"
+    yield "speed", f"{result.examples_per_second:.1f} examples/s, {result.tokens_per_second:,.0f} tokens/s"
+    yield "peak memory", f"{result.peak_memory_bytes / 1e6:,.0f} MB"
     if result.truncated:
-        table.add_row("cut", f"{result.truncated} texts were longer than the model takes")
-    console.print(table)
+        yield "cut", f"{result.truncated} texts were longer than the model takes"
 
 
 def prepare(options: PrepareOptions) -> CommandResult:
@@ -120,8 +113,5 @@ def prepare(options: PrepareOptions) -> CommandResult:
         result = bertmp.prepare(replace(options, progress=progress))
     counts = result.counts
     dropped = f"; {counts.dropped} pairs with an empty text were skipped" if counts.dropped else ""
-    return CommandResult(
-        result.to_json(),
-        f"{result.store}: {counts.documents} documents, {counts.sentences} sentences, "
-        f"{counts.tokens} tokens in {result.seconds:.1f} s{dropped}",
-    )
+    found = f"{counts.documents} documents, {counts.sentences} sentences, {counts.tokens} tokens"
+    return CommandResult(result.to_json(), f"{result.store}: {found} in {result.seconds:.1f} s{dropped}")

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from bertmp.export.lint.findings import Explanation
     from bertmp.export.onnx_export import ExportResult
-    from bertmp.export.precision.convert import Conversion, Planned
-    from bertmp.export.precision.plan import NodePlan, PrecisionPlan, SearchRecord
+    from bertmp.export.precision.convert import Conversion
+    from bertmp.export.precision.pipeline import Planned
+    from bertmp.export.precision.plan import PrecisionPlan, SearchRecord
 
 _WIDE = 160
 """Columns of a table that is not printed on a terminal."""
@@ -125,37 +126,24 @@ def number(value: float | None) -> str:
 
 def _nodes(plan: PrecisionPlan) -> Table:
     nodes = plan.kept_fp32()
-    if all(node.error is None for node in nodes):
-        rows = [(node.name, _why(node), _numbers(node)) for node in nodes]
-        return new_table(rows, ("node", "why", "numbers"), title="FP32 nodes")
-    measured = [(node.name, _why(node), _numbers(node), number(node.error)) for node in nodes]
-    error = f"error in {plan.target.upper()}"
-    return new_table(measured, ("node", "why", "numbers"), (error,), "FP32 nodes")
-
-
-def _why(node: NodePlan) -> str:
-    return "\n".join(f"{reason.rule}: {reason.sentence}" for reason in node.reasons)
-
-
-def _numbers(node: NodePlan) -> str:
-    found = {key: value for reason in node.reasons for key, value in reason.numbers.items()}
-    return "\n".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in found.items())
+    measured = [f"error in {plan.target.upper()}"] if any(node.error is not None for node in nodes) else []
+    rows = []
+    for node in nodes:
+        why = "\n".join(f"{reason.rule}: {reason.sentence}" for reason in node.reasons)
+        found = {key: value for reason in node.reasons for key, value in reason.numbers.items()}
+        numbers = "\n".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in found.items())
+        rows.append((node.name, why, numbers, *(number(node.error) for _ in measured)))
+    return new_table(rows, ("node", "why", "numbers"), measured, "FP32 nodes")
 
 
 def _headroom(plan: PrecisionPlan) -> Table:
     assert plan.ranges is not None
     source = f"{plan.ranges.texts} texts of " if plan.ranges.source == "calibration" else "training, "
-    rows = (
-        (block or "-", f"{headroom:.4g}", _shortfall(headroom, plan.headroom))
-        for block, headroom in plan.ranges.blocks.items()
-    )
+    rows = []
+    for block, headroom in plan.ranges.blocks.items():
+        short = "too little" if headroom < plan.headroom else ""
+        rows.append((block or "-", f"{headroom:.4g}", "less than 1: overflows" if headroom < 1 else short))
     return new_table(rows, ("block", "headroom", ""), title=f"Headroom on {source}{plan.ranges.file}")
-
-
-def _shortfall(headroom: float, wanted: float) -> str:
-    if headroom < 1:
-        return "less than 1: overflows"
-    return "too little" if headroom < wanted else ""
 
 
 def _measured(search: SearchRecord) -> Iterator[Any]:
@@ -169,9 +157,8 @@ def _measured(search: SearchRecord) -> Iterator[Any]:
 
 def describe(search: SearchRecord) -> str:
     """The measured error in a sentence."""
-    found = (
-        f"largest error {number(search.error)}, {search.label_flips} labels changed on {search.texts} texts"
-    )
+    flips = f"{search.label_flips} labels changed on {search.texts} texts"
+    found = f"largest error {number(search.error)}, {flips}"
     if search.max_error is None:
         return found
     if search.bound_by is None:

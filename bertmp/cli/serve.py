@@ -91,9 +91,8 @@ def bench(options: BenchCommandOptions) -> CommandResult:
         return bench_engine(options.engine, data, options.seconds)
     with progress_bar() as progress:
         result = bertmp.bench(replace(options, progress=progress))
-    return CommandResult(
-        result.to_json(), lambda console: _print_bench(console, result), 1 if result.failures else 0
-    )
+    code = 1 if result.failures else 0
+    return CommandResult(result.to_json(), lambda console: _print_bench(console, result), code)
 
 
 def _deployment(result: Deployment) -> str:
@@ -107,12 +106,10 @@ def _deployment(result: Deployment) -> str:
 
 def _ready(server: RunningServer) -> str:
     chosen = f"configuration '{server.config_name}'" if server.config_name else "default configuration"
-    return "\n".join(
-        [
-            f"ready: http {server.http}, grpc {server.grpc}, metrics {server.metrics}/metrics",
-            f"  models: {', '.join(server.models)}",
-            f"  Triton {server.version}, {chosen} ({server.config_reason}); Ctrl-C stops it",
-        ]
+    return (
+        f"ready: http {server.http}, grpc {server.grpc}, metrics {server.metrics}/metrics\n"
+        f"  models: {', '.join(server.models)}\n"
+        f"  Triton {server.version}, {chosen} ({server.config_reason}); Ctrl-C stops it"
     )
 
 
@@ -135,11 +132,10 @@ def _print_bench(console: Any, result: BenchResult) -> None:
     from rich.markup import escape
 
     console.print(f"{escape(result.model)} at {result.address} over {result.protocol}, one text per request")
+    measured = ("requests_per_second", "texts_per_second", "tokens_per_second", "p50_ms", "p90_ms", "p99_ms")
     rows = (
-        (level.concurrency, *map(_one_decimal, speeds), *map(_one_decimal, times), level.failures)
+        (level.concurrency, *(_one_decimal(getattr(level, name)) for name in measured), level.failures)
         for level in result.levels
-        for speeds in [(level.requests_per_second, level.texts_per_second, level.tokens_per_second)]
-        for times in [(level.p50_ms, level.p90_ms, level.p99_ms)]
     )
     numbers = ("clients", "req/s", "texts/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms", "failed")
     console.print(new_table(rows, (), numbers))
