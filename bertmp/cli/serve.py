@@ -12,15 +12,7 @@ import bertmp
 from bertmp.cli.command import CommandResult, new_table, progress_bar
 from bertmp.core.errors import InputError
 from bertmp.core.options import option
-from bertmp.serve.serving_options import (
-    BenchOptions,
-    DeployOptions,
-    InferOptions,
-    ModelsOptions,
-    RollbackOptions,
-    RunningServer,
-    ServeOptions,
-)
+from bertmp.serve import serving_options
 
 if TYPE_CHECKING:
     from bertmp.serve.client import Answer
@@ -29,44 +21,44 @@ if TYPE_CHECKING:
     from bertmp.serve.repository import VersionRecord
 
 
-def deploy(options: DeployOptions) -> CommandResult:
+def deploy(options: serving_options.DeployOptions) -> CommandResult:
     """Write a bundle as a model's newest version, and bring it into service or refuse it."""
     result = bertmp.deploy(options)
     return CommandResult(result.to_json(), _deployment(result))
 
 
-def rollback(options: RollbackOptions) -> CommandResult:
+def rollback(options: serving_options.RollbackOptions) -> CommandResult:
     """Go back to the version before the live one."""
     result = bertmp.rollback(options)
     return CommandResult(result.to_json(), _deployment(result))
 
 
-def models(options: ModelsOptions) -> CommandResult:
+def models(options: serving_options.ModelsOptions) -> CommandResult:
     """List every model's versions with their parity and state."""
     found = bertmp.models(options)
     return CommandResult([entry.to_json() for entry in found], lambda console: _print_models(console, found))
 
 
-def serve(options: ServeOptions, as_json: bool) -> CommandResult:
+def serve(options: serving_options.ServeOptions, as_json: bool) -> CommandResult:
     """Run a Triton server in the foreground until Ctrl-C; print 'ready' and its addresses."""
 
     def log(message: str, completed: int | None = None, total: int | None = None, /) -> None:
         print(message, file=sys.stderr, flush=True)  # noqa: T201
 
-    def on_ready(server: RunningServer) -> None:
+    def on_ready(server: serving_options.RunningServer) -> None:
         print(json.dumps(server.to_json()) if as_json else _ready(server), flush=True)  # noqa: T201
 
     bertmp.serve_repository(replace(options, on_ready=on_ready, progress=log))
     return CommandResult({})
 
 
-def infer(options: InferOptions) -> CommandResult:
+def infer(options: serving_options.InferOptions) -> CommandResult:
     """Ask a served model for the label of each text."""
     found = bertmp.infer(options)
     return CommandResult([answer.to_json() for answer in found], _answers(found))
 
 
-class BenchCommandOptions(BenchOptions):
+class BenchCommandOptions(serving_options.BenchOptions):
     """Those of `bertmp.bench`, and the engine that is measured in place of a served model."""
 
     engine: Path | None = option(
@@ -104,7 +96,7 @@ def _deployment(result: Deployment) -> str:
     return "\n".join([head, *(f"  {note}" for note in notes)])
 
 
-def _ready(server: RunningServer) -> str:
+def _ready(server: serving_options.RunningServer) -> str:
     chosen = f"configuration '{server.config_name}'" if server.config_name else "default configuration"
     return (
         f"ready: http {server.http}, grpc {server.grpc}, metrics {server.metrics}/metrics\n"

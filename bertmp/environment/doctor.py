@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 from bertmp.core.errors import MissingComponent
@@ -169,14 +170,8 @@ def _torch_build() -> str:
 
 
 def _start(code: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, errors="replace")
 
 
 def _finish(component: Component, trial: subprocess.Popen[str]) -> Component:

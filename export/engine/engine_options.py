@@ -172,15 +172,17 @@ def _parse_shape(part: str, text: str) -> Shape:
     return shape
 
 
-def default_profiles(max_length: int, max_batch: int, fixed: Shape | None = None) -> list[Profile]:
+def default_profiles(max_length: int | None, max_batch: int, fixed: Shape | None = None) -> list[Profile]:
     """A profile a length bucket, batch 1 to `max_batch`; together they hold every length.
 
     Args:
+        max_length: the model's positions; None where they are not known.
         fixed: what the graph itself fixes; a 0 means that the axis is dynamic.
     """
+    longest = max_length or LONGEST
     batch, length = fixed or (0, 0)
     batches = (batch,) * 3 if batch else (1, min(TUNED_BATCH, max_batch), max_batch)
-    ends = [length] if length else [*(end for end in BUCKETS if end < max_length), max_length]
+    ends = [length] if length else [*(end for end in BUCKETS if end < longest), longest]
     starts = [length] if length else [1, *(end + 1 for end in ends[:-1])]
     return [Profile(*map(Shape, batches, (start, end, end))) for start, end in zip(starts, ends, strict=True)]
 

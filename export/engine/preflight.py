@@ -18,7 +18,6 @@ from bertmp.core.io import atomic_file, home
 from bertmp.export.engine.builders import Toolchain
 from bertmp.export.engine.compatibility import SOURCE, find_release, releases_for, require_match
 from bertmp.export.engine.engine_options import (
-    LONGEST,
     EngineOptions,
     Profile,
     Shape,
@@ -269,7 +268,7 @@ def choose_profiles(network: Any, options: EngineOptions, positions: int | None)
     # What a graph fixes, in any of its inputs; 0 for an axis that is dynamic in all.
     dims = [shape for shape in _input_dims(network).values() if len(shape) == 2]
     batch, length = (max([0, *(shape[axis] for shape in dims)]) for axis in (0, 1))
-    return default_profiles(positions or LONGEST, options.max_batch, Shape(batch, length))
+    return default_profiles(positions, options.max_batch, Shape(batch, length))
 
 
 def add_profiles(builder: Any, config: Any, network: Any, profiles: list[Profile]) -> None:

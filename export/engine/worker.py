@@ -27,19 +27,9 @@ from typing import Any
 from bertmp.core.errors import BertmpError, BuildFailed, InputError
 from bertmp.core.hardware import Gpu, find_gpu
 from bertmp.core.io import sha256_file, write_json, writing_to
+from bertmp.export.engine import preflight
 from bertmp.export.engine.builders import Toolchain, find_toolchain
 from bertmp.export.engine.compatibility import ENGINE_FILE, NETWORK_FILE, runs_on
-from bertmp.export.engine.preflight import (
-    add_profiles,
-    check_builder,
-    check_memory,
-    check_targets,
-    choose_profiles,
-    configure,
-    describe,
-    load_graph,
-    open_timing_cache,
-)
 from bertmp.export.engine.supervisor import Job, Messages, error_message
 from bertmp.export.engine.verify import (
     NODE_NOTE,
@@ -88,19 +78,19 @@ def build(job: Job, messages: Messages) -> dict[str, Any]:
     """
     options, device = job.options, find_gpu()
     tools = find_toolchain(options.builder)
-    check_builder(tools, options, device)
+    preflight.check_builder(tools, options, device)
     messages.send("toolchain", name=tools.name, version=tools.version)
     logger = _logger(tools.module, messages)
     builder = tools.module.Builder(logger)
-    config = configure(tools, builder, options)
+    config = preflight.configure(tools, builder, options)
     network, parser = _parse(tools, builder, logger, job)
-    profiles = choose_profiles(network, options, job.positions)
-    add_profiles(builder, config, network, profiles)
+    profiles = preflight.choose_profiles(network, options, job.positions)
+    preflight.add_profiles(builder, config, network, profiles)
     layers = read_network(network)
-    check_targets(layers, job)
+    preflight.check_targets(layers, job)
     verification = _verify(job, layers)
-    memory = check_memory(job, profiles, tools, device)
-    facts = describe(tools, options, device, profiles, memory)
+    memory = preflight.check_memory(job, profiles, tools, device)
+    facts = preflight.describe(tools, options, device, profiles, memory)
     account = {"format": FORMAT, **facts, "verification": verification.to_json(),
                "layers": [layer.to_json() for layer in layers]}  # fmt: skip
     # Before the build: what was verified is then there to be looked at, whatever the builder does.
@@ -181,7 +171,7 @@ def _verify(job: Job, layers: Sequence[ParsedLayer]) -> Verification:
     if job.plan is not None:
         return verify_network(PrecisionPlan.load(Path(job.plan)), layers)
     # The parser names a nameless node after its first output.
-    graph = load_graph(job)
+    graph = preflight.load_graph(job)
     names = [(node.name or f"node_of_{node.output[0]}", node.op_type) for node in graph.graph.node]
     plan, others = plan_by_type(names)
     return verify_network(plan, layers, known=others)
@@ -205,7 +195,7 @@ class _Builder:
             Its size and its SHA-256.
         """
         self.config.progress_monitor = monitor = _monitor(self.tools.module, self.messages)
-        save_timings = open_timing_cache(self.tools, self.config, job.options.timing_cache, device)
+        save_timings = preflight.open_timing_cache(self.tools, self.config, job.options.timing_cache, device)
         engine = self.builder.build_serialized_network(self.network, self.config)
         del monitor  # the builder holds no reference of its own
         if engine is None:

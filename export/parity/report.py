@@ -14,15 +14,7 @@ from markupsafe import Markup
 from bertmp.core.io import write_text
 from bertmp.export.parity.gates import Gate
 from bertmp.export.parity.result import ParityReport, StageReport
-from bertmp.report.page import (
-    ChainLink,
-    ErrorSeries,
-    chain_chart,
-    histogram_chart,
-    margin_chart,
-    render_page,
-    scientific,
-)
+from bertmp.report import page
 
 FILES = ("report.html", "report.json", "junit.xml")
 
@@ -90,29 +82,29 @@ def write_report(result: ParityReport) -> None:
 def render(result: ParityReport) -> str:
     """The HTML page."""
     series = _series(result)
-    return render_page(
+    return page.render_page(
         "parity.html.j2",
         report=result,
         name=result.bundle.resolve().name,
         tiles=_tiles(result),
         stages=[(stage, result.verdict(stage)) for stage in result.stages],
         gates=[_gate_row(gate) for gate in result.gates],
-        chain=Markup(chain_chart(_chain(result))),
-        distribution=Markup(histogram_chart(series)) if series else "",
-        scatters=[(one.name, Markup(margin_chart(one))) for one in series],
+        chain=Markup(page.chain_chart(_chain(result))),
+        distribution=Markup(page.histogram_chart(series)) if series else "",
+        scatters=[(one.name, Markup(page.margin_chart(one))) for one in series],
         flips=result.flips[:_MOST_FLIPS],
         precisions=_shares(result.contents.precisions),
     )
 
 
-def _chain(result: ParityReport) -> list[ChainLink]:
+def _chain(result: ParityReport) -> list[page.ChainLink]:
     data = result.data
     kind = "labelled" if data.labelled else "unlabelled"
-    links = [ChainLink("data", data.file.name, f"{data.texts:,}", f"{kind} inputs")]
+    links = [page.ChainLink("data", data.file.name, f"{data.texts:,}", f"{kind} inputs")]
     for stage in result.stages:
         subtitle = f"serves {stage.serves}" if stage.serves else _ARTEFACTS.get(stage.name, "")
         verb = _VERBS.get(stage.name) or _VERBS.get(stage.name.partition("-")[0], "")
-        links.append(ChainLink(stage.name, subtitle, *_figure(stage), result.verdict(stage), verb))
+        links.append(page.ChainLink(stage.name, subtitle, *_figure(stage), result.verdict(stage), verb))
     return links
 
 
@@ -122,17 +114,17 @@ def _figure(stage: StageReport) -> tuple[str, str]:
     if stage.metrics is None:
         verified = stage.verification.get("verified")
         return ("verified", f"not run: {stage.reason}") if verified else (stage.status, stage.reason)
-    return scientific(stage.metrics.max_error), "largest logit error"
+    return page.scientific(stage.metrics.max_error), "largest logit error"
 
 
-def _series(result: ParityReport) -> list[ErrorSeries]:
+def _series(result: ParityReport) -> list[page.ErrorSeries]:
     limits = {gate.stage: float(gate.limit) for gate in result.gates if gate.name == "max_error"}
     found = []
     for name, metrics in ((one.name, one.metrics) for one in result.stages if one.status == "run"):
         if metrics is not None:
             flips = [(flip.margin, flip.error, flip.explained) for flip in metrics.flips]
             figures = (metrics.row_errors, metrics.margins, metrics.max_error)
-            found.append(ErrorSeries(name, *figures, limits.get(name), flips))
+            found.append(page.ErrorSeries(name, *figures, limits.get(name), flips))
     return found
 
 
@@ -149,7 +141,7 @@ def _tiles(result: ParityReport) -> list[Tile]:
             tiles.append(Tile(f"{change:+.2f} pt", "largest change of it", worst if change else ""))
     if errors := {name: metrics.max_error for name, metrics in compared.items()}:
         worst = max(errors, key=lambda name: errors[name])
-        tiles.append(Tile(scientific(errors[worst]), "largest logit error", worst))
+        tiles.append(Tile(page.scientific(errors[worst]), "largest logit error", worst))
         tiles.append(Tile(str(len({row.line for row in result.flips})), "examples whose label changed"))
     if (ratio := result.contents.size_ratio) is not None:
         tiles.append(Tile(f"{ratio:.3f}", "FP16 file against FP32"))
@@ -162,9 +154,9 @@ def _gate_row(gate: Gate) -> GateRow:
         return GateRow(gate, title, "yes" if gate.measured else "no", "yes", None)
     size = math.inf if gate.measured is None else abs(gate.measured)
     used = min(size / gate.limit, 1.0) if gate.limit else float(size > 0)
-    measured = "not finite" if gate.measured is None else scientific(size)
+    measured = "not finite" if gate.measured is None else page.scientific(size)
     unit, sign = (" points", "±") if gate.name == "accuracy_points" else ("", "≤ ")
-    return GateRow(gate, title, measured + unit, f"{sign}{scientific(gate.limit)}{unit}", used)
+    return GateRow(gate, title, measured + unit, f"{sign}{page.scientific(gate.limit)}{unit}", used)
 
 
 def _shares(precisions: Mapping[str, int]) -> list[tuple[str, int, float]]:
