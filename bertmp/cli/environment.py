@@ -49,15 +49,11 @@ def _print_diagnosis(console: Any, found: Diagnosis) -> None:
         for part in found.components
     )
     console.print(new_table(components, ("name", "version", ""), title="Components"))
-    commands = (
-        (
-            check.command,
-            "[green]yes[/green]" if check.runs else "[red]no[/red]",
-            escape(check.note if check.runs else "\n".join(check.why_not)),
-            escape("\n".join(check.get)),
-        )
-        for check in found.commands
-    )
+    commands = []
+    for check in found.commands:
+        runs = "[green]yes[/green]" if check.runs else "[red]no[/red]"
+        note = check.note if check.runs else "\n".join(check.why_not)
+        commands.append((check.command, runs, escape(note), escape("\n".join(check.get))))
     console.print(new_table(commands, ("command", "runs here", "", "to install it"), title="Commands"))
 
 

@@ -216,17 +216,13 @@ def _casts(result: Explanation) -> str:
 
 def _block_table(result: Explanation) -> Table:
     title = f"on {result.calibration['texts']} texts" if result.calibration else "from the weights alone"
-    rows = (
-        (
-            block.name or "-",
-            sum(number for kind, number in block.nodes.items() if kind in _LOW),
-            block.nodes.get("fp32", 0),
-            f"{block.weights_largest:.4g}" if block.weights_largest else "-",
-            "-" if block.largest is None else f"{block.largest:.4g}",
-            f"{block.headroom:.3g}",
-            "-" if block.subnormal is None or not result.calibration else f"{block.subnormal:.1%}",
-        )
-        for block in result.blocks
-    )
+    rows = []
+    for block in result.blocks:
+        nodes = (sum(block.nodes.get(kind, 0) for kind in _LOW), block.nodes.get("fp32", 0))
+        weights = f"{block.weights_largest:.4g}" if block.weights_largest else "-"
+        largest = "-" if block.largest is None else f"{block.largest:.4g}"
+        unknown = block.subnormal is None or not result.calibration
+        subnormal = "-" if unknown else f"{block.subnormal:.1%}"
+        rows.append((block.name or "-", *nodes, weights, largest, f"{block.headroom:.3g}", subnormal))
     numbers = ("16-bit", "fp32", "weights", "largest", "headroom", "subnormal")
     return new_table(rows, ("block",), numbers, f"Ranges {title}")

@@ -86,7 +86,7 @@ def is_intact(wheel: Wheel, path: Path) -> bool:
 
 
 def run_pip(
-    *arguments: str,
+    *words: str,
     what: str,
     where: Path,
     python: Path | None = None,
@@ -95,7 +95,7 @@ def run_pip(
     """Runs pip without dependencies and without questions.
 
     Args:
-        arguments: pip's command and what it takes.
+        words: pip's command and what it takes.
         what: what fails where pip does, such as `cannot install Triton`.
         where: the folder that it works for.
         python: the interpreter whose environment it changes; this one where None.
@@ -105,7 +105,7 @@ def run_pip(
         MissingComponent: pip is absent, too old, or fails.
     """
     require_pip()
-    command = [sys.executable, "-m", "pip", *(("--python", str(python)) if python else ()), *arguments]
+    command = [sys.executable, "-m", "pip", *(("--python", str(python)) if python else ()), *words]
     options = ("--no-input", "--disable-pip-version-check", "--no-deps", "--progress-bar=raw")
     run_tool([*command, *options], what, where, progress)
 

@@ -23,12 +23,9 @@ def render_page(template: str, **values: Any) -> str:
     Returns:
         The page as HTML.
     """
+    loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(scientific=scientific, megabytes=megabytes, words=words, label=label)
     return environment.get_template(template).render(**values)

@@ -123,8 +123,19 @@ def build_engine(options: EngineOptions) -> EngineResult:
         seconds=round(time.monotonic() - started, 3),
         **{name: value for name, value in found.items() if name in EngineResult.__dataclass_fields__},
     )
-    if source.bundle is not None:
-        _record(source.bundle, result, options)
+    if bundle := source.bundle:
+        results = result.to_json()
+        for name in ("folder", "engine", "network", "seconds"):
+            del results[name]
+        bundle.record(
+            BUILD_ENGINE,
+            inputs=[FP16_GRAPH, PLAN, *bundle.weights_beside(CONVERT, FP16_GRAPH)],
+            outputs=[ENGINE, NETWORK],
+            tools={result.builder: result.builder_version},
+            settings=options.to_json(EngineOptions),
+            results=results,
+            seconds=result.seconds,
+        )
     return result
 
 
@@ -166,22 +177,6 @@ def _positions_beside(graph: Path) -> int | None:
     config = read_json(path) if path.is_file() else {}
     positions = config.get("max_position_embeddings") if isinstance(config, dict) else None
     return positions if isinstance(positions, int) and positions > 0 else None
-
-
-def _record(bundle: Bundle, result: EngineResult, options: EngineOptions) -> None:
-    """Enters the stage `build-engine` into the bundle's manifest."""
-    results = result.to_json()
-    for name in ("folder", "engine", "network", "seconds"):
-        del results[name]
-    bundle.record(
-        BUILD_ENGINE,
-        inputs=[FP16_GRAPH, PLAN, *bundle.weights_beside(CONVERT, FP16_GRAPH)],
-        outputs=[ENGINE, NETWORK],
-        tools={result.builder: result.builder_version},
-        settings=options.to_json(EngineOptions),
-        results=results,
-        seconds=result.seconds,
-    )
 
 
 @dataclass

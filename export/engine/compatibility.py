@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from packaging.version import Version
 
@@ -62,7 +61,12 @@ def open_engine(folder: Path) -> EngineFile:
         InputError: a file is missing, the engine is truncated or another, or no build of ours wrote
             `network.json`.
     """
-    path, recorded = folder / ENGINE_FILE, _read(folder)
+    path, recorded = folder / ENGINE_FILE, read_json(folder / NETWORK_FILE)
+    needed = (*_RECORDED, "engine_bytes", "engine_sha256")
+    missing = [name for name in needed if not isinstance(recorded, dict) or name not in recorded]
+    if missing:
+        what = f"not the description of an engine: no {missing[0]}"
+        raise InputError(what, folder / NETWORK_FILE, "build the engine again")
     if not path.is_file():
         raise InputError("no engine", path, "build it with 'bertmp build-engine'")
     size = path.stat().st_size
@@ -73,16 +77,6 @@ def open_engine(folder: Path) -> EngineFile:
         raise InputError(f"the engine is not the one that {NETWORK_FILE} is about", path, "build it again")
     lists = {name: tuple(recorded[name]) for name in ("compute_capability", "profiles")}
     return EngineFile(path, **{**{name: recorded[name] for name in _RECORDED}, **lists})
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / NETWORK_FILE
-    recorded = read_json(path)
-    needed = (*_RECORDED, "engine_bytes", "engine_sha256")
-    missing = [name for name in needed if not isinstance(recorded, dict) or name not in recorded]
-    if missing:
-        raise InputError(f"not the description of an engine: no {missing[0]}", path, "build the engine again")
-    return dict(recorded)
 
 
 _RECORDED = [field.name for field in fields(EngineFile) if field.name != "path"]

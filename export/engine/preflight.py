@@ -17,14 +17,7 @@ from bertmp.core.hardware import Gpu
 from bertmp.core.io import atomic_file, home
 from bertmp.export.engine.builders import Toolchain
 from bertmp.export.engine.compatibility import SOURCE, find_release, releases_for, require_match
-from bertmp.export.engine.engine_options import (
-    EngineOptions,
-    Profile,
-    Shape,
-    axes_of,
-    default_profiles,
-    gaps,
-)
+from bertmp.export.engine.engine_options import EngineOptions, Profile, Shape, axes_of, default_profiles, gaps
 from bertmp.export.engine.supervisor import Job
 from bertmp.export.engine.verify import ParsedLayer
 from bertmp.export.graph.weights import without_weights
@@ -97,13 +90,10 @@ def load_graph(job: Job) -> ModelProto:
 
 
 def describe(
-    tools: Toolchain,
-    options: EngineOptions,
-    device: Gpu | None,
-    profiles: Sequence[Profile],
-    memory: MemoryEstimate,
+    tools: Toolchain, job: Job, device: Gpu | None, profiles: Sequence[Profile], memory: MemoryEstimate
 ) -> dict[str, Any]:
     """What must be known to run the engine; plain JSON values."""
+    options = job.options
     return {
         "builder": tools.name,
         "builder_version": tools.version,
@@ -113,9 +103,7 @@ def describe(
         "built_on": device.name if device else None,
         "triton_releases": releases_for(tools.name, tools.version, options.version_compatible),
         "triton_source": SOURCE,
-        "triton_release": options.triton_release,
-        "version_compatible": options.version_compatible,
-        "weights": options.weights,
+        **{name: vars(options)[name] for name in ("triton_release", "version_compatible", "weights")},
         "profiles": [str(profile) for profile in profiles],
         "memory": memory.to_json(),
         "warnings": warnings(tools, profiles, options),

@@ -27,19 +27,10 @@ from typing import Any
 from bertmp.core.errors import BertmpError, BuildFailed, InputError
 from bertmp.core.hardware import Gpu, find_gpu
 from bertmp.core.io import sha256_file, write_json, writing_to
-from bertmp.export.engine import preflight
+from bertmp.export.engine import preflight, verify
 from bertmp.export.engine.builders import Toolchain, find_toolchain
 from bertmp.export.engine.compatibility import ENGINE_FILE, NETWORK_FILE, runs_on
 from bertmp.export.engine.supervisor import Job, Messages, error_message
-from bertmp.export.engine.verify import (
-    NODE_NOTE,
-    TYPES,
-    ParsedLayer,
-    Verification,
-    plan_by_type,
-    read_network,
-    verify_network,
-)
 from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan
 
 FORMAT = 1
@@ -86,11 +77,11 @@ def build(job: Job, messages: Messages) -> dict[str, Any]:
     network, parser = _parse(tools, builder, logger, job)
     profiles = preflight.choose_profiles(network, options, job.positions)
     preflight.add_profiles(builder, config, network, profiles)
-    layers = read_network(network)
+    layers = verify.read_network(network)
     preflight.check_targets(layers, job)
     verification = _verify(job, layers)
     memory = preflight.check_memory(job, profiles, tools, device)
-    facts = preflight.describe(tools, options, device, profiles, memory)
+    facts = preflight.describe(tools, job, device, profiles, memory)
     account = {"format": FORMAT, **facts, "verification": verification.to_json(),
                "layers": [layer.to_json() for layer in layers]}  # fmt: skip
     # Before the build: what was verified is then there to be looked at, whatever the builder does.
@@ -98,8 +89,7 @@ def build(job: Job, messages: Messages) -> dict[str, Any]:
     engine: dict[str, Any] = {"engine_bytes": 0}
     if verification.verified:
         engine = _Builder(tools, builder, config, network, logger, messages).build(job, device)
-        built_for = facts["compute_capability"]
-        engine["inspection"] = inspect_engine(tools, logger, job, verification, built_for, device)
+        engine["inspection"] = inspect_engine(tools, logger, job, verification, device)
         write_json(Path(job.folder) / NETWORK_FILE, {**account, **engine})
     del parser  # it owns weights that the network refers to, so it lives until here
     # Where it was inspected, the built engine itself may break the plan.
@@ -167,14 +157,14 @@ def _describe(error: Any) -> str:
     return f"node '{node}' ({error.node_operator()}): {text}" if node else text
 
 
-def _verify(job: Job, layers: Sequence[ParsedLayer]) -> Verification:
+def _verify(job: Job, layers: Sequence[verify.ParsedLayer]) -> verify.Verification:
     if job.plan is not None:
-        return verify_network(PrecisionPlan.load(Path(job.plan)), layers)
+        return verify.verify_network(PrecisionPlan.load(Path(job.plan)), layers)
     # The parser names a nameless node after its first output.
     graph = preflight.load_graph(job)
     names = [(node.name or f"node_of_{node.output[0]}", node.op_type) for node in graph.graph.node]
-    plan, others = plan_by_type(names)
-    return verify_network(plan, layers, known=others)
+    plan, others = verify.plan_by_type(names)
+    return verify.verify_network(plan, layers, known=others)
 
 
 @dataclass(frozen=True)
@@ -227,7 +217,7 @@ def _die_with_the_command() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-_TYPES = {**TYPES, "half": "HALF", "float": "FLOAT", "bfloat16": "BF16"}
+_TYPES = {**verify.TYPES, "half": "HALF", "float": "FLOAT", "bfloat16": "BF16"}
 """Words of the inspector's `Format/Datatype` → TensorRT's names of types."""
 
 
@@ -268,19 +258,14 @@ class Inspection:
 
 
 def inspect_engine(
-    tools: Toolchain,
-    logger: Any,
-    job: Job,
-    verification: Verification,
-    built_for: Sequence[str],
-    device: Gpu | None,
+    tools: Toolchain, logger: Any, job: Job, verification: verify.Verification, device: Gpu | None
 ) -> dict[str, Any]:
     """Loads the engine that was just built and compares; plain JSON values.
 
     Returns:
         The fields of Inspection under `run: true`, or the reason why it was not done.
     """
-    reason, engine = "", None
+    reason, engine, built_for = "", None, tools.built_for(job.options, device)
     if device is None:
         reason = "no GPU: the inspector needs the engine loaded"
     elif not runs_on(built_for, device.compute_capability):
@@ -310,7 +295,7 @@ def _read_layer(layer: Mapping[str, Any] | str) -> EngineLayer:
         return EngineLayer(layer, "", (), ())
     tensors = [*layer.get("Inputs", []), *layer.get("Outputs", [])]
     types = (_type_of(str(tensor.get("Format/Datatype", ""))) for tensor in tensors)
-    nodes = tuple(dict.fromkeys(NODE_NOTE.findall(str(layer.get("Metadata", "")))))
+    nodes = tuple(dict.fromkeys(verify.NODE_NOTE.findall(str(layer.get("Metadata", "")))))
     name, kind = str(layer.get("Name", "")), str(layer.get("LayerType", ""))
     return EngineLayer(name, kind, nodes, tuple(dict.fromkeys(filter(None, types))))
 
@@ -321,9 +306,9 @@ def _type_of(text: str) -> str:
     return next((_TYPES[word] for word in words if word in _TYPES), "")
 
 
-def compare(verification: Verification, layers: Sequence[EngineLayer]) -> Inspection:
+def compare(verification: verify.Verification, layers: Sequence[EngineLayer]) -> Inspection:
     """Holds the engine's layers against the plan that the verification is about."""
-    planned = {node.name: node for node in verification.nodes if node.planned in TYPES}
+    planned = {node.name: node for node in verification.nodes if node.planned in verify.TYPES}
     casts = {name for name, node in planned.items() if node.op in ("Cast", "CastLike")}
     mixed, violations = [], []
     for layer in layers:
@@ -333,7 +318,7 @@ def compare(verification: Verification, layers: Sequence[EngineLayer]) -> Inspec
             mixed.append(layer.name)
             continue
         for kind in kinds:
-            if wrong := [name for name in layer.types if name != TYPES[kind]]:
+            if wrong := [name for name in layer.types if name != verify.TYPES[kind]]:
                 found = f"layer '{layer.name}' of the engine has {'/'.join(wrong)}"
                 violations.append(f"{', '.join(layer.nodes)}: planned {kind}, but {found}")
     named = {name for layer in layers for name in layer.nodes}

@@ -12,16 +12,7 @@ import numpy as np
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json
 from bertmp.data.batches import pad_batch
-from bertmp.export.bundle import (
-    BUILD_ENGINE,
-    CONVERT,
-    ENGINE,
-    EXPORT,
-    FP16_GRAPH,
-    FP32_GRAPH,
-    NETWORK,
-    Bundle,
-)
+from bertmp.export.bundle import BUILD_ENGINE, CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, NETWORK, Bundle
 from bertmp.export.engine.builders import Toolchain, probe
 from bertmp.export.engine.compatibility import open_engine, require_runtime
 from bertmp.export.engine.engine_options import Profile, Shape
@@ -190,7 +181,7 @@ class EngineStage:
         if BUILD_ENGINE not in self.bundle.manifest.stages:
             return Skipped("no engine was built")
         self.bundle.stage(BUILD_ENGINE, f"bertmp build-engine {self.bundle.folder}")
-        place = (self.bundle.folder / ENGINE).parent
+        place = (self.bundle.folder / NETWORK).parent
         file = open_engine(place)
         installed = probe(file.builder)
         if isinstance(installed, Toolchain):  # checked even where there is no GPU to run it

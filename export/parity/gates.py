@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import read_toml
 from bertmp.export.parity.stage import StageOutput
 
 
@@ -134,11 +132,6 @@ def _measured(stage: str, metrics: StageMetrics, limits: Limits) -> Iterator[Gat
     if limit is not None and points is not None:
         sentence = f"accuracy changed by {points:+.3g} points, {limit:g} either way allowed"
         yield Gate(stage, "accuracy_points", limit, points, abs(points) <= limit, sentence)
-
-
-def read_gates(path: Path) -> dict[str, Limits]:
-    """The default limits with those of a TOML file in their place; see `override`."""
-    return override(read_toml(path), str(path))
 
 
 def override(tables: Mapping[str, Any], where: str) -> dict[str, Limits]:

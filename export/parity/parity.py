@@ -10,33 +10,15 @@ from pathlib import Path
 from typing import cast
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import sha256_file
+from bertmp.core.io import read_toml, sha256_file
 from bertmp.core.options import keywords_of
 from bertmp.data.readers import Columns
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, FP16_GRAPH, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
 from bertmp.export.parity.bundle_stages import ONNX_FP16, ONNX_FP32, TORCH, chain
-from bertmp.export.parity.gates import (
-    DEFAULTS,
-    Evidence,
-    Gate,
-    Limits,
-    decide,
-    limits_of,
-    measure,
-    read_gates,
-)
+from bertmp.export.parity.gates import DEFAULTS, Evidence, Gate, Limits, decide, limits_of, measure, override
 from bertmp.export.parity.parity_options import ParityOptions
-from bertmp.export.parity.report import FILES, write_report
-from bertmp.export.parity.result import (
-    BundleSummary,
-    DataSummary,
-    FlipRow,
-    ParityReport,
-    StageReport,
-    Status,
-    environment,
-    summarise_bundle,
-)
+from bertmp.export.parity.report import FILES, environment, write_report
+from bertmp.export.parity.result import DataSummary, FlipRow, ParityReport, StageReport, summarise_bundle
 from bertmp.export.parity.stage import ParityData, Skipped, StageOutput, StageRun, read_inputs, run_all
 
 DEFAULT_FOLDER = "parity"
@@ -65,10 +47,11 @@ def parity(options: ParityOptions) -> ParityReport:
     answered = {name: run.answer for name, run in ran.items() if isinstance(run.answer, StageOutput)}
     # The checkpoint, else the FP32 graph; empty where neither answered.
     reference = next((name for name in (TORCH, ONNX_FP32) if name in answered), "")
-    rows = tuple(_stage_report(ran[stage.name], answered, reference, examples, contents) for stage in stages)
-    gates, source = options.gates, examples.examples.source
-    limits = read_gates(Path(gates)) if isinstance(gates, (str, Path)) else gates or DEFAULTS
-    limits = cast(Mapping[str, Limits], limits)
+    reports = {stage.name: _stage_report(ran[stage.name], answered, reference, examples) for stage in stages}
+    reports[ONNX_FP16] = replace(reports[ONNX_FP16], size_ratio=contents.size_ratio)
+    rows, source, given = tuple(reports.values()), examples.examples.source, options.gates
+    limits = override(read_toml(Path(given)), str(given)) if isinstance(given, (str, Path)) else given
+    limits = cast(Mapping[str, Limits], limits or DEFAULTS)
     truncated = sum(encoded.truncated for encoded in examples.inputs.encoded)
     labelled, texts = examples.inputs.labels is not None, len(examples.inputs.texts)
     result = ParityReport(
@@ -107,19 +90,14 @@ def _note(ran: Mapping[str, StageRun], reference: str) -> str:
 
 
 def _stage_report(
-    ran: StageRun,
-    answered: Mapping[str, StageOutput],
-    reference: str,
-    examples: ParityData,
-    contents: BundleSummary,
+    ran: StageRun, answered: Mapping[str, StageOutput], reference: str, examples: ParityData
 ) -> StageReport:
     """Measures one stage; a stage whose answers cannot be compared has failed."""
-    answer, size = ran.answer, contents.size_ratio if ran.name == ONNX_FP16 else None
+    answer = ran.answer
     if isinstance(answer, Skipped):
-        skipped = StageReport(ran.name, "not run", answer.reason, verification=answer.verification)
-        return replace(skipped, size_ratio=size)
+        return StageReport(ran.name, "not run", answer.reason, verification=answer.verification)
     why = ran.failure or "there is no reference to compare with"
-    failed = StageReport(ran.name, "failed", why, ran.seconds, size_ratio=size)
+    failed = StageReport(ran.name, "failed", why, ran.seconds)
     if answer is None or not reference:
         return failed
     labels = answer.details.get("labels")
@@ -134,8 +112,7 @@ def _stage_report(
     except ValueError as error:
         return replace(failed, reason=str(error))
     measured = replace(failed, reason="", metrics=metrics, serves=serves, served=served)
-    status: Status = "reference" if ran.name == reference else "run"
-    return replace(measured, status=status, details=answer.details)
+    return replace(measured, status="reference" if ran.name == reference else "run", details=answer.details)
 
 
 def _serves(answer: StageOutput, answered: Mapping[str, StageOutput], reference: str) -> str:
@@ -154,13 +131,9 @@ def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
     wanted = limits_of(row.name, limits)
     if row.status == "reference":  # against itself every other gate would hold
         wanted = Limits(non_finite=wanted.non_finite)
-    evidence = Evidence(
-        metrics=row.served or row.metrics,
-        failure=row.reason if row.status == "failed" else "",
-        size_ratio=row.size_ratio,
-        verified=bool(row.verification.get("verified")) if row.verification else None,
-    )
-    return decide(row.name, evidence, wanted)
+    failure = row.reason if row.status == "failed" else ""
+    verified = bool(row.verification.get("verified")) if row.verification else None
+    return decide(row.name, Evidence(row.served or row.metrics, failure, row.size_ratio, verified), wanted)
 
 
 def _flip_rows(row: StageReport, examples: ParityData) -> list[FlipRow]:

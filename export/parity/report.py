@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from bertmp.core.hardware import machine
 from bertmp.core.io import write_text
+from bertmp.export.bundle import tool_versions
 from bertmp.export.parity.gates import Gate
 from bertmp.export.parity.result import ParityReport, StageReport
 from bertmp.report import page
@@ -202,3 +205,15 @@ def _suite(stage: StageReport, result: ParityReport) -> ElementTree.Element:
 def _clean(words: str) -> str:
     """Without the characters that XML cannot hold, such as an error message's control codes."""
     return _NOT_XML.sub("�", words)
+
+
+_TOOLS = (
+    *("bertmp", "torch", "onnx", "onnxruntime", "onnxruntime-gpu"),
+    *("tensorrt", "tensorrt-rtx", "tokenizers"),
+)
+
+
+def environment() -> dict[str, str]:
+    """The machine and the versions that did the work, in words."""
+    system = platform.platform(terse=True)
+    return {"machine": str(machine()), "system": system, **tool_versions(_TOOLS)}

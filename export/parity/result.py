@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bertmp.core.hardware import machine
 from bertmp.core.io import read_json
-from bertmp.export.bundle import (
-    BUILD_ENGINE,
-    FP16_GRAPH,
-    FP32_GRAPH,
-    NETWORK,
-    PARITY,
-    PLAN,
-    Bundle,
-    tool_versions,
-)
+from bertmp.export.bundle import BUILD_ENGINE, FP16_GRAPH, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
 from bertmp.export.engine.verify import verification_of
 from bertmp.export.parity.gates import Flip, Gate, StageMetrics, finite
 from bertmp.export.precision.plan import NodePlan, PrecisionPlan, RangeRecord
@@ -225,10 +214,6 @@ def _figures(stage: StageReport) -> dict[str, Any]:
     return figures
 
 
-_TOOLS = (
-    *("bertmp", "torch", "onnx", "onnxruntime", "onnxruntime-gpu"),
-    *("tensorrt", "tensorrt-rtx", "tokenizers"),
-)
 _TELLING = ("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX")
 
 
@@ -361,9 +346,3 @@ def _layers(network: Any) -> dict[str, dict[str, int]]:
     """Layer type → precision → number: first the types that the plan is about, then the most frequent."""
     summary: dict[str, dict[str, int]] = verification_of(network)["summary"]
     return dict(sorted(summary.items(), key=lambda item: (item[0] not in _TELLING, -sum(item[1].values()))))
-
-
-def environment() -> dict[str, str]:
-    """The machine and the versions that did the work, in words."""
-    system = platform.platform(terse=True)
-    return {"machine": str(machine()), "system": system, **tool_versions(_TOOLS)}

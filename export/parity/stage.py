@@ -17,6 +17,9 @@ from bertmp.data.readers import Columns, Examples, read_examples
 from bertmp.data.tokenizer import Encoded
 from bertmp.export.bundle import Bundle
 
+Advance = Callable[[int], None]
+"""Called with the number of examples that were answered since the last call."""
+
 
 @dataclass(frozen=True)
 class ParityInputs:
@@ -164,7 +167,8 @@ def read_inputs(bundle: Bundle, data: Path, columns: Columns | None = None) -> P
     return ParityData(inputs, examples, bundle.labels)
 
 
-Batches = Iterable[tuple[list[int], dict[str, np.ndarray]]]
+Feed = dict[str, np.ndarray]
+Batches = Iterable[tuple[list[int], Feed]]
 
 
 def batches(inputs: ParityInputs, size: int = BATCH_SIZE, spread: int = LENGTH_SPREAD) -> Batches:
@@ -187,8 +191,8 @@ def batches(inputs: ParityInputs, size: int = BATCH_SIZE, spread: int = LENGTH_S
 
 def answer_all(
     inputs: ParityInputs,
-    answer: Callable[[dict[str, np.ndarray]], np.ndarray],
-    advance: Callable[[int], None],
+    answer: Callable[[Feed], np.ndarray],
+    advance: Advance,
     chosen: Batches | None = None,
 ) -> np.ndarray:
     """Runs `answer` batch by batch and puts its rows back into the file's order.

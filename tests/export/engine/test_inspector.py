@@ -114,7 +114,7 @@ def test_fusions_across_types_are_listed_and_not_judged() -> None:
 def test_without_a_gpu_it_says_so() -> None:
     tools = Toolchain("tensorrt-rtx", "1", None)
     job = Job("g.onnx", None, ".", EngineOptions(Path("g.onnx")))
-    assert inspect_engine(tools, None, job, verification(), ["8.9"], None) == {
+    assert inspect_engine(tools, None, job, verification(), None) == {
         "run": False,
         "reason": "no GPU: the inspector needs the engine loaded",
     }
