@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from bertmp.export.lint.findings import Explanation
     from bertmp.export.onnx_export import ExportResult
-    from bertmp.export.precision.convert import Conversion
-    from bertmp.export.precision.pipeline import Planned
+    from bertmp.export.precision.convert import Conversion, Planned
     from bertmp.export.precision.plan import PrecisionPlan, SearchRecord
 
 _WIDE = 160
