@@ -13,13 +13,22 @@ from bertmp.export.export_options import ExplainOptions
 from bertmp.export.graph.loading import load_graph, name_nodes
 from bertmp.export.graph.nodes import name_of
 from bertmp.export.graph.types import opset_of
-from bertmp.export.lint.casts import cast_findings, count_casts
 from bertmp.export.lint.findings import SEVERITIES, Block, Explanation, Finding, Tensor
 from bertmp.export.lint.graph_view import FP16, GraphView
-from bertmp.export.lint.mask_findings import find_masks, mask_findings
-from bertmp.export.lint.measured import measure_tensors, range_findings
-from bertmp.export.lint.structure import structure_findings
-from bertmp.export.lint.weights import block_weights, weigh, weight_findings
+from bertmp.export.lint.structure import (
+    cast_findings,
+    count_casts,
+    find_masks,
+    mask_findings,
+    structure_findings,
+)
+from bertmp.export.lint.values import (
+    block_weights,
+    measure_tensors,
+    range_findings,
+    weigh,
+    weight_findings,
+)
 from bertmp.export.precision.calibration import Calibration, read_calibration
 
 
@@ -61,7 +70,7 @@ def explain(options: ExplainOptions) -> Explanation:
         masks=find_masks(view),
         casts=casts,
         findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
-        calibration=_about(texts) if texts else None,
+        calibration={name: getattr(texts, name) for name in ("file", "sha256", "texts")} if texts else None,
     )
 
 
@@ -106,7 +115,3 @@ def _block(
         subnormal=max(others, default=None),
         tensor=worst.name if worst else "",
     )
-
-
-def _about(texts: Calibration) -> dict[str, object]:
-    return {"file": texts.file, "sha256": texts.sha256, "texts": texts.texts}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from bertmp.export.precision.plan import without_infinities
 
 Severity = Literal["error", "warning", "note"]
 """`error`: answers are wrong, or it does not load; `warning`: they may be, or something is wasted."""
@@ -169,15 +170,20 @@ class Explanation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; an infinite number is the text `inf` or `-inf`."""
-        plain: dict[str, Any] = _plain({**asdict(self), "graph": str(self.graph)})
+        plain: dict[str, Any] = without_infinities({**asdict(self), "graph": str(self.graph)})
         return plain
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+def findings_about(
+    kinds: Iterable[tuple[str, Sequence[str], str, str]], severity: Severity = "warning"
+) -> list[Finding]:
+    """A finding for each rule that concerns any node, at the first of them.
+
+    Args:
+        kinds: rule, names of the nodes that it concerns, sentence, advice.
+    """
+    return [
+        Finding(severity, rule, nodes[0], sentence, advice, tuple(nodes))
+        for rule, nodes, sentence, advice in kinds
+        if nodes
+    ]

@@ -140,6 +140,12 @@ class GraphView(GraphIndex):
         return mask_paths(self._nodes_without_casts, self.constants)
 
     @cached_property
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """Those `constants` that hold a number, mask constants apart."""
+        masks = {path.constant for path in self.masks}
+        return {name: values for name, values in self.constants.items() if values.size and name not in masks}
+
+    @cached_property
     def on_mask_paths(self) -> frozenset[str]:
         """Tensors that hold a mask constant or a sum with it, casts' results included."""
         tensors = {name for path in self.masks for name in path.tensors}

@@ -1,24 +1,38 @@
-"""What the graph is made of: sensitive operators in 16 bits, quantised parts, control flow."""
+"""What a graph shows without any text: sensitive operators in 16 bits, parts left alone, masks and casts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
 
 from bertmp.export.graph.nodes import (
     DEQUANTIZE_OPS,
+    MOVING_OPS,
     NORMALISATION_OPS,
     QUANTIZE_OPS,
     SOFTMAX_OPS,
+    input_names,
     is_onnx_op,
     name_of,
+    output_names,
     subgraphs,
 )
+from bertmp.export.graph.patterns import MaskPath
 from bertmp.export.graph.types import LOW_TYPES
-from bertmp.export.lint.findings import Finding
-from bertmp.export.lint.graph_view import GraphView
+from bertmp.export.lint.findings import Casts, Finding, Mask, findings_about
+from bertmp.export.lint.graph_view import FP16, GraphView
+
+_CHANGES = ("Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Neg")
+"""Operators whose result is a new number, not a moved one."""
+
+_SCORES = 16384.0
+"""What is left to the scores: a quarter of FP16's range."""
+
+_WIDTH = {"fp16": 16, "bf16": 16, "fp32": 32, "fp64": 64}
+"""A cast to a wider type loses nothing."""
 
 
 def structure_findings(view: GraphView) -> list[Finding]:
@@ -34,50 +48,19 @@ def structure_findings(view: GraphView) -> list[Finding]:
 def _invalid(view: GraphView) -> list[Finding]:
     if not view.type_error:
         return []
+    what = f"the graph's types contradict each other: {view.type_error}"
     advice = (
         "convert the FP32 graph again with a tool that keeps its types consistent, such as 'bertmp convert'"
     )
-    return [
-        Finding("error", "types", "", f"the graph's types contradict each other: {view.type_error}", advice)
-    ]
-
-
-def _single_nodes_in_16_bits(view: GraphView) -> list[Finding]:
-    kinds: tuple[tuple[str, Sequence[str], str, str], ...] = (
-        (
-            "normalisation",
-            NORMALISATION_OPS,
-            "sums of squares overflow or lose small terms",
-            "keep them in FP32, their scales and biases too",
-        ),
-        (
-            "softmax",
-            SOFTMAX_OPS,
-            "sums of exponentials lose the small ones",
-            "keep them in FP32",
-        ),
-    )
-    found = []
-    for rule, operators, why, advice in kinds:
-        nodes = _names(view, partial(_is_low_one_of, view, operators))
-        if nodes:
-            what = view.named[nodes[0]].op_type
-            found.append(
-                Finding(
-                    "warning", rule, nodes[0],
-                    f"{len(nodes)} {what} in 16 bits: {why}, unless the runtime computes inside in FP32",
-                    advice, nodes,
-                )
-            )  # fmt: skip
-    return found
+    return [Finding("error", "types", "", what, advice)]
 
 
 def _decomposed_in_16_bits(view: GraphView) -> list[Finding]:
     """A runtime can compute a LayerNormalization node in FP32 internally, but not a decomposed one."""
-    nodes = _names(view, lambda node: name_of(node) in view.norms and _is_low(node, view))
-    squares = [name for name in nodes if view.named[name].op_type in ("Pow", "ReduceMean")]
+    nodes = _names(view, lambda node: name_of(node) in view.norms and view.precision(node) in LOW_TYPES)
     if not nodes:
         return []
+    squares = [name for name in nodes if view.named[name].op_type in ("Pow", "ReduceMean")]
     norms = len({view.norms[name] for name in nodes})
     sums = f", {len(squares)} of them squares and means" if squares else ""
     return [
@@ -90,44 +73,213 @@ def _decomposed_in_16_bits(view: GraphView) -> list[Finding]:
     ]  # fmt: skip
 
 
+def _single_nodes_in_16_bits(view: GraphView) -> list[Finding]:
+    kinds = (
+        (
+            "normalisation", NORMALISATION_OPS, "sums of squares overflow or lose small terms",
+            "keep them in FP32, their scales and biases too",
+        ),
+        ("softmax", SOFTMAX_OPS, "sums of exponentials lose the small ones", "keep them in FP32"),
+    )  # fmt: skip
+    low = [node for node in view.nodes if view.precision(node) in LOW_TYPES]
+    found = ((rule, [node for node in low if node.op_type in those], *words) for rule, those, *words in kinds)
+    return findings_about(
+        (
+            rule, [name_of(node) for node in nodes],
+            f"{len(nodes)} {nodes[0].op_type} in 16 bits: {why}, unless the runtime computes inside in FP32",
+            advice,
+        )
+        for rule, nodes, why, advice in found
+        if nodes
+    )  # fmt: skip
+
+
 def _left_alone(view: GraphView) -> list[Finding]:
+    quantising = (*QUANTIZE_OPS, *DEQUANTIZE_OPS)
     kinds: tuple[tuple[str, Callable[[ir.Node], bool], str, str], ...] = (
         (
-            "quantised",
-            lambda node: node.op_type in (*QUANTIZE_OPS, *DEQUANTIZE_OPS),
-            "nodes quantise or dequantise",
+            "quantised", lambda node: node.op_type in quantising, "nodes quantise or dequantise",
             "these regions keep their precision in a conversion",
         ),
         (
-            "control-flow",
-            lambda node: bool(subgraphs(node)),
-            "nodes have subgraphs, which are not checked",
+            "control-flow", lambda node: bool(subgraphs(node)), "nodes have subgraphs, which are not checked",
             "a conversion keeps them in FP32",
         ),
         (
-            "unknown-operator",
-            lambda node: not is_onnx_op(node),
-            "nodes are not ONNX's own operators",
+            "unknown-operator", lambda node: not is_onnx_op(node), "nodes are not ONNX's own operators",
             "only a runtime that has them loads the graph; a conversion keeps them in FP32",
         ),
+    )  # fmt: skip
+    found = ((rule, _names(view, matches), what, advice) for rule, matches, what, advice in kinds)
+    return findings_about(
+        (
+            (rule, nodes, f"{len(nodes)} {what} ({_operators(nodes, view)})", advice)
+            for rule, nodes, what, advice in found
+        ),
+        "note",
     )
-    found = []
-    for rule, matches, what, advice in kinds:
-        nodes = _names(view, matches)
-        if nodes:
-            operators = ", ".join(sorted({view.named[name].op_type for name in nodes}))
-            sentence = f"{len(nodes)} {what} ({operators})"
-            found.append(Finding("note", rule, nodes[0], sentence, advice, nodes))
-    return found
 
 
 def _names(view: GraphView, matches: Callable[[ir.Node], bool]) -> tuple[str, ...]:
     return tuple(name_of(node) for node in view.nodes if matches(node))
 
 
-def _is_low_one_of(view: GraphView, operators: Sequence[str], node: ir.Node) -> bool:
-    return node.op_type in operators and _is_low(node, view)
+def _operators(nodes: Iterable[str], view: GraphView) -> str:
+    return ", ".join(sorted({view.named[name].op_type for name in nodes}))
 
 
-def _is_low(node: ir.Node, view: GraphView) -> bool:
-    return view.precision(node) in LOW_TYPES
+def find_masks(view: GraphView) -> tuple[Mask, ...]:
+    """The mask constants of a graph."""
+    return tuple(
+        Mask(
+            constant=path.constant,
+            value=path.value,
+            added_in=tuple(sorted({view.precision(view.named[name]) for name in _changing(path, view)})),
+            softmaxes=len(path.softmaxes),
+            survives=abs(path.value) <= FP16.largest - _SCORES,
+        )
+        for path in view.masks
+    )
+
+
+def mask_findings(view: GraphView) -> list[Finding]:
+    """Mask constants that leave the range of the type that they are added in, or would in FP16."""
+    return [finding for path in view.masks if (finding := _judge(path, view))]
+
+
+def _judge(path: MaskPath, view: GraphView) -> Finding | None:
+    if abs(path.value) <= FP16.largest - _SCORES:
+        return None
+    low = [name for name in _changing(path, view) if view.precision(view.named[name]) == "fp16"]
+    what = f"the mask constant {path.value:.5g} ({path.constant})"
+    if not low and not view.is_fp32:
+        return None  # it stays in FP32, or in BF16, which reaches as far
+    effect = _effect(path, view)
+    if low:
+        multiplied = not _held(path) and any(view.named[name].op_type == "Mul" for name in low)
+        return Finding(
+            "error" if multiplied else "warning", "mask-constant", low[0],
+            f"{what} is added in FP16: {effect}",
+            "replace it by -16384, or keep the additions up to the softmax in FP32", tuple(low),
+        )  # fmt: skip
+    return Finding(
+        "warning", "mask-constant", path.nodes[0] if path.nodes else path.softmaxes[0],
+        f"{what} does not survive in FP16: {effect}",
+        "'bertmp convert' replaces it or keeps its path to the softmax in FP32", path.nodes,
+    )  # fmt: skip
+
+
+def _held(path: MaskPath) -> bool:
+    """Whether FP16 holds the constant itself."""
+    return math.isfinite(path.value) and abs(path.value) <= FP16.largest
+
+
+def _effect(path: MaskPath, view: GraphView) -> str:
+    if _held(path):
+        return (
+            "with a negative score it overflows to -inf, and a fully masked row becomes NaN"
+            if path.value < 0
+            else "with a positive score it overflows"
+        )
+    if any(view.named[name].op_type == "Mul" for name in path.nodes):
+        return "it becomes infinite, and times the mask's 0 that is NaN for every input"
+    return "it becomes infinite, and a fully masked row becomes NaN"
+
+
+def _changing(path: MaskPath, view: GraphView) -> list[str]:
+    return [name for name in path.nodes if view.named[name].op_type in _CHANGES]
+
+
+def count_casts(view: GraphView) -> Casts:
+    """Counts the casts between floating-point types and finds those that could go."""
+    casts = [node for node in view.nodes if view.is_cast(node)]
+    kinds, in_a_row, repeated, constant = Counter[tuple[str, str]](), [], [], []
+    seen: set[tuple[str, str]] = set()
+    for node in casts:
+        name, source, made = name_of(node), input_names(node)[0], view.kind(output_names(node)[0])
+        before = view.producer(source)
+        kinds[view.kind(source), made] += 1
+        if before is not None and view.is_cast(before):
+            in_a_row.append(name)
+        if (source, made) in seen:
+            repeated.append(name)
+        seen.add((source, made))
+        if source in view.stored:
+            constant.append(name)
+    spared = {*in_a_row, *repeated, *constant, *_around_moves(casts, view)}
+    return Casts(
+        total=len(casts),
+        kinds={f"{source} to {made}": number for (source, made), number in kinds.items()},
+        in_a_row=tuple(in_a_row),
+        repeated=tuple(repeated),
+        constant=tuple(constant),
+        spared=tuple(name_of(node) for node in casts if name_of(node) in spared),
+    )
+
+
+def _around_moves(casts: list[ir.Node], view: GraphView) -> set[str]:
+    """Casts into another type and back with only moves between, which can run in the first type."""
+    outputs = {value.name for value in view.graph.graph.output}
+    found: set[str] = set()
+    for node in casts:
+        first, back, ahead = view.kind(input_names(node)[0]), [], [output_names(node)[0]]
+        while ahead:
+            name = ahead.pop()
+            users = view.readers(name)
+            if name in outputs or not users:
+                break
+            returns = [
+                user for user in users if view.is_cast(user) and view.kind(output_names(user)[0]) == first
+            ]
+            moves = [user for user in users if user.op_type in MOVING_OPS and input_names(user)[0] == name]
+            if len(returns) + len(moves) < len(users):
+                break
+            back += returns
+            ahead += [output for user in moves for output in output_names(user)]
+        else:
+            if any(input_names(user)[0] != output_names(node)[0] for user in back):
+                found |= {name_of(node), *(name_of(user) for user in back)}
+    return found
+
+
+def cast_findings(casts: Casts, view: GraphView) -> list[Finding]:
+    """What to do about the casts that could go."""
+    lossy = sum(_rounds_for_nothing(name, view) for name in casts.in_a_row)
+    rounding = f"; {lossy} of the pairs round to 16 bits and back" if lossy else ""
+    size = sum(view.constants[input_names(view.named[name])[0]].nbytes for name in casts.constant)
+    others = {*casts.in_a_row, *casts.repeated, *casts.constant}
+    around = [name for name in casts.spared if name not in others]
+    kinds = (
+        (
+            "casts-in-a-row", casts.in_a_row, f"read another cast's result{rounding}",
+            "connect the reader to the first cast's input",
+        ),
+        (
+            "repeated-cast", casts.repeated, "repeat a cast of the same tensor to the same type",
+            "let all readers share one",
+        ),
+        (
+            "cast-of-a-weight", casts.constant,
+            f"convert weights or constants ({size / 1e6:.1f} MB of FP32) at every run",
+            "store them in the type that they are read in",
+        ),
+        (
+            "cast-around-moves", around, "stand around operators that only move values, such as Reshape",
+            "run those in the type on either side",
+        ),
+    )  # fmt: skip
+    return findings_about(
+        (rule, names, f"{len(names)} casts {what}", advice) for rule, names, what, advice in kinds
+    )
+
+
+def _rounds_for_nothing(cast: str, view: GraphView) -> bool:
+    """Whether the cast before this one rounds, and this one goes back up."""
+    node = view.named[cast]
+    before = view.producer(input_names(node)[0])
+    assert before is not None
+    first, between, last = (
+        _WIDTH[view.kind(name)]
+        for name in (input_names(before)[0], input_names(node)[0], output_names(node)[0])
+    )
+    return between < first and between < last

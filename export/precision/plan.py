@@ -199,7 +199,7 @@ class PrecisionPlan:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        plain: dict[str, Any] = _without_infinities({"format": FORMAT, **asdict(self)})
+        plain: dict[str, Any] = without_infinities({"format": FORMAT, **asdict(self)})
         return plain
 
     def save(self, path: Path) -> None:
@@ -238,12 +238,12 @@ class PrecisionPlan:
         return plan
 
 
-def _without_infinities(value: Any) -> Any:
+def without_infinities(value: Any) -> Any:
     """JSON has no infinity: written as the string `inf`, `-inf` or `nan`, which is read as a number again."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {key: _without_infinities(item) for key, item in value.items()}
+        return {key: without_infinities(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_infinities(item) for item in value]
+        return [without_infinities(item) for item in value]
     return value
