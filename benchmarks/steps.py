@@ -24,7 +24,7 @@ from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.distributed import DistributedContext
 from bertmp.training.distributed.parallelize import Objective
 from bertmp.training.loop import Trainer
-from bertmp.training.metrics_log import read_metrics
+from bertmp.training.metrics import read_metrics
 from bertmp.training.train_options import TrainOptions
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")

@@ -26,7 +26,7 @@ def measure(
     nor the peer's reading of it is timed; its memory counts.
     """
     from bertmp import train
-    from bertmp.training.metrics_log import read_metrics
+    from bertmp.training.metrics import read_metrics
 
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:

@@ -20,6 +20,7 @@ from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, write_json
 
 FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+NEEDED = ("[CLS]", "[SEP]", "[PAD]", "[UNK]")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Tokenizer:
                 lacks `[CLS]`, `[SEP]`, `[PAD]` or `[UNK]`.
         """
         fast = _read(Path(folder))
-        for token in ("[CLS]", "[SEP]", "[PAD]", "[UNK]"):
+        for token in NEEDED:
             if fast.token_to_id(token) is None:
                 raise InputError(f"the tokenizer has no {token} token", folder, "use a BERT tokenizer")
         return cls(fast, max_length)
@@ -107,9 +108,8 @@ class Tokenizer:
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of `texts`, not truncated, without `[CLS]` and `[SEP]`."""
-        return [
-            encoding.ids for encoding in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
-        ]
+        encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def fingerprint(self) -> str:
         """SHA-256 of the tokenizer: equal for tokenizers that encode equally."""
@@ -122,24 +122,15 @@ class Tokenizer:
         """
         inputs: Sequence[Any] = texts if pairs is None else list(zip(texts, pairs, strict=True))
         special = self._fast.num_special_tokens_to_add(pairs is not None)
-        encodings, cut = self._encode(inputs, special, words=False)
-        return [
-            Encoded(list(encoding.ids), list(encoding.type_ids), row in cut)
-            for row, encoding in enumerate(encodings)
-        ]
+        return [row for row, _ in self._encode(inputs, special, words=False)]
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[EncodedWords]:
         """Token ids of sentences given as words; sentences that are too long are truncated at the end."""
-        encodings, cut = self._encode(sentences, self._fast.num_special_tokens_to_add(False), words=True)
-        return [
-            EncodedWords(
-                Encoded(list(encoding.ids), list(encoding.type_ids), row in cut), _first_subwords(encoding)
-            )
-            for row, encoding in enumerate(encodings)
-        ]
+        encoded = self._encode(sentences, self._fast.num_special_tokens_to_add(False), words=True)
+        return [EncodedWords(row, _first_subwords(encoding)) for row, encoding in encoded]
 
-    def _encode(self, inputs: Sequence[Any], special: int, words: bool) -> tuple[list[Any], set[int]]:
-        """The library's encodings after truncation, and the rows that were truncated."""
+    def _encode(self, inputs: Sequence[Any], special: int, words: bool) -> list[tuple[Encoded, Any]]:
+        """Each input's row and the library's encoding, after truncation."""
         # The fast method does not keep word ids.
         run = self._fast.encode_batch if words else self._fast.encode_batch_fast
         encodings = run(inputs, words, True)
@@ -152,7 +143,11 @@ class Tokenizer:
                 self._fast.no_truncation()
             for row, encoding in zip(long, cut, strict=True):
                 encodings[row] = encoding
-        return encodings, set(long)
+        cut_rows = set(long)
+        return [
+            (Encoded(list(encoding.ids), list(encoding.type_ids), row in cut_rows), encoding)
+            for row, encoding in enumerate(encodings)
+        ]
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json` for Hugging Face."""
@@ -166,11 +161,7 @@ class Tokenizer:
                 "tokenizer_class": "BertTokenizer",
                 "do_lower_case": lower,
                 "model_max_length": self.max_length,
-                "cls_token": "[CLS]",
-                "sep_token": "[SEP]",
-                "pad_token": "[PAD]",
-                "unk_token": "[UNK]",
-                "mask_token": "[MASK]",
+                **{f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")},
             },
         )
 
@@ -199,7 +190,7 @@ def _read(folder: Path) -> FastTokenizer:
         raise InputError("the vocabulary is not UTF-8", vocabulary, "replace it") from error
     # Not splitlines(): it splits at U+2028, which is a token of some vocabularies.
     vocab = {token: number for number, token in enumerate(text.removesuffix("\n").split("\n"))}
-    for token in ("[CLS]", "[SEP]", "[PAD]", "[UNK]"):
+    for token in NEEDED:
         if token not in vocab:
             raise InputError(f"the vocabulary has no {token} token", vocabulary, "use a BERT vocabulary")
     # The library's BERT class wraps a plain tokenizer.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,27 +24,34 @@ MASK_BIAS = -10000.0
 scores down to -5e4. The usual constants (-3.4e38, -65504) overflow FP16 with any negative score."""
 
 
-class Layout(Protocol):
-    """How the tokens of a batch are laid out; `…` below is `[batch, length]` or `[tokens]`."""
+class Layout:
+    """How the tokens of a batch are laid out; `…` below is `[batch, length]` or `[tokens]`.
 
-    @property
-    def positions(self) -> Tensor:
-        """INT64, broadcastable to `…`: each token's position in its sequence."""
+    Attributes:
+        positions: INT64, broadcastable to `…`: each token's position in its sequence.
+    """
+
+    positions: Tensor
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: Dropout) -> Tensor:
         """Attention within each sequence; `[…, hidden]` each → `[…, hidden]`."""
+        raise NotImplementedError
 
     def first(self, hidden: Tensor) -> Tensor:
         """`[…, hidden]` → the first token of each sequence, `[batch, hidden]`."""
+        raise NotImplementedError
 
     def select_queries(self, hidden: Tensor) -> Tensor:
-        """`[…, hidden]` → the tokens whose output a block computes: the queries of `attend`."""
+        """`[…, hidden]` → the tokens whose output a block computes: the queries of `attend`; here all."""
+        return hidden
 
     def pad(self, ids: Tensor) -> Tensor:
         """INT64 `…`, with padding tokens added where the layout wants a fixed set of sizes."""
+        return ids
 
     def unpad(self, hidden: Tensor) -> Tensor:
         """`[…, hidden]` without the tokens that `pad` added."""
+        return hidden
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: Dropout) -> Tensor:
@@ -78,7 +84,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Padded:
+class Padded(Layout):
     """Sequences padded to one length, as in the exported graph and in Hugging Face's models.
 
     Attributes:
@@ -104,12 +110,3 @@ class Padded:
 
     def first(self, hidden: Tensor) -> Tensor:
         return hidden[:, 0]
-
-    def select_queries(self, hidden: Tensor) -> Tensor:
-        return hidden
-
-    def pad(self, ids: Tensor) -> Tensor:
-        return ids
-
-    def unpad(self, hidden: Tensor) -> Tensor:
-        return hidden

@@ -46,12 +46,8 @@ class Embeddings(nn.Module):
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor) -> Tensor:
         """INT64 `[…]` each (positions broadcastable to it) → FP32 `[…, hidden]`."""
-        summed = (
-            self.word_embeddings(input_ids)
-            + self.token_type_embeddings(token_type_ids)
-            + self.position_embeddings(positions)
-        )
-        return self.dropout(self.LayerNorm(summed))
+        words, segments = self.word_embeddings(input_ids), self.token_type_embeddings(token_type_ids)
+        return self.dropout(self.LayerNorm(words + segments + self.position_embeddings(positions)))
 
 
 class SelfAttention(nn.Module):
@@ -209,9 +205,7 @@ class Bert(nn.Module):
     def pool(self, first: Tensor) -> Tensor:
         """The first tokens' states → the pooled states, FP32 `[batch, hidden]` both."""
         assert self.pooler is not None, "a BERT without a pooler only encodes"
-        pooled = self.pooler(first)
-        assert isinstance(pooled, Tensor)
-        return pooled
+        return self.pooler(first)
 
 
 def initialise(module: nn.Module, config: BertConfig, generator: torch.Generator | None = None) -> None:

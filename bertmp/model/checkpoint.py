@@ -18,8 +18,8 @@ from bertmp.data import tokenizer as tokenizers
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.model.bert import initialise
 from bertmp.model.config import BertConfig, unnamed_labels
-from bertmp.model.heads import EncoderOnly, Head, Regressor, head_for
-from bertmp.model.weights import WEIGHTS, WORD_EMBEDDINGS, infer_config, infer_task, read_weights
+from bertmp.model.heads import EncoderOnly, Head, Regressor, head_for, infer_head
+from bertmp.model.weights import WEIGHTS, WORD_EMBEDDINGS, infer_config, read_weights
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,9 @@ class LoadedCheckpoint:
             sizes = ", ".join(f"{name} {value}" for name, value in self.inferred.items())
             lines.append(f"not in config.json, inferred from the weights: {sizes}")
         if "num_attention_heads" in self.inferred:
-            lines.append(
-                f"assumed: {self.inferred['num_attention_heads']} attention heads, "
-                "which the weights do not show; set num_attention_heads in config.json to be sure"
-            )
+            assumed = f"assumed: {self.inferred['num_attention_heads']} attention heads"
+            todo = "set num_attention_heads in config.json to be sure"
+            lines.append(f"{assumed}, which the weights do not show; {todo}")
         if len(self.missing_keys) == len(self.model.state_dict()):
             lines.append("all weights are randomly initialised")
         elif self.missing_keys:
@@ -98,12 +97,15 @@ def load_checkpoint(
     known = weights or {}
     inferred = {name: size for name, size in infer_config(known).items() if name not in data}
     config = BertConfig.from_dict({**inferred, **data}, source)
-    tokenizer = _tokenizer(folder, config)
-    kind = head_for(task or infer_task(config, known, folder))
+    tokenizer = Tokenizer.load(folder, config.max_position_embeddings)
+    if tokenizer.vocabulary_size > config.vocab_size:
+        what = f"the tokenizer has {tokenizer.vocabulary_size} tokens, the model {config.vocab_size}"
+        raise InputError(what, folder, "use the tokenizer that the model was trained with")
+    kind = head_for(task) if task else infer_head(config, known, folder)
     known = _merge_tied(known, kind, folder)
     given = set(known)
-    if labels is not None and not _has_labels(config, labels):
-        # A classifier trained for other labels is of no use for these.
+    if labels is not None and config.labels not in (labels, (), unnamed_labels(len(labels))):
+        # A classifier trained for other labels is of no use for these, unless its own are as many, unnamed.
         known = {name: tensor for name, tensor in known.items() if not name.startswith("classifier.")}
     config = _with_head_labels(config, kind, known, labels, folder)
     model = kind(config)
@@ -112,17 +114,6 @@ def load_checkpoint(
     missing = own if weights is None else _load_weights(model, known, folder)
     unexpected = tuple(sorted(given - (set(own) - set(missing))))
     return LoadedCheckpoint(model.eval(), config, tokenizer, missing, unexpected, folder, inferred)
-
-
-def _tokenizer(folder: Path, config: BertConfig) -> Tokenizer:
-    tokenizer = Tokenizer.load(folder, config.max_position_embeddings)
-    if tokenizer.vocabulary_size > config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocabulary_size} tokens, the model {config.vocab_size}",
-            folder,
-            "use the tokenizer that the model was trained with",
-        )
-    return tokenizer
 
 
 def _merge_tied(weights: Mapping[str, Tensor], kind: type[Head], folder: Path) -> dict[str, Tensor]:
@@ -137,11 +128,6 @@ def _merge_tied(weights: Mapping[str, Tensor], kind: type[Head], folder: Path) -
         if tensor is not None and not torch.equal(merged.setdefault(name, tensor), tensor):
             raise InputError(f"{alias} is not tied to {name}", folder, "use a checkpoint with a tied decoder")
     return merged
-
-
-def _has_labels(config: BertConfig, labels: tuple[str, ...]) -> bool:
-    """Whether the checkpoint's classes are `labels`, or unnamed and as many."""
-    return config.labels in (labels, (), unnamed_labels(len(labels)))
 
 
 def _with_head_labels(
@@ -160,9 +146,8 @@ def _with_head_labels(
         return config.with_labels(labels)
     width = weights["classifier.weight"].shape[0] if "classifier.weight" in weights else len(config.labels)
     if width == 0:
-        raise InputError(
-            "a classification head needs labels", folder, "fine-tune it with 'bertmp train classification'"
-        )
+        todo = "fine-tune it with 'bertmp train classification'"
+        raise InputError("a classification head needs labels", folder, todo)
     # An id2label that contradicts the width of the classifier is ignored.
     return config if len(config.labels) == width else config.with_labels(unnamed_labels(width))
 
@@ -172,15 +157,11 @@ def _load_weights(model: Head, weights: Mapping[str, Tensor], folder: Path) -> t
     own = model.state_dict()
     _check_is_bert(model.config, weights, folder)
     usable = {name: tensor for name, tensor in weights.items() if name in own}
-    for name, tensor in list(usable.items()):
-        if tensor.shape == own[name].shape:
-            continue
+    for name in [name for name, tensor in usable.items() if tensor.shape != own[name].shape]:
         if not name.startswith(model.own_keys):
-            raise InputError(
-                f"{name} is {list(tensor.shape)} in the weights and {list(own[name].shape)} by config.json",
-                folder,
-                "use the configuration that belongs to the weights",
-            )
+            found, wanted = list(usable[name].shape), list(own[name].shape)
+            what = f"{name} is {found} in the weights and {wanted} by config.json"
+            raise InputError(what, folder, "use the configuration that belongs to the weights")
         del usable[name]  # of another head
     missing = tuple(name for name in own if name not in usable)
     lacking = [name for name in missing if not name.startswith(("bert.pooler.", *model.own_keys))]
@@ -195,11 +176,8 @@ def _check_is_bert(config: BertConfig, weights: Mapping[str, Tensor], folder: Pa
     if words is None or not any(name.startswith("bert.encoder.layer.0.") for name in weights):
         raise InputError("the weights are not a BERT's", folder, "use a BERT checkpoint")
     if words.shape[0] != config.vocab_size:
-        raise InputError(
-            f"the weights have {words.shape[0]} tokens, config.json says {config.vocab_size}",
-            folder,
-            "fix vocab_size or use the right weights",
-        )
+        what = f"the weights have {words.shape[0]} tokens, config.json says {config.vocab_size}"
+        raise InputError(what, folder, "fix vocab_size or use the right weights")
 
 
 def save_checkpoint(
@@ -218,11 +196,11 @@ def save_checkpoint(
         tokenizer: a tokenizer, or the folder whose tokenizer files are copied.
         json_files: further JSON files, by name.
     """
-    config = replace(
-        config, extra={key: value for key, value in config.extra.items() if key != "_name_or_path"}
-    )
+    extra = {key: value for key, value in config.extra.items() if key != "_name_or_path"}
     with atomic_folder(folder) as temporary:
-        write_json(temporary / "config.json", config.to_dict(model.architecture, model.problem))
+        write_json(
+            temporary / "config.json", replace(config, extra=extra).to_dict(model.architecture, model.problem)
+        )
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         if isinstance(model, EncoderOnly):
             state = {name.removeprefix("bert."): tensor for name, tensor in state.items()}

@@ -83,34 +83,23 @@ class BertConfig:
             raise InputError("the model is a decoder", where, "use a BERT encoder")
         known = {f.name for f in fields(cls)} - {"labels", "extra"}
         values = {key: value for key, value in data.items() if key in known}
-        extra = {
-            key: value
-            for key, value in data.items()
-            if key not in known and key not in ("id2label", "label2id", "num_labels")
-        }
+        read = {*known, "id2label", "label2id", "num_labels"}
+        extra = {key: value for key, value in data.items() if key not in read}
         labels = _labels(data.get("id2label"), where) or unnamed_labels(data.get("num_labels"))
         config = cls(**values, labels=labels, extra=extra)
         config._check(where)
         return config
 
     def _check(self, where: Path) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-        ):
+        sizes = [f.name for f in fields(self) if f.type == "int" and f.name != "pad_token_id"]
+        for name in sizes:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} is {value!r}, not a positive integer", where, "fix config.json")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             value = getattr(self, name)
-            if name == "classifier_dropout" and value is None:
-                continue
-            if not isinstance(value, (int, float)) or not 0 <= value < 1:
+            unset = name == "classifier_dropout" and value is None
+            if not unset and (not isinstance(value, (int, float)) or not 0 <= value < 1):
                 raise InputError(f"{name} is {value!r}, not a rate from 0 to 1", where, "fix config.json")
         for name in ("layer_norm_eps", "initializer_range"):
             value = getattr(self, name)
@@ -120,15 +109,11 @@ class BertConfig:
         if not isinstance(pad, int) or not 0 <= pad < self.vocab_size:
             raise InputError(f"pad_token_id is {pad!r}, not a token id", where, "fix config.json")
         if self.hidden_size % self.num_attention_heads:
-            raise InputError(
-                f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads",
-                where,
-                "fix config.json",
-            )
+            what = f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads"
+            raise InputError(what, where, "fix config.json")
         if self.hidden_act not in ACTIVATIONS:
-            raise InputError(
-                f"unknown activation {self.hidden_act!r}", where, f"use one of {', '.join(ACTIVATIONS)}"
-            )
+            todo = f"use one of {', '.join(ACTIVATIONS)}"
+            raise InputError(f"unknown activation {self.hidden_act!r}", where, todo)
 
     def with_labels(self, labels: tuple[str, ...]) -> BertConfig:
         """The configuration with other classes."""

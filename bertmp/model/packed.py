@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bertmp.data.tokenizer import Encoded
-from bertmp.model.attention import MASK_BIAS, Dropout, attend, merge_heads, split_heads
+from bertmp.model.attention import MASK_BIAS, Dropout, Layout, attend, merge_heads, split_heads
 
 MAX_PADDING_RATIO, MIN_PADDING = 0.25, 256
 """A bucket takes no further sequence if its padding would exceed this ratio to its tokens and this many."""
@@ -32,6 +32,9 @@ class ShapeGrid:
 
 EXACT = ShapeGrid()
 """No rounding."""
+
+Bounds = Sequence[tuple[int, int]]
+"""The sequences `[a, b)` of each bucket."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,7 @@ class LengthBucket:
         return cls(first, last, len(lengths), longest, scatter_index, bias)
 
     def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        head_size: int,
-        dropout: Dropout,
-        queries: LengthBucket,
+        self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: Dropout, own: LengthBucket
     ) -> Tensor:
         """Attention within each sequence of the bucket.
 
@@ -83,14 +80,14 @@ class LengthBucket:
             key, value: `[tokens, hidden]` of the packed batch.
             head_size: width of an attention head.
             dropout: applied to the attention probabilities; None outside training.
-            queries: the bucket of the same sequences in `query`.
+            own: the bucket of the same sequences in `query`.
 
         Returns:
             `[query tokens of the bucket, hidden]`.
         """
-        query = split_heads(queries._pad(query), head_size)
+        query = split_heads(own._pad(query), head_size)
         key, value = (split_heads(self._pad(x), head_size) for x in (key, value))
-        return queries._unpad(merge_heads(attend(query, key, value, self.bias, dropout)))
+        return own._unpad(merge_heads(attend(query, key, value, self.bias, dropout)))
 
     def _pad(self, x: Tensor) -> Tensor:
         """The bucket's rows of `[tokens, hidden]` → `[rows, longest, hidden]`, zero for padding."""
@@ -106,7 +103,7 @@ class LengthBucket:
 
 
 @dataclass(frozen=True)
-class Packed:
+class Packed(Layout):
     """Sequences concatenated without padding, so that operations per token compute nothing that is not used.
 
     On devices without a variable-length attention kernel, the queries, keys and values of one bucket at a
@@ -132,11 +129,7 @@ class Packed:
 
     @classmethod
     def of(
-        cls,
-        lengths: Sequence[int],
-        device: torch.device,
-        grid: ShapeGrid = EXACT,
-        bucket_bounds: Sequence[tuple[int, int]] | None = None,
+        cls, lengths: Sequence[int], device: torch.device, grid: ShapeGrid = EXACT, bounds: Bounds = ()
     ) -> Packed:
         """The layout of sequences of these lengths, each at least 1.
 
@@ -144,7 +137,7 @@ class Packed:
             lengths: number of tokens of each sequence.
             device: where the batch is.
             grid: the multiples that its shapes are rounded to.
-            bucket_bounds: the sequences `[a, b)` of each bucket; None to choose them by `bucket_by_length`.
+            bounds: of the buckets; none to choose them by `bucket_by_length`.
         """
         sizes = torch.tensor(lengths)
         ends = sizes.cumsum(0)
@@ -152,19 +145,10 @@ class Packed:
         pad_tokens = -int(ends[-1]) % grid.tokens
         positions = F.pad(torch.arange(int(ends[-1])) - starts.repeat_interleave(sizes), (0, pad_tokens))
         cu_seqlens = F.pad(ends, (1, 0)).to(torch.int32)
-        if bucket_bounds is None:
-            bucket_bounds = bucket_by_length(lengths, grid.bucket)
-        return cls(
-            lengths=tuple(lengths),
-            grid=grid,
-            pad_tokens=pad_tokens,
-            positions=positions.to(device),
-            cls_positions=starts.to(device),
-            cu_seqlens=cu_seqlens.to(device),
-            buckets=tuple(
-                LengthBucket.of(int(starts[a]), lengths[a:b], device, grid) for a, b in bucket_bounds
-            ),
-        )
+        bounds = bounds or bucket_by_length(lengths, grid.bucket)
+        buckets = tuple(LengthBucket.of(int(starts[a]), lengths[a:b], device, grid) for a, b in bounds)
+        positions, starts, cu_seqlens = (part.to(device) for part in (positions, starts, cu_seqlens))
+        return cls(tuple(lengths), grid, pad_tokens, positions, starts, cu_seqlens, buckets)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: Dropout) -> Tensor:
         return self.attend_queries(query, key, value, head_size, dropout, self)
@@ -186,18 +170,13 @@ class Packed:
         """
         if _has_varlen_kernel(query) and dropout is None:
             return self._attend_varlen(query, key, value, head_size, queries)
-        parts = [
-            bucket.attend(query, key, value, head_size, dropout, own)
-            for bucket, own in zip(self.buckets, queries.buckets, strict=True)
-        ]
+        pairs = zip(self.buckets, queries.buckets, strict=True)
+        parts = [bucket.attend(query, key, value, head_size, dropout, own) for bucket, own in pairs]
         context = parts[0] if len(parts) == 1 else torch.cat(parts)
         return F.pad(context, (0, 0, 0, queries.pad_tokens)) if queries.pad_tokens else context
 
     def first(self, hidden: Tensor) -> Tensor:
         return hidden.index_select(0, self.cls_positions)
-
-    def select_queries(self, hidden: Tensor) -> Tensor:
-        return hidden
 
     def pad(self, ids: Tensor) -> Tensor:
         return F.pad(ids, (0, self.pad_tokens)) if self.pad_tokens else ids
@@ -222,7 +201,7 @@ class Packed:
 
 
 @dataclass(frozen=True)
-class QuerySubset:
+class QuerySubset(Layout):
     """The last block's layout where only some tokens' states are needed.
 
     Every token is a key and a value. Only the selected tokens are queries and pass through the feed-forward
@@ -231,12 +210,14 @@ class QuerySubset:
     Attributes:
         tokens: the layout of all tokens.
         queries: the layout of the selected tokens, sorted by position.
+        positions: those of `tokens`.
         query_index: INT64 `[selected + pad_tokens]`, index in the batch of each token of `queries`.
         order: INT64 `[selected]`, index in `queries` of each selected token, in the order asked for.
     """
 
     tokens: Packed
     queries: Packed
+    positions: Tensor
     query_index: Tensor
     order: Tensor
 
@@ -253,11 +234,7 @@ class QuerySubset:
         ends = torch.tensor([bucket.rows for bucket in tokens.buckets]).cumsum(0).tolist()
         bounds = list(zip([0, *ends[:-1]], ends, strict=True))
         queries = Packed.of(lengths.tolist(), selected.device, tokens.grid, bounds)
-        return cls(tokens, queries, F.pad(query_index, (0, queries.pad_tokens)), order)
-
-    @property
-    def positions(self) -> Tensor:
-        return self.tokens.positions
+        return cls(tokens, queries, tokens.positions, F.pad(query_index, (0, queries.pad_tokens)), order)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, head_size: int, dropout: Dropout) -> Tensor:
         return self.tokens.attend_queries(query, key, value, head_size, dropout, self.queries)

@@ -84,51 +84,27 @@ class Masking:
         starts = np.cumsum(lengths) - lengths
         rows = np.repeat(np.arange(len(lengths)), lengths)
         offsets = np.arange(len(input_ids)) - starts[rows]
-        ordinary = ~self.vocabulary.special[input_ids]
-        quotas = _quotas(np.bincount(rows[ordinary], minlength=len(lengths)), self.rate)
-        choose = self._words if self.whole_words else self._tokens
-        positions = choose(input_ids, rows, offsets, ordinary, quotas, keys)
+        positions = self._positions(input_ids, rows, offsets, keys)
         return self._replace(input_ids, positions, keys[rows[positions]], offsets[positions])
 
-    def _tokens(
-        self,
-        input_ids: np.ndarray,
-        rows: np.ndarray,
-        offsets: np.ndarray,
-        ordinary: np.ndarray,
-        quotas: np.ndarray,
-        keys: np.ndarray,
+    def _positions(
+        self, input_ids: np.ndarray, rows: np.ndarray, offsets: np.ndarray, keys: np.ndarray
     ) -> np.ndarray:
-        """Random tokens of each sample, as many as its quota."""
-        tokens = np.flatnonzero(ordinary)
-        order = _shuffled(rows[tokens], offsets[tokens], keys)
-        tokens = tokens[order]
-        return np.sort(tokens[_rank(rows[tokens]) < quotas[rows[tokens]]])
-
-    def _words(
-        self,
-        input_ids: np.ndarray,
-        rows: np.ndarray,
-        offsets: np.ndarray,
-        ordinary: np.ndarray,
-        quotas: np.ndarray,
-        keys: np.ndarray,
-    ) -> np.ndarray:
-        """Random words of each sample, as close to its quota as whole words can be."""
-        continues = self.vocabulary.continuation[input_ids] & (offsets > 0)
+        """Random words or else tokens of each sample, as close to its quota as whole ones can be."""
+        ordinary = ~self.vocabulary.special[input_ids]
+        count = np.bincount(rows[ordinary], minlength=len(keys))
+        quotas = np.minimum(count, np.maximum(1, np.rint(count * self.rate).astype(np.int64)))
+        continues = self.vocabulary.continuation[input_ids] & (offsets > 0) & self.whole_words
         continues[1:] &= ordinary[:-1]
-        firsts = np.flatnonzero(ordinary & ~continues)
-        if not len(firsts):
-            return firsts
-        word_of = np.cumsum(ordinary & ~continues) - 1
+        begins = ordinary & ~continues
+        firsts, word_of = np.flatnonzero(begins), np.cumsum(begins) - 1
         sizes = np.bincount(word_of[ordinary], minlength=len(firsts))
         order = _shuffled(rows[firsts], offsets[firsts], keys)
         row, size = rows[firsts[order]], sizes[order]
         total = np.cumsum(size) - size
         before = total - total[np.searchsorted(row, row)]
-        taken = (before + size / 2 <= quotas[row]) | (before == 0)
-        chosen = np.zeros(len(firsts), dtype=bool)
-        chosen[order[taken]] = True
+        chosen = np.zeros(len(firsts) + 1, dtype=bool)  # one more: tokens before the first word have -1
+        chosen[order[(before + size / 2 <= quotas[row]) | (before == 0)]] = True
         return np.flatnonzero(ordinary & chosen[word_of])
 
     def _replace(
@@ -148,16 +124,6 @@ def _counter(offsets: np.ndarray, purpose: int) -> np.ndarray:
     return offsets * 3 + purpose
 
 
-def _quotas(ordinary: np.ndarray, rate: float) -> np.ndarray:
-    """How many of each sample's ordinary tokens are masked, INT64 `[batch]`."""
-    return np.minimum(ordinary, np.maximum(1, np.rint(ordinary * rate).astype(np.int64)))
-
-
 def _shuffled(rows: np.ndarray, offsets: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """The permutation that shuffles the entries of each sample and keeps the samples in order."""
     return np.lexsort((counter_rng.uniform(keys[rows], _counter(offsets, _CHOICE)), rows))
-
-
-def _rank(rows: np.ndarray) -> np.ndarray:
-    """The index of each entry within its row; `rows` are ascending."""
-    return np.arange(len(rows)) - np.searchsorted(rows, rows)

@@ -97,19 +97,17 @@ class Samples:
         if config.max_text_tokens < 2:
             raise InputError(f"--max-length is {config.max_length}", "--max-length", "give at least 5")
         if config.pairs and store.counts.documents < 2:
-            raise InputError(
-                "the corpus is one document: next-sentence prediction has no negatives",
-                where,
-                "put blank lines between documents, or train with --no-nsp",
-            )
-        first, count, document = _pairs(store) if store.pairs else _pack(store, config)
+            what = "the corpus is one document: next-sentence prediction has no negatives"
+            raise InputError(what, where, "put blank lines between documents, or train with --no-nsp")
+        if store.pairs:
+            document = np.arange(store.counts.documents, dtype=np.int32)
+            first, count = 2 * document.astype(np.int64), np.full(len(document), 2, dtype=np.uint16)
+        else:
+            first, count, document = _pack(store, config)
         several = int((count > 1).sum())
         if config.pairs and several == 0:
-            raise InputError(
-                "no two sentences of a document fit together: next-sentence prediction has no true pairs",
-                where,
-                "raise --max-length, or train with --no-nsp",
-            )
+            what = "no two sentences of a document fit together: next-sentence prediction has no true pairs"
+            raise InputError(what, where, "raise --max-length, or train with --no-nsp")
         alone = len(count) - several
         share = min(1.0, max(0.0, (len(count) / 2 - alone) / max(1, several)))
         return cls(store, config, first, count, document, share)
@@ -128,12 +126,9 @@ class Samples:
 
     def truncated(self) -> int:
         """How many samples have more text than fits."""
-        own = 0
-        for start in range(0, len(self), BLOCK):
-            rows = slice(start, start + BLOCK)
-            tokens = self._tokens_between(self.first[rows], self.first[rows] + self.count[rows])
-            own += int((tokens > self.config.max_text_tokens).sum())
-        return own
+        blocks = (slice(start, start + BLOCK) for start in range(0, len(self), BLOCK))
+        parts = (self._tokens_between(self.first[at], self.first[at] + self.count[at]) for at in blocks)
+        return sum(int((tokens > self.config.max_text_tokens).sum()) for tokens in parts)
 
     def spans(self, rows: np.ndarray, epoch: int) -> SampleSpans:
         """The spans of samples `rows`, INT64 `[samples]`, in an epoch."""
@@ -150,25 +145,14 @@ class Samples:
         elsewhere, elsewhere_end = self._other_documents(rows, epoch, length)
         second = np.where(negative, elsewhere, split)
         end = np.where(negative, elsewhere_end, first + count)
-        return self._fitted(first, length, second, self._tokens_between(second, end), negative)
-
-    def _fitted(
-        self,
-        first: np.ndarray,
-        first_length: np.ndarray,
-        second: np.ndarray,
-        second_length: np.ndarray,
-        negative: np.ndarray,
-    ) -> SampleSpans:
-        """Truncates to the maximum length, the longer segment first: A at its front and B at its end, so that
-        the adjoining ends are kept."""
-        limit_tokens = self.config.max_text_tokens
-        kept_second = np.minimum(second_length, np.maximum(limit_tokens - first_length, limit_tokens // 2))
-        kept_first = np.minimum(first_length, limit_tokens - kept_second)
-        start = self.store.sentences.take(first) + first_length - kept_first
-        return SampleSpans(
-            start, kept_first, self.store.sentences.take(second), kept_second, negative.astype(np.int64)
-        )
+        # Truncated to the maximum length, the longer segment first: A at its front and B at its end, so that
+        # the adjoining ends are kept.
+        limit, tokens = self.config.max_text_tokens, self._tokens_between(second, end)
+        kept_second = np.minimum(tokens, np.maximum(limit - length, limit // 2))
+        kept_first = np.minimum(length, limit - kept_second)
+        start = self.store.sentences.take(first) + length - kept_first
+        begin = self.store.sentences.take(second)
+        return SampleSpans(start, kept_first, begin, kept_second, negative.astype(np.int64))
 
     def _other_documents(
         self, rows: np.ndarray, epoch: int, first_length: np.ndarray
@@ -209,23 +193,16 @@ def _targets(config: SamplingConfig, first: np.ndarray) -> np.ndarray:
     if not config.short_seq_prob:
         return np.full(len(first), config.max_text_tokens)
     is_short = counter_rng.uniform(counter_rng.key(config.seed, _IS_SHORT), first) < config.short_seq_prob
-    short = 2 + counter_rng.randint(
-        counter_rng.key(config.seed, _SHORT_LENGTH), first, config.max_text_tokens - 1
-    )
+    key = counter_rng.key(config.seed, _SHORT_LENGTH)
+    short = 2 + counter_rng.randint(key, first, config.max_text_tokens - 1)
     return np.where(is_short, short, config.max_text_tokens)
-
-
-def _pairs(store: Store) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    numbers = np.arange(store.counts.documents)
-    return 2 * numbers, np.full(len(numbers), 2, dtype=np.uint16), numbers.astype(np.int32)
 
 
 def _pack(store: Store, config: SamplingConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First sentence, sentences and document of each sample."""
-    blocks = [
-        _pack_block(store, config, start, min(start + BLOCK, store.counts.documents))
-        for start in range(0, store.counts.documents, BLOCK)
-    ]
+    documents = store.counts.documents
+    starts = range(0, documents, BLOCK)
+    blocks = [_pack_block(store, config, start, min(start + BLOCK, documents)) for start in starts]
     first, count, document = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     return first, count, document
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from bertmp.core.errors import BertmpError, InputError
+from bertmp.core.hardware import machine
 from bertmp.core.io import atomic_folder, sha256_file
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback, null_progress
@@ -29,7 +30,7 @@ from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.environment.downloads import downloaded
 from bertmp.pretraining.corpus import Corpus, DocumentChunk, open_corpus
-from bertmp.pretraining.token_store import Counts, Source, StoreWriter, is_store
+from bertmp.pretraining.token_store import Counts, StoreWriter, is_store
 
 WORK_CHARACTERS = 1 << 18
 """Characters that a process tokenizes per task: about ten milliseconds of work."""
@@ -79,33 +80,24 @@ def prepare_store(
 ) -> CorpusResult:
     """`prepare` with a loaded tokenizer."""
     if out.exists() and not is_store(out) and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            "the folder holds something that is not a prepared corpus", out, "choose another --out"
-        )
+        what = "the folder holds something that is not a prepared corpus"
+        raise InputError(what, out, "choose another --out")
     started = time.perf_counter()
     corpus = open_corpus(data, columns)
-    source = Source(data.name, sha256_file(data), columns.text, columns.text_pair)
-    groups = tokenized(corpus, tokenizer, workers or available_processors())
+    source = {"name": data.name, "sha256": sha256_file(data)}
+    source.update(text_column=columns.text, text_pair_column=columns.text_pair)
+    groups = tokenized(corpus, tokenizer, workers or machine().cores)
     with atomic_folder(out) as folder, closing(groups):
         writer = StoreWriter(folder, tokenizer, corpus.pairs)
         for chunk, position in groups:
             writer.append(*chunk)
             progress("preparing", position, corpus.size)
         counts = writer.close(source)
-        _check(counts, data)
+        if counts.sentences == 0:
+            raise InputError("the corpus has no text", data, "give it sentences")
+        if counts.sentences == 1:
+            raise InputError("the corpus is one sentence", data, "pre-training needs more text")
     return CorpusResult(out, counts, time.perf_counter() - started)
-
-
-def _check(counts: Counts, data: Path) -> None:
-    if counts.sentences == 0:
-        raise InputError("the corpus has no text", data, "give it sentences")
-    if counts.sentences == 1:
-        raise InputError("the corpus is one sentence", data, "pre-training needs more text")
-
-
-def available_processors() -> int:
-    """The processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
@@ -148,9 +140,8 @@ def _in_order(
             future, position = under_way.popleft()
             yield future.result(), position
     except BrokenProcessPool as error:
-        raise BertmpError(
-            "a tokenizing process was killed", "", "check the memory, or use fewer --num-workers"
-        ) from error
+        todo = "check the memory, or use fewer --num-workers"
+        raise BertmpError("a tokenizing process was killed", "", todo) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -204,9 +195,7 @@ def _tokenize_in_worker(chunks: Sequence[DocumentChunk], pairs: bool) -> Chunk:
 
 def _tokenize(tokenizer: Tokenizer, chunks: Sequence[DocumentChunk], pairs: bool) -> Chunk:
     ids = iter(tokenizer.pieces([sentence for chunk in chunks for sentence in chunk.sentences]))
-    sentences: list[list[int]] = []
-    sizes: list[int] = []
-    dropped = 0
+    sentences, sizes, dropped = list[list[int]](), list[int](), 0
     for chunk in chunks:
         own = [next(ids) for _ in chunk.sentences]
         if pairs and not all(own):
@@ -214,10 +203,9 @@ def _tokenize(tokenizer: Tokenizer, chunks: Sequence[DocumentChunk], pairs: bool
         before = len(sentences)
         sentences += own if pairs else [part for sentence in own for part in _split_long(sentence)]
         sizes.append(len(sentences) - before)
-    lengths = np.fromiter((len(sentence) for sentence in sentences), dtype=np.int64, count=len(sentences))
-    flat = (number for sentence in sentences for number in sentence)
-    tokens = np.fromiter(flat, dtype=np.uint32, count=int(lengths.sum()))
-    begins = np.fromiter((chunk.begins for chunk in chunks), dtype=bool, count=len(chunks))
+    lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
+    tokens = np.fromiter(chain.from_iterable(sentences), dtype=np.uint32, count=int(lengths.sum()))
+    begins = np.array([chunk.begins for chunk in chunks], dtype=bool)
     return tokens, lengths, begins, np.array(sizes, dtype=np.int64), dropped
 
 

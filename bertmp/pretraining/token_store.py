@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from bertmp.data.tokenizer import Tokenizer
 FORMAT = "bertmp-corpus-1"
 MANIFEST = "manifest.json"
 TOKENS, SENTENCES, DOCUMENTS = "tokens.arrow", "sentences.arrow", "documents.arrow"
+_AGAIN = "prepare the corpus again"
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,6 @@ class Counts:
     sentences: int
     tokens: int
     dropped: int = 0
-
-
-@dataclass(frozen=True)
-class Source:
-    """The file that a corpus was prepared from."""
-
-    name: str
-    sha256: str
-    text_column: str
-    text_pair_column: str
 
 
 class StoreWriter:
@@ -89,8 +81,8 @@ class StoreWriter:
             before.dropped + dropped,
         )
 
-    def close(self, source: Source) -> Counts:
-        """Completes the files and writes the manifest."""
+    def close(self, source: Mapping[str, str]) -> Counts:
+        """Completes the files and writes the manifest; `source` describes the file that was prepared."""
         counts = self._counts
         self._sentences.append(np.array([counts.tokens]))
         self._documents.append(np.array([counts.sentences]))
@@ -107,7 +99,7 @@ class StoreWriter:
                 "tokenizer": self._tokenizer.fingerprint(),
                 "vocabulary": self._tokenizer.vocabulary_size,
                 "pairs": self._pairs,
-                "source": asdict(source),
+                "source": dict(source),
                 "counts": asdict(counts),
                 "files": files,
             },
@@ -145,11 +137,8 @@ class Store:
         folder = Path(folder)
         manifest = _manifest(folder)
         if manifest["tokenizer"] != tokenizer.fingerprint():
-            raise InputError(
-                "the corpus was prepared with another tokenizer",
-                folder,
-                "prepare it again with this checkpoint's tokenizer",
-            )
+            todo = "prepare it again with this checkpoint's tokenizer"
+            raise InputError("the corpus was prepared with another tokenizer", folder, todo)
         for name, expected in manifest["files"].items():
             _verify(folder / name, expected)
         return cls._opened(folder, manifest)
@@ -160,9 +149,7 @@ class Store:
         columns = [Column(folder / name) for name in (TOKENS, SENTENCES, DOCUMENTS)]
         sizes = [counts.tokens, counts.sentences + 1, counts.documents + 1]
         if [len(column) for column in columns] != sizes:
-            raise InputError(
-                "the prepared corpus contradicts its manifest", folder, "prepare the corpus again"
-            )
+            raise InputError("the prepared corpus contradicts its manifest", folder, _AGAIN)
         return cls(folder, manifest["pairs"], counts, *columns)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -175,16 +162,6 @@ def is_store(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 of the manifest, which has the checksums of all files."""
-    return sha256_file(folder / MANIFEST)
-
-
-def read_counts(folder: Path) -> Counts:
-    """The size of a prepared corpus, from its manifest."""
-    return Counts(**_manifest(folder)["counts"])
-
-
 def _reopen(folder: Path) -> Store:
     return Store._opened(folder, _manifest(folder))
 
@@ -193,7 +170,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST)
     wanted = {"format", "tokenizer", "pairs", "counts", "files"}
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not wanted <= set(manifest):
-        raise InputError("not a prepared corpus of this version", folder, "prepare the corpus again")
+        raise InputError("not a prepared corpus of this version", folder, _AGAIN)
     return manifest
 
 
@@ -207,7 +184,7 @@ def _verify(path: Path, expected: dict[str, Any]) -> None:
         problem = "a file of the prepared corpus is damaged"
     else:
         return
-    raise InputError(problem, path, "prepare the corpus again")
+    raise InputError(problem, path, _AGAIN)
 
 
 CHUNK = 1 << 20
@@ -222,9 +199,8 @@ def arrow() -> ModuleType:
     try:
         import pyarrow.ipc
     except ImportError as error:
-        raise MissingComponent(
-            "pyarrow is not installed", "", "pip install pyarrow: prepared corpora are Arrow files"
-        ) from error
+        todo = "pip install pyarrow: prepared corpora are Arrow files"
+        raise MissingComponent("pyarrow is not installed", "", todo) from error
     return pyarrow
 
 
@@ -282,11 +258,9 @@ class Column:
             file = library.ipc.open_file(library.memory_map(str(path)))
             batches = [file.get_batch(number) for number in range(file.num_record_batches)]
         except FileNotFoundError as error:
-            raise InputError("the prepared corpus lacks a file", path, "prepare the corpus again") from error
+            raise InputError("the prepared corpus lacks a file", path, _AGAIN) from error
         except (library.ArrowException, OSError, ValueError) as error:
-            raise InputError(
-                f"damaged file of a prepared corpus: {error}", path, "prepare the corpus again"
-            ) from error
+            raise InputError(f"damaged file of a prepared corpus: {error}", path, _AGAIN) from error
         self._chunks = [batch.column(0).to_numpy(zero_copy_only=True) for batch in batches]
         self._length = sum(len(chunk) for chunk in self._chunks)
 
@@ -297,9 +271,8 @@ class Column:
         """Values `start` to `stop - 1`, `[stop - start]`; a view if they are in one batch."""
         first, last = start // CHUNK, max(start, stop - 1) // CHUNK
         if first == last:
-            return (
-                self._chunks[first][start - first * CHUNK : stop - first * CHUNK] if stop > start else _NONE
-            )
+            own = slice(start - first * CHUNK, stop - first * CHUNK)
+            return self._chunks[first][own] if stop > start else np.zeros(0, dtype=np.int64)
         parts = [self._chunks[first][start - first * CHUNK :], *self._chunks[first + 1 : last]]
         return np.concatenate([*parts, self._chunks[last][: stop - last * CHUNK]])
 
@@ -315,6 +288,3 @@ class Column:
             own = order[bounds[number] : bounds[number + 1]]
             out[own] = self._chunks[number][indices[own] - number * CHUNK]
         return out
-
-
-_NONE = np.zeros(0, dtype=np.int64)

@@ -51,9 +51,8 @@ class PrecisionPolicy:
             InputError: an unknown precision, or a loss scale that is not a positive number.
         """
         if precision not in MODES:
-            raise InputError(
-                f"unknown precision '{precision}'", "--precision", f"use one of {', '.join(MODES)}"
-            )
+            todo = f"use one of {', '.join(MODES)}"
+            raise InputError(f"unknown precision '{precision}'", "--precision", todo)
         mode: Mode = precision if precision != "auto" else ("fp16" if device == "cuda" else "bf16")  # type: ignore[assignment]
         return cls(mode, static_loss_scale(loss_scale), device, scaling or LossScaleConfig())
 
@@ -102,17 +101,12 @@ class LossScaler:
         """Whether a non-finite step can reduce the scale."""
         if not self.enabled or self._static is not None:
             return "fixed"
-        return (
-            "can fall"
-            if self.value * self._scaling.loss_scale_backoff >= self._scaling.min_loss_scale
-            else "at minimum"
-        )
+        reduced = self.value * self._scaling.loss_scale_backoff
+        return "can fall" if reduced >= self._scaling.min_loss_scale else "at minimum"
 
     def scale(self, loss: Tensor) -> Tensor:
         """The scaled loss."""
-        scaled = self._scaler.scale(loss)
-        assert isinstance(scaled, Tensor)
-        return scaled
+        return self._scaler.scale(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Brings the gradients back to their true size, in place."""

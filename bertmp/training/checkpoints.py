@@ -12,6 +12,7 @@ import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,7 +24,6 @@ from bertmp.core.options import declared_options, renamed
 from bertmp.core.progress import ProgressCallback
 from bertmp.model.checkpoint import LoadedCheckpoint
 from bertmp.training.amp import PrecisionPolicy
-from bertmp.training.stability.overflow_trace import all_finite
 from bertmp.training.train_options import TrainOptions
 
 _PREFIX = "step-"
@@ -73,7 +73,7 @@ class States:
     Attributes:
         folder: holds one folder per state, such as `step-00000042`.
         keep: how many are kept; the oldest go first.
-        identity: what a state must match to be loaded; see `resume_check`.
+        identity: what a state must match to be loaded; see `run_identity`.
     """
 
     folder: Path
@@ -157,7 +157,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     Raises:
         OSError: the disk does not take them.
     """
-    stream = _Stream(path)
+    stream = _Stream(FileIO(path, "w"))
     try:
         with stream:
             torch.save(dict(tensors), cast(IO[bytes], stream))
@@ -168,39 +168,27 @@ def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
         raise stream.error from None
 
 
-class _Stream:
+class _Stream(BufferedWriter):
     """A file that keeps the error of a failed write."""
 
-    def __init__(self, path: Path) -> None:
-        self.error: OSError | None = None
-        self._file = path.open("wb")
-
-    def __enter__(self) -> _Stream:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
+    error: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:
-            return self._file.write(data)
+            return super().write(data)
         except OSError as error:
             self.error = error
             raise
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def remove_leftovers(run: Path) -> None:
     """Removes the unfinished files and folders that a killed process left in a run's folder."""
     for folder in (run, run / "steps", run / "last-good"):
-        for pattern in (".*.part", ".*.old"):
-            for path in folder.glob(pattern):
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+        for path in (*folder.glob(".*.part"), *folder.glob(".*.old")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _checksum(record: Mapping[str, Any]) -> str:
@@ -218,7 +206,7 @@ class CheckpointManager:
     removed at the end. It takes three times the FP32 weights on disk.
 
     Args:
-        identity: what a state must match to be resumed; see `resume_check`.
+        identity: what a state must match to be resumed; see `run_identity`.
         total: steps of the run.
 
     Attributes:
@@ -228,29 +216,15 @@ class CheckpointManager:
     def __init__(self, settings: TrainOptions, identity: Mapping[str, Any], total: int) -> None:
         self.states = States(settings.out / "steps", settings.save_total_limit, identity)
         self._fallback = States(settings.out / "last-good", 1, {})
-        self._every = settings.save_every
-        self._rolls_back = settings.max_rollbacks > 0
-        self._fallback_every = max(MIN_FALLBACK_STEPS, math.ceil(total / MAX_FALLBACK_SAVES))
-        self._total = total
+        self._every, self._rolls_back, self._total = settings.save_every, settings.max_rollbacks > 0, total
 
     def due(self, step: int) -> States | None:
         """Where to save the state after `step` steps; None if none is due."""
         if step == 0 or not self._every:
-            wanted = self._rolls_back and step < self._total and step % self._fallback_every == 0
+            fallback_every = max(MIN_FALLBACK_STEPS, math.ceil(self._total / MAX_FALLBACK_SAVES))
+            wanted = self._rolls_back and step < self._total and step % fallback_every == 0
             return self._fallback if wanted else None
         return self.states if step % self._every == 0 else None
-
-    @staticmethod
-    def save(states: States, state: State, progress: ProgressCallback) -> None:
-        """Writes a state, unless its tensors are not finite.
-
-        Raises:
-            InputError: the disk does not take it.
-        """
-        if all_finite(state.tensors):
-            states.save(state)
-        else:
-            progress(f"step {state.position.step}: weights or moments are not finite, no state is saved")
 
     def last_good(self, progress: ProgressCallback) -> tuple[Path, State] | None:
         """The state to roll back to and its folder; None if there is none."""
@@ -282,8 +256,7 @@ def run_identity(settings: TrainOptions, loaded: LoadedCheckpoint, policy: Preci
     # Options that change paths, how a step's work is divided, monitoring and output
     # are resumable. Dividing the work otherwise changes the rounding and what dropout draws, nothing else;
     # every other option changes what is learned, so it must be the same.
-    options = settings.to_json()
-    fixed = [declared for declared in declared_options(TrainOptions) if not declared.info.resumable]
+    fixed = {one.name for one in declared_options(TrainOptions) if not one.info.resumable}
     return {
         "data contents": _sha256_of(settings.data),
         "model contents": _model(settings.model),
@@ -291,12 +264,12 @@ def run_identity(settings: TrainOptions, loaded: LoadedCheckpoint, policy: Preci
         "--epochs": settings.epochs if settings.steps is None else None,
         "--precision": policy.mode,
         "--loss-scale": policy.static_scale or "dynamic",
-        **{
-            f"--{declared.name.replace('_', '-')}": options[declared.name]
-            for declared in fixed
-            if declared.name in options
-        },
+        **{_flag(name): value for name, value in settings.to_json().items() if name in fixed},
     }
+
+
+def _flag(name: str) -> str:
+    return f"--{name}".replace("_", "-")
 
 
 def _model(path: Path) -> str:
@@ -324,14 +297,11 @@ def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: 
         OtherRun: they differ; names the first difference.
     """
     todo = "resume with the options of the run, or start in another folder"
-    former = {
-        f"--{new}".replace("_", "-"): f"--{old}".replace("_", "-")
-        for old, new in renamed(TrainOptions).items()
-    }
+    former = {_flag(new): _flag(old) for old, new in renamed(TrainOptions).items()}
     for name, value in wanted.items():
         was = found.get(name, found.get(former.get(name, "")))  # version 0.1 used the former names
-        if was == value:
-            continue
-        if name.endswith(" contents"):  # a SHA-256, of no use in a message
-            raise OtherRun(f"the state was made with another {name.removesuffix(' contents')}", folder, todo)
-        raise OtherRun(f"the state was made with {name} {was}, now it is {value}", folder, todo)
+        if was != value:
+            what = f"{name} {was}, now it is {value}"
+            if name.endswith(" contents"):  # a SHA-256, of no use in a message
+                what = f"another {name.removesuffix(' contents')}"
+            raise OtherRun(f"the state was made with {what}", folder, todo)

@@ -1,4 +1,4 @@
-"""The gradients of one step, accumulated over its micro-batches and processes."""
+"""The batches of a step, and its gradients: accumulated over micro-batches and processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.distributed import DistributedContext
 from bertmp.training.distributed.parallelize import Objective
 from bertmp.training.tasks import TrainingData
+from bertmp.training.train_options import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ class GradientAccumulator:
     steps: StepDataset
     context: DistributedContext
     policy: PrecisionPolicy
-    seed: int
 
     def normalizer(self, rank_batch: RankBatch) -> LossNormalizer:
         """Counts the terms of a step's loss."""
@@ -65,7 +64,6 @@ class GradientAccumulator:
         self,
         rank_batch: RankBatch,
         normalizer: LossNormalizer,
-        step: int,
         scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     ) -> float:
         """Adds the gradients of the scaled loss to the parameters'; returns the loss, over all processes."""
@@ -73,28 +71,24 @@ class GradientAccumulator:
         for number, batch in enumerate(rank_batch.micro_batches):
             last = number == len(rank_batch.micro_batches) - 1
             with self.context.gradient_sync(self.module, last):
-                sums += self._backward(batch, normalizer.counts, step, number, scale)
+                sums += self._backward(batch, normalizer.counts, (rank_batch.step, number), scale)
         return float((self.context.sum(sums) / normalizer.counts).sum())
 
     def _backward(
-        self, batch: Batch | None, counts: Tensor, step: int, number: int, scale: Callable[[Tensor], Tensor]
+        self, batch: Batch | None, counts: Tensor, place: tuple[int, int], scale: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """One micro-batch's gradients; returns its summed losses, `[losses]`."""
+        """The gradients of a micro-batch of a step; returns its summed losses, `[losses]`."""
         # Dropout depends on seed, step, micro-batch and rank alone, so that a resumed run draws the same.
-        torch.manual_seed(_mixed(self.seed, step, number, self.context.data_rank))
+        entropy = np.random.SeedSequence((self.steps.seed, *place, self.context.data_rank))
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))  # of 63 bits
         weight = 1.0
         if batch is None:
             # A short batch has no examples for this process, which still joins the reduction, with weight 0.
-            batch, weight = self.steps.data.batch(self.steps.any_row, 0), 0.0
+            batch, weight = self.steps.data.batch(np.zeros(1, dtype=np.int64), 0), 0.0
         with self.policy.autocast():
             sums = self.module(batch.to(self.context.device))
         scale((sums / counts).sum() * (weight * self.context.data_size)).backward()
         return sums.detach() * weight
-
-
-def _mixed(*numbers: int) -> int:
-    """One seed of 63 bits from several numbers, each of any size."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @dataclass(frozen=True)
@@ -102,10 +96,12 @@ class RankBatch:
     """One process's part of a step.
 
     Attributes:
+        step: its number, counted from 0.
         micro_batches: accumulated into one step; None where a short batch has no examples for this process.
         examples: in the step, over all processes.
     """
 
+    step: int
     micro_batches: tuple[Batch | None, ...]
     examples: int
 
@@ -114,58 +110,32 @@ class StepDataset(Dataset[RankBatch]):
     """Item `n` is this process's part of step `n`, a pure function of data, seed and `n`.
 
     Args:
-        batch_size: examples per step, over all processes and micro-batches.
-        accumulate: micro-batches per step and process.
+        settings: give the batch size, the micro-batches and the seed.
         rank, size: this process among the data-parallel ones.
     """
 
-    def __init__(
-        self,
-        data: TrainingData,
-        batch_size: int,
-        seed: int,
-        accumulate: int = 1,
-        rank: int = 0,
-        size: int = 1,
-    ) -> None:
-        self.data, self.batch_size, self.seed = data, batch_size, seed
-        self.accumulate, self.rank, self.size = accumulate, rank, size
-        self.per_epoch = math.ceil(len(data) / batch_size)
-        self._batches = lru_cache(maxsize=2)(self._epoch)
-
-    @property
-    def any_row(self) -> np.ndarray:
-        """Some example, INT64 `[1]`."""
-        return np.zeros(1, dtype=np.int64)
-
-    def _epoch(self, epoch: int) -> list[np.ndarray]:
-        return shuffled_batches(self.data.lengths(epoch), self.batch_size, self.seed, epoch)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "_batches"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._batches = lru_cache(maxsize=2)(self._epoch)
+    def __init__(self, data: TrainingData, settings: TrainOptions, rank: int, size: int) -> None:
+        self.data, self.seed, self.rank, self.size = data, settings.seed, rank, size
+        self.batch_size, self.accumulate = settings.batch_size, settings.gradient_accumulation_steps
+        self.per_epoch = math.ceil(len(data) / settings.batch_size)
+        self._epoch, self._batches = -1, list[np.ndarray]()
 
     def __getitem__(self, step: int) -> RankBatch:
         epoch, number = divmod(step, self.per_epoch)
-        rows = self._batches(epoch)[number]
+        if epoch != self._epoch:
+            self._batches = shuffled_batches(self.data.lengths(epoch), self.batch_size, self.seed, epoch)
+            self._epoch = epoch
+        rows = self._batches[number]
         own = split_batch(rows, self.size)[self.rank]
         micro = split_batch(own, self.accumulate)
         batches = tuple(self.data.batch(part, epoch) if len(part) else None for part in micro)
-        return RankBatch(batches, len(rows))
+        return RankBatch(step, batches, len(rows))
 
     def load(self, first: int, total: int, workers: int) -> Iterator[RankBatch]:
         """Steps `first` to `total - 1` in order, prepared by `workers` processes ahead of time."""
+        order, quiet = range(first, total), _ignore_interrupts
         return iter(
-            DataLoader(
-                self,
-                batch_size=None,
-                sampler=range(first, total),
-                num_workers=workers,
-                worker_init_fn=_ignore_interrupts,
-            )
+            DataLoader(self, batch_size=None, sampler=order, num_workers=workers, worker_init_fn=quiet)
         )
 
 

@@ -18,23 +18,19 @@ from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.checkpoints import CheckpointManager, Position, State, States
 from bertmp.training.cpu_tuning import tune_for_cpu
 from bertmp.training.distributed import DistributedContext
-from bertmp.training.distributed.dtensors import clip_gradients
+from bertmp.training.distributed.dtensors import clip_gradients, full_state, load_full_state
 from bertmp.training.distributed.parallelize import Objective
-from bertmp.training.evaluate import BestEvaluation, Evaluation, evaluate
 from bertmp.training.gradients import GradientAccumulator, RankBatch, StepDataset
-from bertmp.training.metrics_log import MetricsLog, StepLog, event_files
+from bertmp.training.metrics import BestEvaluation, Evaluation, MetricsLog, StepLog, evaluate
 from bertmp.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from bertmp.training.stability.activation_ranges import Ranges, recording
-from bertmp.training.stability.monitor import (
-    Action,
-    Decision,
-    DivergenceMonitor,
-    FaultSite,
-    MonitorState,
-    StepFacts,
-    event,
+from bertmp.training.stability.monitor import Action, Decision, DivergenceMonitor, MonitorState, StepFacts
+from bertmp.training.stability.overflow_trace import (
+    all_finite,
+    diagnose_step,
+    locate_nonfinite,
+    locate_nonfinite_weight,
 )
-from bertmp.training.stability.overflow_trace import diagnose_step, locate_nonfinite, locate_nonfinite_weight
 from bertmp.training.tasks import TrainingData
 from bertmp.training.train_options import TrainOptions
 
@@ -45,7 +41,7 @@ class Trainer:
 
     Attributes:
         objective: the head and its loss, on the run's device.
-        identity: what a resumed state must match; see `resume_check`.
+        identity: what a resumed state must match; see `run_identity`.
         position: where the run stands.
         evaluation: the last one.
         ranges: each module's largest activation in the evaluation after the last step, if there was one.
@@ -74,29 +70,18 @@ class Trainer:
         module = context.wrap(self.objective, self.policy)
         self.optimizer = context.split_optimizer_groups(make_optimizer(self.objective.head, settings))
         self.scaler = self.policy.scaler(context.grad_scaler)
-        self.steps = StepDataset(
-            self.data,
-            settings.batch_size,
-            settings.seed,
-            settings.gradient_accumulation_steps,
-            context.data_rank,
-            context.data_size,
-        )
+        self.steps = StepDataset(self.data, settings, context.data_rank, context.data_size)
         self.total = settings.steps or self.steps.per_epoch * settings.epochs
-        self.gradients = GradientAccumulator(
-            self.objective, module, self.steps, context, self.policy, settings.seed
-        )
+        self.gradients = GradientAccumulator(self.objective, module, self.steps, context, self.policy)
         self.monitor = DivergenceMonitor(settings)
         self.checkpoints = CheckpointManager(settings, self.identity, self.total)
-        self.metrics = MetricsLog(None)
-        if context.is_main:
-            self.metrics = MetricsLog(settings.out / "metrics.jsonl", event_files(settings.out))
+        self.metrics = MetricsLog(settings.out if context.is_main else None)
         self.log = StepLog(self.metrics, settings.log_every, self.total, self.position)
 
     def restore(self, state: State) -> None:
         """Loads a saved state."""
         self.position = state.position
-        self.context.load_state_dict(self.objective, self.optimizer, state.tensors)
+        load_full_state(self.objective.head, self.optimizer, state.tensors)
         self.scaler.load_state_dict(state.tensors["scaler"])
         evaluation = state.progress["evaluation"]
         self.evaluation = Evaluation(**evaluation) if evaluation else None
@@ -124,7 +109,7 @@ class Trainer:
             if self.context.is_main:
                 self.checkpoints.drop_after(self.position.step)
             if self.position.step == 0:
-                self._save()
+                self._save(self.checkpoints.due(0))
             while not self._is_done():
                 self._run_until_rollback(stop_requested)
         if self.context.is_main:
@@ -138,9 +123,10 @@ class Trainer:
                 self._stop_early()
             if not self._step(rank_batch):
                 return
-            if self.eval_data is not None and self._evaluation_is_due():
+            step, every = self.position.step, self.settings.eval_every or self.steps.per_epoch
+            if self.eval_data is not None and (step == self.total or step % every == 0):
                 self._evaluate(self.eval_data)
-            self._save()
+            self._save(self.checkpoints.due(step))
             if self._early_stop():
                 return
 
@@ -151,14 +137,14 @@ class Trainer:
         rate = learning_rate(step, self.total, self.settings) * self.monitor.state.rate_factor
         set_learning_rate(self.optimizer, rate)
         normalizer = self.gradients.normalizer(rank_batch)
-        loss = self.gradients.accumulate(rank_batch, normalizer, step, self.scaler.scale)
+        loss = self.gradients.accumulate(rank_batch, normalizer, self.scaler.scale)
         self.scaler.unscale(self.optimizer)
         norm = clip_gradients(self.objective, self.settings.max_grad_norm or math.inf)
         finite = math.isfinite(norm) and math.isfinite(loss)
         scale = self.scaler.value
         facts = StepFacts(loss)
         if not finite:
-            facts = diagnose_step(self.gradients, rank_batch, normalizer, step, loss, self.scaler)
+            facts = diagnose_step(self.gradients, rank_batch, normalizer, loss, self.scaler)
         decision = self.monitor.observe(facts)
         self._log_decision(decision, facts, scale)
         if decision.action in (Action.ROLL_BACK, Action.STOP):
@@ -184,7 +170,7 @@ class Trainer:
 
     def _log_decision(self, decision: Decision, facts: StepFacts, scale: float) -> None:
         if decision.cause:
-            self._log_event(**event(decision, facts, scale))
+            self._log_event(**decision.event(facts, scale))
         if decision.action is Action.SKIP:
             where = f" at {facts.fault.module}" if decision.expected and facts.fault else ""
             self.progress(f"step {self.position.step + 1}: {decision.cause}{where}; the step is skipped")
@@ -215,10 +201,8 @@ class Trainer:
         self.context.barrier()
         if self.context.is_main:
             self.checkpoints.drop_after(self.position.step)
-        self.progress(
-            f"step {step}: {decision.cause}; back to step {self.position.step}, "
-            f"with {factor:g} times the learning rate"
-        )
+        back = f"back to step {to_step}, with {factor:g} times the learning rate"
+        self.progress(f"step {step}: {decision.cause}; {back}")
 
     def _is_done(self) -> bool:
         """Whether all steps are done; a last step that ruined the weights leads to a rollback.
@@ -230,35 +214,21 @@ class Trainer:
             return False
         fault = locate_nonfinite_weight(self.objective, self.context)
         if fault is None and self.monitor.state.skipped:
-            fault = self._outputs_nonfinite()
+            # A run that ends with skipped steps had bad examples there, or has diverged: then finite weights
+            # give non-finite outputs for the first step's examples too.
+            rank_batch = self.steps[0]
+            fault = locate_nonfinite(self.gradients, rank_batch, self.gradients.normalizer(rank_batch))
         if fault is None:
-            self._check_any_step_applied()
+            if self.position.skipped >= self.position.step:
+                todo = "reduce a fixed --loss-scale, increase --steps, or train in bf16 or fp32"
+                where = f"step {self.position.step}"
+                raise TrainingStopped("every step was skipped: nothing was learned", where, todo)
             return True
         facts = StepFacts(math.nan, finite=False, fault=fault)
         decision = self.monitor.observe_end(facts)
         self._log_decision(decision, facts, self.scaler.value)
         self._roll_back(decision)
         return False
-
-    def _outputs_nonfinite(self) -> FaultSite | None:
-        """Where finite weights give non-finite outputs for the first step's examples; None if nowhere.
-
-        A run that ends with skipped steps had bad examples there, or has diverged.
-        """
-        rank_batch = self.steps[0]
-        return locate_nonfinite(self.gradients, rank_batch, self.gradients.normalizer(rank_batch), 0)
-
-    def _check_any_step_applied(self) -> None:
-        if self.position.skipped >= self.position.step:
-            raise TrainingStopped(
-                "every step was skipped: nothing was learned",
-                f"step {self.position.step}",
-                "reduce a fixed --loss-scale, increase --steps, or train in bf16 or fp32",
-            )
-
-    def _evaluation_is_due(self) -> bool:
-        step = self.position.step
-        return step == self.total or step % (self.settings.eval_every or self.steps.per_epoch) == 0
 
     def _evaluate(self, data: TrainingData) -> None:
         head = self.context.full_head(self.objective.head)
@@ -277,34 +247,33 @@ class Trainer:
         """Whether the last `patience` evaluations were no better than the one before them."""
         return 0 < self.settings.patience <= self.best.waited
 
-    def _save(self) -> None:
-        """Saves a state if one is due at this step."""
-        states = self.checkpoints.due(self.position.step)
-        if states is not None:
-            self._save_to(states)
-
-    def _save_to(self, states: States) -> None:
-        tensors = self.context.state_dict(self.objective, self.optimizer)
+    def _save(self, states: States | None) -> None:
+        """Saves a state there, unless none is due or its tensors are not finite."""
+        if states is None:
+            return
+        tensors = full_state(self.objective.head, self.optimizer, self.context.is_main)
         tensors["scaler"] = self.scaler.state_dict()
         progress = {
-            "watch": self.monitor.state.to_json(),
+            "watch": asdict(self.monitor.state),
             "metrics": self.metrics.lines,
             "losses": self.log.losses,
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
             "best": asdict(self.best),
         }
-        state = State(self.position, progress, tensors, good=self.monitor.state.calm)
-        if self.context.is_main:
-            self.checkpoints.save(states, state, self.progress)
+        if not self.context.is_main:
+            return
+        if all_finite(tensors):
+            states.save(State(self.position, progress, tensors, good=self.monitor.state.calm))
+        else:
+            at = f"step {self.position.step}"
+            self.progress(f"{at}: weights or moments are not finite, no state is saved")
 
     def _stop_early(self) -> None:
+        what = "is not saved: --save-every N keeps states to resume"
         if self.settings.save_every:
-            self._save_to(self.checkpoints.states)
-            self.progress(
-                f"step {self.position.step} is saved; the same command with --resume goes on from it"
-            )
-        else:
-            self.progress(f"step {self.position.step} is not saved: --save-every N keeps states to resume")
+            self._save(self.checkpoints.states)
+            what = "is saved; the same command with --resume goes on from it"
+        self.progress(f"step {self.position.step} {what}")
         raise KeyboardInterrupt
 
 

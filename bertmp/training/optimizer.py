@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,24 +21,18 @@ def make_optimizer(model: Head, settings: TrainOptions) -> torch.optim.Optimizer
     Biases and LayerNorms are not decayed. With `layerwise_lr_decay` below 1, each block's learning rate is
     that factor times the rate of the block above it; the embeddings have the lowest.
     """
-    groups = list(_groups(model, settings))
-    if settings.optimizer == "lamb":
-        return Lamb(groups, lr=settings.learning_rate)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
-
-
-def _groups(model: Head, settings: TrainOptions) -> Iterator[dict[str, Any]]:
-    """Parameters by weight decay and depth; `rate` is what a group's learning rate is multiplied with."""
     depth = model.config.num_hidden_layers
     members: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = name.endswith(".bias") or ".LayerNorm." in name
-            decay = 0.0 if plain else settings.weight_decay
             rate = settings.layerwise_lr_decay ** _below_top(name, depth)
-            members.setdefault((decay, rate), []).append(parameter)
-    for (decay, rate), parameters in members.items():
-        yield {"params": parameters, "weight_decay": decay, "rate": rate}
+            members.setdefault((0.0 if plain else settings.weight_decay, rate), []).append(parameter)
+    # `rate` is what a group's learning rate is multiplied with.
+    groups = [{"params": own, "weight_decay": decay, "rate": rate} for (decay, rate), own in members.items()]
+    if settings.optimizer == "lamb":
+        return Lamb(groups, lr=settings.learning_rate)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
 def _below_top(name: str, depth: int) -> int:
@@ -105,8 +99,7 @@ class Lamb(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         state["step"] += 1
         number = int(state["step"])
         first, second = group["betas"]

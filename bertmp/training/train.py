@@ -18,13 +18,13 @@ from bertmp.core.progress import null_progress
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.environment.downloads import downloaded
 from bertmp.model.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
-from bertmp.model.heads import Head, LossOptions
+from bertmp.model.heads import LossOptions
 from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.checkpoints import remove_leftovers, run_identity
 from bertmp.training.distributed import DistributedContext, checkpoint_activations, join
 from bertmp.training.distributed.parallelize import Objective
-from bertmp.training.evaluate import Evaluation, evaluate
 from bertmp.training.loop import Trainer
+from bertmp.training.metrics import Evaluation, evaluate
 from bertmp.training.stability.activation_ranges import FILE as RANGES
 from bertmp.training.stability.activation_ranges import measured, to_json
 from bertmp.training.tasks import READERS, Task
@@ -56,17 +56,9 @@ class TrainResult:
     truncated: int
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "checkpoint": str(self.checkpoint),
-            "steps": self.steps,
-            "skipped_steps": self.skipped_steps,
-            "examples_per_second": self.examples_per_second,
-            "tokens_per_second": self.tokens_per_second,
-            "eval": self.evaluation.to_json() if self.evaluation else {},
-            "precision": self.precision,
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "truncated": self.truncated,
-        }
+        evaluation = self.evaluation.to_json() if self.evaluation else {}
+        values = {**vars(self), "checkpoint": str(self.checkpoint), "evaluation": evaluation}
+        return {name.replace("evaluation", "eval"): value for name, value in values.items()}
 
 
 @keywords_of(TrainOptions)
@@ -99,9 +91,8 @@ def _train(settings: TrainOptions, context: DistributedContext) -> TrainResult:
     identity = run_identity(settings, loaded, policy)
     trainer = Trainer(objective, train_data, eval_data, settings, policy, context, identity)
     if settings.keep_best and context.is_main:
-        trainer.on_best = lambda head: save_checkpoint(
-            settings.out / "best", head, loaded.config, loaded.tokenizer
-        )
+        best_folder, parts = settings.out / "best", (loaded.config, loaded.tokenizer)
+        trainer.on_best = lambda head: save_checkpoint(best_folder, head, *parts)
     notes = _resume(trainer) if settings.resume else _replaced_states(trainer)
     context.barrier()
     if context.is_main:
@@ -118,19 +109,31 @@ def _train(settings: TrainOptions, context: DistributedContext) -> TrainResult:
         best.model.shape_grid = trained.shape_grid
         trained, trainer.ranges = best.model.to(context.device), None
         evaluation = evaluate(trained, trainer.eval_data, context)
-    ranges = _ranges(trainer, trained)
+    # Measured unless the last evaluation recorded them.
+    found = trainer.ranges or measured(trained, trainer.eval_data, trainer.data, context)
+    ranges = {RANGES: to_json(found, str(Path(settings.eval_data or settings.data).resolve()), context)}
     if context.is_main:
-        save_checkpoint(checkpoint, trained, loaded.config, loaded.tokenizer, {RANGES: ranges})
+        save_checkpoint(checkpoint, trained, loaded.config, loaded.tokenizer, ranges)
     truncated = train_data.truncated + (eval_data.truncated if eval_data else 0)
-    return _result(checkpoint, trainer, evaluation, truncated)
+    position, seconds = trainer.position, trainer.position.seconds or float("inf")
+    return TrainResult(
+        checkpoint=checkpoint,
+        steps=position.step,
+        skipped_steps=position.skipped,
+        examples_per_second=position.examples / seconds,
+        tokens_per_second=position.tokens / seconds,
+        evaluation=evaluation,
+        precision=policy.mode,
+        peak_memory_bytes=_peak_memory(context.device),
+        truncated=truncated,
+    )
 
 
 def _resume(trainer: Trainer) -> list[str]:
     """Loads the newest intact state; returns lines for the log."""
     notes: list[str] = []
     state = trainer.checkpoints.states.newest(lambda message, *_: notes.append(message))
-    step = state.position.step if state else None
-    trainer.context.assert_equal_across_ranks(step, "the state they resume from")
+    trainer.context.assert_equal_across_ranks(state and state.position.step, "the state they resume from")
     if state is None:
         return [*notes, "no state to resume from: starting from the beginning"]
     trainer.resume(state)
@@ -158,11 +161,8 @@ def _loss_options(settings: TrainOptions, task: Task) -> LossOptions:
 def _tokenizer(loaded: LoadedCheckpoint, max_length: int | None) -> Tokenizer:
     positions = loaded.config.max_position_embeddings
     if max_length is not None and max_length > positions:
-        raise InputError(
-            f"--max-length {max_length} is beyond the model's {positions} positions",
-            "--max-length",
-            "reduce it",
-        )
+        what = f"--max-length {max_length} is beyond the model's {positions} positions"
+        raise InputError(what, "--max-length", "reduce it")
     loaded.tokenizer.max_length = max_length or positions
     return loaded.tokenizer
 
@@ -173,15 +173,12 @@ def _check_folder(out: Path) -> None:
     Raises:
         InputError: it holds something else, or is a file.
     """
-    if out.is_dir() and any(out.iterdir()) and not _is_run(out):
+    # A run without tomli-w wrote no config.toml.
+    is_run = any((out / name).is_file() for name in ("config.toml", "metrics.jsonl"))
+    if out.is_dir() and any(out.iterdir()) and not is_run:
         raise InputError("the folder holds something that is not a run", out, "choose another --out")
     if out.exists() and not out.is_dir():
         raise InputError("the run's folder is a file", out, "choose another --out")
-
-
-def _is_run(folder: Path) -> bool:
-    """Whether a run wrote the folder; one without tomli-w wrote no config.toml."""
-    return any((folder / name).is_file() for name in ("config.toml", "metrics.jsonl"))
 
 
 def _prepare_folder(settings: TrainOptions) -> None:
@@ -197,13 +194,6 @@ def _prepare_folder(settings: TrainOptions) -> None:
         settings.progress(f"the settings are not saved: {error}")
 
 
-def _ranges(trainer: Trainer, trained: Head) -> dict[str, Any]:
-    """The activation ranges of the trained model, measured unless its last evaluation recorded them."""
-    settings, context = trainer.settings, trainer.context
-    ranges = trainer.ranges or measured(trained, trainer.eval_data, trainer.data, context)
-    return to_json(ranges, str(Path(settings.eval_data or settings.data).resolve()), context)
-
-
 def _warnings(
     loaded: LoadedCheckpoint, truncated: int, policy: PrecisionPolicy, settings: TrainOptions
 ) -> Iterator[str]:
@@ -214,22 +204,6 @@ def _warnings(
     if settings.loss_scale != "dynamic" and policy.mode != "fp16":
         yield f"--loss-scale has no effect in {policy.mode}, which has the range of FP32"
     yield f"training in {policy.mode} on {policy.device}"
-
-
-def _result(checkpoint: Path, trainer: Trainer, evaluation: Evaluation | None, truncated: int) -> TrainResult:
-    position = trainer.position
-    seconds = position.seconds or float("inf")
-    return TrainResult(
-        checkpoint=checkpoint,
-        steps=position.step,
-        skipped_steps=position.skipped,
-        examples_per_second=position.examples / seconds,
-        tokens_per_second=position.tokens / seconds,
-        evaluation=evaluation,
-        precision=trainer.policy.mode,
-        peak_memory_bytes=_peak_memory(trainer.context.device),
-        truncated=truncated,
-    )
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from bertmp.training.metrics_log import read_metrics
+from bertmp.training.metrics import read_metrics
 from bertmp.training.train import TrainResult, train
 
 WORDS = 200

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from bertmp.model.checkpoint import load_checkpoint
-from bertmp.training.metrics_log import read_metrics
+from bertmp.training.metrics import read_metrics
 from tests.gpu.conftest import CLASSES, losses
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bertmp.core.errors import TrainingStopped
-from bertmp.training.metrics_log import read_metrics
+from bertmp.training.metrics import read_metrics
 from tests.gpu.conftest import Run, losses
 
 LAYER = "bert.encoder.layer.1.intermediate.dense"

@@ -92,9 +92,8 @@ class PreTraining(Head):
 
     def loss_sums(self, batch: Batch, options: LossOptions) -> Tensor:
         pooled, masked = self.encode_at(batch, batch.targets["masked"])
-        return torch.stack(
-            [self._mlm_loss(masked, batch.targets["masked_labels"]), self._nsp_loss(pooled, batch)]
-        )
+        mlm = self._mlm_loss(masked, batch.targets["masked_labels"])
+        return torch.stack([mlm, self._nsp_loss(pooled, batch)])
 
     def _mlm_loss(self, masked: Tensor, labels: Tensor) -> Tensor:
         """Summed FP32 cross-entropy, with at most `LOGIT_ROWS` rows of logits at a time."""

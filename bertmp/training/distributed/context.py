@@ -20,21 +20,8 @@ from bertmp.core.errors import InputError
 from bertmp.model.heads import Head, head_for
 from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.cpu_tuning import word_embeddings
-from bertmp.training.distributed.dtensors import (
-    ShardedGradScaler,
-    full_weights,
-    load_optimizer_state,
-    load_weights,
-    optimizer_state,
-    split_groups_by_mesh,
-)
-from bertmp.training.distributed.parallelize import (
-    MESH_DIMS,
-    Objective,
-    apply_fsdp,
-    apply_tensor_parallel,
-    check_tensor_parallel,
-)
+from bertmp.training.distributed.dtensors import ShardedGradScaler, full_weights, split_groups_by_mesh
+from bertmp.training.distributed.parallelize import MESH_DIMS, Objective, apply_fsdp, apply_tensor_parallel
 
 T = TypeVar("T")
 
@@ -47,17 +34,9 @@ def make_context(device: torch.device, rank: int, groups: int, parts: int, fsdp:
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=MESH_DIMS)
     columns = [list(range(part, groups * parts, parts)) for part in range(parts)]
     data_group, _ = dist.new_subgroups_by_enumeration(columns, backend="gloo")
-    return DistributedContext(
-        device=device,
-        data_rank=rank // parts,
-        data_size=groups,
-        tensor_rank=rank % parts,
-        tensor_size=parts,
-        fsdp=fsdp,
-        mesh=mesh,
-        all_group=dist.new_group(backend="gloo"),
-        data_group=data_group,
-    )
+    everyone = dist.new_group(backend="gloo")
+    own = (rank // parts, groups, rank % parts, parts)
+    return DistributedContext(device, *own, fsdp, mesh, everyone, data_group)
 
 
 @dataclass(frozen=True)
@@ -113,7 +92,6 @@ class DistributedContext:
         for table in word_embeddings(objective):
             table.dense_grad = True
         if self.tensor_size > 1:
-            check_tensor_parallel(objective.head.config, self.tensor_size)
             apply_tensor_parallel(objective.head, self.mesh["tensor"])
         if self.fsdp:
             apply_fsdp(objective.head, self.mesh["shard"], policy.dtype)
@@ -122,11 +100,9 @@ class DistributedContext:
             apply_fsdp(objective.head, self.mesh["replicate", "shard"], policy.dtype)
         elif self.data_size > 1:
             devices = [self.device.index] if self.device.type == "cuda" else None
+            group = self.mesh.get_group("replicate")
             return DistributedDataParallel(
-                objective,
-                devices,
-                process_group=self.mesh.get_group("replicate"),
-                gradient_as_bucket_view=True,
+                objective, devices, process_group=group, gradient_as_bucket_view=True
             )
         return objective
 
@@ -161,9 +137,9 @@ class DistributedContext:
         if self.data_size == 1:
             return values
         assert self.mesh is not None
-        total = values.clone()
-        on_cpu = total.device.type == "cpu"
-        group = self.data_group if on_cpu else self.mesh.get_group("shard" if self.fsdp else "replicate")
+        total, group = values.clone(), self.data_group
+        if total.device.type != "cpu":
+            group = self.mesh.get_group("shard" if self.fsdp else "replicate")
         dist.all_reduce(total, group=group)
         return total
 
@@ -224,20 +200,3 @@ class DistributedContext:
         copy.load_state_dict(state, assign=True)
         copy.shape_grid = head.shape_grid
         return copy.train(head.training)
-
-    def state_dict(self, objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The full weights and optimizer state, independent of the layout: the content of a resumable state.
-
-        Called by all processes; the tensors are empty in all but the first.
-        """
-        return {
-            "model": full_weights(objective.head, self.is_main),
-            "optimizer": optimizer_state(objective.head, optimizer, self.is_main),
-        }
-
-    def load_state_dict(
-        self, objective: Objective, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
-    ) -> None:
-        """Loads what `state_dict` returned, under this or another layout."""
-        load_weights(objective.head, state["model"])
-        load_optimizer_state(objective.head, optimizer, state["optimizer"])

@@ -1,5 +1,6 @@
-"""Full state dictionaries: plain tensors by parameter name, the same for every layout of the processes.
+"""Tensors that may be spread over processes (DTensor): gradients of a step, and the state of a run.
 
+A state has plain tensors by parameter name, the same for every layout of the processes.
 `torch.distributed.checkpoint.state_dict` is not used: it steps an optimizer without state to get one, and a
 state saved before the first step has none.
 """
@@ -7,6 +8,7 @@ state saved before the first step has none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -47,44 +49,38 @@ def full_weights(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
     return {name: full_tensor(tensor, keep) for name, tensor in model.state_dict().items()}
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Loads full weights into a model in any layout."""
-    own = model.state_dict()
-    model.load_state_dict({name: distribute_like(tensor, own[name]) for name, tensor in state.items()})
+def full_state(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, Any]:
+    """The full weights, and the optimizer's state of each parameter, by the parameter's name.
 
-
-def optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = True
-) -> dict[str, dict[str, Any]]:
-    """The optimizer's state of each parameter, by the parameter's name; rates and decays are settings."""
-    state: dict[str, dict[str, Any]] = {}
+    Called by all processes; the tensors are empty unless `keep`. Rates and decays are settings.
+    """
+    moments: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter in optimizer.state:
             entries = optimizer.state[parameter].items()
-            state[name] = {key: full_tensor(v, keep) if isinstance(v, Tensor) else v for key, v in entries}
-    return state
+            moments[name] = {key: full_tensor(v, keep) if isinstance(v, Tensor) else v for key, v in entries}
+    return {"model": full_weights(model, keep), "optimizer": moments}
 
 
-def load_optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Loads what `optimizer_state` returned, in any layout."""
+def load_full_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Loads what `full_state` returned, under this or another layout."""
+    own, moments = model.state_dict(), state["optimizer"]
+    model.load_state_dict({name: distribute_like(full, own[name]) for name, full in state["model"].items()})
     # Fused updates count their steps on the device, the others on the CPU.
     counters = next(model.parameters()).device if optimizer.defaults.get("fused") else torch.device("cpu")
+
+    def restored(value: Any, parameter: Tensor) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if value.shape == parameter.shape:
+            return distribute_like(value, parameter)
+        return value.to(counters, copy=True)  # a step counter
+
     optimizer.state.clear()
     for name, parameter in model.named_parameters():
-        if name in state:
-            optimizer.state[parameter] = {
-                key: _restored(value, parameter, counters) if isinstance(value, Tensor) else value
-                for key, value in state[name].items()
-            }
-
-
-def _restored(value: Tensor, parameter: Tensor, counters: torch.device) -> Tensor:
-    """An entry of a parameter's state: sharded like the parameter if of its shape, else a step counter."""
-    return (
-        distribute_like(value, parameter) if value.shape == parameter.shape else value.to(counters, copy=True)
-    )
+        if name in moments:
+            entries = moments[name].items()
+            optimizer.state[parameter] = {key: restored(value, parameter) for key, value in entries}
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
@@ -151,12 +147,8 @@ class ShardedGradScaler(torch.amp.GradScaler):
     def _unscale_grads_(
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
     ) -> dict[torch.device, Tensor]:
-        shards = [
-            local_tensor(parameter.grad)
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
+        parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+        shards = [local_tensor(each.grad) for each in parameters if each.grad is not None]
         torch._amp_foreach_non_finite_check_and_unscale_(shards, found_inf, inv_scale)
         dist.all_reduce(found_inf, op=dist.ReduceOp.MAX)
         return {found_inf.device: found_inf}

@@ -59,11 +59,11 @@ class Processes:
         if needed != self.size:
             asked = f"--data-parallel {groups} --tensor-parallel {tensor_parallel}"
             launch = f"torchrun --nproc-per-node {needed} -m bertmp train …"
-            raise InputError(
-                f"{asked} needs {needed} processes and there {_count(self.size)}",
-                "--data-parallel" if data_parallel else "--tensor-parallel",
-                f"start them with '{launch}'" if self.size == 1 else f"start {needed}, or change the options",
-            )
+            flag = "--data-parallel" if data_parallel else "--tensor-parallel"
+            count, todo = f"are {self.size}", f"start {needed}, or change the options"
+            if self.size == 1:
+                count, todo = "is 1", f"start them with '{launch}'"
+            raise InputError(f"{asked} needs {needed} processes and there {count}", flag, todo)
         if self.size == 1:
             return DistributedContext(self.device)
         return make_context(self.device, self.rank, groups, tensor_parallel, fsdp)
@@ -72,10 +72,6 @@ class Processes:
 def is_first() -> bool:
     """Whether this is rank 0 of torchrun, or a single process: the one that prints the result."""
     return int(os.environ.get("RANK", 0)) == 0
-
-
-def _count(size: int) -> str:
-    return "is 1" if size == 1 else f"are {size}"
 
 
 @contextmanager
@@ -104,11 +100,8 @@ def _device(check: bool = False) -> torch.device:
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", 0))
     if check and local >= torch.cuda.device_count():
-        raise InputError(
-            f"this host has {torch.cuda.device_count()} GPUs and more processes",
-            f"local process {local}",
-            "reduce --nproc-per-node",
-        )
+        what = f"this host has {torch.cuda.device_count()} GPUs and more processes"
+        raise InputError(what, f"local process {local}", "reduce --nproc-per-node")
     device = torch.device("cuda", local)
     torch.cuda.set_device(device)
     return device
@@ -152,10 +145,7 @@ def _is_first_failure(store: dist.Store) -> bool:
     """
     try:
         first = store.add("failed", 1) == 1
-    except (
-        dist.DistError,
-        RuntimeError,
-    ):  # without torchrun the store ends with its process
+    except (dist.DistError, RuntimeError):  # without torchrun the store ends with its process
         return True
     if first:
         atexit.register(store.set, "reported", "yes")

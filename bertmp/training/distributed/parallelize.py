@@ -18,29 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from bertmp.core.errors import InputError
 from bertmp.model.attention import Layout
 from bertmp.model.bert import SelfAttention
-from bertmp.model.config import BertConfig
 from bertmp.model.heads import Head, LossOptions
 from bertmp.model.packed import Batch
 
 MESH_DIMS = ("replicate", "shard", "tensor")
-
-
-def check_tensor_parallel(config: BertConfig, size: int) -> None:
-    """Checks that a model can be split over `size` processes.
-
-    Raises:
-        InputError: the heads or the feed-forward network's width do not divide by it.
-    """
-    for name, value in (
-        ("heads", config.num_attention_heads),
-        ("intermediate units", config.intermediate_size),
-    ):
-        if value % size:
-            raise InputError(
-                f"the model's {value} {name} do not divide into {size} parts",
-                "--tensor-parallel",
-                f"give a divisor of {value}",
-            )
 
 
 def apply_tensor_parallel(head: Head, mesh: DeviceMesh) -> None:
@@ -48,7 +29,15 @@ def apply_tensor_parallel(head: Head, mesh: DeviceMesh) -> None:
 
     Embeddings, LayerNorms, pooler and the head on top are replicated. A block reduces activations twice in
     the forward pass, after attention and after the feed-forward network.
+
+    Raises:
+        InputError: the heads or the feed-forward network's width do not divide by the number of processes.
     """
+    sizes = {"heads": head.config.num_attention_heads, "intermediate units": head.config.intermediate_size}
+    for name, value in sizes.items():
+        if value % mesh.size():
+            what = f"the model's {value} {name} do not divide into {mesh.size()} parts"
+            raise InputError(what, "--tensor-parallel", f"give a divisor of {value}")
     for block in head.bert.encoder.layer:
         plan = {
             **{f"attention.self.{name}": ColwiseParallel() for name in ("query", "key", "value")},

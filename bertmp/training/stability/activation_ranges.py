@@ -13,7 +13,7 @@ from bertmp.data.batches import length_sorted_batches
 from bertmp.model.bert import Bert
 from bertmp.model.heads import Head
 from bertmp.training.distributed import DistributedContext
-from bertmp.training.evaluate import BATCH
+from bertmp.training.metrics import BATCH
 from bertmp.training.tasks import TrainingData
 
 FILE = "activation-ranges.json"

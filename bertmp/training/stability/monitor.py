@@ -7,7 +7,7 @@ with a lower learning rate, up to a number of times; then it stops.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from statistics import median
 from typing import Any, Literal
@@ -16,7 +16,13 @@ from bertmp.training.train_options import MonitorOptions
 
 Kind = Literal["parameter", "input", "output", "gradient"]
 ScaleStatus = Literal["can fall", "at minimum", "fixed"]
-KINDS: tuple[Kind, ...] = ("parameter", "input", "output", "gradient")
+_FAULTS: dict[Kind, str] = {
+    "parameter": "a weight of {} is not finite",
+    "input": "the batch's {} are not finite",
+    "output": "the output of {} is not finite",
+    "gradient": "a gradient at {} is not finite",
+}
+KINDS = tuple(_FAULTS)
 
 RECENT = 64
 JUDGED_FROM = 16
@@ -40,13 +46,7 @@ class FaultSite:
     kind: Kind
 
     def __str__(self) -> str:
-        what = {
-            "parameter": "a weight of {} is not finite",
-            "input": "the batch's {} are not finite",
-            "output": "the output of {} is not finite",
-            "gradient": "a gradient at {} is not finite",
-        }
-        return what[self.kind].format(self.module)
+        return _FAULTS[self.kind].format(self.module)
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,18 @@ class Decision:
     cause: str = ""
     expected: bool = False
 
+    def event(self, facts: StepFacts, scale: float) -> dict[str, Any]:
+        """The decision as a line of the metrics file; `scale` is the loss scale of the step."""
+        return {
+            "event": "explosion" if facts.finite else "non-finite",
+            "module": facts.fault.module if facts.fault else None,
+            "kind": facts.fault.kind if facts.fault else None,
+            "loss_scale": scale,
+            "expected": self.expected,
+            "action": self.action.value,
+            "cause": self.cause,
+        }
+
 
 @dataclass(frozen=True)
 class MonitorState:
@@ -116,11 +128,9 @@ class MonitorState:
         """Whether a state saved now is good to roll back to."""
         return not self.skipped and not self.exploding
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> MonitorState:
+        """The state that `dataclasses.asdict` gave."""
         return cls(**{**values, "losses": tuple(values["losses"])})
 
 
@@ -156,14 +166,11 @@ class DivergenceMonitor:
 
     def record_rollback(self) -> None:
         """Notes that the run was rolled back, and reduces the learning rate."""
-        state = self.state
-        self.state = replace(
-            state,
-            skipped=0,
-            exploding=0,
-            rollbacks=state.rollbacks + 1,
-            rate_factor=state.rate_factor * self.settings.rollback_lr_factor,
+        rollbacks, factor = (
+            self.state.rollbacks + 1,
+            self.state.rate_factor * self.settings.rollback_lr_factor,
         )
+        self.state = replace(self.state, skipped=0, exploding=0, rollbacks=rollbacks, rate_factor=factor)
 
     def _escalate(self, cause: str) -> Decision:
         left = self.state.rollbacks < self.settings.max_rollbacks
@@ -176,9 +183,8 @@ class DivergenceMonitor:
             self.state = replace(state, exploding=state.exploding + 1)
             if self.state.exploding < self.settings.loss_spike_patience:
                 return Decision(Action.USE)
-            return self._escalate(
-                f"the loss spikes: above {limit:.4g} for {self.state.exploding} steps in a row"
-            )
+            times = self.state.exploding
+            return self._escalate(f"the loss spikes: above {limit:.4g} for {times} steps in a row")
         losses = (*state.losses, loss)[-RECENT:]
         first = state.first_median
         if first is None and len(losses) >= JUDGED_FROM:
@@ -193,23 +199,6 @@ class DivergenceMonitor:
             return None
         usual = max(median(state.losses), FLOOR * state.first_median)
         return factor * usual if usual > 0 else None  # a loss that can be negative is not judged
-
-
-def event(decision: Decision, facts: StepFacts, scale: float) -> dict[str, Any]:
-    """A decision as a line of the metrics file.
-
-    Args:
-        scale: the loss scale of the step.
-    """
-    return {
-        "event": "explosion" if facts.finite else "non-finite",
-        "module": facts.fault.module if facts.fault else None,
-        "kind": facts.fault.kind if facts.fault else None,
-        "loss_scale": scale,
-        "expected": decision.expected,
-        "action": decision.action.value,
-        "cause": decision.cause,
-    }
 
 
 def _cause(facts: StepFacts) -> str:

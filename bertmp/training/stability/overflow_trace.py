@@ -23,7 +23,6 @@ def diagnose_step(
     gradients: GradientAccumulator,
     rank_batch: RankBatch,
     normalizer: LossNormalizer,
-    step: int,
     loss: float,
     scaler: LossScaler,
 ) -> StepFacts:
@@ -32,23 +31,16 @@ def diagnose_step(
     If only gradients of the scaled loss were not finite, a second replay without loss scaling tells whether
     the scale is too high or there is a fault.
     """
-    fault = locate_nonfinite(gradients, rank_batch, normalizer, step, scaler.scale)
+    fault = locate_nonfinite(gradients, rank_batch, normalizer, scaler.scale)
     scaled = scaler.enabled and fault is not None and fault.kind == "gradient"
-    return StepFacts(
-        loss,
-        finite=False,
-        fault=fault,
-        scale_too_high=scaled
-        and locate_nonfinite(gradients, rank_batch, normalizer, step, lambda loss: loss) is None,
-        scale_status=scaler.status,
-    )
+    too_high = scaled and locate_nonfinite(gradients, rank_batch, normalizer) is None
+    return StepFacts(loss, False, fault, too_high, scaler.status)
 
 
 def locate_nonfinite(
     gradients: GradientAccumulator,
     rank_batch: RankBatch,
     normalizer: LossNormalizer,
-    step: int,
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> FaultSite | None:
     """Runs a step's forward and backward pass again and returns where it first was not finite.
@@ -66,17 +58,17 @@ def locate_nonfinite(
     with Hooks(gradients.objective) as hooks:
         hooks.check_weights()
         hooks.check_batch(rank_batch)
-        gradients.accumulate(rank_batch, normalizer, step, scale)
+        gradients.accumulate(rank_batch, normalizer, scale)
         hooks.check_gradients()
     gradients.module.zero_grad(set_to_none=True)
-    return _first(hooks.found, hooks.names, gradients.context)
+    return hooks.first(gradients.context)
 
 
 def locate_nonfinite_weight(objective: nn.Module, context: DistributedContext) -> FaultSite | None:
     """The first module with a weight that is not finite, the same in every process."""
     hooks = Hooks(objective)
     hooks.check_weights()
-    return _first(hooks.found, hooks.names, context)
+    return hooks.first(context)
 
 
 def all_finite(values: Any) -> bool:
@@ -88,8 +80,7 @@ class Hooks:
     """Forward and full backward hooks on every module, while the context is active.
 
     Attributes:
-        found: the first value that was not finite.
-        names: every module's name, in the model's order.
+        found: the first value that was not finite in this process.
     """
 
     def __init__(self, objective: nn.Module) -> None:
@@ -97,17 +88,13 @@ class Hooks:
         self._modules = {_name(path): module for path, module in objective.named_modules()}
         self._handles: list[RemovableHandle] = []
 
-    @property
-    def names(self) -> list[str]:
-        return list(self._modules)
-
     def __enter__(self) -> Hooks:
         for name, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._after_forward(name)))
-            self._handles.append(module.register_full_backward_hook(self._after_backward(name)))
+            self._handles.append(module.register_forward_hook(self._hook(name, "output", 2)))
+            self._handles.append(module.register_full_backward_hook(self._hook(name, "gradient", 1)))
             for parameter in module.parameters(recurse=False):
                 if parameter.requires_grad:
-                    self._handles.append(parameter.register_hook(self._on_gradient(name)))
+                    self._handles.append(parameter.register_hook(self._hook(name, "gradient", 0)))
         self._warnings = warnings.catch_warnings()
         self._warnings.__enter__()
         # Token ids have no gradient, and a hooked output is a view: torch warns of both.
@@ -140,30 +127,15 @@ class Hooks:
         if self.found is None and not all_finite(values):
             self.found = FaultSite(name, kind)
 
-    def _after_forward(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._check(name, "output", output)
+    def _hook(self, name: str, kind: Kind, first: int) -> Callable[..., None]:
+        """A hook that checks its arguments from number `first` on; those before are module and inputs."""
+        return lambda *arguments: self._check(name, kind, arguments[first:])
 
-        return hook
-
-    def _after_backward(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, grad_input: Any, grad_output: Any) -> None:
-            self._check(name, "gradient", (grad_input, grad_output))
-
-        return hook
-
-    def _on_gradient(self, name: str) -> Callable[[Tensor], None]:
-        def hook(gradient: Tensor) -> None:
-            self._check(name, "gradient", gradient)
-
-        return hook
-
-
-def _first(own: FaultSite | None, names: list[str], context: DistributedContext) -> FaultSite | None:
-    """The same result for all processes: the first kind of fault at the first module in order."""
-    order = {name: position for position, name in enumerate(names)}
-    seen = [fault for fault in context.gather(own) if fault is not None]
-    return min(seen, key=lambda c: (KINDS.index(c.kind), order.get(c.module, -1)), default=None)
+    def first(self, context: DistributedContext) -> FaultSite | None:
+        """The same result for all processes: the first kind of fault at the first module in order."""
+        order = {name: position for position, name in enumerate(self._modules)}
+        seen = [fault for fault in context.gather(self.found) if fault is not None]
+        return min(seen, key=lambda c: (KINDS.index(c.kind), order.get(c.module, -1)), default=None)
 
 
 def _name(path: str) -> str:
@@ -172,12 +144,8 @@ def _name(path: str) -> str:
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        if values.is_floating_point():
-            yield values.detach()
-    elif isinstance(values, Mapping):
-        for value in values.values():
-            yield from _tensors(value)
-    elif isinstance(values, (list, tuple)):
-        for value in values:
+    if isinstance(values, Tensor) and values.is_floating_point():
+        yield values.detach()
+    elif isinstance(values, (Mapping, list, tuple)):
+        for value in values.values() if isinstance(values, Mapping) else values:
             yield from _tensors(value)

@@ -20,7 +20,7 @@ from bertmp.model.heads import LossOptions
 from bertmp.model.packed import Batch
 from bertmp.training.amp import LossScaleConfig, PrecisionPolicy
 from bertmp.training.distributed.parallelize import Objective
-from bertmp.training.metrics_log import read_metrics
+from bertmp.training.metrics import read_metrics
 from tests.models import batch, head, packed
 
 FP32_FORWARD = {

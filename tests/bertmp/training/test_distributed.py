@@ -25,7 +25,7 @@ from bertmp.model.config import BertConfig
 from bertmp.model.packed import Packed
 from bertmp.training.distributed import Processes
 from bertmp.training.distributed.parallelize import fork_attention_dropout_rng
-from bertmp.training.metrics_log import read_metrics
+from bertmp.training.metrics import read_metrics
 from tests.conftest import REPOSITORY, RunBertmp
 
 COMMON: dict[str, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -108,8 +109,6 @@ class TestDeciding:
         expected = decisions(whole, *facts)
         first = DivergenceMonitor(rules)
         got = decisions(first, *facts[:cut])
-        second = DivergenceMonitor(
-            rules, MonitorState.from_json(json.loads(json.dumps(first.state.to_json())))
-        )
+        second = DivergenceMonitor(rules, MonitorState.from_json(json.loads(json.dumps(asdict(first.state)))))
         assert got + decisions(second, *facts[cut:]) == expected
         assert second.state == whole.state

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bertmp.model.config import BertConfig
-from bertmp.training.evaluate import BestEvaluation, Evaluation
+from bertmp.training.metrics import BestEvaluation, Evaluation
 from bertmp.training.optimizer import Lamb, learning_rate, make_optimizer, set_learning_rate
 from bertmp.training.train_options import TrainOptions
 from tests.models import classifier

@@ -21,7 +21,7 @@ from bertmp.training.checkpoints import CheckpointManager
 from bertmp.training.distributed import DistributedContext
 from bertmp.training.distributed.parallelize import Objective
 from bertmp.training.loop import Trainer
-from bertmp.training.metrics_log import read_metrics
+from bertmp.training.metrics import read_metrics
 from bertmp.training.tasks.task import Encodings
 from bertmp.training.train_options import TrainOptions
 from tests.models import classifier

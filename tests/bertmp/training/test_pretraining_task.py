@@ -26,7 +26,7 @@ from bertmp.model.heads import pretraining as head_module
 from bertmp.pretraining.masking import Masking, Vocabulary
 from bertmp.pretraining.packing import SamplingConfig
 from bertmp.pretraining.token_store import Store
-from bertmp.training.metrics_log import read_metrics
+from bertmp.training.metrics import read_metrics
 from bertmp.training.tasks.pretraining import PretrainingData
 from bertmp.training.train import TrainResult
 from tests.conftest import RunBertmp

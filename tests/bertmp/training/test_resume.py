@@ -29,7 +29,7 @@ from bertmp.training.checkpoints import (
     remove_leftovers,
     write_tensors,
 )
-from bertmp.training.metrics_log import read_metrics
+from bertmp.training.metrics import read_metrics
 from bertmp.training.train import TrainResult
 from tests.conftest import RunBertmp
 

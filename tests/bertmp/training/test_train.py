@@ -20,7 +20,7 @@ from bertmp.core.errors import InputError, TrainingStopped
 from bertmp.model.checkpoint import load_checkpoint
 from bertmp.model.heads import LossOptions, SequenceClassifier
 from bertmp.model.packed import Batch
-from bertmp.training.metrics_log import read_metrics
+from bertmp.training.metrics import read_metrics
 from bertmp.training.train import TrainResult
 from tests.conftest import RunBertmp
 
