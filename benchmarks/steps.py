@@ -22,7 +22,7 @@ from bertmp.model.heads import LossOptions
 from bertmp.model.heads.pretraining import PreTraining
 from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.distributed import DistributedContext
-from bertmp.training.distributed.parallelize import Objective
+from bertmp.training.distributed.sharding import Objective
 from bertmp.training.loop import Trainer
 from bertmp.training.metrics import read_metrics
 from bertmp.training.train_options import TrainOptions

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +30,17 @@ class Encoded:
     Attributes:
         input_ids, token_type_ids: `[length]` Python integers, `[CLS]` and `[SEP]` included.
         truncated: whether tokens were removed to fit the maximum length.
+        first: of a sentence given as words: index of a word → index of its first subword; without words that
+            were truncated or have none.
     """
 
     input_ids: list[int]
     token_type_ids: list[int]
     truncated: bool
+    first: dict[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.input_ids)
-
-
-@dataclass(frozen=True)
-class EncodedWords:
-    """One encoded sentence that is given as words.
-
-    Attributes:
-        row: its subwords.
-        first: index of a word → index of its first subword; without words that were truncated or have none.
-    """
-
-    row: Encoded
-    first: dict[int, int]
 
 
 class Tokenizer:
@@ -122,15 +112,14 @@ class Tokenizer:
         """
         inputs: Sequence[Any] = texts if pairs is None else list(zip(texts, pairs, strict=True))
         special = self._fast.num_special_tokens_to_add(pairs is not None)
-        return [row for row, _ in self._encode(inputs, special, words=False)]
+        return self._encode(inputs, special, words=False)
 
-    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[EncodedWords]:
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[Encoded]:
         """Token ids of sentences given as words; sentences that are too long are truncated at the end."""
-        encoded = self._encode(sentences, self._fast.num_special_tokens_to_add(False), words=True)
-        return [EncodedWords(row, _first_subwords(encoding)) for row, encoding in encoded]
+        return self._encode(sentences, self._fast.num_special_tokens_to_add(False), words=True)
 
-    def _encode(self, inputs: Sequence[Any], special: int, words: bool) -> list[tuple[Encoded, Any]]:
-        """Each input's row and the library's encoding, after truncation."""
+    def _encode(self, inputs: Sequence[Any], special: int, words: bool) -> list[Encoded]:
+        """The encoded inputs, truncated where they are too long."""
         # The fast method does not keep word ids.
         run = self._fast.encode_batch if words else self._fast.encode_batch_fast
         encodings = run(inputs, words, True)
@@ -145,8 +134,8 @@ class Tokenizer:
                 encodings[row] = encoding
         cut_rows = set(long)
         return [
-            (Encoded(list(encoding.ids), list(encoding.type_ids), row in cut_rows), encoding)
-            for row, encoding in enumerate(encodings)
+            Encoded(list(one.ids), list(one.type_ids), row in cut_rows, _first_subwords(one) if words else {})
+            for row, one in enumerate(encodings)
         ]
 
     def save(self, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,12 @@ def _with_head_labels(
 def _load_weights(model: Head, weights: Mapping[str, Tensor], folder: Path) -> tuple[str, ...]:
     """Loads the weights into the model; returns the keys that are missing."""
     own = model.state_dict()
-    _check_is_bert(model.config, weights, folder)
+    words = weights.get(WORD_EMBEDDINGS)
+    if words is None or not any(name.startswith("bert.encoder.layer.0.") for name in weights):
+        raise InputError("the weights are not a BERT's", folder, "use a BERT checkpoint")
+    if words.shape[0] != model.config.vocab_size:
+        what = f"the weights have {words.shape[0]} tokens, config.json says {model.config.vocab_size}"
+        raise InputError(what, folder, "fix vocab_size or use the right weights")
     usable = {name: tensor for name, tensor in weights.items() if name in own}
     for name in [name for name, tensor in usable.items() if tensor.shape != own[name].shape]:
         if not name.startswith(model.own_keys):
@@ -171,21 +176,8 @@ def _load_weights(model: Head, weights: Mapping[str, Tensor], folder: Path) -> t
     return missing
 
 
-def _check_is_bert(config: BertConfig, weights: Mapping[str, Tensor], folder: Path) -> None:
-    words = weights.get(WORD_EMBEDDINGS)
-    if words is None or not any(name.startswith("bert.encoder.layer.0.") for name in weights):
-        raise InputError("the weights are not a BERT's", folder, "use a BERT checkpoint")
-    if words.shape[0] != config.vocab_size:
-        what = f"the weights have {words.shape[0]} tokens, config.json says {config.vocab_size}"
-        raise InputError(what, folder, "fix vocab_size or use the right weights")
-
-
 def save_checkpoint(
-    folder: Path,
-    model: Head,
-    config: BertConfig,
-    tokenizer: Tokenizer | Path,
-    json_files: Mapping[str, Any] | None = None,
+    folder: Path, model: Head, config: BertConfig, tokenizer: Tokenizer, files: Iterable[tuple[str, Any]] = ()
 ) -> None:
     """Writes a Hugging Face folder atomically.
 
@@ -193,8 +185,8 @@ def save_checkpoint(
         folder: the folder to write.
         model: the model; its weights keep their dtype, FP32 in training.
         config: its configuration.
-        tokenizer: a tokenizer, or the folder whose tokenizer files are copied.
-        json_files: further JSON files, by name.
+        tokenizer: the model's tokenizer.
+        files: names and contents of further JSON files.
     """
     extra = {key: value for key, value in config.extra.items() if key != "_name_or_path"}
     with atomic_folder(folder) as temporary:
@@ -205,11 +197,8 @@ def save_checkpoint(
         if isinstance(model, EncoderOnly):
             state = {name.removeprefix("bert."): tensor for name, tensor in state.items()}
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
-        if isinstance(tokenizer, Tokenizer):
-            tokenizer.save(temporary)
-        else:
-            copy_tokenizer(tokenizer, temporary)
-        for name, value in (json_files or {}).items():
+        tokenizer.save(temporary)
+        for name, value in files:
             write_json(temporary / name, value)
 
 

@@ -8,12 +8,11 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,8 @@ def prepare(options: PrepareOptions) -> CorpusResult:
     model = downloaded(options.model)
     tokenizer = Tokenizer.load(model if model.is_dir() else model.parent)
     columns = Columns(options.text_column, options.text_pair_column)
-    return prepare_store(options.data, columns, tokenizer, options.out, options.num_workers, options.progress)
+    workers = options.num_workers or machine().cores
+    return prepare_store(options.data, columns, tokenizer, options.out, workers, options.progress)
 
 
 def prepare_store(
@@ -112,33 +112,24 @@ def tokenized(corpus: Corpus, tokenizer: Tokenizer, workers: int) -> Generator[t
     """
     groups = _grouped(corpus.chunks())
     first = list(islice(groups, 2))
-    tokenize = partial(_tokenize, pairs=corpus.pairs)
+    groups = chain(first, groups)
     if len(first) < 2 or workers == 1:
-        for chunks in chain(first, groups):
-            yield tokenize(tokenizer, chunks), chunks[-1].position
+        for chunks in groups:
+            yield _tokenize(tokenizer, chunks, corpus.pairs), chunks[-1].position
         return
     pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(tokenizer,))
-    yield from _in_order(pool, partial(_tokenize_in_worker, pairs=corpus.pairs), first, groups, workers)
-
-
-def _in_order(
-    pool: ProcessPoolExecutor,
-    work: Callable[[Sequence[DocumentChunk]], Chunk],
-    first: Sequence[Sequence[DocumentChunk]],
-    rest: Iterable[Sequence[DocumentChunk]],
-    workers: int,
-) -> Iterator[tuple[Chunk, int]]:
     under_way: deque[tuple[Future[Chunk], int]] = deque()
     try:
-        for chunks in chain(first, rest):
+        for chunks in groups:
             with _sigint_blocked():
-                under_way.append((pool.submit(work, chunks), chunks[-1].position))
+                task = pool.submit(_tokenize_in_worker, chunks, corpus.pairs)
+                under_way.append((task, chunks[-1].position))
             if len(under_way) > 2 * workers:
-                future, position = under_way.popleft()
-                yield future.result(), position
+                task, position = under_way.popleft()
+                yield task.result(), position
         while under_way:
-            future, position = under_way.popleft()
-            yield future.result(), position
+            task, position = under_way.popleft()
+            yield task.result(), position
     except BrokenProcessPool as error:
         todo = "check the memory, or use fewer --num-workers"
         raise BertmpError("a tokenizing process was killed", "", todo) from error
@@ -157,9 +148,8 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _grouped(chunks: Iterable[DocumentChunk]) -> Iterator[list[DocumentChunk]]:
-    group: list[DocumentChunk] = []
-    size = 0
+def _grouped(chunks: Iterable[DocumentChunk]) -> Iterator[Sequence[DocumentChunk]]:
+    group, size = list[DocumentChunk](), 0
     for chunk in chunks:
         group.append(chunk)
         size += sum(len(sentence) for sentence in chunk.sentences) + 16

@@ -128,23 +128,22 @@ class Store:
     documents: Column
 
     @classmethod
-    def open(cls, folder: Path, tokenizer: Tokenizer) -> Store:
-        """Opens a prepared corpus and verifies every file's checksum.
+    def open(cls, folder: Path, tokenizer: Tokenizer | None) -> Store:
+        """Opens a prepared corpus and verifies every file's checksum; None where it has been verified before.
 
         Raises:
             InputError: it is not a prepared corpus, was made with another tokenizer, or is damaged.
         """
-        folder = Path(folder)
-        manifest = _manifest(folder)
-        if manifest["tokenizer"] != tokenizer.fingerprint():
-            todo = "prepare it again with this checkpoint's tokenizer"
-            raise InputError("the corpus was prepared with another tokenizer", folder, todo)
-        for name, expected in manifest["files"].items():
-            _verify(folder / name, expected)
-        return cls._opened(folder, manifest)
-
-    @classmethod
-    def _opened(cls, folder: Path, manifest: dict[str, Any]) -> Store:
+        manifest = read_json(folder / MANIFEST)
+        wanted = {"format", "tokenizer", "pairs", "counts", "files"}
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not wanted <= set(manifest):
+            raise InputError("not a prepared corpus of this version", folder, _AGAIN)
+        if tokenizer is not None:
+            if manifest["tokenizer"] != tokenizer.fingerprint():
+                todo = "prepare it again with this checkpoint's tokenizer"
+                raise InputError("the corpus was prepared with another tokenizer", folder, todo)
+            for name, expected in manifest["files"].items():
+                _verify(folder / name, expected)
         counts = Counts(**manifest["counts"])
         columns = [Column(folder / name) for name in (TOKENS, SENTENCES, DOCUMENTS)]
         sizes = [counts.tokens, counts.sentences + 1, counts.documents + 1]
@@ -154,24 +153,12 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process maps the files itself."""
-        return _reopen, (self.folder,)
+        return Store.open, (self.folder, None)
 
 
 def is_store(path: Path) -> bool:
     """Whether `path` is the folder of a prepared corpus."""
     return (path / MANIFEST).is_file()
-
-
-def _reopen(folder: Path) -> Store:
-    return Store._opened(folder, _manifest(folder))
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    manifest = read_json(folder / MANIFEST)
-    wanted = {"format", "tokenizer", "pairs", "counts", "files"}
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not wanted <= set(manifest):
-        raise InputError("not a prepared corpus of this version", folder, _AGAIN)
-    return manifest
 
 
 def _verify(path: Path, expected: dict[str, Any]) -> None:

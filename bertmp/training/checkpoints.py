@@ -230,10 +230,6 @@ class CheckpointManager:
         """The state to roll back to and its folder; None if there is none."""
         return self.states.last_good(progress) or self._fallback.last_good(progress)
 
-    def drop_after(self, step: int) -> None:
-        """Removes the states of later steps, which the run repeats."""
-        self.states.drop_after(step)
-
     def forget(self) -> None:
         """Removes the fallback state at the end of a run."""
         shutil.rmtree(self._fallback.folder, ignore_errors=True)

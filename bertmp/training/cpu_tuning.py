@@ -75,18 +75,13 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """
     if p == 0:
         return x
-    return x * _kept(x.shape, p, x.dtype)
-
-
-def _kept(shape: torch.Size, p: float, dtype: torch.dtype) -> Tensor:
-    """0 where an element is dropped, 1 / (1 - p) elsewhere."""
-    count = shape.numel()
+    count = x.shape.numel()
     seed = int(torch.randint(1 << 62, ()))
     words = np.random.SFC64(seed).random_raw(-(-count // 4))
     bits = torch.from_numpy(words.view(np.int16)[:count])
     dropped = round(p * _RANGE)
-    kept = bits >= dropped - _RANGE // 2
-    return kept.view(shape).to(dtype).mul_(_RANGE / (_RANGE - dropped))
+    kept = (bits >= dropped - _RANGE // 2).view(x.shape).to(x.dtype)
+    return x * kept.mul_(_RANGE / (_RANGE - dropped))
 
 
 class WordEmbedding(nn.Embedding):

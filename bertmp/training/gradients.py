@@ -16,7 +16,7 @@ from bertmp.data.batches import shuffled_batches, split_batch
 from bertmp.model.packed import Batch
 from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.distributed import DistributedContext
-from bertmp.training.distributed.parallelize import Objective
+from bertmp.training.distributed.sharding import Objective
 from bertmp.training.tasks import TrainingData
 from bertmp.training.train_options import TrainOptions
 

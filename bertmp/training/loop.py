@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
@@ -18,10 +18,9 @@ from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.checkpoints import CheckpointManager, Position, State, States
 from bertmp.training.cpu_tuning import tune_for_cpu
 from bertmp.training.distributed import DistributedContext
-from bertmp.training.distributed.dtensors import clip_gradients, full_state, load_full_state
-from bertmp.training.distributed.parallelize import Objective
+from bertmp.training.distributed.sharding import Objective, clip_gradients, full_state, load_full_state
 from bertmp.training.gradients import GradientAccumulator, RankBatch, StepDataset
-from bertmp.training.metrics import BestEvaluation, Evaluation, MetricsLog, StepLog, evaluate
+from bertmp.training.metrics import BestEvaluation, Evaluation, MetricsLog, evaluate
 from bertmp.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from bertmp.training.stability.activation_ranges import Ranges, recording
 from bertmp.training.stability.monitor import Action, Decision, DivergenceMonitor, MonitorState, StepFacts
@@ -68,15 +67,14 @@ class Trainer:
         if context.device.type == "cpu":
             tune_for_cpu(self.objective.head)
         module = context.wrap(self.objective, self.policy)
-        self.optimizer = context.split_optimizer_groups(make_optimizer(self.objective.head, settings))
+        self.optimizer = make_optimizer(self.objective.head, settings)
         self.scaler = self.policy.scaler(context.grad_scaler)
         self.steps = StepDataset(self.data, settings, context.data_rank, context.data_size)
         self.total = settings.steps or self.steps.per_epoch * settings.epochs
         self.gradients = GradientAccumulator(self.objective, module, self.steps, context, self.policy)
         self.monitor = DivergenceMonitor(settings)
         self.checkpoints = CheckpointManager(settings, self.identity, self.total)
-        self.metrics = MetricsLog(settings.out if context.is_main else None)
-        self.log = StepLog(self.metrics, settings.log_every, self.total, self.position)
+        self.metrics = MetricsLog(settings.out if context.is_main else None, settings.log_every, self.total)
 
     def restore(self, state: State) -> None:
         """Loads a saved state."""
@@ -86,7 +84,7 @@ class Trainer:
         evaluation = state.progress["evaluation"]
         self.evaluation = Evaluation(**evaluation) if evaluation else None
         self.best = BestEvaluation(**state.progress["best"])
-        self.log.restart(self.position, state.progress["losses"])
+        self.metrics.restart_steps(self.position, state.progress["losses"])
 
     def resume(self, state: State) -> None:
         """Continues from a state of an earlier process; drops the metrics logged after that state."""
@@ -107,7 +105,7 @@ class Trainer:
         self.progress("training", self.position.step, self.total)
         with graceful_stop() as stop_requested:
             if self.context.is_main:
-                self.checkpoints.drop_after(self.position.step)
+                self.checkpoints.states.drop_after(self.position.step)
             if self.position.step == 0:
                 self._save(self.checkpoints.due(0))
             while not self._is_done():
@@ -163,7 +161,8 @@ class Trainer:
             self.position.tokens + normalizer.tokens,
         )
         epoch = (step + 1) / self.steps.per_epoch
-        self.log.add(self.position, loss, epoch=epoch, learning_rate=rate, loss_scale=scale, grad_norm=norm)
+        values = {"epoch": epoch, "learning_rate": rate, "loss_scale": scale, "grad_norm": norm}
+        self.metrics.add_step(self.position, loss, values)
         speed = self.position.examples / self.position.seconds
         self.progress(f"training: loss {loss:.4f}, {speed:.1f} examples/s", step + 1, self.total)
         return True
@@ -200,7 +199,7 @@ class Trainer:
         self.restore(found[1])
         self.context.barrier()
         if self.context.is_main:
-            self.checkpoints.drop_after(self.position.step)
+            self.checkpoints.states.drop_after(self.position.step)
         back = f"back to step {to_step}, with {factor:g} times the learning rate"
         self.progress(f"step {step}: {decision.cause}; {back}")
 
@@ -232,7 +231,7 @@ class Trainer:
 
     def _evaluate(self, data: TrainingData) -> None:
         head = self.context.full_head(self.objective.head)
-        with recording(head, self.position.step == self.total) as self.ranges:
+        with recording(head) if self.position.step == self.total else nullcontext() as self.ranges:
             self.evaluation = evaluate(head, data, self.context)
         epoch = self.position.step / self.steps.per_epoch
         self.metrics.write({"step": self.position.step, "epoch": epoch, **self.evaluation.to_json()})
@@ -256,7 +255,7 @@ class Trainer:
         progress = {
             "watch": asdict(self.monitor.state),
             "metrics": self.metrics.lines,
-            "losses": self.log.losses,
+            "losses": self.metrics.losses,
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
             "best": asdict(self.best),
         }

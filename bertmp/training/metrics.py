@@ -31,13 +31,17 @@ class MetricsLog:
 
     Args:
         run: the run's folder; None for a process that writes nothing.
+        every: steps a line.
+        total: steps of the run; the last one has a line of its own.
 
     Attributes:
         lines: how many it has.
+        losses: those of the steps since the last line; the mean leaves out what is not finite.
     """
 
-    def __init__(self, run: Path | None) -> None:
-        self._run, self.lines = run, 0
+    def __init__(self, run: Path | None, every: int, total: int) -> None:
+        self._run, self._every, self._total, self._start = run, every, total, Position()
+        self.lines, self.losses = 0, list[float]()
         self._events: Any = None
         self._has_events = find_spec("tensorboard") is not None
 
@@ -61,6 +65,30 @@ class MetricsLog:
         with writing_to(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
 
+    def restart_steps(self, start: Position, losses: Sequence[float]) -> None:
+        """Goes on from a saved state with the losses that were waiting there."""
+        self._start, self.losses = start, list(losses)
+
+    def add_step(self, position: Position, loss: float, values: Mapping[str, float]) -> None:
+        """Takes one step's loss, and writes a line where one is due."""
+        if math.isfinite(loss):
+            self.losses.append(loss)
+        if position.step % self._every and position.step != self._total:
+            return
+        seconds = position.seconds - self._start.seconds
+        self.write(
+            {
+                "step": position.step,
+                "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
+                **values,
+                "skipped_steps": position.skipped,
+                "tokens_per_second": (position.tokens - self._start.tokens) / seconds,
+                "examples_per_second": (position.examples - self._start.examples) / seconds,
+                "seconds": position.seconds,
+            }
+        )
+        self._start, self.losses = position, []
+
     def _add_scalars(self, folder: Path, values: Mapping[str, Any]) -> None:
         """Every number but the step becomes a scalar under `train/`, `eval/` or `speed/`.
 
@@ -82,47 +110,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; an incomplete last line, as after a crash, is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
-
-
-class StepLog:
-    """Means over the steps since the last line of the metrics file.
-
-    Args:
-        every: steps a line.
-        total: steps of the run; the last one has a line of its own.
-        start: where the run stands now.
-
-    Attributes:
-        losses: those of the steps since the last line; the mean leaves out what is not finite.
-    """
-
-    def __init__(self, metrics: MetricsLog, every: int, total: int, start: Position) -> None:
-        self._metrics, self._every, self._total, self._start = metrics, every, total, start
-        self.losses: list[float] = []
-
-    def restart(self, start: Position, losses: Sequence[float]) -> None:
-        """Goes on from a saved state with the losses that were waiting there."""
-        self._start, self.losses = start, list(losses)
-
-    def add(self, position: Position, loss: float, **values: float) -> None:
-        """Takes one step's loss, and writes a line where one is due."""
-        if math.isfinite(loss):
-            self.losses.append(loss)
-        if position.step % self._every and position.step != self._total:
-            return
-        seconds = position.seconds - self._start.seconds
-        self._metrics.write(
-            {
-                "step": position.step,
-                "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
-                **values,
-                "skipped_steps": position.skipped,
-                "tokens_per_second": (position.tokens - self._start.tokens) / seconds,
-                "examples_per_second": (position.examples - self._start.examples) / seconds,
-                "seconds": position.seconds,
-            }
-        )
-        self._start, self.losses = position, []
 
 
 def _finite(value: Any) -> Any:

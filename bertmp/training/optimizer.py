@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,14 +22,16 @@ def make_optimizer(model: Head, settings: TrainOptions) -> torch.optim.Optimizer
     that factor times the rate of the block above it; the embeddings have the lowest.
     """
     depth = model.config.num_hidden_layers
-    members: dict[tuple[float, float], list[nn.Parameter]] = {}
+    members: dict[tuple[Any, ...], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = name.endswith(".bias") or ".LayerNorm." in name
             rate = settings.layerwise_lr_decay ** _below_top(name, depth)
-            members.setdefault((0.0 if plain else settings.weight_decay, rate), []).append(parameter)
+            mesh = getattr(parameter, "device_mesh", None)  # of a DTensor: an update takes one mesh at a time
+            key = (0.0 if plain else settings.weight_decay, rate, mesh)
+            members.setdefault(key, []).append(parameter)
     # `rate` is what a group's learning rate is multiplied with.
-    groups = [{"params": own, "weight_decay": decay, "rate": rate} for (decay, rate), own in members.items()]
+    groups = [{"params": own, "weight_decay": key[0], "rate": key[1]} for key, own in members.items()]
     if settings.optimizer == "lamb":
         return Lamb(groups, lr=settings.learning_rate)
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
@@ -67,33 +69,21 @@ class Lamb(torch.optim.Optimizer):
     Args:
         params: parameters or groups.
         lr: learning rate.
-        betas: decay rates of the two moments.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled weight decay.
+        options: `betas`, the decay rates of the two moments; `eps`, added to the root of the second moment;
+            `weight_decay`, decoupled.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+    def __init__(self, params: Iterable[Any], lr: float, **options: Any) -> None:
+        defaults = {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01}
+        super().__init__(params, {**defaults, **options})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; takes no closure."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._update(parameter, parameter.grad, group)
-        return loss
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]

@@ -22,7 +22,7 @@ from bertmp.model.heads import LossOptions
 from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.checkpoints import remove_leftovers, run_identity
 from bertmp.training.distributed import DistributedContext, checkpoint_activations, join
-from bertmp.training.distributed.parallelize import Objective
+from bertmp.training.distributed.sharding import Objective
 from bertmp.training.loop import Trainer
 from bertmp.training.metrics import Evaluation, evaluate
 from bertmp.training.stability.activation_ranges import FILE as RANGES
@@ -93,7 +93,7 @@ def _train(settings: TrainOptions, context: DistributedContext) -> TrainResult:
     if settings.keep_best and context.is_main:
         best_folder, parts = settings.out / "best", (loaded.config, loaded.tokenizer)
         trainer.on_best = lambda head: save_checkpoint(best_folder, head, *parts)
-    notes = _resume(trainer) if settings.resume else _replaced_states(trainer)
+    notes = _resume(trainer)
     context.barrier()
     if context.is_main:
         _prepare_folder(settings)
@@ -111,9 +111,9 @@ def _train(settings: TrainOptions, context: DistributedContext) -> TrainResult:
         evaluation = evaluate(trained, trainer.eval_data, context)
     # Measured unless the last evaluation recorded them.
     found = trainer.ranges or measured(trained, trainer.eval_data, trainer.data, context)
-    ranges = {RANGES: to_json(found, str(Path(settings.eval_data or settings.data).resolve()), context)}
+    ranges = to_json(found, str(Path(settings.eval_data or settings.data).resolve()), context)
     if context.is_main:
-        save_checkpoint(checkpoint, trained, loaded.config, loaded.tokenizer, ranges)
+        save_checkpoint(checkpoint, trained, loaded.config, loaded.tokenizer, [(RANGES, ranges)])
     truncated = train_data.truncated + (eval_data.truncated if eval_data else 0)
     position, seconds = trainer.position, trainer.position.seconds or float("inf")
     return TrainResult(
@@ -130,7 +130,13 @@ def _train(settings: TrainOptions, context: DistributedContext) -> TrainResult:
 
 
 def _resume(trainer: Trainer) -> list[str]:
-    """Loads the newest intact state; returns lines for the log."""
+    """Loads the newest intact state if the run is to be resumed; returns lines for the log."""
+    if not trainer.settings.resume:
+        newest = trainer.checkpoints.states.newest_step()
+        replaced = (
+            f"the states of an earlier run, up to step {newest}, are replaced; --resume goes on from them"
+        )
+        return [] if newest is None else [replaced]
     notes: list[str] = []
     state = trainer.checkpoints.states.newest(lambda message, *_: notes.append(message))
     trainer.context.assert_equal_across_ranks(state and state.position.step, "the state they resume from")
@@ -138,14 +144,6 @@ def _resume(trainer: Trainer) -> list[str]:
         return [*notes, "no state to resume from: starting from the beginning"]
     trainer.resume(state)
     return [*notes, f"resuming after step {trainer.position.step}"]
-
-
-def _replaced_states(trainer: Trainer) -> list[str]:
-    """Lines for the log if a new run replaces one that could be resumed."""
-    newest = trainer.checkpoints.states.newest_step()
-    if newest is None:
-        return []
-    return [f"the states of an earlier run, up to step {newest}, are replaced; --resume goes on from them"]
 
 
 def _loss_options(settings: TrainOptions, task: Task) -> LossOptions:

@@ -125,8 +125,7 @@ class CheckpointOptions(Options, group="Checkpoints and evaluation", resumable=T
     resume: bool = option(
         default=False, saved=False,
         help="Continue from the newest saved state; from the beginning where there is none.")
-    save_every: int = option(
-        default=0, minimum=0, help="Save a resumable state every N steps; 0 saves none.")
+    save_every: int = option(default=0, minimum=0, help="Save a resumable state every N steps; 0 saves none.")
     save_total_limit: int = option(
         default=2, minimum=1, formerly="keep", help="How many resumable states are kept.")
     log_every: int = option(default=10, minimum=1, help="Write metrics every N steps.")
@@ -175,8 +174,7 @@ class TrainOptions(
         help="Truncate inputs to this many tokens; by default to the model's positions.")
     multi_label: bool = option(
         default=False, help="In classification, an example may have several labels, or none.")
-    label_separator: str = option(
-        default=",", help="What separates an example's labels, with --multi-label.")
+    label_separator: str = option(default=",", help="What separates an example's labels, with --multi-label.")
     progress: ProgressCallback = option(
         default=null_progress, on_command_line=False, help="Called with log lines and the state of the run.")
 

@@ -99,11 +99,8 @@ class MultiLabelClassifier(SequenceHead):
     @staticmethod
     def summarise(sums: Mapping[str, float]) -> dict[str, float]:
         """Loss, exact-match accuracy, and micro-averaged precision, recall and F1 over all labels."""
-        return {
-            "loss": sums["loss"] / sums["examples"],
-            "accuracy": sums["accuracy"] / sums["examples"],
-            **f1_figures(sums["right"], sums["given"], sums["true"]),
-        }
+        means = {name: sums[name] / sums["examples"] for name in ("loss", "accuracy")}
+        return {**means, **f1_figures(sums["right"], sums["given"], sums["true"])}
 
 
 class Regressor(SequenceHead):
@@ -136,9 +133,8 @@ class Regressor(SequenceHead):
         n = sums["examples"]
         mse = sums["squared_error"] / n
         covariance = sums["product"] - sums["answers"] * sums["truth"] / n
-        spread = (sums["answers_squared"] - sums["answers"] ** 2 / n) * (
-            sums["truth_squared"] - sums["truth"] ** 2 / n
-        )
+        spread = sums["answers_squared"] - sums["answers"] ** 2 / n
+        spread *= sums["truth_squared"] - sums["truth"] ** 2 / n
         pearson = covariance / math.sqrt(spread) if spread > 0 else 0.0
         return {"loss": mse, "mse": mse, "pearson": max(-1.0, min(1.0, pearson))}
 
@@ -238,10 +234,8 @@ _PREFIXES = ("B", "I", "E", "L", "S", "U")
 
 def mark_entities(labels: Iterable[str]) -> bool:
     """Whether labels are tags of entities, such as `B-PER` and `O`, and not, for example, parts of speech."""
-    marked = [label for label in labels if label != "O"]
-    return bool(marked) and all(
-        label.partition("-")[0] in _PREFIXES and label.partition("-")[2] for label in marked
-    )
+    marked = [label.partition("-") for label in labels if label != "O"]
+    return bool(marked) and all(prefix in _PREFIXES and kind for prefix, _, kind in marked)
 
 
 def f1_figures(right: float, given: float, true: float) -> dict[str, float]:

@@ -20,8 +20,14 @@ from bertmp.core.errors import InputError
 from bertmp.model.heads import Head, head_for
 from bertmp.training.amp import PrecisionPolicy
 from bertmp.training.cpu_tuning import word_embeddings
-from bertmp.training.distributed.dtensors import ShardedGradScaler, full_weights, split_groups_by_mesh
-from bertmp.training.distributed.parallelize import MESH_DIMS, Objective, apply_fsdp, apply_tensor_parallel
+from bertmp.training.distributed.sharding import (
+    MESH_DIMS,
+    Objective,
+    ShardedGradScaler,
+    apply_fsdp,
+    apply_tensor_parallel,
+    full_weights,
+)
 
 T = TypeVar("T")
 
@@ -105,12 +111,6 @@ class DistributedContext:
                 objective, devices, process_group=group, gradient_as_bucket_view=True
             )
         return objective
-
-    def split_optimizer_groups(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """The optimizer, with parameter groups that fit a wrapped model."""
-        if self.is_sharded:
-            split_groups_by_mesh(optimizer)
-        return optimizer
 
     @property
     def grad_scaler(self) -> Callable[..., torch.amp.GradScaler]:

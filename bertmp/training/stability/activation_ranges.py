@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,20 +27,17 @@ sum of residual and projection that no module outputs."""
 
 
 @contextmanager
-def recording(head: nn.Module, wanted: bool = True) -> Iterator[Ranges | None]:
-    """Records every forward pass of `head`'s modules until the context ends; yields None if not `wanted`.
+def recording(head: nn.Module) -> Iterator[Ranges]:
+    """Records every forward pass of `head`'s modules until the context ends.
 
     Does not synchronise with the device: the maxima stay there until they are read.
     """
-    if not wanted:
-        yield None
-        return
     ranges: Ranges = {}
     readers = [module for module in head.modules() if isinstance(module, Bert)]
+    parts = {name: module for name, module in head.named_modules() if name}
     handles = [
-        module.register_forward_hook(_hook(ranges.setdefault(name, {})))
-        for name, module in head.named_modules()
-        if name
+        part.register_forward_hook(partial(_record, ranges.setdefault(name, {})))
+        for name, part in parts.items()
     ]
     for reader in readers:
         reader.all_positions = True
@@ -69,7 +67,7 @@ def measured(
     with torch.no_grad(), recording(head) as ranges:
         for part in batches[own::processes]:
             head.score(data.batch(part, 0).to(context.device))
-    return ranges or {}
+    return ranges
 
 
 def to_json(ranges: Ranges, data: str, context: DistributedContext) -> dict[str, Any]:
@@ -92,13 +90,10 @@ def to_json(ranges: Ranges, data: str, context: DistributedContext) -> dict[str,
     return {"format": FORMAT, "data": data, "precision": "fp32", "modules": modules}
 
 
-def _hook(seen: dict[str, Tensor]) -> Any:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        _widen(seen, "max_abs", output)
-        if isinstance(module, nn.LayerNorm):
-            _widen(seen, "input_max_abs", inputs[0])
-
-    return hook
+def _record(seen: dict[str, Tensor], module: nn.Module, inputs: Any, output: Any) -> None:
+    _widen(seen, "max_abs", output)
+    if isinstance(module, nn.LayerNorm):
+        _widen(seen, "input_max_abs", inputs[0])
 
 
 def _widen(seen: dict[str, Tensor], key: str, value: Any) -> None:

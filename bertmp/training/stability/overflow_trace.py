@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from bertmp.training.amp import LossScaler
 from bertmp.training.distributed import DistributedContext
-from bertmp.training.distributed.dtensors import local_tensor
+from bertmp.training.distributed.sharding import local_tensor
 from bertmp.training.gradients import GradientAccumulator, LossNormalizer, RankBatch
 from bertmp.training.stability.monitor import KINDS, FaultSite, Kind, StepFacts
 

@@ -104,11 +104,11 @@ def read_token_classification(settings: TrainOptions) -> Task:
 
     def encode(sentences: Sentences, tokenizer: Tokenizer) -> TokenEncodings:
         encoded = tokenizer.encode_words(sentences.words)
-        targets = [np.full(len(words.row), IGNORE_INDEX, dtype=np.int64) for words in encoded]
+        targets = [np.full(len(words), IGNORE_INDEX, dtype=np.int64) for words in encoded]
         for row, words, names in zip(targets, encoded, sentences.labels, strict=True):
             for word, place in words.first.items():
                 row[place] = index[names[word]]
-        return TokenEncodings([words.row for words in encoded], {"labels": targets})
+        return TokenEncodings(encoded, {"labels": targets})
 
     return Task(labels, train, test, encode, [counts[label] for label in labels])
 

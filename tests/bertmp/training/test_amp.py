@@ -19,7 +19,7 @@ from bertmp.model.config import BertConfig
 from bertmp.model.heads import LossOptions
 from bertmp.model.packed import Batch
 from bertmp.training.amp import LossScaleConfig, PrecisionPolicy
-from bertmp.training.distributed.parallelize import Objective
+from bertmp.training.distributed.sharding import Objective
 from bertmp.training.metrics import read_metrics
 from tests.models import batch, head, packed
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from bertmp.model.config import BertConfig
 from bertmp.training.cpu_tuning import Dropout, WordEmbedding, tune_for_cpu, word_embeddings
-from bertmp.training.distributed.dtensors import clip_gradients
+from bertmp.training.distributed.sharding import clip_gradients
 from tests.models import classifier
 
 CONFIG = BertConfig(

@@ -24,7 +24,7 @@ from bertmp.model.bert import SelfAttention
 from bertmp.model.config import BertConfig
 from bertmp.model.packed import Packed
 from bertmp.training.distributed import Processes
-from bertmp.training.distributed.parallelize import fork_attention_dropout_rng
+from bertmp.training.distributed.sharding import fork_attention_dropout_rng
 from bertmp.training.metrics import read_metrics
 from tests.conftest import REPOSITORY, RunBertmp
 

@@ -19,7 +19,7 @@ from bertmp.model.heads import LossOptions
 from bertmp.training.amp import LossScaleConfig, PrecisionPolicy
 from bertmp.training.checkpoints import CheckpointManager
 from bertmp.training.distributed import DistributedContext
-from bertmp.training.distributed.parallelize import Objective
+from bertmp.training.distributed.sharding import Objective
 from bertmp.training.loop import Trainer
 from bertmp.training.metrics import read_metrics
 from bertmp.training.tasks.task import Encodings
