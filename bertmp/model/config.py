@@ -92,19 +92,17 @@ class BertConfig:
 
     def _check(self, where: Path) -> None:
         sizes = [f.name for f in fields(self) if f.type == "int" and f.name != "pad_token_id"]
+        rates = ["hidden_dropout_prob", "attention_probs_dropout_prob"]
+        rates += ["classifier_dropout"] if self.classifier_dropout is not None else []
         for name in sizes:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} is {value!r}, not a positive integer", where, "fix config.json")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
-            value = getattr(self, name)
-            unset = name == "classifier_dropout" and value is None
-            if not unset and (not isinstance(value, (int, float)) or not 0 <= value < 1):
-                raise InputError(f"{name} is {value!r}, not a rate from 0 to 1", where, "fix config.json")
-        for name in ("layer_norm_eps", "initializer_range"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value < 1:
-                raise InputError(f"{name} is {value!r}, not a small number", where, "fix config.json")
+        for name in (*rates, "layer_norm_eps", "initializer_range"):
+            value, is_rate = getattr(self, name), name in rates
+            if not isinstance(value, (int, float)) or not 0 <= value < 1 or not (value or is_rate):
+                what = "a rate from 0 to 1" if is_rate else "a small number"
+                raise InputError(f"{name} is {value!r}, not {what}", where, "fix config.json")
         pad = self.pad_token_id
         if not isinstance(pad, int) or not 0 <= pad < self.vocab_size:
             raise InputError(f"pad_token_id is {pad!r}, not a token id", where, "fix config.json")

@@ -142,14 +142,9 @@ def _rows_as_chunks(corpus: Corpus) -> Iterator[DocumentChunk]:
         if corpus.pairs:
             yield DocumentChunk((text, row.get(corpus.columns.text_pair, "")), True, position)
             continue
-        sentences = split_sentences(text)
+        sentences = [one for one in _SENTENCE_END.split(text) if one and not one.isspace()]
         for first in range(0, len(sentences), CHUNK_SENTENCES):
             yield DocumentChunk(tuple(sentences[first : first + CHUNK_SENTENCES]), first == 0, position)
-
-
-def split_sentences(text: str) -> list[str]:
-    """The sentences of a text; see the module's docstring."""
-    return [sentence for sentence in _SENTENCE_END.split(text) if sentence and not sentence.isspace()]
 
 
 def _delimited_texts(corpus: Corpus) -> Iterator[tuple[Mapping[str, str], int]]:

@@ -85,7 +85,14 @@ class Masking:
         rows = np.repeat(np.arange(len(lengths)), lengths)
         offsets = np.arange(len(input_ids)) - starts[rows]
         positions = self._positions(input_ids, rows, offsets, keys)
-        return self._replace(input_ids, positions, keys[rows[positions]], offsets[positions])
+        keys, offsets = keys[rows[positions]], offsets[positions]
+        labels, masked = input_ids[positions], input_ids.copy()
+        fate = counter_rng.uniform(keys, _counter(offsets, _FATE))
+        choices = self.vocabulary.replacements
+        other = choices[counter_rng.randint(keys, _counter(offsets, _OTHER), len(choices))]
+        kept = np.where(fate < MASK_RATE + RANDOM_RATE, other, labels)
+        masked[positions] = np.where(fate < MASK_RATE, self.vocabulary.mask_id, kept)
+        return MaskedBatch(masked, positions, labels)
 
     def _positions(
         self, input_ids: np.ndarray, rows: np.ndarray, offsets: np.ndarray, keys: np.ndarray
@@ -106,18 +113,6 @@ class Masking:
         chosen = np.zeros(len(firsts) + 1, dtype=bool)  # one more: tokens before the first word have -1
         chosen[order[(before + size / 2 <= quotas[row]) | (before == 0)]] = True
         return np.flatnonzero(ordinary & chosen[word_of])
-
-    def _replace(
-        self, input_ids: np.ndarray, positions: np.ndarray, keys: np.ndarray, offsets: np.ndarray
-    ) -> MaskedBatch:
-        labels, masked = input_ids[positions], input_ids.copy()
-        fate = counter_rng.uniform(keys, _counter(offsets, _FATE))
-        replacements = self.vocabulary.replacements
-        other = replacements[counter_rng.randint(keys, _counter(offsets, _OTHER), len(replacements))]
-        masked[positions] = np.where(
-            fate < MASK_RATE, self.vocabulary.mask_id, np.where(fate < MASK_RATE + RANDOM_RATE, other, labels)
-        )
-        return MaskedBatch(masked, positions, labels)
 
 
 def _counter(offsets: np.ndarray, purpose: int) -> np.ndarray:

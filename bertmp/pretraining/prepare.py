@@ -23,7 +23,7 @@ from bertmp.core.errors import BertmpError, InputError
 from bertmp.core.hardware import machine
 from bertmp.core.io import atomic_folder, sha256_file
 from bertmp.core.options import keywords_of
-from bertmp.core.progress import ProgressCallback, null_progress
+from bertmp.core.progress import ProgressCallback
 from bertmp.data.data_options import PrepareOptions
 from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
@@ -66,8 +66,7 @@ def prepare(options: PrepareOptions) -> CorpusResult:
     model = downloaded(options.model)
     tokenizer = Tokenizer.load(model if model.is_dir() else model.parent)
     columns = Columns(options.text_column, options.text_pair_column)
-    workers = options.num_workers or machine().cores
-    return prepare_store(options.data, columns, tokenizer, options.out, workers, options.progress)
+    return prepare_store(options.data, columns, tokenizer, options.out, options.num_workers, options.progress)
 
 
 def prepare_store(
@@ -75,8 +74,8 @@ def prepare_store(
     columns: Columns,
     tokenizer: Tokenizer,
     out: Path,
-    workers: int | None = None,
-    progress: ProgressCallback = null_progress,
+    workers: int | None,
+    progress: ProgressCallback,
 ) -> CorpusResult:
     """`prepare` with a loaded tokenizer."""
     if out.exists() and not is_store(out) and (not out.is_dir() or any(out.iterdir())):

@@ -201,4 +201,7 @@ def evaluate(head: Head, data: TrainingData, context: DistributedContext) -> Eva
     for rows in length_sorted_batches(data.lengths(0), BATCH)[own::processes]:
         sums.update(head.score(data.batch(rows, 0).to(context.device)))
     head.train(training)
-    return Evaluation(head.summarise(context.sum_scores(sums)), len(data))
+    total: Counter[str] = Counter()
+    for part in context.gather(dict(sums)):
+        total.update(part)
+    return Evaluation(head.summarise(total), len(data))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -147,13 +146,6 @@ class DistributedContext:
     def rank_and_size(self) -> tuple[int, int]:
         """This process's rank among all, and how many there are."""
         return self.data_rank * self.tensor_size + self.tensor_rank, self.data_size * self.tensor_size
-
-    def sum_scores(self, scores: Mapping[str, float]) -> Counter[str]:
-        """Sums of named values over all processes, which may have different names."""
-        total: Counter[str] = Counter()
-        for part in self.gather(dict(scores)):
-            total.update(part)
-        return total
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes, in their order."""

@@ -140,5 +140,5 @@ def open_store(
                 shutil.rmtree(folder)
         for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a preparation that was killed
             shutil.rmtree(left, ignore_errors=True)
-        prepare_store(path, columns, tokenizer, folder, progress=progress)
+        prepare_store(path, columns, tokenizer, folder, None, progress)
         return Store.open(folder, tokenizer)
