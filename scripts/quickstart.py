@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -81,23 +80,16 @@ class Quickstart:
             self.seconds["serve"] = round(time.monotonic() - started, 2)
             yield json.loads(line)
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             process.wait()
 
     def run(self, data: Path, model: Path) -> dict[str, Any]:
         """Runs the pipeline; returns the summary."""
         run, bundle, report = (str(self.out / name) for name in ("run", "bundle", "report"))
         train_file, test_file = str(data / "train.tsv"), str(data / "test.tsv")
-        training = f"--data {train_file} --eval-data {test_file} --model {model} --out {run}"
-        trained = self.stage(
-            "train",
-            "train",
-            "classification",
-            *training.split(),
-            "--learning-rate",
-            "1e-4",
-            describe=describe_train,
-        )
+        training = ("train", "classification", "--data", train_file, "--eval-data", test_file)
+        start = ("--model", str(model), "--learning-rate", "1e-4", "--out", run)
+        trained = self.stage("train", *training, *start, describe=describe_train)
         self.stage("export", "export", trained["checkpoint"], "--out", bundle, describe=describe_export)
         self.stage("build-engine", "build-engine", bundle, describe=describe_engine)
         parity = ("parity", bundle, "--data", test_file, "--report", report)

@@ -189,27 +189,30 @@ def _require_no_failed_model(address: str, repository: Path) -> None:
 
 @keywords_of(ServeOptions)
 def serve_repository(options: ServeOptions) -> None:
-    """Runs a Triton server in the foreground until Ctrl-C or SIGTERM.
+    """Runs a Triton server in the foreground until Ctrl-C, or until SIGTERM, after which it returns.
 
     Raises:
-        KeyboardInterrupt: it was stopped.
+        KeyboardInterrupt: it was stopped by Ctrl-C.
         InputError: an empty repository, a taken port, or a model that does not load.
         MissingComponent: Triton is not set up.
         BertmpError: Triton ended by itself.
     """
-    with _signals_interrupt():
-        server = TritonServer(options)
-        with server as running:
-            options.on_ready(running)
-            server.wait()
+    server = TritonServer(options)
+    with suppress(_Terminated), _signals_end_block(), server as running:
+        options.on_ready(running)
+        server.wait()
+
+
+class _Terminated(BaseException):
+    """SIGTERM: how service managers and containers stop a server."""
 
 
 @contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the block as Ctrl-C does."""
+def _signals_end_block() -> Iterator[None]:
+    """SIGTERM ends the block; a closed terminal does so as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     with ExitStack() as restored:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -54,7 +54,8 @@ def _interrupted() -> SystemExit:
 
 def _show(result: CommandResult, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(result.value, ensure_ascii=False))  # noqa: T201
+        if result.value is not None:
+            print(json.dumps(result.value, ensure_ascii=False))  # noqa: T201
     elif callable(result.text):
         from rich.console import Console
 

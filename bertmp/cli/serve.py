@@ -40,7 +40,7 @@ def models(options: serving_options.ModelsOptions) -> CommandResult:
 
 
 def serve(options: serving_options.ServeOptions, as_json: bool) -> CommandResult:
-    """Run a Triton server in the foreground until Ctrl-C; print 'ready' and its addresses."""
+    """Run a Triton server in the foreground until Ctrl-C or SIGTERM; print 'ready' and its addresses."""
 
     def log(message: str, completed: int | None = None, total: int | None = None, /) -> None:
         print(message, file=sys.stderr, flush=True)  # noqa: T201
@@ -49,7 +49,7 @@ def serve(options: serving_options.ServeOptions, as_json: bool) -> CommandResult
         print(json.dumps(server.to_json()) if as_json else _ready(server), flush=True)  # noqa: T201
 
     bertmp.serve_repository(replace(options, on_ready=on_ready, progress=log))
-    return CommandResult({})
+    return CommandResult(None)  # its JSON was printed when the server was ready
 
 
 def infer(options: serving_options.InferOptions) -> CommandResult:

@@ -50,10 +50,13 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def ended_clean(process: subprocess.Popen[str], children: list[psutil.Process], scratch: Path) -> str:
+def ended_clean(
+    process: subprocess.Popen[str], children: list[psutil.Process], scratch: Path, code: int = 130
+) -> str:
     """Asserts that nothing of a server is left; what it printed to standard error."""
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert stdout == ""
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
     assert list(scratch.iterdir()) == []
@@ -61,9 +64,11 @@ def ended_clean(process: subprocess.Popen[str], children: list[psutil.Process], 
     return stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 0, "")]
+)
 def test_serve_on_signal_stops_and_leaves_nothing(
-    triton: None, repository: Path, tmp_path: Path, number: signal.Signals
+    triton: None, repository: Path, tmp_path: Path, number: signal.Signals, code: int, said: str
 ) -> None:
     with serving(repository, tmp_path / "scratch") as process:
         assert process.stdout is not None
@@ -78,7 +83,7 @@ def test_serve_on_signal_stops_and_leaves_nothing(
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) > 1, "the server and its models' processes"
         process.send_signal(number)
-        assert ended_clean(process, children, tmp_path / "scratch") == "interrupted\n"
+        assert ended_clean(process, children, tmp_path / "scratch", code) == said
 
 
 def test_serve_on_ctrl_c_before_ready_leaves_nothing(triton: None, repository: Path, tmp_path: Path) -> None:

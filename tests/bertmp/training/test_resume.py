@@ -348,18 +348,11 @@ class TestRefusals:
         assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
 
     def test_what_changes_nothing_learned_may_change(self, done: Path, data: Path, tiny: Path) -> None:
-        run(
-            data,
-            tiny,
-            done,
-            steps=4,
-            save_every=1,
-            save_total_limit=3,
-            num_workers=1,
-            log_every=1,
-            eval_data=data,
-            resume=True,
-        )
+        weights = (done / "final" / "model.safetensors").read_bytes()
+        other = {"save_every": 1, "save_total_limit": 3, "num_workers": 1, "log_every": 1, "eval_data": data}
+        resumed = run(data, tiny, done, steps=4, resume=True, **other)
+        assert resumed.steps == 4
+        assert (done / "final" / "model.safetensors").read_bytes() == weights
 
     def test_other_data_model_and_tokenizer(self, done: Path, data: Path, tiny: Path, tmp_path: Path) -> None:
         other = tmp_path / "other.tsv"

@@ -56,7 +56,7 @@ def test_every_stage_is_measured(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     os.environ.get("BERTMP_SLOW") != "1", reason="takes a minute and several GiB; BERTMP_SLOW=1 runs it"
 )
-def test_models_of_real_size_are_built_and_proven(name: str, tmp_path: Path) -> None:
+def test_models_of_real_size_are_built_and_verified(name: str, tmp_path: Path) -> None:
     results = measure(name, MODELS[name], tmp_path)
     assert results["verified"] is True
     assert against_goal(results).get("goal", {"met": True})["met"]

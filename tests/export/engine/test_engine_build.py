@@ -69,7 +69,7 @@ def test_the_engine_and_its_proof_are_in_the_bundle(built: tuple[Path, EngineRes
     assert leftovers(bundle) == []
 
 
-def test_every_node_is_proven_and_every_layer_accounted_for(
+def test_every_node_is_verified_and_every_layer_accounted_for(
     built: tuple[Path, EngineResult, list[State]],
 ) -> None:
     bundle, result, _ = built

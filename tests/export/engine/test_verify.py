@@ -37,7 +37,7 @@ def judge(verification: Verification) -> dict[str, str]:
     return {node.name: node.status for node in verification.nodes}
 
 
-def test_a_network_as_planned_is_proven() -> None:
+def test_network_as_planned_is_verified() -> None:
     layers = [
         layer("weight", "CONSTANT", "", "w:HALF", node=""),
         layer("broadcast", "SHUFFLE", "w:HALF", "w1:HALF", node=""),
