@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import onnx_ir as ir
 
@@ -74,7 +74,7 @@ def _decomposed_in_16_bits(view: GraphView) -> list[Finding]:
 
 
 def _single_nodes_in_16_bits(view: GraphView) -> list[Finding]:
-    kinds = (
+    kinds: tuple[tuple[str, Sequence[str], str, str], ...] = (
         (
             "normalisation", NORMALISATION_OPS, "sums of squares overflow or lose small terms",
             "keep them in FP32, their scales and biases too",
@@ -82,7 +82,7 @@ def _single_nodes_in_16_bits(view: GraphView) -> list[Finding]:
         ("softmax", SOFTMAX_OPS, "sums of exponentials lose the small ones", "keep them in FP32"),
     )  # fmt: skip
     low = [node for node in view.nodes if view.precision(node) in LOW_TYPES]
-    found = ((rule, [node for node in low if node.op_type in those], *words) for rule, those, *words in kinds)
+    found = ((rule, [n for n in low if n.op_type in ops], why, advice) for rule, ops, why, advice in kinds)
     return findings_about(
         (
             rule, [name_of(node) for node in nodes],
