@@ -187,7 +187,10 @@ def _show_explanation(console: Any, result: Explanation) -> None:
             f"weights in {kind}: {weights.elements:,}, {weights.bytes / 1e6:.1f} MB, largest "
             f"{weights.largest:.4g}; {weights.subnormal:.2%} {below} smallest normal number"
         )
-    console.print(_casts(result))
+    casts = result.casts
+    kinds = ", ".join(f"{number} {kind}" for kind, number in casts.kinds.items())
+    kinds = f" ({kinds})" if kinds else ""
+    console.print(f"casts: {casts.total}{kinds}; {len(casts.spared)} could be spared")
     for mask in result.masks:
         console.print(
             f"mask constant {mask.value:.5g} in {mask.constant}, added in {', '.join(mask.added_in) or '-'}: "
@@ -205,12 +208,6 @@ def _show_explanation(console: Any, result: Explanation) -> None:
         console.print(f"  {finding.sentence}\n  → {finding.advice}", markup=False)
     if not result.findings:
         console.print("nothing to fix")
-
-
-def _casts(result: Explanation) -> str:
-    casts = result.casts
-    kinds = ", ".join(f"{number} {kind}" for kind, number in casts.kinds.items())
-    return f"casts: {casts.total}{f' ({kinds})' if kinds else ''}; {len(casts.spared)} could be spared"
 
 
 def _block_table(result: Explanation) -> Table:

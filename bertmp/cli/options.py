@@ -36,12 +36,9 @@ def _parameter(declared: DeclaredOption) -> inspect.Parameter:
     if declared.repeated and not declared.default:
         default = None
     optional = default is None
-    return inspect.Parameter(
-        declared.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[annotation | None if optional else annotation, _typer_info(declared, kind)],
-    )
+    hint: Any = Annotated[annotation | None if optional else annotation, _typer_info(declared, kind)]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(declared.name, keyword, default=default, annotation=hint)
 
 
 def _typer_info(declared: DeclaredOption, kind: type) -> Any:

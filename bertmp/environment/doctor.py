@@ -70,17 +70,11 @@ class Diagnosis:
 def doctor() -> Diagnosis:
     """Looks up what this machine has; changes nothing and needs no network."""
     here, driver, found = machine(), nvidia_driver(), components()
-    return Diagnosis(
-        machine=here,
-        gpus=driver.gpus,
-        gpu_problem=driver.problem,
-        driver_cuda=driver.cuda,
-        python=f"{platform.python_version()} ({sys.executable})",
-        components=found,
-        home=home(),
-        assets={name: is_complete(asset, folder_of(name)) for name, asset in ASSETS.items()},
-        commands=check_commands(found, driver.gpus, here.bf16_cpu),
-    )
+    python = f"{platform.python_version()} ({sys.executable})"
+    assets = {name: is_complete(asset, folder_of(name)) for name, asset in ASSETS.items()}
+    commands = check_commands(found, driver.gpus, here.bf16_cpu)
+    gpus = (driver.gpus, driver.problem, driver.cuda)
+    return Diagnosis(here, *gpus, python, found, home(), assets, commands)
 
 
 IMPORT_SECONDS = 60.0

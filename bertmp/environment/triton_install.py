@@ -194,15 +194,11 @@ def _install(folder: Path, *arguments: str) -> None:
 def _bundled_runtime(folder: Path) -> TritonRuntime:
     packages, marker = _site_packages(folder), read_json(folder / MARKER)
     server = packages / "pytriton" / "tritonserver"
-    return TritonRuntime(
-        kind="bundled",
-        version=marker["versions"]["tritonserver"],
-        executable=server / "bin" / "tritonserver",
-        python=folder / "bin" / "python",
-        backends=server / "backends",
-        stub=server / "python_backend_stubs" / marker["python"] / "triton_python_backend_stub",
-        libraries=(packages / "nvidia_pytriton.libs", Path(marker["library"])),
-    )
+    version, python = marker["versions"]["tritonserver"], folder / "bin" / "python"
+    executable, backends = server / "bin" / "tritonserver", server / "backends"
+    stub = server / "python_backend_stubs" / marker["python"] / "triton_python_backend_stub"
+    libraries = (packages / "nvidia_pytriton.libs", Path(marker["library"]))
+    return TritonRuntime("bundled", version, executable, python, backends, stub, libraries)
 
 
 def _system_runtime() -> TritonRuntime | None:

@@ -114,15 +114,11 @@ def build_engine(options: EngineOptions) -> EngineResult:
         where = source.out / NETWORK_FILE
         todo = "fix the graph or its plan" if source.plan else "convert it first, with 'bertmp convert'"
         raise GateFailed(f"the precision is not verified: {found['failure']}", where, todo)
-    result = EngineResult(
-        folder=source.out,
-        engine=source.out / ENGINE_FILE,
-        network=source.out / NETWORK_FILE,
-        graph_sha256=source.sha256(source.graph),
-        plan_sha256=source.sha256(source.plan) if source.plan else None,
-        seconds=round(time.monotonic() - started, 3),
-        **{name: value for name, value in found.items() if name in EngineResult.__dataclass_fields__},
-    )
+    paths = (source.out, source.out / ENGINE_FILE, source.out / NETWORK_FILE)
+    recorded = {name: value for name, value in found.items() if name in EngineResult.__dataclass_fields__}
+    recorded["graph_sha256"] = source.sha256(source.graph)
+    recorded["plan_sha256"] = source.sha256(source.plan) if source.plan else None
+    result = EngineResult(*paths, **recorded, seconds=round(time.monotonic() - started, 3))
     if bundle := source.bundle:
         results = result.to_json()
         for name in ("folder", "engine", "network", "seconds"):

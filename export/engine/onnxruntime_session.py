@@ -9,7 +9,7 @@ need not optimise again; what fits this very processor alone is left out, and th
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -84,7 +84,9 @@ def build_session(bundle_folder: Path, providers: Sequence[str] = PROVIDERS) -> 
         raise MissingComponent("no provider of ONNX Runtime", ", ".join(providers), "see 'bertmp doctor'")
     file, stage = (FP32_GRAPH, EXPORT) if provider == PROVIDERS[-1] else (FP16_GRAPH, CONVERT)
     bundle.stage(stage, f"bertmp export CHECKPOINT --out {bundle.folder}")
-    source, place, chain = bundle.folder / file, bundle.folder / FOLDER, _chain(provider)
+    source, place = bundle.folder / file, bundle.folder / FOLDER
+    # The provider and those behind it, which take the nodes that it does not.
+    chain = list(PROVIDERS[PROVIDERS.index(provider) :])
     with atomic_folder(place) as folder:
         graph = folder / GRAPH_FILE
         # TensorRT's provider takes over parts of a graph, which cannot be saved: the rest is optimised.
@@ -128,11 +130,6 @@ def open_session(bundle_folder: Path) -> Any:
     return _session(folder / FOLDER / settings["graph"], settings["providers"])
 
 
-def _chain(provider: str) -> list[str]:
-    """The provider and those behind it, which take the nodes that it does not."""
-    return list(PROVIDERS[PROVIDERS.index(provider) :])
-
-
 def _session(graph: Path, providers: Sequence[str], optimized: Path | None = None) -> Any:
     """A session that runs the graph as it is; with `optimized`, one that writes the optimised graph there."""
     level: Literal["disable_all", "extended"] = "disable_all" if optimized is None else "extended"
@@ -150,13 +147,9 @@ def _count_nodes(graph: Path) -> int:
 
 def _difference(old: Any, new: Any) -> float:
     """The largest absolute difference of any output between two sessions, on a batch of random tokens."""
-    feed = _sample([value.name for value in old.get_inputs()])
+    names = [value.name for value in old.get_inputs()]
+    ids = np.random.default_rng(0).integers(0, 10, (2, 8))  # small, so that every vocabulary has them
+    values = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    feed = {name: values.get(name, ids).astype(np.int64) for name in names}
     pairs = zip(old.run(None, feed), new.run(None, feed), strict=True)
     return max(float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max()) for a, b in pairs)
-
-
-def _sample(names: Sequence[str], batch: int = 2, length: int = 8) -> Mapping[str, np.ndarray]:
-    """INT64 `[batch, length]` for each input; token ids stay small, so that every vocabulary has them."""
-    ids = np.random.default_rng(0).integers(0, 10, (batch, length))
-    values = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    return {name: values.get(name, ids).astype(np.int64) for name in names}

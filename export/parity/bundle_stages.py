@@ -190,11 +190,8 @@ class EngineStage:
         if reason:
             return Skipped(reason, verification=self.verification())
         engine = load_engine(place)
-        details: dict[str, object] = {
-            "builder": f"{file.builder} {file.builder_version}",
-            "gpu": engine.device.name,
-            "profiles": list(file.profiles),
-        }
+        built, profiles = f"{file.builder} {file.builder_version}", list(file.profiles)
+        details: dict[str, object] = {"builder": built, "gpu": engine.device.name, "profiles": profiles}
         plan = plan_batches([len(encoded) for encoded in inputs.encoded], engine.profiles)
         chosen = ((rows, fill_batch(inputs, rows, shape)) for rows, shape in plan)
         logits = answer_all(inputs, lambda feed: engine(feed)[OUTPUT], advance, chosen)
@@ -225,9 +222,8 @@ def plan_batches(lengths: Sequence[int], profiles: Sequence[Profile]) -> Iterato
         shortest = lengths[order[0]]
         fitting = [profile for profile in profiles if profile.max.length >= shortest]
         if not fitting:
-            known = ", ".join(map(str, profiles))
             what = f"an example of {shortest} tokens is longer than every profile of the engine"
-            raise InputError(what, known, "build it with a longer profile")
+            raise InputError(what, ", ".join(map(str, profiles)), "build it with a longer profile")
         profile = min(fitting, key=lambda one: one.max.length)
         rows = [row for row in order[: profile.max.batch] if lengths[row] <= profile.max.length]
         order = order[len(rows) :]

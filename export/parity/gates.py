@@ -290,18 +290,14 @@ def measure(reference: StageOutput, output: StageOutput, labels: Sequence[int] |
     rows = np.flatnonzero(before != after)
     columns = (array[rows].tolist() for array in (before, after, margins, row_errors, explained))
     own = (output.logits, *([] if output.probabilities is None else [output.probabilities]))
-    truth = None if labels is None else np.asarray(labels)
-    return StageMetrics(
-        row_errors=row_errors,
-        margins=margins,
-        max_error=max_error,
-        mean_error=float(errors.mean()),
-        max_probability_error=float(_distance(probabilities_of(output), probabilities_of(reference)).max()),
-        flips=tuple(map(Flip, rows.tolist(), *columns)),
-        non_finite=sum(int((~np.isfinite(array)).sum()) for array in own),
-        correct=None if truth is None else int((after == truth).sum()),
-        reference_correct=None if truth is None else int((before == truth).sum()),
+    non_finite = sum(int((~np.isfinite(array)).sum()) for array in own)
+    off = _distance(probabilities_of(output), probabilities_of(reference))
+    largest = (max_error, float(errors.mean()), float(off.max()))
+    right = (
+        None if labels is None else int((given == np.asarray(labels)).sum()) for given in (after, before)
     )
+    flips = tuple(map(Flip, rows.tolist(), *columns))
+    return StageMetrics(row_errors, margins, *largest, flips, non_finite, *right)
 
 
 def answers_of(output: StageOutput) -> np.ndarray:

@@ -37,7 +37,9 @@ def parity(options: ParityOptions) -> ParityReport:
     """
     started = time.monotonic()
     opened = Bundle.open(options.bundle)
-    folder = _report_folder(opened, options.report)
+    folder = options.report or opened.folder / DEFAULT_FOLDER
+    if folder.exists() and not folder.is_dir():
+        raise InputError("not a folder", folder, "name another folder with --report")
     own = chain(opened, options.checkpoint)
     stages = (*own, *options.extra_stages)
     columns = Columns(options.text_column, options.text_pair_column, options.label_column)
@@ -71,13 +73,6 @@ def parity(options: ParityOptions) -> ParityReport:
     write_report(result)
     _record(opened, result, limits)
     return result
-
-
-def _report_folder(bundle: Bundle, report: Path | None) -> Path:
-    folder = bundle.folder / DEFAULT_FOLDER if report is None else Path(report)
-    if folder.exists() and not folder.is_dir():
-        raise InputError("not a folder", folder, "name another folder with --report")
-    return folder
 
 
 def _note(ran: Mapping[str, StageRun], reference: str) -> str:
