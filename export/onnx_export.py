@@ -62,9 +62,7 @@ class ExportResult:
         return {
             "bundle": str(self.bundle),
             "task": self.task,
-            "nodes": self.nodes,
-            "casts": self.casts,
-            **(self.planned.summary() if self.planned else {}),
+            **(self.planned.summary() if self.planned else {"nodes": {}, "casts": 0}),
             "bytes_fp32": self.bytes_fp32,
             "bytes_fp16": self.bytes_fp16,
             "size_ratio": self.bytes_fp16 / self.bytes_fp32 if self.bytes_fp16 else None,
@@ -98,7 +96,15 @@ def export_checkpoint(options: ExportOptions) -> ExportResult:
         bundle = Bundle(folder)
         _record_export(bundle, loaded, options.opset, started)
         planned = _convert(graph, bundle, options) if options.fp16 else None
-    return _result(options.out, loaded, planned, started)
+    return ExportResult(
+        bundle=options.out,
+        task=loaded.model.task,
+        planned=planned,
+        bytes_fp32=size_of(options.out / FP32_GRAPH),
+        bytes_fp16=size_of(options.out / FP16_GRAPH) if planned else 0,
+        seconds=time.monotonic() - started,
+        notes=tuple(loaded.notes()),
+    )
 
 
 def _convert(graph: ModelProto, bundle: Bundle, options: ExportOptions) -> Planned:
@@ -175,16 +181,4 @@ def _record_export(bundle: Bundle, loaded: LoadedCheckpoint, opset: int, started
             "assumed": dict(loaded.inferred),
         },
         seconds=time.monotonic() - started,
-    )
-
-
-def _result(out: Path, loaded: LoadedCheckpoint, planned: Planned | None, started: float) -> ExportResult:
-    return ExportResult(
-        bundle=out,
-        task=loaded.model.task,
-        planned=planned,
-        bytes_fp32=size_of(out / FP32_GRAPH),
-        bytes_fp16=size_of(out / FP16_GRAPH) if planned else 0,
-        seconds=time.monotonic() - started,
-        notes=tuple(loaded.notes()),
     )

@@ -170,8 +170,7 @@ class Explanation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; an infinite number is the text `inf` or `-inf`."""
-        plain: dict[str, Any] = without_infinities({**asdict(self), "graph": str(self.graph)})
-        return plain
+        return dict(without_infinities({**asdict(self), "graph": str(self.graph)}))
 
 
 def findings_about(

@@ -47,6 +47,8 @@ class _Conversion:
     def __init__(self, source: ModelProto, plan: PrecisionPlan) -> None:
         self.source, self.plan = source, plan
         self.low: LowType = LOW_TYPES[plan.target]
+        self.label = {FLOAT: "fp32", self.low.element: self.low.name}
+        self.other = {FLOAT: self.low.element, self.low.element: FLOAT}
         self.types = element_types(source)
         self.precision = {node.name: node.precision for node in plan.nodes}
         self.replaced = {item.tensor: item for item in plan.rewrites}
@@ -129,53 +131,42 @@ class _Conversion:
         origin = self.cast_from.get(name)
         if origin is not None and self.types.get(origin) == FLOAT and not target:
             return self._read(origin, kind)  # the graph's own cast changes nothing
-        other = FLOAT if kind != FLOAT else self.low.element
-        suffix = f"to_{'fp32' if kind == FLOAT else self.low.name}"
+        suffix = f"{name}/to_{self.label[kind]}"
         # What one of the graph's own casts made is cast from the same source: no two casts in a row.
-        source = self.names[name, other] if origin is None else self._read_any(origin)
-        node = helper.make_node(
-            "Cast", [source], [target or f"{name}/{suffix}"], name=f"{CAST_PREFIX}{name}/{suffix}", to=kind
-        )
-        self.nodes.append(node)
-        self.names[name, kind] = node.output[0]
-        return str(node.output[0])
+        source = self.names[name, self.other[kind]] if origin is None else self._read_any(origin)
+        cast = target or suffix
+        self.nodes.append(helper.make_node("Cast", [source], [cast], name=f"{CAST_PREFIX}{suffix}", to=kind))
+        self.names[name, kind] = cast
+        return cast
 
     def _cast_outputs(self, node: NodeProto) -> None:
         """Casts the graph outputs that a low-precision node writes back to FP32, under their own names."""
         for name in node.output:
-            if (
-                name in self.outputs
-                and (name, self.low.element) in self.names
-                and (name, FLOAT) not in self.names
-            ):
+            low_only = (name, self.low.element) in self.names and (name, FLOAT) not in self.names
+            if name in self.outputs and low_only:
                 self._cast(name, FLOAT, target=name)
 
     def _weight(self, name: str, kind: int) -> str:
         """Weights are stored in the type of their readers; read in both types, they are stored in both."""
         if (name, kind) not in self.stored:
-            other = FLOAT if kind != FLOAT else self.low.element
-            first = (name, other) not in self.stored
+            first = (name, self.other[kind]) not in self.stored
             keeps = kind == FLOAT if name in self.outputs else first
-            label = "fp32" if kind == FLOAT else self.low.name
-            stored = self._tensor(self.weights[name], name, kind, name if keeps else f"{name}/{label}")
-            self.stored[name, kind] = stored
+            made = name if keeps else f"{name}/{self.label[kind]}"
+            self.stored[name, kind] = self._tensor(self.weights[name], name, kind, made)
         return self.stored[name, kind].name
 
     def _tensor(self, tensor: TensorProto, owner: str, kind: int, name: str) -> TensorProto:
         """A weight in a type, with the plan's rewrite applied."""
-        if kind == FLOAT and owner not in self.replaced:
+        rewrite = self.replaced.get(owner)
+        if kind == FLOAT and rewrite is None:
             stored = TensorProto()
             stored.CopyFrom(tensor)
             stored.name = name
             return stored
-        values = self._rewritten(owner, tensor_values(tensor))
+        values = tensor_values(tensor)
+        if rewrite is not None:
+            values = np.where(values == np.float32(rewrite.before), np.float32(rewrite.after), values)
         return numpy_helper.from_array(values if kind == FLOAT else self.low.rounded(values), name)
-
-    def _rewritten(self, name: str, values: np.ndarray) -> np.ndarray:
-        rewrite = self.replaced.get(name)
-        if rewrite is None:
-            return values
-        return np.where(values == np.float32(rewrite.before), np.float32(rewrite.after), values)
 
     def _keep_constant(self, node: NodeProto, kind: int) -> None:
         """A Constant node holds its value in its own type; readers in the other get a weight."""

@@ -77,12 +77,8 @@ class Calibration:
                 break
             chosen.append(number)
             tokens += self.masks[number].size
-        return replace(
-            self,
-            feeds=[self.feeds[number] for number in chosen],
-            masks=[self.masks[number] for number in chosen],
-            texts=sum(len(self.masks[number]) for number in chosen),
-        )
+        feeds, masks = [self.feeds[number] for number in chosen], [self.masks[number] for number in chosen]
+        return replace(self, feeds=feeds, masks=masks, texts=sum(map(len, masks)))
 
 
 def _is_low(array: np.ndarray) -> bool:
@@ -127,13 +123,8 @@ def read_calibration(
         for batch, length in batches
         for part in _in_batches(batch, shape.batch)
     ]
-    return Calibration(
-        feeds=[feed for feed, _ in feeds],
-        masks=[mask for _, mask in feeds],
-        file=str(data),
-        sha256=sha256_file(Path(data)),
-        texts=len(examples),
-    )
+    inputs, masks = [feed for feed, _ in feeds], [mask for _, mask in feeds]
+    return Calibration(inputs, masks, str(data), sha256_file(Path(data)), len(examples))
 
 
 def _sample(examples: Examples, texts: int, seed: int) -> Examples:
@@ -163,11 +154,8 @@ def _greatest_length(folder: Path) -> int | None:
 
 def _tokenizer(folder: Path, limit: int) -> Tokenizer:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        raise InputError(
-            "no tokenizer for the calibration examples: neither tokenizer.json nor vocab.txt",
-            folder,
-            "give its folder with --tokenizer",
-        )
+        what = "no tokenizer for the calibration examples: neither tokenizer.json nor vocab.txt"
+        raise InputError(what, folder, "give its folder with --tokenizer")
     return Tokenizer.load(folder, limit)
 
 

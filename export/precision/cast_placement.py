@@ -56,22 +56,19 @@ class Placement:
         fp32: names of the FP32 nodes.
         casts: casts that it needs.
         nets: for each tensor that might need a cast, the nodes that write and read it, or `OUTSIDE`.
-        of_node: node → its nets, by number.
+        of_node: node → its nets.
     """
 
     fp32: frozenset[str]
     casts: int
     nets: Sequence[frozenset[str]] = field(repr=False)
-    of_node: Mapping[str, Sequence[int]] = field(repr=False)
+    of_node: Mapping[str, Sequence[frozenset[str]]] = field(repr=False)
 
     def casts_if_low(self, name: str) -> int:
         """Casts if this one FP32 node ran low and all others as they do."""
-        now = sum(is_cut(net, self.fp32) for net in self._nets_of(name))
-        then = sum(is_cut(net, self.fp32 - {name}) for net in self._nets_of(name))
+        nets = self.of_node.get(name, ())
+        now, then = (sum(is_cut(net, fp32) for net in nets) for fp32 in (self.fp32, self.fp32 - {name}))
         return self.casts + then - now
-
-    def _nets_of(self, name: str) -> list[frozenset[str]]:
-        return [self.nets[number] for number in self.of_node.get(name, ())]
 
 
 def is_heavy(node: ir.Node, graph: GraphIndex) -> bool:
@@ -105,12 +102,11 @@ def place(graph: GraphIndex, fp32: Iterable[str], low: Iterable[str], prefer: Si
         moved = _cut(nets, shared, frozenset(movement), fp32 | (above - movement), "low")
         above = (above - movement) | moved
     chosen = (above | fp32) & placed
-    of_node: dict[str, list[int]] = {}
-    for number, net in enumerate(nets):
+    of_node: dict[str, list[frozenset[str]]] = {}
+    for net in nets:
         for name in net:
-            of_node.setdefault(name, []).append(number)
-    casts = sum(is_cut(net, chosen) for net in nets)
-    return Placement(chosen, casts, nets, of_node)
+            of_node.setdefault(name, []).append(net)
+    return Placement(chosen, sum(is_cut(net, chosen) for net in nets), nets, of_node)
 
 
 def is_cut(net: frozenset[str], fp32: frozenset[str]) -> bool:

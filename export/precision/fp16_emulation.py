@@ -7,7 +7,6 @@ two FP16 nodes and so hides overflow. What overflows becomes infinite, as it doe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -67,7 +66,23 @@ class Evaluator:
     def compare(self, mixed: ModelProto) -> MeasuredError:
         """The error of any graph with the same inputs and outputs, whoever converted it."""
         reference, results = self._reference, self._run(rounded(mixed))
-        return _compare(self._outputs, reference, results, self.calibration.masks)
+        worst, total, count, flips, finite = 0.0, 0.0, 0, 0, True
+        for expected_batch, result_batch, mask in zip(
+            reference, results, self.calibration.masks, strict=True
+        ):
+            for name, expected, result in zip(self._outputs, expected_batch, result_batch, strict=True):
+                expected, result = _without_padding(expected, mask), _without_padding(result, mask)
+                if not np.isfinite(result).all():
+                    finite = False
+                    continue
+                errors = np.abs(result.astype(np.float64) - expected)
+                worst, total = max(worst, float(errors.max())), total + float(errors.sum())
+                count += errors.size
+                if "logits" in name and expected.shape[-1] > 1:
+                    flips += int((result.argmax(-1) != expected.argmax(-1)).sum())
+        if not finite:
+            return MeasuredError(float("inf"), float("inf"), flips, False)
+        return MeasuredError(worst, total / max(1, count), flips, True)
 
     @cached_property
     def _outputs(self) -> list[str]:
@@ -132,17 +147,11 @@ def _rounded(node: NodeProto, types: dict[str, int]) -> list[NodeProto]:
     roundings: list[NodeProto] = []
     for position, name in enumerate(node.output):
         if name and types.get(name) in _LOW:
-            copy.output[position] = f"{name}/exact"
-            roundings += _round(copy.output[position], name, types[name])
+            exact, low = f"{name}/exact", f"{name}/low"
+            copy.output[position] = exact
+            roundings.append(helper.make_node("Cast", [exact], [low], name=low, to=types[name]))
+            roundings.append(helper.make_node("Cast", [low], [name], name=f"{name}/rounded", to=FLOAT))
     return [copy, *roundings]
-
-
-def _round(source: str, target: str, low: int) -> list[NodeProto]:
-    between = f"{target}/low"
-    return [
-        helper.make_node("Cast", [source], [between], name=between, to=low),
-        helper.make_node("Cast", [between], [target], name=f"{target}/rounded", to=FLOAT),
-    ]
 
 
 def _widened(tensor: TensorProto) -> TensorProto:
@@ -151,29 +160,6 @@ def _widened(tensor: TensorProto) -> TensorProto:
     if tensor.data_location == TensorProto.EXTERNAL:
         return placeholder(tensor.name, tensor.dims, FLOAT)
     return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
-
-
-def _compare(
-    outputs: Sequence[str],
-    reference: Sequence[Sequence[np.ndarray]],
-    results: Sequence[Sequence[np.ndarray]],
-    masks: Sequence[np.ndarray],
-) -> MeasuredError:
-    worst, total, count, flips, finite = 0.0, 0.0, 0, 0, True
-    for expected_batch, result_batch, mask in zip(reference, results, masks, strict=True):
-        for name, expected, result in zip(outputs, expected_batch, result_batch, strict=True):
-            expected, result = _without_padding(expected, mask), _without_padding(result, mask)
-            if not np.isfinite(result).all():
-                finite = False
-                continue
-            errors = np.abs(result.astype(np.float64) - expected)
-            worst, total = max(worst, float(errors.max())), total + float(errors.sum())
-            count += errors.size
-            if "logits" in name and expected.shape[-1] > 1:
-                flips += int((result.argmax(-1) != expected.argmax(-1)).sum())
-    if not finite:
-        return MeasuredError(float("inf"), float("inf"), flips, False)
-    return MeasuredError(worst, total / max(1, count), flips, True)
 
 
 def _without_padding(values: np.ndarray, mask: np.ndarray) -> np.ndarray:

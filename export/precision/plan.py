@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
@@ -24,7 +24,6 @@ CAST_PREFIX = "precision_cast/"
 """Names of the casts that the conversion inserts begin with this; every other node keeps its name."""
 
 Precision = Literal["fp16", "bf16", "fp32", "integer"]
-TARGETS: tuple[Target, ...] = get_args(Target)
 
 
 @dataclass(frozen=True)
@@ -199,8 +198,7 @@ class PrecisionPlan:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        plain: dict[str, Any] = without_infinities({"format": FORMAT, **asdict(self)})
-        return plain
+        return dict(without_infinities({"format": FORMAT, **asdict(self)}))
 
     def save(self, path: Path) -> None:
         """Writes the plan as JSON, completely or not at all."""
@@ -225,16 +223,12 @@ class PrecisionPlan:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise InputError(
-                f"a damaged precision plan: {where}: {first['msg']}", path, f"fix it or {todo}"
-            ) from error
+            what = f"a damaged precision plan: {where}: {first['msg']}"
+            raise InputError(what, path, f"fix it or {todo}") from error
         for node in plan.nodes:
             if node.precision not in (plan.target, "fp32", "integer"):
-                raise InputError(
-                    f"node '{node.name}' has the precision '{node.precision}'",
-                    path,
-                    f"use {plan.target} or fp32",
-                )
+                what = f"node '{node.name}' has the precision '{node.precision}'"
+                raise InputError(what, path, f"use {plan.target} or fp32")
         return plan
 
 
