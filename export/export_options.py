@@ -19,9 +19,7 @@ class PrecisionOptions(Options):
     """How the precision of a graph's nodes is chosen."""
 
     # fmt: off
-    precision: Target = option(
-        default="fp16", group=PRECISION, formerly="to", help="The low precision.",
-    )
+    precision: Target = option(default="fp16", group=PRECISION, formerly="to", help="The low precision.")
     keep_fp32: Sequence[str] = option(
         default=(), group=PRECISION, metavar="PATTERN",
         help="Keep in FP32 the nodes of this name, operator or module; * is allowed.",
@@ -55,19 +53,13 @@ class PrecisionOptions(Options):
 
     def check(self) -> None:
         if self.max_error is not None and self.calibration is None:
-            raise InputError(
-                "an error is measured on examples, and there are none",
-                "--max-error",
-                "add --calibration FILE",
-            )
+            what = "an error is measured on examples, and there are none"
+            raise InputError(what, "--max-error", "add --calibration FILE")
         for declared in declared_options(PrecisionOptions) if self.plan else ():
-            if (
-                declared.name not in ("plan", "calibration", "progress")
-                and getattr(self, declared.name) != declared.default
-            ):
-                raise InputError(
-                    "the plan has decided that already", declared.flag, "leave it out, or leave out --plan"
-                )
+            free = declared.name in ("plan", "calibration", "progress")
+            if not free and getattr(self, declared.name) != declared.default:
+                what = "the plan has decided that already"
+                raise InputError(what, declared.flag, "leave it out, or leave out --plan")
 
 
 class ConvertOptions(PrecisionOptions):

@@ -132,11 +132,8 @@ def _check_is_trained(loaded: LoadedCheckpoint) -> None:
     """Refuses a checkpoint without weights of the head: its outputs would be random."""
     own = [name for name in loaded.model.state_dict() if name.startswith(loaded.model.own_keys or "bert.")]
     if set(own) <= set(loaded.missing_keys):
-        raise InputError(
-            f"the checkpoint has no weights for {loaded.model.task}: {own[0]} is missing",
-            loaded.folder,
-            "train it first, or name what it is with --task",
-        )
+        what = f"the checkpoint has no weights for {loaded.model.task}: {own[0]} is missing"
+        raise InputError(what, loaded.folder, "train it first, or name what it is with --task")
 
 
 def _require_replaceable(out: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from functools import partial
 
 from bertmp.core.errors import InputError
@@ -93,25 +92,22 @@ def _blocks(view: GraphView, tensors: tuple[Tensor, ...]) -> tuple[Block, ...]:
     for node in view.nodes:
         if not view.is_cast(node):
             nodes.setdefault(view.blocks[name_of(node)], Counter())[view.precision(node)] += 1
-    return tuple(
-        _block(name, counts, weights.get(name, 0.0), [t for t in tensors if t.block == name], view)
-        for name, counts in nodes.items()
-        if set(counts) != {"integer"}
-    )
-
-
-def _block(
-    name: str, counts: Mapping[str, int], weights: float, tensors: list[Tensor], view: GraphView
-) -> Block:
-    own = [tensor for tensor in tensors if tensor.name not in view.on_mask_paths]
-    worst = min(own, key=lambda tensor: tensor.headroom, default=None)
-    others = [tensor.subnormal for tensor in own if not view.is_from_softmax(tensor.name)]
-    return Block(
-        name=name,
-        nodes=dict(counts),
-        weights_largest=weights,
-        largest=worst.largest if worst else None,
-        headroom=worst.headroom if worst else FP16.largest / weights if weights else float("inf"),
-        subnormal=max(others, default=None),
-        tensor=worst.name if worst else "",
-    )
+    blocks = []
+    for name, counts in nodes.items():
+        if set(counts) == {"integer"}:
+            continue
+        own = [one for one in tensors if one.block == name and one.name not in view.on_mask_paths]
+        worst = min(own, key=lambda tensor: tensor.headroom, default=None)
+        largest = weights.get(name, 0.0)
+        others = [tensor.subnormal for tensor in own if not view.is_from_softmax(tensor.name)]
+        block = Block(
+            name=name,
+            nodes=dict(counts),
+            weights_largest=largest,
+            largest=worst.largest if worst else None,
+            headroom=worst.headroom if worst else FP16.largest / largest if largest else float("inf"),
+            subnormal=max(others, default=None),
+            tensor=worst.name if worst else "",
+        )
+        blocks.append(block)
+    return tuple(blocks)

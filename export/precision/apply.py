@@ -33,9 +33,8 @@ def apply_plan(graph: ModelProto, plan: PrecisionPlan) -> ModelProto:
     if made_by == plan.digest():
         return graph
     if made_by:
-        raise InputError(
-            "the graph is already converted, by another plan", graph.graph.name, "give the FP32 graph"
-        )
+        what = "the graph is already converted, by another plan"
+        raise InputError(what, graph.graph.name, "give the FP32 graph")
     if [(node.name, node.op_type) for node in graph.graph.node] != [(n.name, n.op) for n in plan.nodes]:
         raise InputError("the plan is for another graph", graph.graph.name, "make a plan for this one")
     return _Conversion(graph, plan).run()

@@ -170,9 +170,8 @@ def _shape(graph: ModelProto, data: Path) -> _Shape:
         kind, dims = value.type.tensor_type, value.type.tensor_type.shape.dim
         role = _ROLES.get(value.name.lower())
         if role is None or role in inputs or len(dims) != 2:
-            raise InputError(
-                f"the graph's input '{value.name}' is not a text encoder's", data, "calibrate a text encoder"
-            )
+            what = f"the graph's input '{value.name}' is not a text encoder's"
+            raise InputError(what, data, "calibrate a text encoder")
         inputs[role] = (value.name, helper.tensor_dtype_to_np_dtype(kind.elem_type))
         fixed = [dim.dim_value or known for dim, known in zip(dims, fixed, strict=True)]
     if "ids" not in inputs:
@@ -185,10 +184,9 @@ Rows = Sequence[Encoded]
 
 def _of_equal_length(rows: Rows) -> list[tuple[Rows, int]]:
     """Every example without padding; examples of the same length share a batch."""
-    groups = [list(group) for _, group in groupby(rows, key=len)]
     return [
-        (group[start : start + _BATCH], len(group[0]))
-        for group in groups
+        (group[start : start + _BATCH], length)
+        for length, group in ((length, list(group)) for length, group in groupby(rows, key=len))
         for start in range(0, len(group), _BATCH)
     ]
 

@@ -77,27 +77,21 @@ def normalisation(node: ir.Node, context: RuleContext) -> Reason | None:
 
 def softmax(node: ir.Node, context: RuleContext) -> Reason | None:
     """Softmax exponentiates and sums: FP16 has 11 bits for terms that differ by orders of magnitude."""
-    return _accumulates(
-        "softmax", SOFTMAX_OPS, "sums exponentials of very different size, of which {} keeps {} bits",
-        node, context.low,
-    )  # fmt: skip
+    if node.op_type not in SOFTMAX_OPS:
+        return None
+    label, bits = context.low.label, context.low.significand_bits
+    sentence = f"{node.op_type} sums exponentials of very different size, of which {label} keeps {bits} bits"
+    return Reason("softmax", sentence, {"significand_bits": bits})
 
 
 def reduction(node: ir.Node, context: RuleContext) -> Reason | None:
     """Sums over many elements accumulate rounding errors in 16 bits."""
-    return _accumulates(
-        "reduction", REDUCTION_OPS,
-        "accumulates many terms; {} keeps {} bits of the sum and loses the small terms", node, context.low,
-    )  # fmt: skip
-
-
-def _accumulates(
-    rule: str, operators: Sequence[str], sentence: str, node: ir.Node, low: LowType
-) -> Reason | None:
-    if node.op_type not in operators:
+    if node.op_type not in REDUCTION_OPS:
         return None
-    bits = low.significand_bits
-    return Reason(rule, f"{node.op_type} {sentence.format(low.label, bits)}", {"significand_bits": bits})
+    label, bits = context.low.label, context.low.significand_bits
+    lost = f"{label} keeps {bits} bits of the sum and loses the small terms"
+    sentence = f"{node.op_type} accumulates many terms; {lost}"
+    return Reason("reduction", sentence, {"significand_bits": bits})
 
 
 def feeds_decomposed_norm(node: ir.Node, context: RuleContext) -> Reason | None:

@@ -199,12 +199,10 @@ def _errors_alone(run: _Search, plan: PrecisionPlan, blocks: Mapping[str, str]) 
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
-def _never_promoted(planner: Planner) -> set[str]:
+def _never_promoted(planner: Planner) -> frozenset[str]:
     """Readers of the big tables, which would fill twice the memory, and nodes that the user allows low."""
-    tables = {
-        node.name for node in planner.nodes if node.name in planner.heavy and node.op_type not in MATMUL_OPS
-    }
-    return tables | planner.allowed
+    products = {node.name for node in planner.nodes if node.op_type in MATMUL_OPS}
+    return (planner.heavy - products) | planner.allowed
 
 
 def _fewest(most: int, point: Callable[[int], _Point], limit: _Limit, known: dict[int, _Point]) -> _Point:
@@ -224,12 +222,8 @@ def _fewest(most: int, point: Callable[[int], _Point], limit: _Limit, known: dic
 
 def _drop(run: _Search, at: _Point, limit: _Limit) -> _Point:
     """Demotes the nodes that are FP32 for a heuristic reason and that the limit does not need there."""
-    judged = [
-        node.name
-        for node in at.plan.kept_fp32()
-        if (node.name in run.planner.verdicts or node.name in at.promoted)
-        and run.planner.can_demote(node.name)
-    ]
+    kept = [node.name for node in at.plan.kept_fp32() if run.planner.can_demote(node.name)]
+    judged = [name for name in kept if name in run.planner.verdicts or name in at.promoted]
     # The promoted nodes are ranked by error: those with the least are tried first.
     order = [*(name for name in judged if name not in at.promoted), *reversed(list(at.promoted))]
     return _drop_each(run, at, [name for name in order if name in judged], limit)
