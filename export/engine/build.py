@@ -50,7 +50,7 @@ class EngineResult:
         layers: how many layers the parsed network has.
         counts: how many layers of each kind, see `Verification.counts`.
         summary: layer type → precision → count.
-        inspection: the built engine against the verification, see `inspector.inspect_engine`.
+        inspection: the built engine against the verification, see `worker.inspect_engine`.
         engine_bytes, engine_sha256: the engine's size in bytes and SHA-256.
         graph_sha256, plan_sha256: SHA-256 of the graph and its plan; None without a plan.
         seconds: wall time of the build.

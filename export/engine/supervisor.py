@@ -157,7 +157,8 @@ def _message_text(message: Message) -> str:
 
 def _last_line(noise: IO[bytes]) -> str:
     noise.seek(0)
-    return noise.read().decode(errors="replace").rstrip().rpartition("\n")[2].strip()
+    lines = noise.read().decode(errors="replace").rstrip().splitlines()
+    return lines[-1].strip() if lines else ""
 
 
 def describe_exit(code: int) -> str:
