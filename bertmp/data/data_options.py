@@ -31,17 +31,14 @@ class PrepareOptions(TextColumnOptions):
     # fmt: off
     data: Path = argument(
         kw_only=False, metavar="CORPUS",
-        help=".txt (a sentence per line, blank lines between documents), .tsv, .csv, .jsonl, .parquet.",
-    )
+        help=".txt (a sentence per line, blank lines between documents), .tsv, .csv, .jsonl, .parquet.")
     model: Path = option(
         kw_only=False, metavar="CHECKPOINT",
-        help="The checkpoint whose tokenizer is used, or a downloaded model's name.",
-    )
+        help="The checkpoint whose tokenizer is used, or a downloaded model's name.")
     out: Path = option(kw_only=False, metavar="STORE", help="The folder of the prepared corpus.")
     num_workers: int | None = option(
         default=None, minimum=1, formerly="workers",
-        help="Processes that tokenize; default: one per processor.",
-    )
+        help="Processes that tokenize; default: one per processor.")
     # fmt: on
     progress: ProgressCallback = option(
         default=null_progress, on_command_line=False, help="Called with how much of the corpus is done."

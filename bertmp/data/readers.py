@@ -129,25 +129,15 @@ def is_unicode(text: str) -> bool:
 
 def _read_lines(path: Path, columns: Columns) -> list[Row]:
     with open_text(path) as stream:
-        return [
-            (number, {columns.text: line.rstrip("\r\n")})
-            for number, line in numbered_lines(stream, path)
-            if line.strip()
-        ]
+        lines = [(number, line.rstrip("\r\n")) for number, line in numbered_lines(stream, path)]
+    return [(number, {columns.text: line}) for number, line in lines if line.strip()]
 
 
-def _read_tsv(path: Path, columns: Columns) -> list[Row]:
-    return _read_delimited(path, columns, None)
-
-
-def _read_csv(path: Path, columns: Columns) -> list[Row]:
-    with open_text(path) as stream:
-        delimiter = "\t" if "\t" in stream.readline() else ","
-    return _read_delimited(path, columns, delimiter)
-
-
-def _read_delimited(path: Path, columns: Columns, delimiter: str | None) -> list[Row]:
-    """The rows of a TSV file, for which `delimiter` is None, or of a CSV file."""
+def _read_delimited(path: Path, columns: Columns) -> list[Row]:
+    delimiter = None  # of a TSV file
+    if path.suffix.lower() == ".csv":
+        with open_text(path) as stream:
+            delimiter = "\t" if "\t" in stream.readline() else ","
     lines = [(number, fields) for number, fields, _ in delimited_records(path, delimiter)]
     if lines and _is_header(lines[0][1], columns):
         return _by_header(lines, columns, path)
@@ -205,12 +195,8 @@ def _strings(value: Mapping[str, object], columns: Columns, where: str) -> dict[
     return row
 
 
-_READERS = {
-    ".txt": _read_lines,
-    ".tsv": _read_tsv,
-    ".csv": _read_csv,
-    **dict.fromkeys((".jsonl", ".parquet"), _read_records),
-}
+_READERS = {".txt": _read_lines, ".tsv": _read_delimited, ".csv": _read_delimited}
+_READERS |= dict.fromkeys((".jsonl", ".parquet"), _read_records)
 
 
 _SENTENCE_KINDS = (".txt", ".tsv", ".conll", ".jsonl", ".parquet")
@@ -230,9 +216,6 @@ class Sentences:
     words: Sequence[Sequence[str]]
     labels: Sequence[Sequence[str]]
     source: Path
-
-    def __len__(self) -> int:
-        return len(self.words)
 
 
 def read_sentences(path: Path, words: str = "tokens", labels: str = "labels") -> Sentences:

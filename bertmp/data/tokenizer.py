@@ -144,15 +144,9 @@ class Tokenizer:
         self._fast.save(str(folder / "tokenizer.json"))
         (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in by_id), encoding="utf-8")
         lower = bool(getattr(self._fast.normalizer, "lowercase", True))
-        write_json(
-            folder / "tokenizer_config.json",
-            {
-                "tokenizer_class": "BertTokenizer",
-                "do_lower_case": lower,
-                "model_max_length": self.max_length,
-                **{f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")},
-            },
-        )
+        tokens = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")}
+        settings = {"do_lower_case": lower, "model_max_length": self.max_length, **tokens}
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", **settings})
 
 
 def _first_subwords(encoding: Any) -> dict[int, int]:
@@ -172,7 +166,10 @@ def _read(folder: Path) -> FastTokenizer:
             raise InputError("damaged tokenizer", full, f"replace it ({error})") from error
     if not vocabulary.is_file():
         raise InputError("no tokenizer: neither tokenizer.json nor vocab.txt", folder, "add one of them")
-    settings = _settings(folder / "tokenizer_config.json")
+    configuration = folder / "tokenizer_config.json"
+    settings = read_json(configuration) if configuration.is_file() else {}
+    if not isinstance(settings, dict):
+        raise InputError("not a JSON object", configuration, "replace it")
     try:
         text = vocabulary.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -195,12 +192,3 @@ def _is_cased(vocab: Iterable[str]) -> bool:
     """Whether words of the vocabulary, without special tokens such as `[CLS]`, have capital letters."""
     words = (token for token in vocab if not (token[:1] == "[" and token[-1:] == "]"))
     return any("A" <= letter <= "Z" for word in words for letter in word)
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    settings = read_json(path)
-    if not isinstance(settings, dict):
-        raise InputError("not a JSON object", path, "replace it")
-    return settings

@@ -190,9 +190,8 @@ def save_checkpoint(
     """
     extra = {key: value for key, value in config.extra.items() if key != "_name_or_path"}
     with atomic_folder(folder) as temporary:
-        write_json(
-            temporary / "config.json", replace(config, extra=extra).to_dict(model.architecture, model.problem)
-        )
+        values = replace(config, extra=extra).to_dict(model.architecture, model.problem)
+        write_json(temporary / "config.json", values)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         if isinstance(model, EncoderOnly):
             state = {name.removeprefix("bert."): tensor for name, tensor in state.items()}

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bertmp.data.tokenizer import Encoded
-from bertmp.model.attention import MASK_BIAS, Dropout, Layout, attend, merge_heads, split_heads
+from bertmp.model.bert import MASK_BIAS, Dropout, Layout, attend, merge_heads, split_heads
 
 MAX_PADDING_RATIO, MIN_PADDING = 0.25, 256
 """A bucket takes no further sequence if its padding would exceed this ratio to its tokens and this many."""

@@ -108,8 +108,7 @@ class Samples:
         if config.pairs and several == 0:
             what = "no two sentences of a document fit together: next-sentence prediction has no true pairs"
             raise InputError(what, where, "raise --max-length, or train with --no-nsp")
-        alone = len(count) - several
-        share = min(1.0, max(0.0, (len(count) / 2 - alone) / max(1, several)))
+        share = min(1.0, max(0.0, (len(count) / 2 - (len(count) - several)) / max(1, several)))
         return cls(store, config, first, count, document, share)
 
     def __len__(self) -> int:

@@ -88,10 +88,8 @@ class StoreWriter:
         self._documents.append(np.array([counts.sentences]))
         for column in (self._tokens, self._sentences, self._documents):
             column.close()
-        files = {
-            name: {"bytes": (self._folder / name).stat().st_size, "sha256": sha256_file(self._folder / name)}
-            for name in (TOKENS, SENTENCES, DOCUMENTS)
-        }
+        paths = [self._folder / name for name in (TOKENS, SENTENCES, DOCUMENTS)]
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in paths}
         write_json(
             self._folder / MANIFEST,
             {

@@ -33,9 +33,7 @@ def tune_for_cpu(head: Head) -> None:
     keep_freed_memory()
     head.shape_grid = SHAPE_GRID
     embeddings = head.bert.embeddings
-    embeddings.word_embeddings = WordEmbedding.of(
-        embeddings.word_embeddings, dense_grad=bool(head.tied_weights)
-    )
+    embeddings.word_embeddings = WordEmbedding.of(embeddings.word_embeddings, bool(head.tied_weights))
     for parent in list(head.modules()):
         if isinstance(parent, SelfAttention):
             parent.drop = dropout

@@ -19,9 +19,7 @@ from bertmp.training.checkpoints import CheckpointManager, Position, State, Stat
 from bertmp.training.cpu_tuning import tune_for_cpu
 from bertmp.training.distributed import DistributedContext
 from bertmp.training.distributed.sharding import Objective, clip_gradients, full_state, load_full_state
-from bertmp.training.gradients import GradientAccumulator, RankBatch, StepDataset
 from bertmp.training.metrics import BestEvaluation, Evaluation, MetricsLog, evaluate
-from bertmp.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from bertmp.training.stability.activation_ranges import Ranges, recording
 from bertmp.training.stability.monitor import Action, Decision, DivergenceMonitor, MonitorState, StepFacts
 from bertmp.training.stability.overflow_trace import (
@@ -29,6 +27,14 @@ from bertmp.training.stability.overflow_trace import (
     diagnose_step,
     locate_nonfinite,
     locate_nonfinite_weight,
+)
+from bertmp.training.step import (
+    GradientAccumulator,
+    RankBatch,
+    StepDataset,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
 )
 from bertmp.training.tasks import TrainingData
 from bertmp.training.train_options import TrainOptions
@@ -169,14 +175,10 @@ class Trainer:
 
     def _log_decision(self, decision: Decision, facts: StepFacts, scale: float) -> None:
         if decision.cause:
-            self._log_event(**decision.event(facts, scale))
+            self.metrics.write({"step": self.position.step + 1, **decision.event(facts, scale)})
         if decision.action is Action.SKIP:
             where = f" at {facts.fault.module}" if decision.expected and facts.fault else ""
             self.progress(f"step {self.position.step + 1}: {decision.cause}{where}; the step is skipped")
-
-    def _log_event(self, **values: Any) -> None:
-        """Writes an event of the current step to the metrics file."""
-        self.metrics.write({"step": self.position.step + 1, **values})
 
     def _roll_back(self, decision: Decision) -> None:
         """Loads the last good state and reduces the learning rate.
@@ -193,7 +195,8 @@ class Trainer:
         self.monitor.record_rollback()
         factor = self.monitor.state.rate_factor
         to_step = found[1].position.step
-        self._log_event(event="rollback", to_step=to_step, rate_factor=factor, cause=decision.cause)
+        event = {"event": "rollback", "to_step": to_step, "rate_factor": factor, "cause": decision.cause}
+        self.metrics.write({"step": step, **event})
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler = self.policy.scaler(self.context.grad_scaler)
         self.restore(found[1])
@@ -264,8 +267,7 @@ class Trainer:
         if all_finite(tensors):
             states.save(State(self.position, progress, tensors, good=self.monitor.state.calm))
         else:
-            at = f"step {self.position.step}"
-            self.progress(f"{at}: weights or moments are not finite, no state is saved")
+            self.progress(f"step {self.position.step}: weights or moments are not finite, no state is saved")
 
     def _stop_early(self) -> None:
         what = "is not saved: --save-every N keeps states to resume"

@@ -15,7 +15,6 @@ import torch
 from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import null_progress
-from bertmp.data.tokenizer import Tokenizer
 from bertmp.environment.downloads import downloaded
 from bertmp.model.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from bertmp.model.heads import LossOptions
@@ -83,7 +82,8 @@ def _train(settings: TrainOptions, context: DistributedContext) -> TrainResult:
     policy = PrecisionPolicy.resolve(settings.precision, settings.loss_scale, context.device.type, settings)
     task = READERS[settings.task](settings)
     loaded = load_checkpoint(settings.model, task.head or settings.task, task.labels, settings.seed)
-    train_data, eval_data = task.encode(_tokenizer(loaded, settings.max_length))
+    _limit_length(loaded, settings.max_length)
+    train_data, eval_data = task.encode(loaded.tokenizer)
     _check_folder(settings.out)
     objective = Objective(loaded.model, _loss_options(settings, task))
     if settings.activation_checkpointing:
@@ -98,7 +98,7 @@ def _train(settings: TrainOptions, context: DistributedContext) -> TrainResult:
     if context.is_main:
         _prepare_folder(settings)
     context.barrier()
-    for line in (*notes, *_warnings(loaded, train_data.truncated, policy, settings)):
+    for line in (*notes, *_warnings(loaded, trainer)):
         settings.progress(line)
     evaluation = trainer.train()
     checkpoint = settings.out / "final"
@@ -156,13 +156,13 @@ def _loss_options(settings: TrainOptions, task: Task) -> LossOptions:
     return LossOptions(settings.label_smoothing, [mean / count for count in task.class_counts])
 
 
-def _tokenizer(loaded: LoadedCheckpoint, max_length: int | None) -> Tokenizer:
+def _limit_length(loaded: LoadedCheckpoint, max_length: int | None) -> None:
+    """Sets the most tokens of a text; by default the model's positions."""
     positions = loaded.config.max_position_embeddings
     if max_length is not None and max_length > positions:
         what = f"--max-length {max_length} is beyond the model's {positions} positions"
         raise InputError(what, "--max-length", "reduce it")
     loaded.tokenizer.max_length = max_length or positions
-    return loaded.tokenizer
 
 
 def _check_folder(out: Path) -> None:
@@ -192,14 +192,13 @@ def _prepare_folder(settings: TrainOptions) -> None:
         settings.progress(f"the settings are not saved: {error}")
 
 
-def _warnings(
-    loaded: LoadedCheckpoint, truncated: int, policy: PrecisionPolicy, settings: TrainOptions
-) -> Iterator[str]:
+def _warnings(loaded: LoadedCheckpoint, trainer: Trainer) -> Iterator[str]:
     """Lines for the log before the run begins."""
+    policy, truncated = trainer.policy, trainer.data.truncated
     yield from loaded.notes()
     if truncated:
         yield f"{truncated} training examples are longer than the model takes and were truncated"
-    if settings.loss_scale != "dynamic" and policy.mode != "fp16":
+    if trainer.settings.loss_scale != "dynamic" and policy.mode != "fp16":
         yield f"--loss-scale has no effect in {policy.mode}, which has the range of FP32"
     yield f"training in {policy.mode} on {policy.device}"
 

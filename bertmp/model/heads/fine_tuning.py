@@ -8,8 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from bertmp.model.attention import Padded
-from bertmp.model.heads.head import LinearHead, LossOptions, cross_entropy_count, cross_entropy_sum
+from bertmp.model.bert import Padded
+from bertmp.model.heads.head import (
+    LinearHead,
+    LossOptions,
+    cross_entropy_count,
+    cross_entropy_sum,
+    label_scores,
+)
 from bertmp.model.packed import Batch
 
 
@@ -50,12 +56,7 @@ class SequenceClassifier(SequenceHead):
         return [cross_entropy_count(batch.targets["labels"], options)]
 
     def score(self, batch: Batch) -> dict[str, float]:
-        logits, labels = self.logits(batch), batch.targets["labels"]
-        return {
-            "examples": float(len(batch)),
-            "loss": float(self.loss_sum(logits, labels, LossOptions())),
-            "accuracy": float((logits.argmax(-1) == labels).sum()),
-        }
+        return {"examples": float(len(batch)), **label_scores(self.logits(batch), batch.targets["labels"])}
 
 
 class MultiLabelClassifier(SequenceHead):
@@ -173,14 +174,9 @@ class TokenClassifier(LinearHead):
 
     def score(self, batch: Batch) -> dict[str, float]:
         logits, labels = self.labelled_logits(batch)
-        given = logits.argmax(-1)
-        scores = {
-            "words": float(len(labels)),
-            "loss": float(cross_entropy_sum(logits, labels, LossOptions())),
-            "accuracy": float((given == labels).sum()),
-        }
+        scores = {"words": float(len(labels)), **label_scores(logits, labels)}
         if mark_entities(self.config.labels):
-            scores.update(self._entity_scores(batch, given))
+            scores.update(self._entity_scores(batch, logits.argmax(-1)))
         return scores
 
     def _entity_scores(self, batch: Batch, given: Tensor) -> dict[str, float]:

@@ -142,9 +142,14 @@ class LinearHead(Head):
 def cross_entropy_sum(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
     """Summed cross-entropy in FP32; `[rows, labels]` and INT64 `[rows]` → a scalar."""
     weights = logits.new_tensor(options.class_weights) if options.class_weights else None
-    return F.cross_entropy(
-        logits.float(), labels, weights, reduction="sum", label_smoothing=options.label_smoothing
-    )
+    smoothing = options.label_smoothing
+    return F.cross_entropy(logits.float(), labels, weights, reduction="sum", label_smoothing=smoothing)
+
+
+def label_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Summed loss and number of right labels; `[rows, labels]` and INT64 `[rows]`."""
+    loss = float(cross_entropy_sum(logits, labels, LossOptions()))
+    return {"loss": loss, "accuracy": float((logits.argmax(-1) == labels).sum())}
 
 
 def cross_entropy_count(labels: Tensor, options: LossOptions) -> float:

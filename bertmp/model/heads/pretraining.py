@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bertmp.model.attention import Padded
-from bertmp.model.bert import ACTIVATION, LayerNorm
+from bertmp.model.bert import ACTIVATION, LayerNorm, Padded
 from bertmp.model.config import BertConfig
 from bertmp.model.heads.head import Head, LossOptions
 from bertmp.model.packed import Batch
@@ -121,12 +120,8 @@ class PreTraining(Head):
 
     def score(self, batch: Batch) -> dict[str, float]:
         pooled, masked = self.encode_at(batch, batch.targets["masked"])
-        scores = {
-            "examples": float(len(batch)),
-            "masked": float(len(masked)),
-            "mlm_loss": 0.0,
-            "mlm_right": 0.0,
-        }
+        sizes = {"examples": float(len(batch)), "masked": float(len(masked))}
+        scores = {**sizes, "mlm_loss": 0.0, "mlm_right": 0.0}
         labels = batch.targets["masked_labels"]
         for rows, answers in zip(masked.split(LOGIT_ROWS), labels.split(LOGIT_ROWS), strict=True):
             logits = self.cls.predictions(rows, self._words)

@@ -4,8 +4,6 @@
 works on its gradients and state.
 """
 
-from __future__ import annotations
-
 from bertmp.training.distributed.context import DistributedContext
 from bertmp.training.distributed.launch import Processes, is_first, join
 from bertmp.training.distributed.sharding import checkpoint_activations

@@ -106,9 +106,8 @@ class DistributedContext:
         elif self.data_size > 1:
             devices = [self.device.index] if self.device.type == "cuda" else None
             group = self.mesh.get_group("replicate")
-            return DistributedDataParallel(
-                objective, devices, process_group=group, gradient_as_bucket_view=True
-            )
+            options: dict[str, Any] = {"process_group": group, "gradient_as_bucket_view": True}
+            return DistributedDataParallel(objective, devices, **options)
         return objective
 
     @property

@@ -130,7 +130,8 @@ def _report_first_failure(store: dist.Store) -> Iterator[None]:
             raise
         raise SystemExit(getattr(error, "exit_code", 130)) from error
     except RuntimeError as error:
-        if not _is_lost_peer(error):
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if not lost and "Connection closed" not in str(error):
             raise
         if _is_first_failure(store):
             what = "another process of the run is gone"
@@ -153,10 +154,6 @@ def _is_first_failure(store: dist.Store) -> bool:
         with suppress(dist.DistError, RuntimeError):
             store.wait(["reported"], _REPORT_TIMEOUT)
     return first
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed" in str(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -27,8 +27,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import checkpoint
 
 from bertmp.core.errors import InputError
-from bertmp.model.attention import Layout
-from bertmp.model.bert import SelfAttention
+from bertmp.model.bert import Layout, SelfAttention
 from bertmp.model.heads import Head, LossOptions
 from bertmp.model.packed import Batch
 from bertmp.training.cpu_tuning import word_embeddings

@@ -166,10 +166,8 @@ class DivergenceMonitor:
 
     def record_rollback(self) -> None:
         """Notes that the run was rolled back, and reduces the learning rate."""
-        rollbacks, factor = (
-            self.state.rollbacks + 1,
-            self.state.rate_factor * self.settings.rollback_lr_factor,
-        )
+        rollbacks = self.state.rollbacks + 1
+        factor = self.state.rate_factor * self.settings.rollback_lr_factor
         self.state = replace(self.state, skipped=0, exploding=0, rollbacks=rollbacks, rate_factor=factor)
 
     def _escalate(self, cause: str) -> Decision:

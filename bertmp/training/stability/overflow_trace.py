@@ -15,13 +15,13 @@ from torch.utils.hooks import RemovableHandle
 from bertmp.training.amp import LossScaler
 from bertmp.training.distributed import DistributedContext
 from bertmp.training.distributed.sharding import local_tensor
-from bertmp.training.gradients import GradientAccumulator, LossNormalizer, RankBatch
 from bertmp.training.stability.monitor import KINDS, FaultSite, Kind, StepFacts
+from bertmp.training.step import GradientAccumulator, LossNormalizer, RankBatch, Scale, unscaled
 
 
 def diagnose_step(
     gradients: GradientAccumulator,
-    rank_batch: RankBatch,
+    batch: RankBatch,
     normalizer: LossNormalizer,
     loss: float,
     scaler: LossScaler,
@@ -31,17 +31,14 @@ def diagnose_step(
     If only gradients of the scaled loss were not finite, a second replay without loss scaling tells whether
     the scale is too high or there is a fault.
     """
-    fault = locate_nonfinite(gradients, rank_batch, normalizer, scaler.scale)
+    fault = locate_nonfinite(gradients, batch, normalizer, scaler.scale)
     scaled = scaler.enabled and fault is not None and fault.kind == "gradient"
-    too_high = scaled and locate_nonfinite(gradients, rank_batch, normalizer) is None
+    too_high = scaled and locate_nonfinite(gradients, batch, normalizer) is None
     return StepFacts(loss, False, fault, too_high, scaler.status)
 
 
 def locate_nonfinite(
-    gradients: GradientAccumulator,
-    rank_batch: RankBatch,
-    normalizer: LossNormalizer,
-    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+    gradients: GradientAccumulator, batch: RankBatch, normalizer: LossNormalizer, scale: Scale = unscaled
 ) -> FaultSite | None:
     """Runs a step's forward and backward pass again and returns where it first was not finite.
 
@@ -57,8 +54,8 @@ def locate_nonfinite(
     gradients.module.zero_grad(set_to_none=True)
     with Hooks(gradients.objective) as hooks:
         hooks.check_weights()
-        hooks.check_batch(rank_batch)
-        gradients.accumulate(rank_batch, normalizer, scale)
+        hooks.check_batch(batch)
+        gradients.accumulate(batch, normalizer, scale)
         hooks.check_gradients()
     gradients.module.zero_grad(set_to_none=True)
     return hooks.first(gradients.context)

@@ -66,9 +66,8 @@ def read_regression(settings: TrainOptions) -> Task:
     values = {examples.source: _numbers(examples) for examples in (train, test) if examples is not None}
 
     def encode(examples: Examples, tokenizer: Tokenizer) -> Encodings:
-        return Encodings(
-            tokenizer.encode(examples.texts, examples.pairs), {"labels": values[examples.source]}
-        )
+        encoded = tokenizer.encode(examples.texts, examples.pairs)
+        return Encodings(encoded, {"labels": values[examples.source]})
 
     return Task(None, train, test, encode)
 

@@ -13,7 +13,7 @@ import torch
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import file_lock, home, sha256_file
-from bertmp.core.progress import ProgressCallback, null_progress
+from bertmp.core.progress import ProgressCallback
 from bertmp.data.readers import Columns
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.model.packed import Batch
@@ -69,11 +69,9 @@ class PretrainingData:
         types = np.zeros(len(ids), dtype=np.int64)
         tokens = self.samples.store.tokens
         place = 0
-        for first, first_length, second, second_length, length in zip(
-            *(part.tolist() for part in (spans.first_start, spans.first_length)),
-            *(part.tolist() for part in (spans.second_start, spans.second_length, lengths)),
-            strict=True,
-        ):
+        parts = (spans.first_start, spans.first_length, spans.second_start, spans.second_length, lengths)
+        rows_of_parts = zip(*(part.tolist() for part in parts), strict=True)
+        for first, first_length, second, second_length, length in rows_of_parts:
             ids[place] = self.cls_id
             middle = place + 1 + first_length
             ids[place + 1 : middle] = tokens.slice(first, first + first_length)
@@ -86,12 +84,9 @@ class PretrainingData:
         targets = {"masked": masked.positions, "masked_labels": masked.labels}
         if config.pairs:
             targets["next_sentence"] = spans.negative
-        return Batch(
-            torch.from_numpy(masked.input_ids),
-            torch.from_numpy(types),
-            tuple(lengths.tolist()),
-            {name: torch.from_numpy(values) for name, values in targets.items()},
-        )
+        input_ids, token_type_ids = torch.from_numpy(masked.input_ids), torch.from_numpy(types)
+        tensors = {name: torch.from_numpy(values) for name, values in targets.items()}
+        return Batch(input_ids, token_type_ids, tuple(lengths.tolist()), tensors)
 
 
 def read_pretraining(settings: TrainOptions) -> Task:
@@ -106,9 +101,8 @@ def read_pretraining(settings: TrainOptions) -> Task:
             open_corpus(path, columns)
 
     def encode(path: Path, tokenizer: Tokenizer) -> PretrainingData:
-        config = SamplingConfig(
-            tokenizer.max_length, settings.seed, not settings.no_nsp, short_seq_prob=settings.short_seq_prob
-        )
+        pairs, short = not settings.no_nsp, settings.short_seq_prob
+        config = SamplingConfig(tokenizer.max_length, settings.seed, pairs, short)
         store = open_store(path, columns, tokenizer, settings.progress)
         masking = Masking(Vocabulary.of(tokenizer), settings.mlm_probability, settings.whole_word_masking)
         return PretrainingData.of(store, config, masking, tokenizer, path)
@@ -116,9 +110,7 @@ def read_pretraining(settings: TrainOptions) -> Task:
     return Task(None, settings.data, settings.eval_data, encode)
 
 
-def open_store(
-    path: Path, columns: Columns, tokenizer: Tokenizer, progress: ProgressCallback = null_progress
-) -> Store:
+def open_store(path: Path, columns: Columns, tokenizer: Tokenizer, progress: ProgressCallback) -> Store:
     """Opens a prepared corpus; a text corpus is prepared first and cached under `BERTMP_HOME`.
 
     The cache key is the content of the file, its columns and the tokenizer.
@@ -128,10 +120,9 @@ def open_store(
     """
     if is_store(path):
         return Store.open(path, tokenizer)
-    cache_key = json.dumps(
-        [sha256_file(path), path.suffix, columns.text, columns.text_pair, tokenizer.fingerprint()]
-    )
-    folder = home() / "corpora" / f"{path.stem}-{hashlib.sha256(cache_key.encode()).hexdigest()[:16]}"
+    parts = [sha256_file(path), path.suffix, columns.text, columns.text_pair, tokenizer.fingerprint()]
+    cache_key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    folder = home() / "corpora" / f"{path.stem}-{cache_key}"
     with file_lock(folder.with_name(f"{folder.name}.lock")):  # of several processes, one prepares it
         if is_store(folder):
             try:

@@ -11,7 +11,7 @@ from torch import nn
 
 from bertmp.model.config import BertConfig
 from bertmp.training.metrics import BestEvaluation, Evaluation
-from bertmp.training.optimizer import Lamb, learning_rate, make_optimizer, set_learning_rate
+from bertmp.training.step import Lamb, learning_rate, make_optimizer, set_learning_rate
 from bertmp.training.train_options import TrainOptions
 from tests.models import classifier
 
