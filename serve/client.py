@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from http.client import HTTPException
 from importlib import import_module
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ import numpy as np
 from typing_extensions import Self
 
 from bertmp.core.errors import InputError
+from bertmp.core.io import Record
 from bertmp.core.options import keywords_of
 from bertmp.serve.serving_options import InferOptions, Protocol, read_texts
 
@@ -202,7 +203,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Record):
     """One text's answer.
 
     Attributes:
@@ -216,9 +217,6 @@ class Answer:
     probability: float
     version: int
     truncated: bool
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Client(TritonClient):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from bertmp.core.errors import BertmpError, InputError
+from bertmp.core.io import Record
 from bertmp.core.options import keywords_of
 from bertmp.export.bundle import Bundle
 from bertmp.export.engine.compatibility import release_of_server
@@ -27,7 +27,7 @@ from bertmp.serve.serving_options import DeployOptions, ModelsOptions, RollbackO
 
 
 @dataclass(frozen=True)
-class Deployment:
+class Deployment(Record):
     """The result of a deployment or a rollback.
 
     Attributes:
@@ -47,9 +47,6 @@ class Deployment:
     parity: str
     server: str | None
     notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @keywords_of(DeployOptions)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import atomic_folder, file_lock, read_json, write_json, write_text, writing_to
+from bertmp.core.io import Record, atomic_folder, file_lock, read_json, write_json, write_text, writing_to
 from bertmp.serve.model_config import (
     ModelSignature,
     encoder_name,
@@ -194,7 +194,7 @@ Refused: a server could not answer with it, and its files are gone."""
 
 
 @dataclass(frozen=True)
-class VersionRecord:
+class VersionRecord(Record):
     """One version of a model.
 
     Attributes:
@@ -221,9 +221,6 @@ class VersionRecord:
         if self.parity is None:
             return "not checked"
         return "passed" if self.parity.get("passed") else "failed"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

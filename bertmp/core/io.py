@@ -5,16 +5,36 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import InputError, MissingComponent
+
+
+def plain(value: Any) -> Any:
+    """Values as JSON has them: tuples as lists; paths and the like, infinity and NaN as text."""
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)  # numbers are read from this text, too
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+class Record:
+    """A base of dataclasses whose JSON is their attributes."""
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(plain(asdict(self)))  # type: ignore[call-overload]
 
 
 def _sync(path: Path) -> None:

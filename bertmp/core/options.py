@@ -14,22 +14,12 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import (
-    Any,
-    Literal,
-    ParamSpec,
-    Protocol,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    overload,
-)
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, Union, get_args, get_origin, overload
 
 from typing_extensions import dataclass_transform
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import write_toml
+from bertmp.core.io import plain, write_toml
 
 P = ParamSpec("P")
 O = TypeVar("O")  # noqa: E741
@@ -139,7 +129,7 @@ class Options:
             of: a base class, to leave out the options that are not declared by it.
         """
         return {
-            declared.name: _plain(getattr(self, declared.name))
+            declared.name: plain(getattr(self, declared.name))
             for declared in declared_options(of or type(self))
             if declared.info.on_command_line and declared.info.saved
         }
@@ -300,9 +290,3 @@ def _with_arguments(text: str, options: Any) -> str:
         head, mark, rest = text.partition("\n    Raises:")
     listed = "".join(f"        {one.name}: {one.info.help}\n" for one in declared_options(options))
     return f"{head.rstrip()}\n\n    Args:\n{listed}{mark}{rest}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -16,14 +16,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from packaging.version import Version
 
 from bertmp.core.errors import InputError, MissingComponent
-from bertmp.core.io import file_lock, home, read_json, write_json, writing_to
+from bertmp.core.io import Record, file_lock, home, read_json, write_json, writing_to
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
 from bertmp.environment.options import SetupOptions
@@ -63,7 +63,7 @@ class TritonRuntime:
 
 
 @dataclass(frozen=True)
-class SetupResult:
+class SetupResult(Record):
     """What `bertmp setup` found or made.
 
     Attributes:
@@ -77,9 +77,6 @@ class SetupResult:
     folder: str
     installed: bool
     versions: dict[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @keywords_of(SetupOptions)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import GateFailed, InputError
-from bertmp.core.io import atomic_folder, read_json, sha256_file
+from bertmp.core.io import Record, atomic_folder, read_json, sha256_file
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
 from bertmp.export.bundle import BUILD_ENGINE, CONFIG, CONVERT, ENGINE, FP16_GRAPH, NETWORK, PLAN, Bundle
@@ -27,7 +27,7 @@ ENGINE_FOLDER = "engine"
 
 
 @dataclass(frozen=True)
-class EngineResult:
+class EngineResult(Record):
     """A built engine.
 
     Attributes:
@@ -83,10 +83,6 @@ class EngineResult:
     graph_sha256: str = ""
     plan_sha256: str | None = None
     seconds: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        paths = {name: str(getattr(self, name)) for name in ("folder", "engine", "network")}
-        return {**asdict(self), **paths}
 
 
 @keywords_of(EngineOptions)

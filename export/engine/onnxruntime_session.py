@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from bertmp.core.errors import BuildFailed, InputError, MissingComponent
-from bertmp.core.io import atomic_folder, read_json, write_json
+from bertmp.core.io import Record, atomic_folder, read_json, write_json
 from bertmp.export.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, Bundle
 from bertmp.export.graph import ort_sessions
 
@@ -28,7 +28,7 @@ PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecution
 
 
 @dataclass(frozen=True)
-class SessionResult:
+class SessionResult(Record):
     """A prepared session.
 
     Attributes:
@@ -55,10 +55,6 @@ class SessionResult:
     difference: float
     graph_bytes: int
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        paths = {name: str(getattr(self, name)) for name in ("folder", "graph", "session")}
-        return {**asdict(self), **paths}
 
 
 def build_session(bundle_folder: Path, providers: Sequence[str] = PROVIDERS) -> SessionResult:

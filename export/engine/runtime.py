@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from bertmp.core.errors import BuildFailed, InputError, MissingComponent
 from bertmp.core.hardware import Gpu, find_gpu
+from bertmp.core.io import Record
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, Bundle
 from bertmp.export.engine.builders import Toolchain, find_toolchain
 from bertmp.export.engine.compatibility import EngineFile, open_engine, require_device, require_runtime
@@ -256,7 +257,7 @@ class ShapeSpeed:
 
 
 @dataclass(frozen=True)
-class EngineBench:
+class EngineBench(Record):
     """An engine's speed.
 
     Attributes:
@@ -270,9 +271,6 @@ class EngineBench:
     builder: str
     gpu: str
     rows: tuple[ShapeSpeed, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "engine": str(self.engine), "rows": [asdict(row) for row in self.rows]}
 
 
 def bench_engine(bundle: Path, texts: Path | None = None, seconds: float = 10.0) -> EngineBench:

@@ -21,13 +21,7 @@ from bertmp.export.lint.structure import (
     mask_findings,
     structure_findings,
 )
-from bertmp.export.lint.values import (
-    block_weights,
-    measure_tensors,
-    range_findings,
-    weigh,
-    weight_findings,
-)
+from bertmp.export.lint.values import block_weights, measure_tensors, range_findings, weigh, weight_findings
 from bertmp.export.precision.calibration import Calibration, read_calibration
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bertmp.export.precision.plan import without_infinities
+from bertmp.core.io import Record
 
 Severity = Literal["error", "warning", "note"]
 """`error`: answers are wrong, or it does not load; `warning`: they may be, or something is wasted."""
@@ -140,7 +140,7 @@ class Casts:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Record):
     """What a graph's precision amounts to.
 
     Attributes:
@@ -167,10 +167,6 @@ class Explanation:
     casts: Casts
     findings: tuple[Finding, ...]
     calibration: Mapping[str, Any] | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; an infinite number is the text `inf` or `-inf`."""
-        return dict(without_infinities({**asdict(self), "graph": str(self.graph)}))
 
 
 def findings_about(

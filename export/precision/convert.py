@@ -146,11 +146,7 @@ def convert(options: ConvertOptions) -> Conversion:
 
 
 def plan_precision(
-    graph: ModelProto,
-    options: PrecisionOptions,
-    *,
-    tokenizer: Path,
-    trained: Path | None = None,
+    graph: ModelProto, options: PrecisionOptions, *, tokenizer: Path, trained: Path | None = None
 ) -> Planned:
     """Makes a plan by the options, or reads the one they name, and applies it.
 

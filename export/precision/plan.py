@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import read_json, write_json
+from bertmp.core.io import plain, read_json, write_json
 from bertmp.export.export_options import Target
 
 FORMAT = 2
@@ -198,7 +197,7 @@ class PrecisionPlan:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        return dict(without_infinities({"format": FORMAT, **asdict(self)}))
+        return dict(plain({"format": FORMAT, **asdict(self)}))
 
     def save(self, path: Path) -> None:
         """Writes the plan as JSON, completely or not at all."""
@@ -230,14 +229,3 @@ class PrecisionPlan:
                 what = f"node '{node.name}' has the precision '{node.precision}'"
                 raise InputError(what, path, f"use {plan.target} or fp32")
         return plan
-
-
-def without_infinities(value: Any) -> Any:
-    """JSON has no infinity: written as the string `inf`, `-inf` or `nan`, which is read as a number again."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: without_infinities(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_infinities(item) for item in value]
-    return value

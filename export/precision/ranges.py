@@ -19,14 +19,7 @@ from onnx import ModelProto, helper
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, sha256_file
 from bertmp.export.graph.graph_index import GraphIndex
-from bertmp.export.graph.nodes import (
-    MOVING_OPS,
-    input_names,
-    module_groups,
-    module_of,
-    name_of,
-    output_names,
-)
+from bertmp.export.graph.nodes import MOVING_OPS, input_names, module_groups, module_of, name_of, output_names
 from bertmp.export.graph.ort_sessions import open_measuring_session, run
 from bertmp.export.graph.types import FLOAT, element_types
 from bertmp.export.graph.weights import WeightlessGraph, split_weights
