@@ -12,7 +12,7 @@ from bertmp.export.export_options import ExplainOptions
 from bertmp.export.graph.loading import load_graph, name_nodes
 from bertmp.export.graph.nodes import name_of
 from bertmp.export.graph.types import opset_of
-from bertmp.export.lint.findings import SEVERITIES, Block, Explanation, Finding, Tensor
+from bertmp.export.lint.findings import SEVERITIES, BlockSummary, Explanation, Finding, TensorSummary
 from bertmp.export.lint.graph_view import FP16, GraphView
 from bertmp.export.lint.structure import (
     cast_findings,
@@ -69,7 +69,7 @@ def explain(options: ExplainOptions) -> Explanation:
 
 def _measured(
     view: GraphView, texts: Calibration, progress: ProgressCallback
-) -> tuple[tuple[Tensor, ...], list[Finding]]:
+) -> tuple[tuple[TensorSummary, ...], list[Finding]]:
     """What calibration shows; that ONNX Runtime does not load the graph is a finding, too."""
     try:
         return measure_tensors(view, texts, partial(progress, "running the examples")), []
@@ -80,7 +80,7 @@ def _measured(
         return (), [Finding("error", "does-not-load", "", sentence, "fix the error that it names")]
 
 
-def _blocks(view: GraphView, tensors: tuple[Tensor, ...]) -> tuple[Block, ...]:
+def _blocks(view: GraphView, tensors: tuple[TensorSummary, ...]) -> tuple[BlockSummary, ...]:
     weights = block_weights(view)
     nodes: dict[str, Counter[str]] = {}
     for node in view.nodes:
@@ -94,7 +94,7 @@ def _blocks(view: GraphView, tensors: tuple[Tensor, ...]) -> tuple[Block, ...]:
         worst = min(own, key=lambda tensor: tensor.headroom, default=None)
         largest = weights.get(name, 0.0)
         others = [tensor.subnormal for tensor in own if not view.is_from_softmax(tensor.name)]
-        block = Block(
+        block = BlockSummary(
             name=name,
             nodes=dict(counts),
             weights_largest=largest,

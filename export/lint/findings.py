@@ -57,7 +57,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorSummary:
     """The magnitudes of one tensor on the calibration examples.
 
     Attributes:
@@ -78,7 +78,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockSummary:
     """A part of the graph, such as `bert.encoder.layer.3`.
 
     Attributes:
@@ -106,7 +106,7 @@ class Mask:
     Attributes:
         constant: the tensor that holds it.
         value: as it is stored; may be infinite.
-        added_in: the types that its way to the softmaxes runs in.
+        added_in: the types of the additions and selections between it and the softmaxes.
         softmaxes: how many it reaches.
         survives: whether its sum with a score stays finite in FP16.
     """
@@ -161,8 +161,8 @@ class Explanation(Record):
     made_by: str
     nodes: Mapping[str, int]
     weights: Mapping[str, Weights]
-    blocks: tuple[Block, ...]
-    tensors: tuple[Tensor, ...]
+    blocks: tuple[BlockSummary, ...]
+    tensors: tuple[TensorSummary, ...]
     masks: tuple[Mask, ...]
     casts: Casts
     findings: tuple[Finding, ...]

@@ -11,7 +11,7 @@ from bertmp.export.export_options import HEADROOM
 from bertmp.export.graph.nodes import name_of, output_names
 from bertmp.export.graph.types import FLOAT, LOW_TYPES, LowType
 from bertmp.export.graph.weights import WeightlessGraph
-from bertmp.export.lint.findings import Finding, Tensor, Weights
+from bertmp.export.lint.findings import Finding, TensorSummary, Weights
 from bertmp.export.lint.graph_view import FP16, NAMES, GraphView
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.fp16_emulation import rounded
@@ -24,7 +24,9 @@ _SPACING = 2.0**-24
 """The distance between FP16's subnormal numbers."""
 
 
-def measure_tensors(view: GraphView, calibration: Calibration, progress: Progress) -> tuple[Tensor, ...]:
+def measure_tensors(
+    view: GraphView, calibration: Calibration, progress: Progress
+) -> tuple[TensorSummary, ...]:
     """Runs the graph and records every floating-point tensor's extremes and small values.
 
     Each 16-bit tensor is rounded to its type and all arithmetic is FP32: what overflows becomes infinite,
@@ -42,11 +44,11 @@ def measure_tensors(view: GraphView, calibration: Calibration, progress: Progres
     return tuple(_tensor(name, view, float(largest[i]), counts[i]) for i, name in enumerate(names))
 
 
-def _tensor(name: str, view: GraphView, largest: float, counts: np.ndarray) -> Tensor:
+def _tensor(name: str, view: GraphView, largest: float, counts: np.ndarray) -> TensorSummary:
     small, zero, size = counts
     node, low = view.producer(name), view.judged_by(name)
     assert node is not None
-    return Tensor(
+    return TensorSummary(
         name=name,
         node=name_of(node),
         block=view.blocks[name_of(node)],
@@ -80,12 +82,12 @@ def _count_small(light: WeightlessGraph, names: Sequence[str], view: GraphView) 
             graph.node.append(helper.make_node(operator, inputs, [out], name=out, **attributes))
 
 
-def range_findings(tensors: tuple[Tensor, ...], view: GraphView) -> list[Finding]:
+def range_findings(tensors: tuple[TensorSummary, ...], view: GraphView) -> list[Finding]:
     """Overflow, too little headroom, and tensors that lie too low for 16 bits."""
     return [*_overflows(tensors, view), *_near_overflow(tensors, view), *_too_low(tensors, view)]
 
 
-def _overflows(tensors: tuple[Tensor, ...], view: GraphView) -> list[Finding]:
+def _overflows(tensors: tuple[TensorSummary, ...], view: GraphView) -> list[Finding]:
     """The first tensor that is not finite; what follows it is its consequence."""
     broken = [tensor for tensor in tensors if tensor.largest == float("inf")]
     wrong = [tensor for tensor in broken if tensor.name not in view.on_mask_paths]
@@ -102,9 +104,9 @@ def _overflows(tensors: tuple[Tensor, ...], view: GraphView) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _near_overflow(tensors: tuple[Tensor, ...], view: GraphView) -> list[Finding]:
+def _near_overflow(tensors: tuple[TensorSummary, ...], view: GraphView) -> list[Finding]:
     """The tensor with the least headroom of each block; FP32 tensors count where nothing is 16-bit."""
-    worst: dict[str, list[Tensor]] = {}
+    worst: dict[str, list[TensorSummary]] = {}
     for tensor in tensors:
         counts = tensor.type in LOW_TYPES or view.is_fp32
         near = tensor.headroom < HEADROOM and tensor.largest < float("inf")
@@ -128,7 +130,7 @@ def _near_overflow(tensors: tuple[Tensor, ...], view: GraphView) -> list[Finding
     return found
 
 
-def _too_low(tensors: tuple[Tensor, ...], view: GraphView) -> list[Finding]:
+def _too_low(tensors: tuple[TensorSummary, ...], view: GraphView) -> list[Finding]:
     """Tensors in FP16 that are small throughout. A softmax's results are meant to be."""
     found = []
     for tensor in tensors:

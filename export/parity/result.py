@@ -226,7 +226,7 @@ class RuleSummary:
         sentences: its reasons, each once, the most frequent first.
         ops: operator type → number of nodes.
         nodes: the nodes' names, with the module where it is known.
-        error: the largest that lowering some of them was measured to cause; None where none was measured.
+        error: the largest measured with some of them in FP16; None where none was measured.
     """
 
     rule: str

@@ -5,8 +5,8 @@ The model is split tensor parallel, by FSDP2, or replicated, and combined. The m
 host, since they communicate most.
 
 A state has plain tensors by parameter name, the same for every layout of the processes.
-`torch.distributed.checkpoint.state_dict` is not used: it steps an optimizer without state to get one, and a
-state saved before the first step has none.
+`torch.distributed.checkpoint.state_dict` is not used: of an optimizer that has not stepped yet, it returns a
+state with a step count of 1 (torch 2.13), so that a run resumed from step 0 would differ in its weights.
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ def builders() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def test_the_engine_and_its_proof_are_in_the_bundle(built: tuple[Path, EngineResult, list[State]]) -> None:
+def test_the_engine_and_its_verification_are_in_the_bundle(
+    built: tuple[Path, EngineResult, list[State]],
+) -> None:
     bundle, result, _ = built
     assert result.engine == bundle / ENGINE
     assert result.engine.stat().st_size == result.engine_bytes > 100_000

@@ -39,7 +39,7 @@ def some_inputs(*lengths: int) -> ParityInputs:
 
 @needs_builder
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, where the engine runs")
-def test_without_a_gpu_the_proof_stands_in(tmp_path: Path) -> None:
+def test_without_a_gpu_the_verification_stands_in(tmp_path: Path) -> None:
     bundle = save_bundle(tmp_path / "bundle")
     build_engine(bundle, profiles=["1x1:2x8:4x16"])
     answer = EngineStage(Bundle.open(bundle)).run(some_inputs(5, 7), advance=lambda count: None)

@@ -81,7 +81,7 @@ def test_unlabelled_texts_have_no_accuracy_gate() -> None:
     assert "accuracy_points" not in gates_of("onnx-fp16", Evidence(unlabelled))
 
 
-def test_size_and_proof_are_gates_of_their_own() -> None:
+def test_size_and_verification_are_gates_of_their_own() -> None:
     assert gates_of("onnx-fp16", Evidence(size_ratio=0.51))["size_ratio"].passed
     assert not gates_of("onnx-fp16", Evidence(size_ratio=0.511))["size_ratio"].passed
     assert gates_of("engine", Evidence(verified=True))["verified"].passed

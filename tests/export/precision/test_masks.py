@@ -1,4 +1,4 @@
-"""Mask constants: kept in FP32 to the bit, or replaced with a proof where that saves casts."""
+"""Mask constants: kept in FP32 to the bit, or replaced with a justification where that saves casts."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_constant_is_replaced_where_that_saves_casts(constant: float, way: s
 
 
 @pytest.mark.parametrize("problem", ["no ranges", "large scores", "a mask that is no mask"])
-def test_nothing_is_replaced_without_a_proof(problem: str) -> None:
+def test_nothing_is_replaced_without_a_justification(problem: str) -> None:
     graph = masked_attention(-1e9, "Mul")
     measured = ranges(graph)
     largest = dict(measured.largest)

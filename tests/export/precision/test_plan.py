@@ -51,9 +51,9 @@ def test_edits_give_another_plan() -> None:
     raised = PLAN.with_precision(["a"], "fp32", mine)
     assert [node.name for node in raised.kept_fp32()] == ["a", "b"]
     assert raised.nodes[0].reasons == (mine,)
-    lowered = PLAN.with_precision(["b"], "fp16")
-    assert lowered.counts() == {"fp16": 2, "fp32": 0, "integer": 1}
-    assert lowered.nodes[1].reasons == ()
+    moved = PLAN.with_precision(["b"], "fp16")
+    assert moved.counts() == {"fp16": 2, "fp32": 0, "integer": 1}
+    assert moved.nodes[1].reasons == ()
     assert PLAN.counts() == {"fp16": 1, "fp32": 1, "integer": 1}
     with pytest.raises(InputError, match="the plan has no node 'nobody'"):
         PLAN.with_precision(["nobody"], "fp32")

@@ -139,7 +139,7 @@ def judged() -> tuple[ModelProto, Evaluator]:
     return graph, Evaluator(graph, texts)
 
 
-def test_what_is_not_needed_is_lowered_but_never_norms_and_softmax(
+def test_what_is_not_needed_is_moved_to_fp16_but_never_norms_and_softmax(
     judged: tuple[ModelProto, Evaluator],
 ) -> None:
     graph, evaluator = judged
@@ -152,13 +152,15 @@ def test_what_is_not_needed_is_lowered_but_never_norms_and_softmax(
     assert any(step.changed.startswith("dropped 1 node: ") for step in generous.search.steps)
 
 
-def test_norms_and_softmax_are_lowered_where_the_user_asks(judged: tuple[ModelProto, Evaluator]) -> None:
+def test_norms_and_softmax_are_moved_to_fp16_where_the_user_asks(
+    judged: tuple[ModelProto, Evaluator],
+) -> None:
     graph, evaluator = judged
     planner = planner_of(graph, allow=["LayerNormalization", "Softmax"])
     assert not found(planner, evaluator, 1.0).kept_fp32()
 
 
-def test_what_comes_near_overflow_is_never_lowered(judged: tuple[ModelProto, Evaluator]) -> None:
+def test_what_comes_near_overflow_is_never_moved_to_fp16(judged: tuple[ModelProto, Evaluator]) -> None:
     graph, evaluator = judged
     ranges = Ranges({"t3": 30_000.0}, RangeRecord("calibration", "x", "", 6))
     plan = found(planner_of(graph, ranges=ranges), evaluator, 1.0)
