@@ -89,7 +89,9 @@ def _facts(result: EngineResult) -> dict[str, str]:
         "triton": f"loads in {releases}" if releases else "no release loads it",
         "profiles": ", ".join(result.profiles),
         "memory": f"{total:,.0f} MiB on the GPU at most, by estimate, {weights:,.0f} of them weights",
-        "inspected": inspected.get("reason") or f"{inspected['layers']} layers, as planned",
+        "inspected": f"{inspected['typed']} of {inspected['layers']} layers compared, as planned"
+        if inspected["verified"]
+        else f"the engine's own layers are not verified: {inspected['reason']}",
         "engine": f"{result.engine} ({result.engine_bytes / 2**20:.1f} MiB in {result.seconds:.1f} s)",
         "layers": str(result.network),
     }

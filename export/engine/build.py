@@ -3,7 +3,8 @@
 The result is a folder of two files: `model.plan` is the engine; `network.json` describes it, lists every
 layer of the parsed network and holds the verification. Both are written together or not at all. Where the
 verification fails nothing is built: the folder then holds `network.json` alone, which gives the reason, and
-an engine of another graph or plan that was there before is removed.
+an engine of another graph or plan that was there before is removed. An engine that breaks the plan although
+the network did not is kept as `model.rejected.plan`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bertmp.core.io import Record, atomic_folder, read_json, sha256_file
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
 from bertmp.export.bundle import BUILD_ENGINE, CONFIG, CONVERT, ENGINE, FP16_GRAPH, NETWORK, PLAN, Bundle
-from bertmp.export.engine.compatibility import ENGINE_FILE, NETWORK_FILE
+from bertmp.export.engine.compatibility import ENGINE_FILE, NETWORK_FILE, REJECTED_FILE
 from bertmp.export.engine.engine_options import EngineOptions
 from bertmp.export.engine.supervisor import Job, run_job
 
@@ -150,7 +151,8 @@ def _find_source(target: Path, out: Path | None) -> _Source:
         raise InputError("no such bundle or graph", target, "make a bundle with 'bertmp export'")
     if target.is_file():
         folder = Path(out) if out else target.with_name(f"{target.stem}.engine")
-        ours = folder.is_dir() and {path.name for path in folder.iterdir()} <= {ENGINE_FILE, NETWORK_FILE}
+        files = {ENGINE_FILE, NETWORK_FILE, REJECTED_FILE}
+        ours = folder.is_dir() and {path.name for path in folder.iterdir()} <= files
         if folder.exists() and not ours:
             what = "the folder holds something that is not an engine"
             raise InputError(what, folder, "name another with --out")

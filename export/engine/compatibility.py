@@ -30,6 +30,8 @@ from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, sha256_file
 
 ENGINE_FILE, NETWORK_FILE = "model.plan", "network.json"
+REJECTED_FILE = "model.rejected.plan"
+"""An engine that breaks its plan: kept beside its listing for inspection, and never deployed."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from bertmp.core.hardware import Gpu, find_gpu
 from bertmp.core.io import sha256_file, write_json, writing_to
 from bertmp.export.engine import preflight, verify
 from bertmp.export.engine.builders import Toolchain, find_toolchain
-from bertmp.export.engine.compatibility import ENGINE_FILE, NETWORK_FILE, runs_on
+from bertmp.export.engine.compatibility import ENGINE_FILE, NETWORK_FILE, REJECTED_FILE, runs_on
 from bertmp.export.engine.supervisor import Job, Messages, error_message
 from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan
 
@@ -95,8 +95,8 @@ def build(job: Job, messages: Messages) -> dict[str, Any]:
     # Where it was inspected, the built engine itself may break the plan.
     violations = engine.get("inspection", {}).get("violations", ())
     failure = verification.first_failure() or next(iter(violations), "")
-    if failure:
-        (Path(job.folder) / ENGINE_FILE).unlink(missing_ok=True)
+    if failure and engine["engine_bytes"]:
+        os.replace(Path(job.folder) / ENGINE_FILE, Path(job.folder) / REJECTED_FILE)
     return {**facts, "verified": not failure, "failure": failure, "counts": verification.counts(),
             "summary": verification.summary, "layers": len(layers), **engine}  # fmt: skip
 
@@ -217,8 +217,14 @@ def _die_with_the_command() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-_TYPES = {**verify.TYPES, "half": "HALF", "float": "FLOAT", "bfloat16": "BF16"}
-"""Words of the inspector's `Format/Datatype` → TensorRT's names of types."""
+_TYPES = {
+    **verify.TYPES, "half": "HALF", "float16": "HALF", "float": "FLOAT", "float32": "FLOAT",
+    "bfloat16": "BF16",
+}  # fmt: skip
+"""Words of the inspector's types → TensorRT's names of types."""
+
+_TYPE_KEYS = ("Format/Datatype", "Datatype")
+"""Where the inspector has a tensor's type: in TensorRT 10, and in 11."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +249,7 @@ class Inspection:
 
     Attributes:
         layers: how many layers the engine has.
+        typed: how many of them were compared: they name planned nodes of one type, and their own types.
         seen: how many planned nodes they name.
         unseen: planned nodes with a layer in the network that no layer of the engine names: folded into
             constants, or into a layer whose note does not name them.
@@ -251,6 +258,7 @@ class Inspection:
     """
 
     layers: int
+    typed: int
     seen: int
     unseen: tuple[str, ...]
     mixed: tuple[str, ...]
@@ -263,7 +271,8 @@ def inspect_engine(
     """Loads the engine that was just built and compares; plain JSON values.
 
     Returns:
-        The fields of Inspection under `run: true`, or the reason why it was not done.
+        `run`, whether the engine was inspected; `verified`, whether types were read and none breaks the plan;
+        the `reason` where it is not verified; and the fields of Inspection.
     """
     reason, engine, built_for = "", None, tools.built_for(job.options, device)
     if device is None:
@@ -276,25 +285,50 @@ def inspect_engine(
         runtime = tools.module.Runtime(logger)
         engine = runtime.deserialize_cuda_engine((Path(job.folder) / ENGINE_FILE).read_bytes())
     if engine is None:
-        return {
-            "run": False,
-            "reason": reason or f"the runtime does not load the engine: {logger.last_error}",
-        }
-    kind = tools.module.LayerInformationFormat.JSON
-    text = engine.create_engine_inspector().get_engine_information(kind)
-    return {"run": True, **asdict(compare(verification, read_layers(json.loads(text))))}
+        reason = reason or f"the runtime does not load the engine: {logger.last_error}"
+        return {"run": False, "verified": False, "reason": reason}
+    found = compare(verification, read_layers(list(_accounts(tools.module, engine))))
+    reason = next(iter(found.violations), "") if found.typed else "the inspector names no types of its layers"
+    return {"run": True, "verified": not reason, "reason": reason, **asdict(found)}
 
 
-def read_layers(account: Mapping[str, Any]) -> list[EngineLayer]:
-    """The layers in the inspector's JSON; a layer without details has a bare name."""
-    return [_read_layer(layer) for layer in account.get("Layers", [])]
+def _accounts(trt: Any, engine: Any) -> Iterator[Mapping[str, Any]]:
+    """The inspector's JSON for each profile, at the shapes that it is tuned for.
+
+    Of an engine with dynamic shapes the inspector says "N/A due to dynamic shapes" in place of types, unless
+    it is given an execution context whose shapes are set. Such a context needs no memory of its own.
+    """
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    inspector = engine.create_engine_inspector()
+    for profile in range(engine.num_optimization_profiles):
+        context.set_optimization_profile_async(profile, 0)
+        for name in inputs:
+            context.set_input_shape(name, engine.get_tensor_profile_shape(name, profile)[1])
+        inspector.execution_context = context
+        yield json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def read_layers(accounts: Sequence[Mapping[str, Any]]) -> list[EngineLayer]:
+    """The layers in the inspector's JSON, one account per profile.
+
+    A layer without details has a bare name. One that stands in several accounts is taken from the first that
+    names its types.
+    """
+    found: dict[str, EngineLayer] = {}
+    for account in accounts:
+        for layer in map(_read_layer, account.get("Layers", [])):
+            if layer.name not in found or not found[layer.name].types:
+                found[layer.name] = layer
+    return list(found.values())
 
 
 def _read_layer(layer: Mapping[str, Any] | str) -> EngineLayer:
     if isinstance(layer, str):
         return EngineLayer(layer, "", (), ())
     tensors = [*layer.get("Inputs", []), *layer.get("Outputs", [])]
-    types = (_type_of(str(tensor.get("Format/Datatype", ""))) for tensor in tensors)
+    types = (_type_of(str(tensor.get(key, ""))) for tensor in tensors for key in _TYPE_KEYS)
     nodes = tuple(dict.fromkeys(verify.NODE_NOTE.findall(str(layer.get("Metadata", "")))))
     name, kind = str(layer.get("Name", "")), str(layer.get("LayerType", ""))
     return EngineLayer(name, kind, nodes, tuple(dict.fromkeys(filter(None, types))))
@@ -310,20 +344,21 @@ def compare(verification: verify.Verification, layers: Sequence[EngineLayer]) ->
     """Holds the engine's layers against the plan that the verification is about."""
     planned = {node.name: node for node in verification.nodes if node.planned in verify.TYPES}
     casts = {name for name, node in planned.items() if node.op in ("Cast", "CastLike")}
-    mixed, violations = [], []
+    mixed, violations, typed = [], [], 0
     for layer in layers:
         kinds = {planned[name].planned for name in layer.nodes if name in planned and name not in casts}
         has_cast = any(name in casts or name.startswith(CAST_PREFIX) for name in layer.nodes)
         if kinds and (len(kinds) > 1 or has_cast):
             mixed.append(layer.name)
             continue
+        typed += bool(kinds and layer.types)
         for kind in kinds:
             if wrong := [name for name in layer.types if name != verify.TYPES[kind]]:
                 found = f"layer '{layer.name}' of the engine has {'/'.join(wrong)}"
                 violations.append(f"{', '.join(layer.nodes)}: planned {kind}, but {found}")
     named = {name for layer in layers for name in layer.nodes}
     unseen = tuple(node.name for node in planned.values() if node.layers and node.name not in named)
-    return Inspection(len(layers), len(named & set(planned)), unseen, tuple(mixed), tuple(violations))
+    return Inspection(len(layers), typed, len(named & set(planned)), unseen, tuple(mixed), tuple(violations))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,9 @@ def test_the_driver_tells_what_torch_tells(cuda: torch.device) -> None:
 def test_the_inspector_agrees_with_the_proof(built: tuple[Path, EngineResult]) -> None:
     inspection = built[1].inspection
     assert inspection["run"], inspection
-    assert inspection["violations"] == ()
+    assert inspection["verified"], inspection
+    assert list(inspection["violations"]) == []
+    assert inspection["typed"] > 0
     assert inspection["layers"] > 0
     assert inspection["seen"] > 0
 

@@ -93,6 +93,8 @@ class TritonPythonModel:
             model_name=self.settings["encoder"],
             model_version=self.version,
             requested_output_names=["logits"],
+            # The TensorRT backend leaves outputs in the GPU's memory otherwise, where as_numpy() raises.
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
             inputs=[
                 pb_utils.Tensor("input_ids", ids),
                 pb_utils.Tensor("attention_mask", mask),
