@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,12 @@ from bertmp.export.engine.compatibility import find_release, require_match
 from bertmp.export.engine.engine_options import parse_profile
 from bertmp.serve.model_config import MAX_BATCH, ModelSignature, signature_of, text_settings
 from bertmp.serve.server_config import BACKENDS
+
+LIBRARIES = "lib"
+"""The folder in a text model's version with the packages that a stock Triton container lacks."""
+
+_CONTAINER = ("linux", "x86_64")
+"""The platform of the Triton containers whose releases the table has."""
 
 TEXT_CODE = BACKENDS / "text_classifier" / "model.py"
 TOKENIZER = "tokenizer.json"
@@ -84,6 +93,8 @@ class Deployable:
         """Writes the files of the text model's version into an empty folder."""
         shutil.copyfile(TEXT_CODE, folder / "model.py")
         shutil.copyfile(self.bundle.folder / TOKENIZER, folder / TOKENIZER)
+        if not missing_libraries():
+            copy_tokenizers(folder / LIBRARIES)
         pad_id = self.bundle.tokenizer.pad_id
         write_json(folder / "settings.json", text_settings(name, self.signature, pad_id))
 
@@ -110,6 +121,7 @@ def inspect_bundle(bundle: Bundle) -> Deployable:
     if engine is not None:
         files["model.plan"] = bundle.manifest.stages[BUILD_ENGINE].outputs[ENGINE]
     files["model.py"] = sha256_file(TEXT_CODE)
+    files["tokenizers"] = metadata.version("tokenizers")
     content = json.dumps([files, asdict(signature)], sort_keys=True).encode()
     return Deployable(
         bundle=bundle,
@@ -118,8 +130,32 @@ def inspect_bundle(bundle: Bundle) -> Deployable:
         engine=engine,
         parity=parity,
         fingerprint=hashlib.sha256(content).hexdigest(),
-        notes=(*notes, *(["parity: not checked"] if parity is None else [])),
+        notes=(*notes, *filter(None, [missing_libraries(), "" if parity else "parity: not checked"])),
     )
+
+
+def missing_libraries() -> str:
+    """Why a text model is deployed without the libraries for Triton's container; empty where with them."""
+    if (sys.platform, platform.machine()) == _CONTAINER:
+        return ""
+    here = f"{sys.platform} {platform.machine()}"
+    return (
+        f"this machine is {here}, so the version holds no tokenizers for Triton's container "
+        f"({' '.join(_CONTAINER)}): install tokenizers=={metadata.version('tokenizers')} in it"
+    )
+
+
+def copy_tokenizers(folder: Path) -> None:
+    """Copies the installed tokenizers, which every Python from 3.10 on loads, and the package's licence."""
+    package = metadata.distribution("tokenizers")
+    licences = [file for file in metadata.distribution("bertmp").files or () if file.name == "LICENSE"]
+    files = [file for file in package.files or () if file.suffix in (".py", ".so") or file.name == "METADATA"]
+    for file in files:
+        target = folder / str(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(str(file.locate()), target)
+    for file in licences[:1]:  # tokenizers is under the Apache License 2.0 as this project is
+        shutil.copyfile(str(file.locate()), folder / "LICENSE")
 
 
 def _engine(bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:

@@ -1,8 +1,8 @@
 """A text classifier for Triton's Python backend: TEXT → LABEL, PROBABILITIES, TRUNCATED, TOKENS.
 
-The tokenizer lies beside this file; the numbers come from the encoder model of the same version, called
-inside the server. The texts of all requests of one call are tokenized together and grouped by length:
-on a CPU, batches without padding are the fast ones.
+The tokenizer lies beside this file, and in `lib/` the package that reads it, which stock containers lack. The
+numbers come from the encoder model of the same version, called inside the server. The texts of all requests
+of one call are tokenized together and grouped by length: on a CPU, batches without padding are the fast ones.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
 from tokenizers import Tokenizer
 
 

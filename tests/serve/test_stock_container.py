@@ -1,0 +1,74 @@
+"""The text model where nothing of ours is installed, as in the stock Triton container with a GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+
+from bertmp import deploy, infer
+from bertmp.core.io import write_text
+from tests.serve.conftest import Served
+
+SCRIPT = """
+import asyncio, json, sys
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+repository, texts = sys.argv[1], json.loads(sys.argv[2])
+sys.path.insert(0, f"{repository}/trec/1")
+import model
+
+pb_utils.ENCODERS["trec_encoder"] = lambda inputs: {
+    "logits": np.eye(6, dtype=np.float32)[inputs["attention_mask"].sum(axis=1) % 6]
+}
+config = {"parameters": {"length_step": {"string_value": "16"}}}
+served = model.TritonPythonModel()
+served.initialize(
+    {"model_repository": f"{repository}/trec", "model_version": "1", "model_config": json.dumps(config)}
+)
+rows = np.array([text.encode() for text in texts], dtype=object).reshape(-1, 1)
+request = pb_utils.InferenceRequest(inputs=[pb_utils.Tensor("TEXT", rows)])
+(response,) = asyncio.run(served.execute([request]))
+found = {tensor.name(): tensor.as_numpy().reshape(-1) for tensor in response.output_tensors()}
+imported = sorted({name.split(".")[0] for name in sys.modules})
+print(json.dumps([[label.decode() for label in found["LABEL"]], found["TOKENS"].tolist(), imported]))
+"""
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all the packages that the container's Python has: numpy, and Triton's module."""
+    folder = tmp_path_factory.mktemp("bare")
+    package = Path(numpy.__file__).parent
+    for source in (package, package.with_name("numpy.libs")):
+        if source.is_dir():
+            (folder / source.name).symlink_to(source)
+    standin = Path(__file__).with_name("pb_utils_standin.py").read_text(encoding="utf-8")
+    write_text(folder / "triton_python_backend_utils.py", standin)
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tokenizers are put beside the model for Linux")
+def test_text_model_runs_with_numpy_alone_and_the_encoders_output_on_the_gpu(
+    bundle: Path, bare_python: Path, tmp_path: Path
+) -> None:
+    deploy(bundle, "trec", tmp_path / "repository")
+    texts = ["Who ?", "Where is it , and why there ?"]
+    code = f"import sys; sys.path[:] = [{str(bare_python)!r}, *sys.path]\n{SCRIPT}"
+    command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "repository"), json.dumps(texts)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    labels, tokens, imported = json.loads(done.stdout)
+    assert tokens == [4, 10]
+    names = (bundle / "labels.txt").read_text(encoding="utf-8").splitlines()
+    assert labels == [names[count % 6] for count in tokens]
+    assert not {"bertmp", "torch", "huggingface_hub"} & set(imported)
+
+
+def test_real_server_answers_with_the_preferred_memory(served: Served) -> None:
+    assert infer("trec", ["Who ?"], url=served.url("grpc"))[0].label
