@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,27 @@ from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 from bertmp.serve.client import Answers, Client
 from bertmp.serve.model_config import encoder_name
 from bertmp.serve.serving_options import Protocol
+
+
+def served_graph(config: Mapping[str, Any]) -> dict[str, str]:
+    """What an encoder's configuration says of the graph that it runs.
+
+    Args:
+        config: Triton's model configuration as JSON.
+
+    Returns:
+        `platform` and `file`; and where they give its precision away, `precision` and `serves`, the stage
+        of the bundle that it is: `engine`, `onnx-fp16`, `onnx-bf16`.
+    """
+    platform = str(config.get("platform") or config.get("backend") or "")
+    file = str(config.get("default_model_filename") or "")
+    facts = {"platform": platform, "file": file}
+    if platform == "tensorrt_plan":
+        return {**facts, "precision": "as the engine's plan", "serves": "engine"}
+    for precision in ("fp16", "bf16"):
+        if precision in file.split("."):
+            return {**facts, "precision": precision, "serves": f"onnx-{precision}"}
+    return facts
 
 
 @dataclass(frozen=True)
@@ -43,6 +65,7 @@ class TritonStage:
             return Skipped("the served model takes one text, and these are pairs")
         with Client(self.url, self.protocol) as client:
             labels = client.labels(self.model, inputs.texts[0])
+            serves = served_graph(client.config(encoder_name(self.model)))
             step = client.max_batch(self.model)
             logits: list[np.ndarray] = []
             answers: list[Answers] = []
@@ -62,6 +85,7 @@ class TritonStage:
             answers=np.array([labels.index(label) for label in answered]),
             details={
                 "model": self.model,
+                **serves,
                 "protocol": self.protocol,
                 "versions": sorted({version for part in answers for version in part.versions}),
                 "labels": labels,

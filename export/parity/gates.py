@@ -45,6 +45,7 @@ DEFAULTS: Mapping[str, Limits] = {
     "torch-fp32": Limits(),
     "onnx-fp32": Limits(max_error=5e-5),
     "onnx-fp16": replace(_HALF, size_ratio=0.51),
+    "onnx-bf16": replace(_HALF, max_error=0.25, size_ratio=0.51),
     "engine": replace(_HALF, verified=True),
     "triton": Limits(max_probability_error=1e-5, flips=0),
 }

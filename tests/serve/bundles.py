@@ -18,7 +18,7 @@ POSITIONS = 64
 SAMPLES = ("Who ?", "Where is it ?", "What does NATO mean ?", "How many days has a year ?", "hello " * 20)
 
 
-def make_bundle(folder: Path, minilm: Path, seed: int) -> Path:
+def make_bundle(folder: Path, minilm: Path, seed: int, fp16: bool = False) -> Path:
     """A classifier of two small layers with random weights: other seeds give other answers."""
     from bertmp import export_checkpoint
     from bertmp.data.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ def make_bundle(folder: Path, minilm: Path, seed: int) -> Path:
     checkpoint = folder / "checkpoint"
     tokenizer = Tokenizer.load(minilm, POSITIONS)
     save_checkpoint(checkpoint, _varied_classifier(config, tokenizer, seed), config, tokenizer)
-    export_checkpoint(checkpoint, folder / "bundle", fp16=False)
+    export_checkpoint(checkpoint, folder / "bundle", fp16=fp16)
     return folder / "bundle"
 
 

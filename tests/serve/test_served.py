@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bertmp import bench, infer
+from bertmp import bench, deploy, infer, parity
 from bertmp.core.errors import InputError
+from bertmp.core.io import write_text
 from bertmp.data.readers import read_examples
 from bertmp.export.bundle import Bundle
 from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 from bertmp.serve.client import Client
-from bertmp.serve.model_config import MAX_BATCH
-from bertmp.serve.parity_stage import TritonStage
+from bertmp.serve.model_config import MAX_BATCH, read_model_config, render
+from bertmp.serve.parity_stage import TritonStage, served_graph
+from bertmp.serve.server import TritonServer
+from bertmp.serve.serving_options import ServeOptions
 from tests.conftest import RunBertmp
-from tests.serve.bundles import LABELS, POSITIONS, answer_in_process
+from tests.serve.bundles import LABELS, POSITIONS, SAMPLES, answer_in_process, make_bundle
 from tests.serve.conftest import Served
 
 PROTOCOLS = ("grpc", "http")
@@ -64,6 +68,41 @@ def test_parity_stage_equals_the_graph(served: Served, texts: list[str], protoco
     assert [LABELS[index] for index in output.answers] == labels
     assert sum(done) == len(texts)
     assert output.details["versions"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("config", "serves"),
+    [
+        ({"platform": "tensorrt_plan"}, "engine"),
+        ({"platform": "onnxruntime_onnx", "default_model_filename": "model.fp16.onnx"}, "onnx-fp16"),
+        ({"platform": "onnxruntime_onnx", "default_model_filename": "model.bf16.onnx"}, "onnx-bf16"),
+        ({"platform": "onnxruntime_onnx", "default_model_filename": ""}, None),
+    ],
+)
+def test_served_graph_is_told_from_the_configuration(config: dict[str, str], serves: str | None) -> None:
+    assert served_graph(config).get("serves") == serves
+
+
+def test_parity_of_a_repository_that_serves_the_fp16_graph(
+    triton: None, minilm: Path, tmp_path: Path
+) -> None:
+    bundle = make_bundle(tmp_path, minilm, seed=2, fp16=True)
+    repository = tmp_path / "repository"
+    deploy(bundle, "trec", repository)
+    encoder = repository / "trec_encoder"
+    shutil.copyfile(bundle / "model.fp16.onnx", encoder / "1" / "model.fp16.onnx")
+    config = read_model_config(encoder / "configs" / "cpu.pbtxt")
+    config.default_model_filename = "model.fp16.onnx"
+    write_text(encoder / "configs" / "cpu.pbtxt", render(config))
+    data = tmp_path / "data.tsv"
+    data.write_text("".join(f"{LABELS[n % 6]}\t{text}\n" for n, text in enumerate(SAMPLES)), encoding="utf-8")
+    options = ServeOptions(repository, http_port=0, grpc_port=0, metrics_port=0)
+    with TritonServer(options) as running:
+        result = parity(bundle, data, extra_stages=[TritonStage(running.grpc, "trec")])
+    stage = result.stage("triton")
+    assert (stage.status, stage.serves) == ("run", "onnx-fp16")
+    assert stage.details["precision"] == "fp16"
+    assert not [gate for gate in result.failed_gates if gate.stage == "triton"]
 
 
 def test_parity_stage_with_pairs_is_skipped(served: Served) -> None:

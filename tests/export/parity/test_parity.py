@@ -295,6 +295,31 @@ def test_a_served_model_is_held_to_the_graph_that_it_serves(bundle: Path, labell
     assert stage.served.max_probability_error <= 1e-7
 
 
+def test_a_served_model_that_repeats_the_fp16_graph_is_held_to_its_gates(
+    bundle: Path, labelled: Path
+) -> None:
+    result = parity(bundle, labelled, extra_stages=[Served(bundle / "model.fp16.onnx")])
+    assert result.passed, [gate.sentence for gate in result.failed_gates]
+    assert result.stage("triton").serves == "onnx-fp16"
+    limits = {gate.name: gate.limit for gate in result.gates if gate.stage == "triton"}
+    assert limits["max_error"] == 0.05
+    assert "max_probability_error" not in limits
+
+
+@pytest.mark.parametrize(("error", "passes"), [(0.02, True), (0.5, False)])
+def test_a_served_engine_is_held_to_the_engines_gates(
+    bundle: Path, labelled: Path, error: float, passes: bool
+) -> None:
+    def on_engine(answer: StageOutput) -> StageOutput:
+        logits = answer.logits + np.float32(error)
+        return replace(answer, logits=logits, details={"serves": "engine", "platform": "tensorrt_plan"})
+
+    result = parity(bundle, labelled, extra_stages=[Served(bundle / "model.onnx", on_engine)])
+    assert result.stage("triton").serves == "engine"
+    assert result.passed == passes
+    assert [gate.name for gate in result.failed_gates] == ([] if passes else ["max_error"])
+
+
 def _one_other_label(answer: StageOutput) -> StageOutput:
     answers = np.array(answer.answers)
     answers[5] = (answers[5] + 1) % len(LABELS)
