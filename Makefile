@@ -98,5 +98,4 @@ bench-gpu:
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -rf model_repository/*/[0-9]*/ model_repository/*/versions.json
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -88,7 +88,7 @@ class Quickstart:
         run, bundle, report = (str(self.out / name) for name in ("run", "bundle", "report"))
         train_file, test_file = str(data / "train.tsv"), str(data / "test.tsv")
         training = ("train", "classification", "--data", train_file, "--eval-data", test_file)
-        start = ("--model", str(model), "--learning-rate", "1e-4", "--out", run)
+        start = ("--model", str(model), "--learning-rate", "1e-4", "--out", run, "--overwrite")
         trained = self.stage("train", *training, *start, describe=describe_train)
         self.stage("export", "export", trained["checkpoint"], "--out", bundle, describe=describe_export)
         self.stage("build-engine", "build-engine", bundle, describe=describe_engine)

@@ -124,7 +124,8 @@ def _deploy_new(
     version = folders.next_version()
     record = VersionRecord(folders.name, version, "live", deployable.fingerprint, deployable.parity)
     engine = deployable.engine
-    folders.write_configs(deployable.signature, None if engine is None else engine.profiles)
+    compatible = engine is not None and engine.version_compatible
+    folders.write_configs(deployable.signature, None if engine is None else engine.profiles, compatible)
     folders.write_version(
         version, deployable.fill_encoder, lambda folder: deployable.fill_text(folders.name, folder)
     )

@@ -17,7 +17,7 @@ from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import sha256_file, write_json
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, EXPORT, FP32_GRAPH, PARITY, Bundle
 from bertmp.export.engine.compatibility import find_release, require_match
-from bertmp.export.engine.engine_options import parse_profile
+from bertmp.export.engine.engine_options import Shape, parse_profile, uncovered
 from bertmp.serve.model_config import MAX_BATCH, ModelSignature, signature_of, text_settings
 from bertmp.serve.server_config import BACKENDS
 
@@ -111,6 +111,10 @@ def inspect_bundle(bundle: Bundle) -> Deployable:
     if task != "classification" or not bundle.labels:
         what = f"the bundle is not a text classifier: its task is {task}"
         raise InputError(what, bundle.folder, "deploy a classifier")
+    checked = bundle.manifest.stages.get(PARITY)
+    if bundle.config.get("text_pairs") or (checked and checked.results.get("pairs")):
+        what = "the bundle was trained on pairs of texts, and the served model takes one text"
+        raise InputError(what, bundle.folder, "deploy a classifier of single texts")
     if TOKENIZER not in exported.outputs:
         raise InputError(f"the bundle has no {TOKENIZER}", bundle.folder, "export the checkpoint again")
     signature = signature_of(bundle.config, bundle.labels)
@@ -170,10 +174,10 @@ def _engine(bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:
     profiles = [
         parse_profile(str(text)) for text in results.get("profiles") or built.settings.get("profiles") or []
     ]
-    largest = max((profile.max.batch for profile in profiles), default=0)
-    if largest < MAX_BATCH:
-        what = f"the engine takes at most {largest} texts, a request may have {MAX_BATCH}"
-        raise InputError(what, plan, "build it again with larger profiles")
+    largest = Shape(MAX_BATCH, bundle.max_positions)
+    if missing := uncovered(profiles, largest):
+        what = f"no profile of the engine holds {missing[0]}, and requests may have up to {largest}"
+        raise InputError(what, plan, "build it again with profiles that hold every batch and length")
     if results.get("weights") == "stripped":
         what = "the engine is without its weights, and Triton does not put them back"
         raise InputError(what, plan, "build it with --weights full")

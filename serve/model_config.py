@@ -31,6 +31,10 @@ TEXT_VERSIONS = 1
 ENCODER_VERSIONS = 2
 """Versions loaded at once. While a text model is switched, the old version still calls its own encoder."""
 
+VERSION_COMPATIBLE = "version_compatible"
+"""An encoder's parameter: its engine loads only in a server that was started with
+`--backend-config=tensorrt,version-compatible=true`."""
+
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 Host = Literal["gpu", "cpu"]
@@ -113,11 +117,14 @@ def encoder_name(name: str) -> str:
     return f"{name}_encoder"
 
 
-def model_files(name: str, signature: ModelSignature, profiles: int | None = None) -> dict[str, str]:
+def model_files(
+    name: str, signature: ModelSignature, profiles: int | None = None, version_compatible: bool = False
+) -> dict[str, str]:
     """Every file of the two models that does not belong to a version: path in the repository → content.
 
     Args:
         profiles: the engine's number of optimisation profiles; that of a default engine where left out.
+        version_compatible: whether the engine is for later versions of TensorRT, too.
     """
     encoder = encoder_name(name)
     if profiles is None:
@@ -126,7 +133,7 @@ def model_files(name: str, signature: ModelSignature, profiles: int | None = Non
         f"{name}/config.pbtxt": render(text_model(name, signature, "gpu")),
         f"{name}/configs/cpu.pbtxt": render(text_model(name, signature, "cpu")),
         f"{name}/labels.txt": "".join(f"{label}\n" for label in signature.labels),
-        f"{encoder}/config.pbtxt": render(gpu_encoder(name, signature, profiles)),
+        f"{encoder}/config.pbtxt": render(gpu_encoder(name, signature, profiles, version_compatible)),
         f"{encoder}/configs/cpu.pbtxt": render(cpu_encoder(name, signature)),
     }
 
@@ -165,26 +172,33 @@ def text_model(name: str, signature: ModelSignature, host: Host) -> Any:
     return config
 
 
-def gpu_encoder(name: str, signature: ModelSignature, profiles: int) -> Any:
+def gpu_encoder(name: str, signature: ModelSignature, profiles: int, version_compatible: bool = False) -> Any:
     """NAME_encoder on a GPU: token ids to logits by a TensorRT engine."""
     config = _encoder(name, signature)
     config.platform = "tensorrt_plan"
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
-    set_profiles(config, profiles)
+    # Each of the contexts takes the memory of its own profile, not of the largest
+    # (github.com/triton-inference-server/tensorrt_backend, README).
+    config.parameters["execution_context_allocation_strategy"].string_value = "ON_PROFILE_CHANGE"
+    set_engine(config, profiles, version_compatible)
     return config
 
 
-def set_profiles(config: Any, profiles: int) -> bool:
+def set_engine(config: Any, profiles: int, version_compatible: bool) -> bool:
     """Makes Triton use all of an engine's profiles, each for other lengths: by itself it takes the first.
 
     Returns:
-        False where the configuration names this number of profiles already.
+        False where the configuration is for such an engine already.
     """
-    if profiles == max((len(group.profile) for group in config.instance_group), default=0):
-        return False
-    for group in config.instance_group:
-        group.profile[:] = [str(number) for number in range(profiles)]
-    return True
+    before = config.SerializeToString(deterministic=True)
+    if profiles != max((len(group.profile) for group in config.instance_group), default=0):
+        for group in config.instance_group:
+            group.profile[:] = [str(number) for number in range(profiles)]
+    if version_compatible:
+        config.parameters[VERSION_COMPATIBLE].string_value = "true"
+    elif VERSION_COMPATIBLE in config.parameters:
+        del config.parameters[VERSION_COMPATIBLE]
+    return bool(config.SerializeToString(deterministic=True) != before)
 
 
 def cpu_encoder(name: str, signature: ModelSignature) -> Any:

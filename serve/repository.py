@@ -25,7 +25,7 @@ from bertmp.serve.model_config import (
     read_model_config,
     read_signature,
     render,
-    set_profiles,
+    set_engine,
 )
 
 RETIRED = ".retired"
@@ -74,22 +74,25 @@ class ModelFolders:
         """Holds the model's lock: of two deployments at once, the second waits."""
         return file_lock(self.text / ".lock")
 
-    def write_configs(self, signature: ModelSignature, profiles: int | None) -> None:
+    def write_configs(
+        self, signature: ModelSignature, profiles: int | None, version_compatible: bool = False
+    ) -> None:
         """Writes both models' configurations.
 
         Files that have the same signature already stay as they are, so that a person's tuning survives;
-        only the number of optimisation profiles follows the engine.
+        only what the engine decides follows it.
 
         Args:
             profiles: the engine's optimisation profiles; None where the version has no engine.
+            version_compatible: whether the engine is for later versions of TensorRT, too.
         """
         if not self._has_signature(signature):
-            for path, content in model_files(self.name, signature, profiles).items():
+            for path, content in model_files(self.name, signature, profiles, version_compatible).items():
                 write_text(self.repository / path, content)
         elif profiles is not None:
             file = self.encoder / "config.pbtxt"
             config = read_model_config(file)
-            if set_profiles(config, profiles):
+            if set_engine(config, profiles, version_compatible):
                 write_text(file, render(config))
 
     def _has_signature(self, signature: ModelSignature) -> bool:

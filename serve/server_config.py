@@ -13,7 +13,7 @@ from pathlib import Path
 from bertmp.core.errors import InputError
 from bertmp.core.hardware import find_gpu
 from bertmp.environment.triton_install import TritonRuntime
-from bertmp.serve.model_config import read_model_config
+from bertmp.serve.model_config import VERSION_COMPATIBLE, read_model_config
 from bertmp.serve.repository import numbered
 from bertmp.serve.serving_options import ServeOptions
 
@@ -105,6 +105,12 @@ def _has_engine_if_needed(model: Path) -> bool:
     return config.platform != "tensorrt_plan" or file.is_file()
 
 
+def _is_version_compatible(model: Path) -> bool:
+    """Whether the model's engine needs the server's permission to load: such engines hold host code."""
+    parameters = read_model_config(model / "config.pbtxt").parameters
+    return VERSION_COMPATIBLE in parameters and parameters[VERSION_COMPATIBLE].string_value == "true"
+
+
 def copy_backends(folder: Path, runtime: TritonRuntime) -> None:
     """Copies the backends into a folder of this launch, unless the server has its own.
 
@@ -157,6 +163,8 @@ def command_line(
     ]
     if config_name:
         command.append(f"--model-config-name={config_name}")
+    elif any(_is_version_compatible(options.repository / name) for name in models):
+        command.append("--backend-config=tensorrt,version-compatible=true")
     if find_gpu() is None:
         command += ["--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
     if runtime.kind == "bundled":

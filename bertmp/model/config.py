@@ -117,6 +117,16 @@ class BertConfig:
         """The configuration with other classes."""
         return replace(self, labels=labels)
 
+    @property
+    def text_pairs(self) -> bool:
+        """Whether the model was fine-tuned on pairs of texts; what other tools wrote does not say."""
+        return bool(self.extra.get("text_pairs"))
+
+    def with_text_pairs(self, pairs: bool) -> BertConfig:
+        """The configuration of a model that was trained on pairs of texts, or on single ones."""
+        extra = {key: value for key, value in self.extra.items() if key != "text_pairs"}
+        return replace(self, extra={**extra, "text_pairs": True} if pairs else extra)
+
     def to_dict(self, architecture: str, problem: str = "") -> dict[str, Any]:
         """Hugging Face's keys, as in `config.json`.
 

@@ -84,14 +84,15 @@ def _train(settings: TrainOptions, context: DistributedContext) -> TrainResult:
     loaded = load_checkpoint(settings.model, task.head or settings.task, task.labels, settings.seed)
     _limit_length(loaded, settings.max_length)
     train_data, eval_data = task.encode(loaded.tokenizer)
-    _check_folder(settings.out)
+    _check_folder(settings)
     objective = Objective(loaded.model, _loss_options(settings, task))
     if settings.activation_checkpointing:
         checkpoint_activations(objective.head)
     identity = run_identity(settings, loaded, policy)
     trainer = Trainer(objective, train_data, eval_data, settings, policy, context, identity)
+    config = loaded.config.with_text_pairs(getattr(train_data, "pairs", False))
     if settings.keep_best and context.is_main:
-        best_folder, parts = settings.out / "best", (loaded.config, loaded.tokenizer)
+        best_folder, parts = settings.out / "best", (config, loaded.tokenizer)
         trainer.on_best = lambda head: save_checkpoint(best_folder, head, *parts)
     notes = _resume(trainer)
     context.barrier()
@@ -113,7 +114,7 @@ def _train(settings: TrainOptions, context: DistributedContext) -> TrainResult:
     found = trainer.ranges or measured(trained, trainer.eval_data, trainer.data, context)
     ranges = to_json(found, str(Path(settings.eval_data or settings.data).resolve()), context)
     if context.is_main:
-        save_checkpoint(checkpoint, trained, loaded.config, loaded.tokenizer, [(RANGES, ranges)])
+        save_checkpoint(checkpoint, trained, config, loaded.tokenizer, [(RANGES, ranges)])
     truncated = train_data.truncated + (eval_data.truncated if eval_data else 0)
     position, seconds = trainer.position, trainer.position.seconds or float("inf")
     return TrainResult(
@@ -165,18 +166,23 @@ def _limit_length(loaded: LoadedCheckpoint, max_length: int | None) -> None:
     loaded.tokenizer.max_length = max_length or positions
 
 
-def _check_folder(out: Path) -> None:
-    """Checks that the folder is empty or a run's: a new run replaces an old one, nothing else.
+def _check_folder(settings: TrainOptions) -> None:
+    """Checks that the folder is empty or a run's, unfinished unless it may be replaced.
 
     Raises:
-        InputError: it holds something else, or is a file.
+        InputError: it holds a finished run or something else, or is a file.
     """
+    out = settings.out
     # A run without tomli-w wrote no config.toml.
     is_run = any((out / name).is_file() for name in ("config.toml", "metrics.jsonl"))
     if out.is_dir() and any(out.iterdir()) and not is_run:
         raise InputError("the folder holds something that is not a run", out, "choose another --out")
     if out.exists() and not out.is_dir():
         raise InputError("the run's folder is a file", out, "choose another --out")
+    if (out / "final").is_dir() and not (settings.resume or settings.overwrite):
+        raise InputError(
+            "the folder holds a finished run", out, "replace it with --overwrite, or choose another --out"
+        )
 
 
 def _prepare_folder(settings: TrainOptions) -> None:

@@ -125,6 +125,8 @@ class CheckpointOptions(Options, group="Checkpoints and evaluation", resumable=T
     resume: bool = option(
         default=False, saved=False,
         help="Continue from the newest saved state; from the beginning where there is none.")
+    overwrite: bool = option(
+        default=False, saved=False, help="Replace a finished run in the folder.")
     save_every: int = option(default=0, minimum=0, help="Save a resumable state every N steps; 0 saves none.")
     save_total_limit: int = option(
         default=2, minimum=1, formerly="keep", help="How many resumable states are kept.")

@@ -193,20 +193,38 @@ def choose_profile(profiles: Sequence[Profile], shape: Shape) -> int | None:
     return min(fitting, key=lambda index: profiles[index].max[::-1], default=None)
 
 
-def gaps(profiles: Sequence[Profile]) -> list[str]:
+def gaps(profiles: Sequence[Profile], around: Sequence[Profile] = ()) -> list[str]:
     """Ranges of shapes between the profiles that none of them holds, e.g. `batch 1-4, length 33-63`.
 
-    Only what lies between the smallest and the largest shape of all profiles counts.
+    Only what lies between the smallest and the largest shape of all profiles, and of `around`, counts.
     """
     found: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for batches in _cells(profiles, "batch"):
-        for lengths in _cells(profiles, "length"):
+    area = [*profiles, *around]
+    for batches in _cells(area, "batch"):
+        for lengths in _cells(area, "length"):
             if choose_profile(profiles, Shape(batches[0], lengths[0])) is None:
                 ranges = found.setdefault(batches, [])
                 adjoins = ranges and ranges[-1][1] + 1 == lengths[0]
                 ranges.append((ranges.pop()[0] if adjoins else lengths[0], lengths[1]))
     pairs = ((batches, lengths) for batches, ranges in found.items() for lengths in ranges)
     return [f"batch {_range(batches)}, length {_range(lengths)}" for batches, lengths in pairs]
+
+
+def uncovered(profiles: Sequence[Profile], largest: Shape) -> list[str]:
+    """Ranges of shapes up to `largest` that no profile holds, e.g. `batch 5-32, length 257-512`.
+
+    Triton picks for each request a profile that holds its batch and its length, and fails the request where
+    none does.
+    """
+    whole = Profile(Shape(1, 1), Shape(1, 1), largest)
+    within = [
+        Profile(
+            one.min, one.opt, Shape(min(one.max.batch, largest.batch), min(one.max.length, largest.length))
+        )
+        for one in profiles
+        if one.min.batch <= largest.batch and one.min.length <= largest.length
+    ]
+    return gaps(within, [whole])
 
 
 def _cells(profiles: Sequence[Profile], axis: str) -> list[tuple[int, int]]:

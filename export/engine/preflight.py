@@ -140,7 +140,8 @@ class MemoryEstimate:
 
     Attributes:
         weights_bytes: the graph's weights.
-        profiles: each profile's tensors; one of them is used at a time.
+        profiles: each profile's tensors. Triton makes an execution context for every profile; by the
+            allocation strategy that `deploy` sets, each takes what its own profile needs.
     """
 
     weights_bytes: int
@@ -148,8 +149,8 @@ class MemoryEstimate:
 
     @property
     def total_bytes(self) -> int:
-        """The weights and the largest profile's tensors."""
-        return self.weights_bytes + max((entry.bytes for entry in self.profiles), default=0)
+        """The weights, and a context for every profile."""
+        return self.weights_bytes + sum(entry.bytes for entry in self.profiles)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "total_bytes": self.total_bytes}

@@ -61,7 +61,9 @@ def parity(options: ParityOptions) -> ParityReport:
         folder=folder,
         reference=reference,
         note=_note(ran, reference),
-        data=DataSummary(source, sha256_file(source), texts, labelled, truncated),
+        data=DataSummary(
+            source, sha256_file(source), texts, labelled, truncated, examples.inputs.pairs is not None
+        ),
         stages=rows,
         gates=tuple(gate for row in rows for gate in _gates(row, limits)),
         flips=tuple(flip for row in rows for flip in _flip_rows(row, examples)),

@@ -106,6 +106,7 @@ class DataSummary:
         texts: how many.
         labelled: whether the file names the right label of each.
         truncated: how many were truncated to the model's positions.
+        pairs: whether they are pairs of texts.
     """
 
     file: Path
@@ -113,6 +114,7 @@ class DataSummary:
     texts: int
     labelled: bool
     truncated: int
+    pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ class ParityReport:
             "texts": self.data.texts,
             "data_sha256": self.data.sha256,
             "truncated": self.data.truncated,
+            "pairs": self.data.pairs,
             "failed_gates": [f"{gate.stage}.{gate.name}" for gate in self.failed_gates],
             "stages": {stage.name: _figures(stage) for stage in self.stages},
         }

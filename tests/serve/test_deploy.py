@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,12 @@ import pytest
 from bertmp import deploy, models, rollback
 from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import read_json, sha256_file, write_json
+from bertmp.environment.triton_install import TritonRuntime
 from bertmp.export import bundle as names
 from bertmp.serve import model_config
 from bertmp.serve.repository import ModelFolders, numbered, servable
+from bertmp.serve.server_config import command_line
+from bertmp.serve.serving_options import ServeOptions
 from tests.conftest import RunBertmp
 from tests.serve.bundles import LABELS, altered, with_stage
 
@@ -151,10 +155,59 @@ def test_deploy_takes_only_engines_that_triton_loads(bundle: Path, tmp_path: Pat
     assert any("tensorrt-rtx is not deployed" in note for note in result.notes)
 
 
-def test_deploy_of_an_engine_with_small_batches_is_refused(bundle: Path, tmp_path: Path) -> None:
-    small = with_engine(bundle, tmp_path / "small", "tensorrt", ["1x1:4x16:8x64"])
-    with pytest.raises(InputError, match="at most 8 texts"):
-        deploy(small, "trec", tmp_path / "repository")
+@pytest.mark.parametrize(
+    ("profiles", "missing"),
+    [
+        (["1x1:4x16:8x64"], "batch"),
+        (["1x1:8x16:32x32", "1x33:4x48:4x64"], "batch 5-32, length 33-64"),
+        (["1x1:8x16:32x32"], "length 33-64"),
+    ],
+)
+def test_deploy_of_an_engine_with_requests_that_no_profile_holds_is_refused(
+    bundle: Path, tmp_path: Path, profiles: list[str], missing: str
+) -> None:
+    built = with_engine(bundle, tmp_path / "built", "tensorrt", profiles)
+    with pytest.raises(InputError, match=rf"no profile of the engine holds .*{missing}.* up to 32x64"):
+        deploy(built, "trec", tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+
+
+def test_deploy_of_a_version_compatible_engine_asks_the_server_for_it(bundle: Path, tmp_path: Path) -> None:
+    profiles = ["1x1:8x16:32x64"]
+    plain = with_engine(bundle, tmp_path / "plain", "tensorrt", profiles)
+    deploy(plain, "trec", tmp_path / "repository")
+    options = ServeOptions(tmp_path / "repository")
+    runtime = TritonRuntime("system", "2.62.0", tmp_path, tmp_path, tmp_path)
+    models = ["trec", "trec_encoder"]
+    flag = "--backend-config=tensorrt,version-compatible=true"
+    assert flag not in command_line(options, "", runtime, tmp_path, models, "shm")
+    compatible = with_engine(bundle, tmp_path / "compatible", "tensorrt", profiles)
+    results = {"builder": "tensorrt", "profiles": profiles, "version_compatible": True}
+    (compatible / names.ENGINE).write_bytes(b"a version-compatible engine")
+    with_stage(compatible, names.BUILD_ENGINE, results, [names.ENGINE])
+    deploy(compatible, "trec", tmp_path / "repository")
+    assert flag in command_line(options, "", runtime, tmp_path, models, "shm")
+    assert flag not in command_line(options, "cpu", runtime, tmp_path, models, "shm")
+
+
+def test_the_contexts_of_an_engine_take_what_their_profiles_need(bundle: Path, tmp_path: Path) -> None:
+    deploy(bundle, "trec", tmp_path)
+    config = model_config.read_model_config(tmp_path / "trec_encoder" / "config.pbtxt")
+    strategy = config.parameters["execution_context_allocation_strategy"].string_value
+    assert strategy == "ON_PROFILE_CHANGE"
+
+
+def test_deploy_of_a_pair_classifier_is_refused(bundle: Path, tmp_path: Path) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    pairs = altered(
+        bundle, tmp_path / "pairs", config__json=json.dumps({**config, "text_pairs": True}).encode()
+    )
+    with pytest.raises(InputError, match="trained on pairs of texts"):
+        deploy(pairs, "trec", tmp_path / "repository")
+    by_parity = altered(bundle, tmp_path / "by_parity")
+    with_stage(by_parity, names.PARITY, {"passed": True, "pairs": True})
+    with pytest.raises(InputError, match="trained on pairs of texts"):
+        deploy(by_parity, "trec", tmp_path / "repository")
 
 
 def test_deploy_of_a_stale_engine_is_refused(bundle: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bertmp.core.io import write_text
 from bertmp.environment.triton_install import TritonRuntime
 from bertmp.serve import server_config
 from bertmp.serve.server import TritonServer
@@ -49,6 +50,7 @@ def test_system_triton_is_launched_with_its_own_backends(tmp_path: Path) -> None
     server_config.copy_backends(tmp_path / "launch", runtime)
     assert not (tmp_path / "launch").exists()
     options = ServeOptions(tmp_path)
+    write_text(tmp_path / "trec" / "config.pbtxt", 'name: "trec"\n')
     command = server_config.command_line(options, "", runtime, tmp_path / "launch", ["trec"], "shm-")
     assert not [flag for flag in command if flag.startswith("--backend-directory")]
     assert "--load-model=trec" in command

@@ -46,6 +46,11 @@ class Encodings:
     def truncated(self) -> int:
         return sum(row.truncated for row in self.rows)
 
+    @property
+    def pairs(self) -> bool:
+        """Whether the examples are pairs of texts: of such, only the second text has type ids of 1."""
+        return any(len(row) and max(row.token_type_ids) for row in self.rows)
+
     def __len__(self) -> int:
         return len(self.rows)
 

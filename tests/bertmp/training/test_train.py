@@ -169,7 +169,7 @@ def test_run_without_tomli_w_says_that_its_settings_are_not_saved(
     assert f"the settings are not saved: tomli-w is not installed ({path}): pip install tomli-w" in messages
     assert not path.exists()
     assert (out / "final" / "model.safetensors").is_file()
-    run(data, tiny, out, steps=1)  # the folder is known as a run's all the same
+    run(data, tiny, out, steps=1, overwrite=True)  # the folder is known as a run's all the same
 
 
 def test_the_seed_decides(data: Path, tiny: Path, tmp_path: Path) -> None:
@@ -261,12 +261,18 @@ def test_a_run_that_takes_no_step_is_stopped(data: Path, tiny: Path, tmp_path: P
         run(data, tiny, tmp_path / "run", steps=2, precision="fp16", loss_scale="1e30")
 
 
-def test_a_new_run_says_that_it_replaces_states(
+def test_a_finished_run_is_replaced_only_when_asked(
     data: Path, tiny: Path, tmp_path: Path, run_bertmp: RunBertmp
 ) -> None:
     command = ("train", "classification", "--data", data, "--model", tiny, "--out", tmp_path / "run")
     run(data, tiny, tmp_path / "run", steps=4, save_every=2)
-    done = run_bertmp(*command, "--steps", "1")
+    checkpoint = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+    refused = run_bertmp(*command, "--steps", "1")
+    assert refused.returncode == 2
+    assert "the folder holds a finished run" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == checkpoint
+    done = run_bertmp(*command, "--steps", "1", "--overwrite")
     assert done.returncode == 0
     assert "up to step 4, are replaced; --resume goes on from them" in " ".join(done.stderr.split())
     assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1]

@@ -35,6 +35,11 @@ def test_it_adds_up_what_is_alive_at_one_time() -> None:
     assert found.total_bytes == 160 + 672
 
 
+def test_every_profile_has_a_context_of_its_own() -> None:
+    found = estimate(chain(), [parse_profile("1x1:2x5:3x7"), parse_profile("1x8:2x8:3x14")])
+    assert found.total_bytes == 160 + 672 + 2 * 672
+
+
 def test_it_is_the_same_however_long_the_chain() -> None:
     profile = [parse_profile("4x16")]
     assert estimate(chain(3), profile).total_bytes == estimate(chain(30), profile).total_bytes

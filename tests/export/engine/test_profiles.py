@@ -15,6 +15,7 @@ from bertmp.export.engine.engine_options import (
     default_profiles,
     gaps,
     parse_profile,
+    uncovered,
 )
 
 
@@ -122,3 +123,17 @@ def test_gaps_are_exactly_what_no_profile_holds(drawn: list[tuple[list[int], lis
 def _numbers(text: str) -> range:
     first, _, last = text.partition("-")
     return range(int(first), int(last or first) + 1)
+
+
+@pytest.mark.parametrize(
+    ("profiles", "missing"),
+    [
+        (["1x1:8x16:32x64"], []),
+        (["1x1:8x16:64x128"], []),
+        (["1x1:8x16:32x32", "1x33:4x48:4x64"], ["batch 5-32, length 33-64"]),
+        (["1x1:8x16:32x48"], ["batch 1-32, length 49-64"]),
+        (["4x1:8x16:32x64"], ["batch 1-3, length 1-64"]),
+    ],
+)
+def test_shapes_that_no_profile_holds_are_found(profiles: list[str], missing: list[str]) -> None:
+    assert uncovered([parse_profile(text) for text in profiles], Shape(32, 64)) == missing
