@@ -55,8 +55,8 @@ $(VENV)/.created:
 	$(call stage,virtual environment,$(PYTHON) -m venv $(VENV) && $(PIP) -c constraints.txt pip)
 	@touch $@
 
-$(INSTALLED): $(VENV)/.created pyproject.toml constraints.txt
-	$(call stage,packages [$(EXTRAS)],$(PIP) -c constraints.txt $(TORCH_INDEX:%=--extra-index-url %) -e '.[$(EXTRAS)]')
+$(INSTALLED): $(VENV)/.created pyproject.toml constraints.txt constraints-gpu.txt
+	$(call stage,packages [$(EXTRAS)],$(PIP) -c constraints.txt $(if $(findstring gpu,$(EXTRAS)),-c constraints-gpu.txt) $(TORCH_INDEX:%=--extra-index-url %) -e '.[$(EXTRAS)]')
 	@touch $@
 
 triton: $(INSTALLED)

@@ -16,7 +16,7 @@ from typing import Any
 from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import sha256_file, write_json
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, EXPORT, FP32_GRAPH, PARITY, Bundle
-from bertmp.export.engine.compatibility import find_release, require_match
+from bertmp.export.engine.compatibility import RELEASES, find_release, releases_for, require_match
 from bertmp.export.engine.engine_options import Shape, parse_profile, uncovered
 from bertmp.serve.model_config import MAX_BATCH, ModelSignature, signature_of, text_settings
 from bertmp.serve.server_config import BACKENDS
@@ -120,7 +120,7 @@ def inspect_bundle(bundle: Bundle) -> Deployable:
     signature = signature_of(bundle.config, bundle.labels)
     graphs = (FP32_GRAPH, *(name for name in exported.outputs if name.startswith(f"{FP32_GRAPH}.")))
     engine, notes = _engine(bundle)
-    parity = _parity(bundle)
+    parity, unseen = _parity(bundle, engine)
     files = {name: exported.outputs[name] for name in (*graphs, TOKENIZER)}
     if engine is not None:
         files["model.plan"] = bundle.manifest.stages[BUILD_ENGINE].outputs[ENGINE]
@@ -134,7 +134,7 @@ def inspect_bundle(bundle: Bundle) -> Deployable:
         engine=engine,
         parity=parity,
         fingerprint=hashlib.sha256(content).hexdigest(),
-        notes=(*notes, *filter(None, [missing_libraries(), "" if parity else "parity: not checked"])),
+        notes=(*notes, *filter(None, [missing_libraries(), unseen])),
     )
 
 
@@ -190,18 +190,24 @@ def _engine(bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:
     )
     if engine.triton_release is not None:
         engine.require_release(engine.triton_release)
-    return engine, []
+    notes = []
+    if engine.version and not releases_for("tensorrt", engine.version, engine.version_compatible):
+        notes.append(
+            f"no Triton release in the table loads engines of TensorRT {engine.version} (the newest has "
+            f"{RELEASES[0].tensorrt}): serve it with a Triton of exactly that TensorRT"
+        )
+    return engine, notes
 
 
-def _parity(bundle: Bundle) -> dict[str, Any] | None:
-    """The scalars of the bundle's parity; None where it was not checked.
+def _parity(bundle: Bundle, engine: DeployableEngine | None) -> tuple[dict[str, Any] | None, str]:
+    """The scalars of the bundle's parity, or None and what was not checked.
 
     Raises:
         InputError: it is stale.
         GateFailed: it did not pass.
     """
     if PARITY not in bundle.manifest.stages:
-        return None
+        return None, "parity: not checked"
     checked = bundle.stage(PARITY, "bertmp parity")
     results = checked.results
     if not results.get("passed"):
@@ -210,4 +216,6 @@ def _parity(bundle: Bundle) -> dict[str, Any] | None:
             f"the bundle's parity did not pass: {failed}", bundle.folder, "fix it and check again"
         )
     scalars = {key: value for key, value in results.items() if isinstance(value, (str, int, float, bool))}
-    return {**scalars, "checked": checked.created}
+    if engine is not None and checked.inputs.get(ENGINE) != bundle.sha256(ENGINE):
+        return None, "parity: not checked for this engine, which is newer: run 'bertmp parity' again"
+    return {**scalars, "checked": checked.created}, ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -168,7 +169,7 @@ class Packed(Layout):
         Returns:
             `[query tokens, hidden]`.
         """
-        if _has_varlen_kernel(query) and dropout is None:
+        if dropout is None and has_varlen_kernel(query, head_size):
             return self._attend_varlen(query, key, value, head_size, queries)
         pairs = zip(self.buckets, queries.buckets, strict=True)
         parts = [bucket.attend(query, key, value, head_size, dropout, own) for bucket, own in pairs]
@@ -271,8 +272,17 @@ def bucket_by_length(lengths: Sequence[int], multiple: int = 1) -> list[tuple[in
     return [*bounds, (start, len(lengths))]
 
 
-def _has_varlen_kernel(x: Tensor) -> bool:
-    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
+def has_varlen_kernel(query: Tensor, head_size: int) -> bool:
+    """Whether torch has a variable-length kernel for these queries on their device.
+
+    `varlen_attn` is in torch 2.10 and later, for FP16 and BF16, GPUs of compute capability 8.0 and later, and
+    head sizes that are multiples of 8 (torch's documentation; Dao 2023).
+    """
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16) or head_size % 8:
+        return False
+    return find_spec("torch.nn.attention.varlen") is not None and (
+        torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class SessionResult(Record):
         folder, graph, session: the folder, the optimised graph and the session's settings in it.
         source: the bundle's graph that it was made from.
         provider: what runs it here.
-        available: the providers that ONNX Runtime has here.
+        available: the providers that the session got, in order.
         version: ONNX Runtime's version.
         nodes, nodes_before: of the optimised graph and of its source.
         difference: the largest difference of an output between the two, on a small batch.
@@ -74,27 +74,32 @@ def build_session(bundle_folder: Path, providers: Sequence[str] = PROVIDERS) -> 
         raise InputError("--onnxruntime takes a bundle", bundle_folder, "make one with 'bertmp export'")
     bundle = Bundle.open(Path(bundle_folder))
     ort = ort_sessions.onnxruntime_module()
-    available = ort.get_available_providers()
-    provider = next((name for name in providers if name in available), None)
+    bundle.stage(EXPORT, f"bertmp export CHECKPOINT --out {bundle.folder}")
+    compiled = [name for name in providers if name in ort.get_available_providers()]
+    # A provider that was compiled in may lack its libraries or its GPU: a session then leaves it out.
+    usable = _session(bundle.folder / FP32_GRAPH, compiled).get_providers() if compiled else []
+    provider = next((name for name in compiled if name in usable), None)
     if provider is None:
         raise MissingComponent("no provider of ONNX Runtime", ", ".join(providers), "see 'bertmp doctor'")
     file, stage = (FP32_GRAPH, EXPORT) if provider == PROVIDERS[-1] else (FP16_GRAPH, CONVERT)
     bundle.stage(stage, f"bertmp export CHECKPOINT --out {bundle.folder}")
     source, place = bundle.folder / file, bundle.folder / FOLDER
     # The provider and those behind it, which take the nodes that it does not.
-    chain = list(PROVIDERS[PROVIDERS.index(provider) :])
+    chain = [name for name in PROVIDERS[PROVIDERS.index(provider) :] if name in usable]
     with atomic_folder(place) as folder:
         graph = folder / GRAPH_FILE
         # TensorRT's provider takes over parts of a graph, which cannot be saved: the rest is optimised.
         _session(source, [name for name in chain if name != PROVIDERS[0]], optimized=graph)
-        difference = _difference(_session(source, chain), _session(graph, chain))
-        options = {"graph": GRAPH_FILE, "providers": chain, "optimisation": "none: it is done"}
+        opened = _session(graph, chain)
+        difference = _difference(_session(source, chain), opened)
+        used = list(opened.get_providers())
+        options = {"graph": GRAPH_FILE, "providers": used, "optimisation": "none: it is done"}
         write_json(folder / SESSION_FILE, {**options, "source": file, "onnxruntime": ort.__version__})
         sizes = {f"{FOLDER}/{path.name}": path.stat().st_size for path in sorted(folder.iterdir())}
     results: dict[str, Any] = {
         "source": file,
-        "provider": provider,
-        "available": available,
+        "provider": used[0],
+        "available": used,
         "version": str(ort.__version__),
         "nodes": _count_nodes(place / GRAPH_FILE),
         "nodes_before": _count_nodes(source),
@@ -107,7 +112,7 @@ def build_session(bundle_folder: Path, providers: Sequence[str] = PROVIDERS) -> 
         inputs=[file, *bundle.weights_beside(stage, file)],
         outputs=list(sizes),
         tools={"onnxruntime": results["version"]},
-        settings={"providers": chain},
+        settings={"providers": used},
         results=results,
         seconds=seconds,
     )

@@ -197,6 +197,25 @@ def test_the_contexts_of_an_engine_take_what_their_profiles_need(bundle: Path, t
     assert strategy == "ON_PROFILE_CHANGE"
 
 
+def test_deploy_of_an_engine_that_no_known_release_loads_says_so(bundle: Path, tmp_path: Path) -> None:
+    built = with_engine(bundle, tmp_path / "built", "tensorrt", ["1x1:8x16:32x64"])
+    results = {"builder": "tensorrt", "builder_version": "11.4.0.1", "profiles": ["1x1:8x16:32x64"]}
+    with_stage(built, names.BUILD_ENGINE, results, [names.ENGINE])
+    notes = " ".join(deploy(built, "trec", tmp_path / "repository").notes)
+    assert "no Triton release in the table loads engines of TensorRT 11.4.0.1" in notes
+    with pytest.raises(InputError, match=r"Triton 26\.05 has TensorRT"):
+        deploy(built, "other", tmp_path / "repository", triton_release="26.05")
+
+
+def test_parity_before_the_engine_was_built_does_not_count_for_it(bundle: Path, tmp_path: Path) -> None:
+    early = altered(bundle, tmp_path / "early")
+    with_stage(early, names.PARITY, {"passed": True})
+    built = with_engine(early, tmp_path / "built", "tensorrt", ["1x1:8x16:32x64"])
+    result = deploy(built, "trec", tmp_path / "repository")
+    assert result.parity == "not checked"
+    assert any("not checked for this engine" in note for note in result.notes)
+
+
 def test_deploy_of_a_pair_classifier_is_refused(bundle: Path, tmp_path: Path) -> None:
     config = json.loads((bundle / "config.json").read_text())
     pairs = altered(

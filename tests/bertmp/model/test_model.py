@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from bertmp.data.tokenizer import Tokenizer
 from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 from bertmp.model.config import ACTIVATIONS, BertConfig
 from bertmp.model.heads import LossOptions
-from bertmp.model.packed import Batch, Packed, ShapeGrid, bucket_by_length
+from bertmp.model.packed import Batch, Packed, ShapeGrid, bucket_by_length, has_varlen_kernel
 from tests.models import batch, classifier, packed
 
 TOLERANCE = 1e-5
@@ -231,3 +233,26 @@ def test_sensitive_operations_run_in_fp32_under_autocast(monkeypatch: pytest.Mon
     }
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head_size", "has"),
+    [
+        ((8, 0), torch.float16, 64, True),
+        ((9, 0), torch.bfloat16, 32, True),
+        ((7, 5), torch.float16, 64, False),
+        ((8, 0), torch.float32, 64, False),
+        ((8, 0), torch.float16, 12, False),
+    ],
+)
+def test_variable_length_kernel_is_taken_only_where_torch_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    head_size: int,
+    has: bool,
+) -> None:
+    """A T4 (7.5) has none, and a head size of 12 is not a multiple of 8."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    on_gpu = SimpleNamespace(is_cuda=True, dtype=dtype, device="cuda:0")
+    assert has_varlen_kernel(cast(Any, on_gpu), head_size) == has
