@@ -33,6 +33,11 @@ EXPORT, CONVERT, BUILD_ENGINE, PARITY = "export", "convert", "build-engine", "pa
 FORMAT = 1
 
 
+def read_labels(path: Path) -> list[str]:
+    """The classes' names, one per line; only a line feed ends a line: names may hold U+2028 or U+0085."""
+    return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+
+
 @dataclass(frozen=True)
 class StageRecord:
     """One stage's entry.
@@ -216,7 +221,7 @@ class Bundle:
     def labels(self) -> list[str]:
         """The classes' names, in the order of the logits; empty for a head without classes."""
         path = self.folder / LABELS
-        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return read_labels(path) if path.is_file() else []
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 from bertmp.core.errors import InputError
-from bertmp.core.options import Options, argument, declared_options, option
+from bertmp.core.options import argument, declared_options, option
 from bertmp.core.progress import ProgressCallback, null_progress
+from bertmp.data.data_options import TextColumnOptions
 
 Target = Literal["fp16", "bf16"]
 HEADROOM = 4.0
 PRECISION = "Precision"
 
 
-class PrecisionOptions(Options):
+class PrecisionOptions(TextColumnOptions):
     """How the precision of a graph's nodes is chosen."""
 
     # fmt: off
@@ -52,11 +53,12 @@ class PrecisionOptions(Options):
     )
 
     def check(self) -> None:
+        super().check()
         if self.max_error is not None and self.calibration is None:
             what = "an error is measured on examples, and there are none"
             raise InputError(what, "--max-error", "add --calibration FILE")
         for declared in declared_options(PrecisionOptions) if self.plan else ():
-            free = declared.name in ("plan", "calibration", "progress")
+            free = declared.info.group != PRECISION or declared.name in ("plan", "calibration")
             if not free and getattr(self, declared.name) != declared.default:
                 what = "the plan has decided that already"
                 raise InputError(what, declared.flag, "leave it out, or leave out --plan")
@@ -99,7 +101,7 @@ class ExportOptions(PrecisionOptions):
     # fmt: on
 
 
-class ExplainOptions(Options):
+class ExplainOptions(TextColumnOptions):
     """What `explain` reads."""
 
     # fmt: off

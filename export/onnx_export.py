@@ -155,7 +155,10 @@ def _write_companions(loaded: LoadedCheckpoint, folder: Path) -> None:
 
     write_json(folder / CONFIG, loaded.config.to_dict(loaded.model.architecture, loaded.model.problem))
     if loaded.model.classes:
-        (folder / LABELS).write_text("".join(f"{label}\n" for label in loaded.labels), encoding="utf-8")
+        if broken := next((label for label in loaded.labels if "\n" in label or "\r" in label), None):
+            todo = "name it in one line, in id2label of config.json"
+            raise InputError(f"the label {broken!r} has a line break", loaded.folder, todo)
+        (folder / LABELS).write_bytes("".join(f"{label}\n" for label in loaded.labels).encode())
     copy_tokenizer(loaded.folder, folder)
     if not (folder / "tokenizer.json").is_file():
         loaded.tokenizer.save(folder)

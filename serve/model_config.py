@@ -15,6 +15,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bertmp.core.errors import InputError
+from bertmp.export.bundle import LABELS, read_labels
 from bertmp.export.engine.engine_options import default_profiles
 
 MAX_BATCH = 32
@@ -105,7 +106,7 @@ def read_signature(repository: Path, name: str) -> ModelSignature:
     config = read_model_config(path)
     try:
         limits = json.loads(config.parameters["limits"].string_value)
-        labels = (repository / name / "labels.txt").read_text(encoding="utf-8").splitlines()
+        labels = read_labels(repository / name / LABELS)
         ids, types = limits["input_ids"], limits["token_type_ids"]
         return ModelSignature(tuple(labels), ids["length"], ids["below"], types["below"])
     except (OSError, ValueError, KeyError, TypeError) as error:

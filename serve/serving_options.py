@@ -11,7 +11,7 @@ from bertmp.core.errors import InputError
 from bertmp.core.options import Options, argument, option
 from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.data_options import TextColumnOptions
-from bertmp.data.readers import Columns, read_examples
+from bertmp.data.readers import read_examples
 
 REPOSITORY = Path("model_repository")
 _REPOSITORY_HELP = "The Triton model repository."
@@ -133,7 +133,7 @@ def read_texts(data: Path, columns: TextColumnOptions) -> Sequence[str]:
     Raises:
         InputError: the file cannot be read.
     """
-    return read_examples(data, Columns(columns.text_column, columns.text_pair_column)).texts
+    return read_examples(data, columns.columns()).texts
 
 
 class InferOptions(TextColumnOptions):
@@ -177,6 +177,7 @@ class BenchOptions(TextColumnOptions):
     )
 
     def check(self) -> None:
+        super().check()
         if not self.name or not self.data:
             missing = "texts" if self.name else "a model's NAME"
             raise InputError(

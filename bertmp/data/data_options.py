@@ -6,6 +6,8 @@ from pathlib import Path
 
 from bertmp.core.options import Options, argument, option
 from bertmp.core.progress import ProgressCallback, null_progress
+from bertmp.data.readers import Columns
+from bertmp.data.streams import check_format
 
 DATA = "Data"
 
@@ -17,6 +19,31 @@ class TextColumnOptions(Options):
     text_pair_column: str = option(
         default="text_pair", group=DATA, help="Name of the second text's column, for pairs."
     )
+    encoding: str | None = option(
+        default=None,
+        group=DATA,
+        metavar="NAME",
+        help="The files' encoding, such as cp1252; default: UTF-8, or the one that a byte order mark names.",
+    )
+    delimiter: str | None = option(
+        default=None,
+        group=DATA,
+        metavar="CHARACTER",
+        help="What separates the fields of .csv and .tsv files; default: found in the header.",
+    )
+
+    def check(self) -> None:
+        check_format(self.encoding, self.delimiter)
+
+    def columns(self, label: str = "label", separator: str = "") -> Columns:
+        """How a data file is read by these options.
+
+        Args:
+            label: the label's column.
+            separator: separates the labels of a multi-label example; empty for single-label data.
+        """
+        pair, delimiter = self.text_pair_column, self.delimiter
+        return Columns(self.text_column, pair, label, separator, self.encoding, delimiter)
 
 
 class DataOptions(TextColumnOptions):

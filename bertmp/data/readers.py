@@ -1,7 +1,8 @@
 """Reads the examples of fine-tuning from data files.
 
 Of texts, `.txt` has one per line. `.tsv` and `.csv` have a header with column names or, without one, lines of
-`label<TAB>text`. `.jsonl` and `.parquet` have named columns. All text is UTF-8.
+`label<TAB>text`. `.jsonl` and `.parquet` have named columns. Text is UTF-8 unless a byte order mark or the
+user names another encoding. A CoNLL file's sentences are its texts, their words joined by spaces.
 
 Of sentences with one label per word, `.txt`, `.tsv` and `.conll` have one word per line and blank lines
 between sentences (Tjong Kim Sang & De Meulder 2003). The first field is the word, the last its label; fields
@@ -11,8 +12,10 @@ a list of words and one of labels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from bertmp.core.errors import InputError
@@ -26,12 +29,16 @@ class Columns:
     Attributes:
         separator: separates the labels of a multi-label example; empty for single-label data. In JSON and
             Parquet, the labels may also be a list.
+        encoding: the file's; None for UTF-8 or the one that a byte order mark names.
+        delimiter: separates the fields of a .csv or .tsv file; None for the one found in its first line.
     """
 
     text: str = "text"
     text_pair: str = "text_pair"
     label: str = "label"
     separator: str = ""
+    encoding: str | None = None
+    delimiter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,10 @@ def read_examples(path: Path, columns: Columns | None = None, need_labels: bool 
             a tab, a missing column, an empty text, or no labels although `need_labels`.
     """
     path, columns = Path(path), columns or Columns()
-    rows = _READERS[kind_of(path, _READERS)](path, columns)
+    kind = kind_of(path, _READERS)
+    if kind in _LINE_KINDS and _is_conll(path, columns):
+        kind = ".conll"
+    rows = _READERS[kind](path, columns)
     if not rows:
         raise InputError("the data file has no rows", path, "give it at least one text")
     examples = _gather(rows, columns, path)
@@ -109,13 +119,24 @@ def _gather(rows: Sequence[Row], columns: Columns, path: Path) -> Examples:
                 raise InputError(f"no {name}", where, "fill it in or remove the line")
             if not is_unicode(row[name]):
                 raise InputError(f"half a surrogate pair in {name}", where, "write the whole character")
+    labels = [row.get(columns.label, "") for _, row in rows] if has_label else None
     return Examples(
         texts=[row[columns.text] for _, row in rows],
         pairs=[row[columns.text_pair] for _, row in rows] if has_pair else None,
-        labels=[row.get(columns.label, "") for _, row in rows] if has_label else None,
+        labels=labels if columns.separator or labels is None else _whole_numbers(labels),
         source=path,
         lines=[line for line, _ in rows],
     )
+
+
+def _whole_numbers(labels: Sequence[str]) -> Sequence[str]:
+    """Labels that are all whole numbers as integers: a column that once had a gap holds 1.0 in place of 1."""
+    if all(_WHOLE.fullmatch(label) for label in labels):
+        return [label.partition(".")[0] for label in labels]
+    return labels
+
+
+_WHOLE = re.compile(r"[-+]?[0-9]+(\.0*)?")
 
 
 def is_unicode(text: str) -> bool:
@@ -128,17 +149,15 @@ def is_unicode(text: str) -> bool:
 
 
 def _read_lines(path: Path, columns: Columns) -> list[Row]:
-    with open_text(path) as stream:
+    with open_text(path, encoding=columns.encoding) as stream:
         lines = [(number, line.rstrip("\r\n")) for number, line in numbered_lines(stream, path)]
     return [(number, {columns.text: line}) for number, line in lines if line.strip()]
 
 
 def _read_delimited(path: Path, columns: Columns) -> list[Row]:
-    delimiter = None  # of a TSV file
-    if path.suffix.lower() == ".csv":
-        with open_text(path) as stream:
-            delimiter = "\t" if "\t" in stream.readline() else ","
-    lines = [(number, fields) for number, fields, _ in delimited_records(path, delimiter)]
+    delimiter = delimiter_of(path, columns)
+    rows = delimited_records(path, delimiter, encoding=columns.encoding)
+    lines = [(number, fields) for number, fields, _ in rows]
     if lines and _is_header(lines[0][1], columns):
         return _by_header(lines, columns, path)
     for number, fields in lines:
@@ -149,8 +168,27 @@ def _read_delimited(path: Path, columns: Columns) -> list[Row]:
             todo = "name the columns in a header, or the text's with --text-column"
             raise InputError(f"{len(fields)} fields and no header that names 'text'", where, todo)
     return [
-        (number, {columns.label: label, columns.text: "\t".join(text)}) for number, (label, *text) in lines
+        (number, {columns.label: label.strip(), columns.text: "\t".join(text)})
+        for number, (label, *text) in lines
     ]
+
+
+def delimiter_of(path: Path, columns: Columns) -> str | None:
+    """What separates the fields; None for the tabs of a TSV file, whose rows are lines.
+
+    In a CSV file, semicolons separate where the header names a column only when split by them.
+    """
+    kind = path.suffix.lower()
+    if columns.delimiter is not None:
+        return None if kind == ".tsv" and columns.delimiter == "\t" else columns.delimiter
+    if kind == ".tsv":
+        return None
+    with open_text(path, encoding=columns.encoding) as stream:
+        header = stream.readline().strip()
+    if "\t" in header:
+        return "\t"
+    named = [mark for mark in ",;" if _is_header([field.strip('"') for field in header.split(mark)], columns)]
+    return ";" if (";" in header and columns.text in header.split(";")) or named == [";"] else ","
 
 
 def _is_header(fields: Sequence[str], columns: Columns) -> bool:
@@ -168,12 +206,19 @@ def _by_header(lines: Sequence[tuple[int, Sequence[str]]], columns: Columns, pat
     for name in (columns.text, columns.text_pair, columns.label):
         if header.count(name) > 1:
             raise InputError(f"the header names '{name}' twice", path, "rename or remove one of them")
-    return [(number, named_fields(header, row, f"{path}, line {number}")) for number, row in lines[1:]]
+    rows: list[Row] = []
+    for number, fields in lines[1:]:
+        row = named_fields(header, fields, f"{path}, line {number}")
+        rows.append(
+            (number, {name: row[name].strip() if name == columns.label else row[name] for name in row})
+        )
+    return rows
 
 
 def _read_records(path: Path, columns: Columns) -> list[Row]:
     wanted = (columns.text, columns.text_pair, columns.label)
-    return [(number, _strings(record, columns, where)) for number, record, where, _ in records(path, wanted)]
+    found = records(path, wanted, encoding=columns.encoding)
+    return [(number, _strings(record, columns, where)) for number, record, where, _ in found]
 
 
 def _strings(value: Mapping[str, object], columns: Columns, where: str) -> dict[str, str]:
@@ -188,6 +233,11 @@ def _strings(value: Mapping[str, object], columns: Columns, where: str) -> dict[
                     what = f"the label '{label}' holds the separator '{columns.separator}'"
                     raise InputError(what, where, "choose another with --label-separator")
             item = columns.separator.join(names)
+        named = name == columns.text != Columns.text
+        if named and isinstance(item, list) and all(isinstance(word, str) for word in item):
+            item = " ".join(item)  # the words of a sentence, in a column that the user chose
+        if isinstance(item, float) and item != item:
+            raise InputError(f"{name} is not a number (NaN)", where, "fill it in or remove the row")
         if isinstance(item, (list, dict, bytes)):
             raise InputError(f"{name} is not text", where, "write one text per row")
         if item is not None:
@@ -195,8 +245,25 @@ def _strings(value: Mapping[str, object], columns: Columns, where: str) -> dict[
     return row
 
 
-_READERS = {".txt": _read_lines, ".tsv": _read_delimited, ".csv": _read_delimited}
+def _read_conll(path: Path, columns: Columns) -> list[Row]:
+    sentences = _sentences_of_lines(path, columns.encoding)
+    return [(number, {columns.text: " ".join(words)}) for number, (words, _) in enumerate(sentences, 1)]
+
+
+_READERS = {".txt": _read_lines, ".tsv": _read_delimited, ".csv": _read_delimited, ".conll": _read_conll}
 _READERS |= dict.fromkeys((".jsonl", ".parquet"), _read_records)
+_LINE_KINDS = (".txt", ".tsv")
+"""Kinds that a CoNLL file may have, too."""
+
+_TAG = re.compile(r"O|[BIESLU]-\S+")
+
+
+def _is_conll(path: Path, columns: Columns) -> bool:
+    """Whether a file holds a word and its tag, such as `B-PER` or `O`, per line."""
+    with open_text(path, encoding=columns.encoding) as stream:
+        lines = islice((_fields(line) for _, line in numbered_lines(stream, path)), 100)
+        words = [fields for fields in lines if fields and fields[0] != _DOCUMENT]
+    return bool(words) and all(len(fields) > 1 and _TAG.fullmatch(fields[-1]) for fields in words)
 
 
 _SENTENCE_KINDS = (".txt", ".tsv", ".conll", ".jsonl", ".parquet")
@@ -218,12 +285,15 @@ class Sentences:
     source: Path
 
 
-def read_sentences(path: Path, words: str = "tokens", labels: str = "labels") -> Sentences:
+def read_sentences(
+    path: Path, words: str = "tokens", labels: str = "labels", encoding: str | None = None
+) -> Sentences:
     """Reads a data file.
 
     Args:
         path: the file.
         words, labels: names of the columns, for formats with column names.
+        encoding: the file's; None for UTF-8 or the one that a byte order mark names.
 
     Raises:
         InputError: a missing or empty file, an unknown extension, bytes that are not UTF-8, a line without a
@@ -232,7 +302,9 @@ def read_sentences(path: Path, words: str = "tokens", labels: str = "labels") ->
     path = Path(path)
     kind = kind_of(path, _SENTENCE_KINDS)
     lists = kind in (".jsonl", ".parquet")
-    rows = list(_sentences_of_lists(path, words, labels) if lists else _sentences_of_lines(path))
+    rows = list(
+        _sentences_of_lists(path, words, labels, encoding) if lists else _sentences_of_lines(path, encoding)
+    )
     if not rows:
         raise InputError("the data file has no sentences", path, "give it at least one")
     return Sentences([row[0] for row in rows], [row[1] for row in rows], path)
@@ -241,10 +313,10 @@ def read_sentences(path: Path, words: str = "tokens", labels: str = "labels") ->
 Sentence = tuple[list[str], list[str]]
 
 
-def _sentences_of_lines(path: Path) -> Iterator[Sentence]:
+def _sentences_of_lines(path: Path, encoding: str | None = None) -> Iterator[Sentence]:
     words: list[str] = []
     labels: list[str] = []
-    with open_text(path) as stream:
+    with open_text(path, encoding=encoding) as stream:
         for number, line in numbered_lines(stream, path):
             fields = _fields(line)
             if fields and fields[0] != _DOCUMENT:
@@ -270,8 +342,8 @@ def _fields(line: str) -> list[str]:
     return [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
 
 
-def _sentences_of_lists(path: Path, words: str, labels: str) -> Iterator[Sentence]:
-    for _, record, where, _ in records(path, (words, labels)):
+def _sentences_of_lists(path: Path, words: str, labels: str, encoding: str | None) -> Iterator[Sentence]:
+    for _, record, where, _ in records(path, (words, labels), encoding=encoding):
         row = (_words(record, words, where), _words(record, labels, where))
         if len(row[0]) != len(row[1]):
             what = f"{len(row[0])} {words} and {len(row[1])} {labels}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import InputError
-from bertmp.data.readers import Columns, is_unicode
+from bertmp.data.readers import Columns, delimiter_of, is_unicode
 from bertmp.data.streams import (
     ROW,
     delimited_records,
@@ -95,32 +95,32 @@ def open_corpus(path: Path, columns: Columns) -> Corpus:
         with parquet_file(path) as file:
             names, size = file.schema_arrow.names, file.metadata.num_rows
     else:
-        names, size = _columns(path, kind), path.stat().st_size
+        names, size = _columns(path, kind, columns), path.stat().st_size
     if columns.text not in names:
         what = f"the corpus has no column '{columns.text}'"
         raise InputError(what, path, "name it in the header or with --text-column")
     return Corpus(path, columns, columns.text_pair in names, size)
 
 
-def _columns(path: Path, kind: str) -> list[str]:
+def _columns(path: Path, kind: str, columns: Columns) -> list[str]:
     """The names in the header, or the keys of the first object."""
     if kind == ".jsonl":
-        with closing(records(path, longest=ROW)) as objects:
+        with closing(records(path, longest=ROW, encoding=columns.encoding)) as objects:
             return next((list(record) for _, record, _, _ in objects), [])
-    with closing(_delimited(path)) as rows:
+    with closing(_delimited(path, columns)) as rows:
         names = next((fields for _, fields, _ in rows), [])
     if len(set(names)) != len(names):
         raise InputError("the header names a column twice", path, "rename one of them")
     return names
 
 
-def _delimited(path: Path) -> Generator[tuple[int, list[str], int], None, None]:
-    return delimited_records(path, None if path.suffix.lower() == ".tsv" else ",", ROW)
+def _delimited(path: Path, columns: Columns) -> Generator[tuple[int, list[str], int], None, None]:
+    return delimited_records(path, delimiter_of(path, columns), ROW, columns.encoding)
 
 
 def _plain_text(corpus: Corpus) -> Iterator[DocumentChunk]:
     """One sentence per line, blank lines between documents."""
-    with open_text(corpus.path) as stream:
+    with open_text(corpus.path, encoding=corpus.columns.encoding) as stream:
         sentences: list[str] = []
         begins = True
         for line in parts_of_lines(stream):
@@ -148,7 +148,7 @@ def _rows_as_chunks(corpus: Corpus) -> Iterator[DocumentChunk]:
 
 
 def _delimited_texts(corpus: Corpus) -> Iterator[tuple[Mapping[str, str], int]]:
-    rows = _delimited(corpus.path)
+    rows = _delimited(corpus.path, corpus.columns)
     _, header, _ = next(rows)
     for line, fields, position in rows:
         yield named_fields(header, fields, f"{corpus.path}, line {line}"), position
@@ -156,7 +156,9 @@ def _delimited_texts(corpus: Corpus) -> Iterator[tuple[Mapping[str, str], int]]:
 
 def _record_texts(corpus: Corpus) -> Iterator[tuple[Mapping[str, str], int]]:
     columns = corpus.columns
-    for _, record, where, position in records(corpus.path, (columns.text, columns.text_pair), ROW):
+    for _, record, where, position in records(
+        corpus.path, (columns.text, columns.text_pair), ROW, columns.encoding
+    ):
         yield _texts(record, columns, where), position
 
 

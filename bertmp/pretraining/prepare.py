@@ -65,7 +65,7 @@ def prepare(options: PrepareOptions) -> CorpusResult:
     """
     model = downloaded(options.model)
     tokenizer = Tokenizer.load(model if model.is_dir() else model.parent)
-    columns = Columns(options.text_column, options.text_pair_column)
+    columns = options.columns()
     return prepare_store(options.data, columns, tokenizer, options.out, options.num_workers, options.progress)
 
 

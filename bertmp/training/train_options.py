@@ -181,6 +181,7 @@ class TrainOptions(
         default=null_progress, on_command_line=False, help="Called with log lines and the state of the run.")
 
     def check(self) -> None:
+        DataOptions.check(self)
         LossScaleConfig.check(self)
         MonitorOptions.check(self)
         if self.gradient_accumulation_steps > self.batch_size:

@@ -40,7 +40,9 @@ def explain(options: ExplainOptions) -> Explanation:
     model = load_graph(path)
     name_nodes(model)
     tokenizer = options.tokenizer or path.parent
-    texts = read_calibration(options.calibration, tokenizer, model) if options.calibration else None
+    texts = None
+    if options.calibration:
+        texts = read_calibration(options.calibration, tokenizer, model, options.columns())
     view = GraphView(model)
     tensors, trouble = _measured(view, texts, options.progress) if texts else ((), [])
     casts = count_casts(view)

@@ -12,7 +12,6 @@ from typing import cast
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_toml, sha256_file
 from bertmp.core.options import keywords_of
-from bertmp.data.readers import Columns
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, FP16_GRAPH, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
 from bertmp.export.parity.bundle_stages import ONNX_FP16, ONNX_FP32, TORCH, chain
 from bertmp.export.parity.gates import DEFAULTS, Evidence, Gate, Limits, decide, limits_of, measure, override
@@ -42,7 +41,7 @@ def parity(options: ParityOptions) -> ParityReport:
         raise InputError("not a folder", folder, "name another folder with --report")
     own = chain(opened, options.checkpoint)
     stages = (*own, *options.extra_stages)
-    columns = Columns(options.text_column, options.text_pair_column, options.label_column)
+    columns = options.columns(options.label_column)
     contents, examples = summarise_bundle(opened), read_inputs(opened, options.data, columns)
     # Served stages go first: a server that is not there shows before the long part.
     ran = run_all((*options.extra_stages, *own), examples.inputs, options.progress)

@@ -95,7 +95,13 @@ class _Shape:
 
 
 def read_calibration(
-    data: Path, tokenizer: Path, graph: ModelProto, *, texts: int = EXAMPLES, seed: int = 0
+    data: Path,
+    tokenizer: Path,
+    graph: ModelProto,
+    columns: Columns | None = None,
+    *,
+    texts: int = EXAMPLES,
+    seed: int = 0,
 ) -> Calibration:
     """Reads examples and encodes them as the graph's inputs.
 
@@ -103,13 +109,14 @@ def read_calibration(
         data: a data file; labels in it are ignored.
         tokenizer: the folder of a tokenizer; the model's greatest length is read from its `config.json`.
         graph: takes token ids, and any of attention mask, token types and positions, all `[batch, length]`.
+        columns: how the file is read.
         texts: the most examples, drawn with `seed`; the shortest and the longest are among them.
 
     Raises:
         InputError: the file cannot be read or is empty, the folder has no tokenizer, or the graph has
             an input that is not a text encoder's.
     """
-    examples = _sample(read_examples(Path(data), Columns()), texts, seed)
+    examples = _sample(read_examples(Path(data), columns), texts, seed)
     shape = _shape(graph, data)
     longest = _greatest_length(Path(tokenizer))
     limit = min(length for length in (shape.length, longest, _LONGEST) if length)

@@ -161,7 +161,7 @@ def plan_precision(
     """
     progress, calibration = options.progress, None
     if options.calibration:
-        calibration = read_calibration(options.calibration, tokenizer, graph)
+        calibration = read_calibration(options.calibration, tokenizer, graph, options.columns())
     plan = _loaded(graph, options.plan) if options.plan is not None else None
     ranges, evaluator = None, None
     if calibration is not None:

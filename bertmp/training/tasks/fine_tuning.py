@@ -93,10 +93,10 @@ def read_token_classification(settings: TrainOptions) -> Task:
     """
     words = "tokens" if settings.text_column == Columns.text else settings.text_column
     names = "labels" if settings.label_column == Columns.label else settings.label_column
-    train = read_sentences(settings.data, words, names)
+    train = read_sentences(settings.data, words, names, settings.encoding)
     counts = Counter(chain.from_iterable(train.labels))
     labels = _classes(counts, "words", settings.data)
-    test = read_sentences(settings.eval_data, words, names) if settings.eval_data else None
+    test = read_sentences(settings.eval_data, words, names, settings.encoding) if settings.eval_data else None
     if test is not None:
         _check_known(chain.from_iterable(test.labels), labels, test.source)
     index = {label: number for number, label in enumerate(labels)}
@@ -115,7 +115,7 @@ def read_token_classification(settings: TrainOptions) -> Task:
 def _columns_of(settings: TrainOptions) -> Columns:
     """The columns that the options name."""
     separator = settings.label_separator if settings.multi_label else ""
-    return Columns(settings.text_column, settings.text_pair_column, settings.label_column, separator)
+    return settings.columns(settings.label_column, separator)
 
 
 def _read_files(settings: TrainOptions, columns: Columns) -> tuple[Examples, Examples | None]:

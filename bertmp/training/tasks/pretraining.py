@@ -95,7 +95,7 @@ def read_pretraining(settings: TrainOptions) -> Task:
     Raises:
         InputError: a corpus is missing, of an unknown kind or without text.
     """
-    columns = Columns(settings.text_column, settings.text_pair_column)
+    columns = settings.columns()
     for path in (settings.data, settings.eval_data):
         if path is not None and not is_store(path):
             open_corpus(path, columns)
