@@ -33,6 +33,15 @@ EXPORT, CONVERT, BUILD_ENGINE, PARITY = "export", "convert", "build-engine", "pa
 FORMAT = 1
 
 
+_MADE = {
+    EXPORT: "FP32 graph",
+    CONVERT: "low-precision graph",
+    BUILD_ENGINE: "engine",
+    PARITY: "parity report",
+}
+"""What a stage makes, for messages."""
+
+
 def read_labels(path: Path) -> list[str]:
     """The classes' names, one per line; only a line feed ends a line: names may hold U+2028 or U+0085."""
     return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
@@ -159,7 +168,9 @@ class Bundle:
         """
         record = self.manifest.stages.get(name)
         if record is None:
-            raise InputError(f"the bundle has no {name} stage", self.folder, f"run '{command}' first")
+            raise InputError(
+                f"the bundle has no {_MADE.get(name, name)}", self.folder, f"run '{command}' first"
+            )
         for file, digest in {**record.inputs, **record.outputs}.items():
             if not (self.folder / file).is_file() or self.sha256(file) != digest:
                 what = f"the {name} stage is stale: {file} changed"
@@ -196,6 +207,11 @@ class Bundle:
         )
         self.manifest = self.manifest.with_stage(name, entry)
         self.manifest.save(self.folder)
+
+    @property
+    def lowest_graph(self) -> Path:
+        """The low-precision graph where the bundle has one, else the FP32 graph."""
+        return self.folder / (FP16_GRAPH if CONVERT in self.manifest.stages else FP32_GRAPH)
 
     def weights_beside(self, stage: str, graph: str) -> list[str]:
         """The files that hold the weights of a graph of more than 2 GiB; usually none."""

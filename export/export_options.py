@@ -105,7 +105,8 @@ class ExplainOptions(TextColumnOptions):
     """What `explain` reads."""
 
     # fmt: off
-    graph: Path = argument(kw_only=False, metavar="GRAPH", help="An ONNX graph of any precision.")
+    graph: Path = argument(
+        kw_only=False, metavar="GRAPH|BUNDLE", help="An ONNX graph of any precision, or a bundle's.")
     calibration: Path | None = option(
         default=None, metavar="FILE", help="Examples to run it on, for ranges and headroom.",
     )

@@ -88,7 +88,10 @@ class TritonClient:
         """Raises an InputError where no server answers."""
         if not self.is_live():
             what = f"no Triton server answers over {self.protocol}"
-            raise InputError(what, self.address, "start one with 'bertmp serve'")
+            todo = (
+                "start one with 'bertmp serve', or check the port: 8001 is gRPC's and 8000 HTTP's by default"
+            )
+            raise InputError(what, self.address, todo)
 
     def config(self, model: str) -> dict[str, Any]:
         """The model's configuration in Triton's JSON form.

@@ -212,9 +212,8 @@ def _parity(bundle: Bundle, engine: DeployableEngine | None) -> tuple[dict[str, 
     results = checked.results
     if not results.get("passed"):
         failed = ", ".join(map(str, results.get("failed_gates", []))) or "see its report"
-        raise GateFailed(
-            f"the bundle's parity did not pass: {failed}", bundle.folder, "fix it and check again"
-        )
+        todo = f"see the report, then export again or run 'bertmp parity {bundle.folder}' with other --gates"
+        raise GateFailed(f"the bundle's parity did not pass: {failed}", bundle.folder, todo)
     scalars = {key: value for key, value in results.items() if isinstance(value, (str, int, float, bool))}
     if engine is not None and checked.inputs.get(ENGINE) != bundle.sha256(ENGINE):
         return None, "parity: not checked for this engine, which is newer: run 'bertmp parity' again"

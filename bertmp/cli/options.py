@@ -81,7 +81,12 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
             moved.append(f"'{key}' is now '{former[name]}'")
             name = former[name]
         if name not in known:
-            raise InputError(f"unknown setting '{key}'", path, f"see '{context.command_path} --help'")
+            todo = "write the options at the top level, without tables" if isinstance(value, dict) else ""
+            todo = todo or f"see '{context.command_path} --help'"
+            raise InputError(f"unknown setting '{key}'", path, todo)
+        if name in settings:
+            what = f"'{name}' is set twice, once as '{key}'"
+            raise InputError(what, path, "keep one of them")
         settings[name] = [value] if known[name].repeated and not isinstance(value, list) else value
     if moved:
         print(f"{path}: {', '.join(moved)}", file=sys.stderr)  # noqa: T201

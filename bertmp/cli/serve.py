@@ -89,10 +89,11 @@ def bench(options: BenchCommandOptions) -> CommandResult:
 
 def _deployment(result: Deployment) -> str:
     where = f" on {result.server}" if result.server else ""
-    head = f"{result.name} version {result.version} is live{where} (parity: {result.parity})"
+    state = "is live" if result.server else "is the one that a server takes when it starts"
+    head = f"{result.name} version {result.version} {state}{where} (parity: {result.parity})"
     notes = [note for note in result.notes if not note.startswith("parity:")]
     if result.new and result.server is None:
-        notes.append("a running server takes it with --server URL, any other when it starts")
+        notes.append("a running server goes on with its own version: --server URL makes it switch")
     return "\n".join([head, *(f"  {note}" for note in notes)])
 
 

@@ -109,9 +109,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for declared in declared_options(type(self)):
-            value = getattr(self, declared.name)
-            if value is not None and declared.is_path and not isinstance(value, Path):
-                object.__setattr__(self, declared.name, Path(value))
+            value = declared.normal(getattr(self, declared.name))
+            object.__setattr__(self, declared.name, value)
             declared.check(value)
         self.check()
 
@@ -174,8 +173,14 @@ class DeclaredOption:
     def is_path(self) -> bool:
         return self.kind is Path and not self.repeated
 
+    def normal(self, value: Any) -> Any:
+        """A value as the option holds it: paths as Path, and one value of a repeated option as several."""
+        if self.is_path and isinstance(value, str):
+            return Path(value)
+        return (value,) if self.repeated and isinstance(value, str) else value
+
     def check(self, value: Any) -> None:
-        """Checks a value against the declared choices and range.
+        """Checks a value against the declared type, choices and range.
 
         Raises:
             InputError: the value is not allowed.
@@ -183,13 +188,15 @@ class DeclaredOption:
         if value is None or not self.info.on_command_line:
             return
         for one in value if self.repeated else (value,):
+            if self.kind in _KINDS and not isinstance(one, _KINDS[self.kind]):
+                what = f"{one!r} is not {_NAMES[self.kind]}"
+                raise InputError(what, self.flag, f"give {_NAMES[self.kind]}")
             if self.info.choices and one not in self.info.choices:
                 known = ", ".join(map(str, self.info.choices))
                 raise InputError(f"unknown value '{one}'", self.flag, f"use one of {known}")
             if isinstance(one, (int, float)) and not isinstance(one, bool) and not self._in_range(one):
-                raise InputError(
-                    f"{self.flag} is {one}", self.flag, f"give a value {self.range_text or 'that is finite'}"
-                )
+                todo = f"give a number, {self.range_text or 'a finite one'}"
+                raise InputError(f"{self.flag} is {one}", self.flag, todo)
 
     def _in_range(self, value: float) -> bool:
         info = self.info
@@ -208,7 +215,16 @@ class DeclaredOption:
         bounds = {
             "at least": info.minimum, "above": info.above, "at most": info.maximum, "below": info.below,
         }  # fmt: skip
-        return ", ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+        return ", ".join(f"{word} {_short(bound)}" for word, bound in bounds.items() if bound is not None)
+
+
+def _short(number: float) -> str:
+    power = int(number).bit_length() - 1
+    return f"2**{power}" if power > 30 and number == 2**power else f"{number:g}"
+
+
+_KINDS: dict[Any, Any] = {int: int, float: (int, float), str: (str, Path), bool: bool, Path: (str, Path)}
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
 
 
 def declared_options(cls: type[Options]) -> tuple[DeclaredOption, ...]:
@@ -268,6 +284,7 @@ def keywords_of(options: Callable[P, O]) -> Callable[[Callable[[O], R]], Options
         def call(*args: Any, **keywords: Any) -> R:
             if len(args) == 1 and not keywords and isinstance(args[0], options):  # type: ignore[arg-type]
                 return function(args[0])
+            _refuse_unknown(function.__name__, options, keywords)  # type: ignore[arg-type]
             return function(options(*args, **keywords))
 
         signature = inspect.signature(options)
@@ -278,6 +295,15 @@ def keywords_of(options: Callable[P, O]) -> Callable[[Callable[[O], R]], Options
         return call
 
     return wrap
+
+
+def _refuse_unknown(function: str, options: type[Options], keywords: Mapping[str, Any]) -> None:
+    """Raises a TypeError that names the function, and the option's name of today where it was renamed."""
+    known, former = {field.name for field in dataclasses.fields(options)}, renamed(options)  # type: ignore[arg-type]
+    for name in keywords:
+        if name not in known:
+            hint = f"; it is now '{former[name]}'" if name in former else ""
+            raise TypeError(f"{function}() has no argument '{name}'{hint}")
 
 
 class NoOptions(Options):

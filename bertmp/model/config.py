@@ -65,7 +65,11 @@ class BertConfig:
         if path.is_dir():
             path = path / "config.json"
         if not path.is_file():
-            raise InputError("no config.json", path.parent, "name a checkpoint folder that has one")
+            final = path.parent / "final"
+            todo = (
+                f"name {final}" if (final / path.name).is_file() else "name a checkpoint folder that has one"
+            )
+            raise InputError("no config.json", path.parent, todo)
         data = read_json(path)
         if not isinstance(data, dict):
             raise InputError("config.json is not a JSON object", path, "replace it")

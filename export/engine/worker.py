@@ -33,7 +33,7 @@ from bertmp.export.engine.compatibility import ENGINE_FILE, NETWORK_FILE, REJECT
 from bertmp.export.engine.supervisor import Job, Messages, error_message
 from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan
 
-FORMAT = 1
+FORMAT = 2
 _PR_SET_PDEATHSIG = 1
 _OUT_OF_MEMORY = ("OutOfMemory", "out of memory", "bad_alloc", "Cannot allocate memory")
 """What the builders' messages have in them when memory ran out."""

@@ -8,6 +8,7 @@ from functools import partial
 from bertmp.core.errors import InputError
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
+from bertmp.export.bundle import Bundle
 from bertmp.export.export_options import ExplainOptions
 from bertmp.export.graph.loading import load_graph, name_nodes
 from bertmp.export.graph.nodes import name_of
@@ -37,6 +38,8 @@ def explain(options: ExplainOptions) -> Explanation:
             graph's inputs.
     """
     path = options.graph
+    if path.is_dir():
+        path = Bundle.open(path).lowest_graph
     model = load_graph(path)
     name_nodes(model)
     tokenizer = options.tokenizer or path.parent

@@ -138,7 +138,7 @@ def test_serve_with_bad_input_prints_one_line(
             (("--repository", repository, "--http-port", port), f"port {port} is taken"),
             (
                 ("--repository", repository, "--http-port", "70000"),
-                "--http-port is 70000 (--http-port): give a value at least 0, at most 65535",
+                "--http-port is 70000 (--http-port): give a number, at least 0, at most 65535",
             ),
             (("--repository", repository, "--http-port", "80", "--grpc-port", "80"), "the same port twice"),
             (("--repository", repository, "--host", "192.0.2.1"), "cannot listen"),

@@ -163,9 +163,9 @@ def test_options_given_arrive_with_their_types() -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--times", "0"], "error: --times is 0 (--times): give a value at least 1"),
-        (["--size", "0"], "error: --size is 0.0 (--size): give a value above 0"),
-        (["--size", "nan"], "error: --size is nan (--size): give a value above 0"),
+        (["--times", "0"], "error: --times is 0 (--times): give a number, at least 1"),
+        (["--size", "0"], "error: --size is 0.0 (--size): give a number, above 0"),
+        (["--size", "nan"], "error: --size is nan (--size): give a number, above 0"),
         (["--mode", "slow"], "error: unknown value 'slow' (--mode): use one of fast, exact"),
         (["--plain", "--no-quick"], "error: --plain needs --quick (--plain): leave one out"),
         (["--number", "2"], "error: --number is now --times (-c probe): use the new name"),

@@ -12,6 +12,7 @@ import pytest
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_toml
 from bertmp.core.options import Options, argument, declared_options, keywords_of, option, renamed
+from bertmp.export.export_options import ConvertOptions
 
 if TYPE_CHECKING:
     from nowhere import Absent  # type: ignore[import-not-found]
@@ -65,10 +66,10 @@ def test_function_has_the_signature_and_the_help_of_its_options() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rate": 0}, "--rate is 0 (--rate): give a value above 0, at most 1"),
-        ({"rate": 1.5}, "--rate is 1.5 (--rate): give a value above 0, at most 1"),
-        ({"rate": float("inf")}, "--rate is inf (--rate): give a value above 0, at most 1"),
-        ({"seed": -1}, "--seed is -1 (--seed): give a value at least 0"),
+        ({"rate": 0}, "--rate is 0 (--rate): give a number, above 0, at most 1"),
+        ({"rate": 1.5}, "--rate is 1.5 (--rate): give a number, above 0, at most 1"),
+        ({"rate": float("inf")}, "--rate is inf (--rate): give a number, above 0, at most 1"),
+        ({"seed": -1}, "--seed is -1 (--seed): give a number, at least 0"),
         ({"kind": "slow"}, "unknown value 'slow' (--kind): use one of fast, exact"),
         ({"seed": 1, "resume": True}, "--resume takes no --seed (--seed): leave it out"),
     ],
@@ -95,3 +96,29 @@ def test_saved_settings_are_absolute_and_leave_out_what_is_not_saved(tmp_path: P
         "source": str(Path("a.txt").resolve()), "rate": 0.5, "names": ["x", "y"], "seed": 0,
     }  # fmt: skip
     assert sample.to_json(of=Base) == {"seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"seed": "3"}, "'3' is not a whole number (--seed): give a whole number"),
+        ({"rate": "fast"}, "'fast' is not a number (--rate): give a number"),
+    ],
+)
+def test_value_of_another_type_names_its_option(options: dict[str, object], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Sample(Path("a.txt"), **options)  # type: ignore[arg-type]
+    assert str(caught.value) == says
+
+
+def test_unknown_keyword_names_the_function_and_the_name_of_today() -> None:
+    import bertmp
+
+    with pytest.raises(TypeError, match=r"^train\(\) has no argument 'accumulate'; it is now 'grad"):
+        bertmp.train("classification", "a", "b", "c", accumulate=2)  # type: ignore[call-arg, arg-type]
+    with pytest.raises(TypeError, match=r"^convert\(\) has no argument 'stepps'$"):
+        bertmp.convert("a", "b", stepps=2)  # type: ignore[call-arg, arg-type]
+
+
+def test_one_text_for_a_repeated_option_is_one_value() -> None:
+    assert ConvertOptions("a", "b", keep_fp32="bert/*").keep_fp32 == ("bert/*",)  # type: ignore[arg-type]
