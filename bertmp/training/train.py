@@ -154,7 +154,9 @@ def _loss_options(settings: TrainOptions, task: Task) -> LossOptions:
     if not task.class_counts:
         raise InputError("the task has no classes to balance", "--class-weights", "leave it out")
     mean = sum(task.class_counts) / len(task.class_counts)
-    return LossOptions(settings.label_smoothing, [mean / count for count in task.class_counts])
+    return LossOptions(
+        settings.label_smoothing, [mean / count if count else 1.0 for count in task.class_counts]
+    )
 
 
 def _limit_length(loaded: LoadedCheckpoint, max_length: int | None) -> None:

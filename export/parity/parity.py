@@ -39,6 +39,9 @@ def parity(options: ParityOptions) -> ParityReport:
     folder = options.report or opened.folder / DEFAULT_FOLDER
     if folder.exists() and not folder.is_dir():
         raise InputError("not a folder", folder, "name another folder with --report")
+    given = options.gates
+    limits = override(read_toml(Path(given)), str(given)) if isinstance(given, (str, Path)) else given
+    limits = cast(Mapping[str, Limits], limits or DEFAULTS)
     own = chain(opened, options.checkpoint)
     stages = (*own, *options.extra_stages)
     columns = options.columns(options.label_column)
@@ -50,16 +53,14 @@ def parity(options: ParityOptions) -> ParityReport:
     reference = next((name for name in (TORCH, ONNX_FP32) if name in answered), "")
     reports = {stage.name: _stage_report(ran[stage.name], answered, reference, examples) for stage in stages}
     reports[ONNX_FP16] = replace(reports[ONNX_FP16], size_ratio=contents.size_ratio)
-    rows, source, given = tuple(reports.values()), examples.examples.source, options.gates
-    limits = override(read_toml(Path(given)), str(given)) if isinstance(given, (str, Path)) else given
-    limits = cast(Mapping[str, Limits], limits or DEFAULTS)
+    rows, source = tuple(reports.values()), examples.examples.source
     truncated = sum(encoded.truncated for encoded in examples.inputs.encoded)
     labelled, texts = examples.inputs.labels is not None, len(examples.inputs.texts)
     result = ParityReport(
         bundle=opened.folder,
         folder=folder,
         reference=reference,
-        note=_note(ran, reference),
+        note=" ".join(filter(None, [_note(ran, reference), examples.note])),
         data=DataSummary(
             source, sha256_file(source), texts, labelled, truncated, examples.inputs.pairs is not None
         ),

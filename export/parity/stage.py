@@ -13,6 +13,7 @@ import numpy as np
 from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.progress import ProgressCallback
 from bertmp.data.batches import pad_batch
+from bertmp.data.labels import match_labels
 from bertmp.data.readers import Columns, Examples, read_examples
 from bertmp.data.tokenizer import Encoded
 from bertmp.export.bundle import Bundle
@@ -137,11 +138,13 @@ class ParityData:
         inputs: its examples, in the file's order.
         examples: the same as they were read, with the file and each one's line.
         classes: the bundle's labels, in the order of the logits.
+        note: how the file's labels were matched with them, where they are not the same; usually empty.
     """
 
     inputs: ParityInputs
     examples: Examples
     classes: Sequence[str]
+    note: str = ""
 
 
 def read_inputs(bundle: Bundle, data: Path, columns: Columns | None = None) -> ParityData:
@@ -155,16 +158,18 @@ def read_inputs(bundle: Bundle, data: Path, columns: Columns | None = None) -> P
         what = f"parity compares classification models, and this one's task is {bundle.task}"
         raise InputError(what, bundle.folder, "compare a classification model")
     examples = read_examples(data, columns)
-    index_of = {label: index for index, label in enumerate(bundle.labels)}
-    for line, label in zip(examples.lines, examples.labels or examples.lines, strict=True):
-        if examples.labels is not None and label not in index_of:
+    match = match_labels(examples.labels or (), bundle.labels)
+    for line, label in zip(examples.lines, examples.labels or () if match is None else (), strict=False):
+        if label not in bundle.labels:
             what = f"the model does not know the label '{label}'"
             todo = f"use one of {', '.join(bundle.labels)}"
             raise InputError(what, f"{examples.source}, line {line}", todo)
-    labels = None if examples.labels is None else [index_of[label] for label in examples.labels]
+    labels = None
+    if examples.labels is not None and match is not None:
+        labels = [bundle.labels.index(match.classes[label]) for label in examples.labels]
     encoded = bundle.tokenizer.encode(examples.texts, examples.pairs)
     inputs = ParityInputs(examples.texts, examples.pairs, labels, encoded, bundle.tokenizer.pad_id)
-    return ParityData(inputs, examples, bundle.labels)
+    return ParityData(inputs, examples, bundle.labels, match.note if match else "")
 
 
 Feed = dict[str, np.ndarray]

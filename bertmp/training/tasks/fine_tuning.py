@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from bertmp.core.errors import InputError
+from bertmp.data.labels import match_labels
 from bertmp.data.readers import Columns, Examples, Sentences, read_examples, read_sentences
 from bertmp.data.tokenizer import Tokenizer
+from bertmp.model.config import BertConfig, unnamed_labels
 from bertmp.model.heads import MultiLabelClassifier
 from bertmp.model.heads.fine_tuning import IGNORE_INDEX
 from bertmp.model.packed import Batch, pack
@@ -38,9 +40,8 @@ def read_classification(settings: TrainOptions) -> Task:
         labels = _classes(counts, "examples", settings.data)
     elif not (labels := _sorted(counts)):
         raise InputError("no text has a label", settings.data, "give some of the texts labels")
-    if test is not None:
-        _check_known(chain.from_iterable(_split_labels(test, columns)), labels, test.source)
-    index = {label: number for number, label in enumerate(labels)}
+    tested = set(chain.from_iterable(_split_labels(test, columns))) if test is not None else set()
+    labels, index = _classes_of_checkpoint(settings, labels, tested, test)
 
     def encode(examples: Examples, tokenizer: Tokenizer) -> Encodings:
         found = _split_labels(examples, columns)
@@ -53,7 +54,7 @@ def read_classification(settings: TrainOptions) -> Task:
         return Encodings(tokenizer.encode(examples.texts, examples.pairs), {"labels": targets})
 
     head = MultiLabelClassifier.task if settings.multi_label else None
-    return Task(labels, train, test, encode, [counts[label] for label in labels], head)
+    return Task(labels, train, test, encode, _class_counts(counts, index, labels), head)
 
 
 def read_regression(settings: TrainOptions) -> Task:
@@ -97,9 +98,8 @@ def read_token_classification(settings: TrainOptions) -> Task:
     counts = Counter(chain.from_iterable(train.labels))
     labels = _classes(counts, "words", settings.data)
     test = read_sentences(settings.eval_data, words, names, settings.encoding) if settings.eval_data else None
-    if test is not None:
-        _check_known(chain.from_iterable(test.labels), labels, test.source)
-    index = {label: number for number, label in enumerate(labels)}
+    tested = set(chain.from_iterable(test.labels)) if test is not None else set()
+    labels, index = _classes_of_checkpoint(settings, labels, tested, test)
 
     def encode(sentences: Sentences, tokenizer: Tokenizer) -> TokenEncodings:
         encoded = tokenizer.encode_words(sentences.words)
@@ -109,7 +109,7 @@ def read_token_classification(settings: TrainOptions) -> Task:
                 row[place] = index[names[word]]
         return TokenEncodings(encoded, {"labels": targets})
 
-    return Task(labels, train, test, encode, [counts[label] for label in labels])
+    return Task(labels, train, test, encode, _class_counts(counts, index, labels))
 
 
 def _columns_of(settings: TrainOptions) -> Columns:
@@ -165,15 +165,43 @@ def _classes(counts: Counter[str], what: str, source: Path) -> tuple[str, ...]:
     return labels
 
 
-def _check_known(found: Iterable[str], known: Iterable[str], source: Path) -> None:
-    """Checks that the training data has every label of the evaluation data.
+def _classes_of_checkpoint(
+    settings: TrainOptions, labels: tuple[str, ...], tested: set[str], test: Examples | Sentences | None
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The classes to train, and each label's place among them.
+
+    A classifier that is trained further keeps its classes and their order, where the data's labels are among
+    them by name or by number.
 
     Raises:
-        InputError: it lacks one.
+        InputError: the evaluation data has a label that neither the training data nor the checkpoint has.
     """
-    if unknown := sorted(set(found) - set(known)):
+    known = _named_classes(settings.model)
+    match = match_labels({*labels, *tested}, known) if known else None
+    if match is not None:
+        if match.note:
+            settings.progress(match.note)
+        return known, {label: known.index(name) for label, name in match.classes.items()}
+    if test is not None and (unknown := sorted(tested - set(labels))):
         what = f"the label '{unknown[0]}' never occurs in the training data"
-        raise InputError(what, source, "add training examples of it or remove it")
+        raise InputError(what, test.source, "add training examples of it or remove it")
+    return labels, {label: number for number, label in enumerate(labels)}
+
+
+def _named_classes(model: Path) -> tuple[str, ...]:
+    """The classes that a checkpoint names; none for one without a classifier, or with unnamed classes."""
+    if not (model / "config.json").is_file():
+        return ()
+    classes = BertConfig.load(model).labels
+    return () if classes == unnamed_labels(len(classes)) else classes
+
+
+def _class_counts(counts: Counter[str], index: dict[str, int], labels: tuple[str, ...]) -> list[int]:
+    """How many training examples each class has."""
+    found = [0] * len(labels)
+    for label, count in counts.items():
+        found[index[label]] += count
+    return found
 
 
 def _numbers(examples: Examples) -> np.ndarray:
