@@ -73,6 +73,10 @@ class ConvertOptions(PrecisionOptions):
     tokenizer: Path | None = option(
         default=None, metavar="DIR", help="Folder of the tokenizer; default: the graph's folder.",
     )
+    inputs: Sequence[str] = option(
+        default=(), flag="--input", metavar="ROLE=NAME",
+        help="The role (ids, mask, types or positions) of an input that its name does not tell.",
+    )
     plan_file: Path | None = option(
         default=None, on_command_line=False,
         help="Where the plan is written; default: TARGET.precision-plan.json.",
@@ -112,6 +116,10 @@ class ExplainOptions(TextColumnOptions):
     )
     tokenizer: Path | None = option(
         default=None, metavar="DIR", help="Folder of the tokenizer; default: the graph's folder.",
+    )
+    inputs: Sequence[str] = option(
+        default=(), flag="--input", metavar="ROLE=NAME",
+        help="The role (ids, mask, types or positions) of an input that its name does not tell.",
     )
     # fmt: on
     progress: ProgressCallback = option(

@@ -8,11 +8,12 @@ lower-cased.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 
@@ -167,9 +168,8 @@ def _read(folder: Path) -> FastTokenizer:
     if not vocabulary.is_file():
         raise InputError("no tokenizer: neither tokenizer.json nor vocab.txt", folder, "add one of them")
     configuration = folder / "tokenizer_config.json"
-    settings = read_json(configuration) if configuration.is_file() else {}
-    if not isinstance(settings, dict):
-        raise InputError("not a JSON object", configuration, "replace it")
+    settings = _object(configuration)
+    _require_wordpiece(settings, configuration)
     try:
         text = vocabulary.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -180,12 +180,73 @@ def _read(folder: Path) -> FastTokenizer:
         if token not in vocab:
             raise InputError(f"the vocabulary has no {token} token", vocabulary, "use a BERT vocabulary")
     # The library's BERT class wraps a plain tokenizer.
-    return BertWordPieceTokenizer(
+    fast = BertWordPieceTokenizer(
         vocab,
         lowercase=settings.get("do_lower_case", not _is_cased(vocab)),
         strip_accents=settings.get("strip_accents"),
         handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
     )._tokenizer
+    _add_tokens(fast, folder, settings)
+    return fast
+
+
+_WORDPIECE = ("Bert", "DistilBert", "Electra", "MobileBert", "ConvBert", "LayoutLM", "Funnel", "Basic")
+"""Tokenizer classes that split a vocabulary's words as BERT does; each exists with `Fast`, too."""
+
+
+def _require_wordpiece(settings: Mapping[str, Any], where: Path) -> None:
+    """Refuses a vocab.txt whose tokenizer is not BERT's: words would become `[UNK]` without a word.
+
+    Raises:
+        InputError: names the class.
+    """
+    name = str(settings.get("tokenizer_class") or "BertTokenizer")
+    kinds = {f"{kind}Tokenizer{fast}" for kind in _WORDPIECE for fast in ("", "Fast")}
+    words = settings.get("word_tokenizer_type") or settings.get("subword_tokenizer_type")
+    if name not in kinds or words:
+        what = f"the tokenizer is a {name}" + (f" of {words}" if words else "")
+        raise InputError(f"{what}, which vocab.txt alone does not give", where, "add its tokenizer.json")
+
+
+def _add_tokens(fast: FastTokenizer, folder: Path, settings: Mapping[str, Any]) -> None:
+    """Adds the tokens that a folder lists beside its vocabulary, with the ids that transformers gives them.
+
+    Raises:
+        InputError: their ids do not follow the vocabulary's.
+    """
+    mapping = _object(folder / "special_tokens_map.json")
+    listed = [*settings.get("additional_special_tokens", []), *mapping.get("additional_special_tokens", [])]
+    named = [value for key, value in mapping.items() if key.endswith("_token")]
+    special = {str(token["content"] if isinstance(token, dict) else token) for token in [*listed, *named]}
+    tokens: dict[int, AddedToken] = {}
+    for number, entry in settings.get("added_tokens_decoder", {}).items():
+        flags = {name: bool(entry.get(name, False)) for name in _TOKEN_FLAGS}
+        tokens[int(number)] = AddedToken(entry["content"], **flags)
+    for content, number in _object(folder / "added_tokens.json").items():
+        is_special = content in special
+        tokens.setdefault(int(number), AddedToken(content, special=is_special, normalized=not is_special))
+    for number, token in sorted(tokens.items()):
+        fast.add_tokens([token])
+        if fast.token_to_id(token.content) != number:
+            what = (
+                f"the added token {token.content!r} has the id {number}, which does not follow the vocabulary"
+            )
+            raise InputError(what, folder, "add the folder's tokenizer.json")
+    # Those that no file numbers follow, in the order in which they are listed.
+    rest = [str(token["content"] if isinstance(token, dict) else token) for token in listed]
+    fast.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in dict.fromkeys(rest)]
+    )
+
+
+_TOKEN_FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    data = read_json(path) if path.is_file() else {}
+    if not isinstance(data, dict):
+        raise InputError("not a JSON object", path, "replace it")
+    return data
 
 
 def _is_cased(vocab: Iterable[str]) -> bool:

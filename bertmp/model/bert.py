@@ -123,7 +123,15 @@ def _gelu_new(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_new": _gelu_new, "relu": F.relu}
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu, "gelu_python": F.gelu, "gelu_new": _gelu_new, "gelu_fast": _gelu_new,
+    "gelu_pytorch_tanh": _gelu_new, "quick_gelu": _quick_gelu,
+    "relu": F.relu, "silu": F.silu, "swish": F.silu, "tanh": torch.tanh,
+}  # fmt: skip
 
 
 class LayerNorm(nn.LayerNorm):

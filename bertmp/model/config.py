@@ -10,7 +10,11 @@ from typing import Any
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json
 
-ACTIVATIONS = ("gelu", "gelu_new", "relu")
+ACTIVATIONS = (
+    *("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python", "quick_gelu"),
+    *("relu", "silu", "swish", "tanh"),
+)
+"""Hugging Face's names; some are the same function."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,11 @@ class BertConfig:
             raise InputError(f"the model is not a BERT but '{kind}'", where, "use a BERT checkpoint")
         if data.get("position_embedding_type", "absolute") != "absolute":
             raise InputError("relative position embeddings are not supported", where, "use absolute ones")
+        if data.get("pruned_heads"):
+            what = "attention heads were pruned (pruned_heads), which is not supported"
+            raise InputError(what, where, "use the checkpoint before pruning")
+        if data.get("pad_token_id", 0) is None:  # transformers writes null where a tokenizer has no padding
+            data = {**data, "pad_token_id": 0}
         if data.get("is_decoder") or data.get("add_cross_attention"):
             raise InputError("the model is a decoder", where, "use a BERT encoder")
         known = {f.name for f in fields(cls)} - {"labels", "extra"}

@@ -25,7 +25,8 @@ LEGACY = "pytorch_model.bin"
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
 _RENAMED = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
-_WRAPPERS = ("module.", "_orig_mod.")
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "0.auto_model.")
+"""Prefixes of DistributedDataParallel, `torch.compile`, Lightning and sentence-transformers."""
 _BARE = ("embeddings.", "encoder.", "pooler.")
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
@@ -111,8 +112,9 @@ def _unwrap(data: Any) -> dict[str, Any]:
 
 def canonical_name(name: str) -> str:
     """This model's name of a weight: without wrappers' prefixes, with `bert.`, and no `gamma` or `beta`."""
-    for wrapper in _WRAPPERS:
+    while wrapper := next((wrapper for wrapper in _WRAPPERS if name.startswith(wrapper)), ""):
         name = name.removeprefix(wrapper)
+    name = name.removeprefix("encoder.") if name.startswith("encoder.bert.") else name
     for old, ours in _RENAMED:
         name = name.replace(old, ours)
     return f"bert.{name}" if name.startswith(_BARE) else name

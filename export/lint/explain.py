@@ -45,7 +45,9 @@ def explain(options: ExplainOptions) -> Explanation:
     tokenizer = options.tokenizer or path.parent
     texts = None
     if options.calibration:
-        texts = read_calibration(options.calibration, tokenizer, model, options.columns())
+        texts = read_calibration(
+            options.calibration, tokenizer, model, options.columns(), names=options.inputs
+        )
     view = GraphView(model)
     tensors, trouble = _measured(view, texts, options.progress) if texts else ((), [])
     casts = count_casts(view)

@@ -7,6 +7,7 @@ to the longest of them, and rows of the model's greatest length, one full and on
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -31,16 +32,15 @@ _LONGEST = 4096
 """A tokenizer that gives a greater length does not know the model's."""
 
 _ROLES = {
-    "input_ids": "ids",
-    "ids": "ids",
-    "attention_mask": "mask",
-    "input_mask": "mask",
-    "mask": "mask",
-    "token_type_ids": "types",
-    "segment_ids": "types",
-    "position_ids": "positions",
+    "ids": ("input_ids", "ids", "input_word_ids", "input_token", "input", "tokens"),
+    "mask": ("attention_mask", "input_mask", "mask", "padding_mask"),
+    "types": ("token_type_ids", "segment_ids", "input_type_ids", "input_segment", "segments"),
+    "positions": ("position_ids", "input_position", "positions"),
 }
-"""Name of an input → its role, as encoder graphs name them."""
+"""The role of an input → its names in graphs of PyTorch, TensorFlow and Keras, without their endings."""
+
+_ENDING = re.compile(r"([:.]\d+|___\d+)+$")
+"""What exporters append to a name: TensorFlow's `:0`, PyTorch's `.1`."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,13 @@ def _is_low(array: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class _Shape:
-    """A graph's inputs: role → (name, numpy type); batch and length where they are fixed."""
+    """A graph's inputs: role → (name, numpy type); batch and length where they are fixed.
+
+    `others` are inputs `[batch]` that identify the examples: name → numpy type.
+    """
 
     inputs: Mapping[str, tuple[str, np.dtype[Any]]]
+    others: Mapping[str, np.dtype[Any]]
     batch: int | None
     length: int | None
 
@@ -100,6 +104,7 @@ def read_calibration(
     graph: ModelProto,
     columns: Columns | None = None,
     *,
+    names: Sequence[str] = (),
     texts: int = EXAMPLES,
     seed: int = 0,
 ) -> Calibration:
@@ -110,6 +115,7 @@ def read_calibration(
         tokenizer: the folder of a tokenizer; the model's greatest length is read from its `config.json`.
         graph: takes token ids, and any of attention mask, token types and positions, all `[batch, length]`.
         columns: how the file is read.
+        names: inputs that their names do not tell, as `ROLE=NAME`; the roles are ids, mask, types, positions.
         texts: the most examples, drawn with `seed`; the shortest and the longest are among them.
 
     Raises:
@@ -117,7 +123,7 @@ def read_calibration(
             an input that is not a text encoder's.
     """
     examples = _sample(read_examples(Path(data), columns), texts, seed)
-    shape = _shape(graph, data)
+    shape = _shape(graph, data, _named_roles(names))
     longest = _greatest_length(Path(tokenizer))
     limit = min(length for length in (shape.length, longest, _LONGEST) if length)
     reader = _tokenizer(Path(tokenizer), limit)
@@ -166,24 +172,49 @@ def _tokenizer(folder: Path, limit: int) -> Tokenizer:
     return Tokenizer.load(folder, limit)
 
 
-def _shape(graph: ModelProto, data: Path) -> _Shape:
+def _named_roles(names: Sequence[str]) -> dict[str, str]:
+    """Name of an input → its role, as the user gives them."""
+    found = {}
+    for text in names:
+        role, mark, name = text.partition("=")
+        if not mark or not name or role not in _ROLES:
+            raise InputError(
+                f"'{text}' names no input", "--input", f"write ROLE=NAME, ROLE one of {', '.join(_ROLES)}"
+            )
+        found[name] = role
+    return found
+
+
+def _role(name: str) -> str | None:
+    plain = _ENDING.sub("", name).lower().replace("-", "_")
+    return next((role for role, names in _ROLES.items() if plain in names), None)
+
+
+def _shape(graph: ModelProto, data: Path, named: Mapping[str, str]) -> _Shape:
     """Finds the role of every input; refuses a graph with one that is not a text encoder's."""
     weights = {tensor.name for tensor in graph.graph.initializer}
     inputs: dict[str, tuple[str, np.dtype[Any]]] = {}
+    others: dict[str, np.dtype[Any]] = {}
     fixed: list[int | None] = [None, None]
-    for value in graph.graph.input:
-        if value.name in weights:
-            continue
+    given = [value for value in graph.graph.input if value.name not in weights]
+    if missing := set(named) - {value.name for value in given}:
+        known = ", ".join(value.name for value in given)
+        raise InputError(f"the graph has no input '{min(missing)}'", "--input", f"it has {known}")
+    for value in given:
         kind, dims = value.type.tensor_type, value.type.tensor_type.shape.dim
-        role = _ROLES.get(value.name.lower())
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        role = named.get(value.name) or _role(value.name)
+        if role is None and len(dims) == 1 and dtype.kind == "i":
+            others[value.name] = dtype
+            continue
         if role is None or role in inputs or len(dims) != 2:
-            what = f"the graph's input '{value.name}' is not a text encoder's"
-            raise InputError(what, data, "calibrate a text encoder")
-        inputs[role] = (value.name, helper.tensor_dtype_to_np_dtype(kind.elem_type))
+            what = f"the graph's input '{value.name}' is not a text encoder's by its name"
+            raise InputError(what, data, f"name its role with --input ROLE={value.name}")
+        inputs[role] = (value.name, dtype)
         fixed = [dim.dim_value or known for dim, known in zip(dims, fixed, strict=True)]
     if "ids" not in inputs:
-        raise InputError("the graph takes no token ids", data, "calibrate a text encoder")
-    return _Shape(inputs, *fixed)
+        raise InputError("the graph takes no token ids", data, "name them with --input ids=NAME")
+    return _Shape(inputs, others, *fixed)
 
 
 Rows = Sequence[Encoded]
@@ -229,4 +260,5 @@ def _feed(rows: Rows, length: int, shape: _Shape, pad_id: int) -> tuple[Feed, np
         "positions": np.broadcast_to(np.arange(length), size),
     }
     feed = {name: values[role].astype(kind) for role, (name, kind) in shape.inputs.items()}
+    feed.update({name: np.arange(len(rows)).astype(kind) for name, kind in shape.others.items()})
     return feed, values["mask"].astype(bool)

@@ -6,6 +6,7 @@ From the options to a plan and the converted graph: ranges, rules, search, conve
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,9 @@ def convert(options: ConvertOptions) -> Conversion:
     plan_file = options.plan_file or target.with_name(f"{target.stem}.precision-plan.json")
     notes: list[str] = []
     graph = read_graph(source, notes.append)
-    planned = plan_precision(graph, options, tokenizer=options.tokenizer or source.parent)
+    planned = plan_precision(
+        graph, options, tokenizer=options.tokenizer or source.parent, inputs=options.inputs
+    )
     check_graph(planned.graph, target)
     written = write_graph(planned.graph, target)
     planned.plan.save(plan_file)
@@ -146,13 +149,19 @@ def convert(options: ConvertOptions) -> Conversion:
 
 
 def plan_precision(
-    graph: ModelProto, options: PrecisionOptions, *, tokenizer: Path, trained: Path | None = None
+    graph: ModelProto,
+    options: PrecisionOptions,
+    *,
+    tokenizer: Path,
+    trained: Path | None = None,
+    inputs: Sequence[str] = (),
 ) -> Planned:
     """Makes a plan by the options, or reads the one they name, and applies it.
 
     Args:
         graph: an FP32 graph whose nodes have unique names.
         tokenizer: the folder of the tokenizer for the calibration examples.
+        inputs: see `ConvertOptions.inputs`.
         trained: the ranges that training recorded, used where there is no calibration file.
 
     Raises:
@@ -161,7 +170,7 @@ def plan_precision(
     """
     progress, calibration = options.progress, None
     if options.calibration:
-        calibration = read_calibration(options.calibration, tokenizer, graph, options.columns())
+        calibration = read_calibration(options.calibration, tokenizer, graph, options.columns(), names=inputs)
     plan = _loaded(graph, options.plan) if options.plan is not None else None
     ranges, evaluator = None, None
     if calibration is not None:

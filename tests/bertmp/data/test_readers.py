@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bertmp.core.errors import InputError
+from bertmp.data.labels import match_labels
 from bertmp.data.readers import Columns, read_examples
 
 
@@ -160,3 +161,92 @@ def test_invalid_byte_after_a_byte_order_mark_is_named_with_its_line(tmp_path: P
 def test_csv_with_carriage_returns_alone_is_read_as_rows(tmp_path: Path) -> None:
     examples = read_examples(write(tmp_path, "a.csv", b"label,text\rham,one\rspam,two\r"))
     assert (examples.texts, examples.labels) == (["one", "two"], ["ham", "spam"])
+
+
+def test_fields_of_any_length(tmp_path: Path) -> None:
+    long = "good film " * 20000
+    examples = read_examples(write(tmp_path, "a.csv", f"text,label\n{long},a\nshort,b\n"))
+    assert list(examples.texts) == [long, "short"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_names_the_encoding(tmp_path: Path, encoding: str) -> None:
+    examples = read_examples(write(tmp_path, "a.csv", "text,label\ncafé,1\n".encode(encoding)))
+    assert (examples.texts, examples.labels) == (["café"], ["1"])
+
+
+def test_another_encoding_is_named_by_the_user(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "text,label\ncafé,1\n".encode("cp1252"))
+    assert "name its encoding with --encoding" in refusal(path)
+    assert read_examples(path, Columns(encoding="cp1252")).texts == ["café"]
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("text;label\na, b;1\n", Columns()),
+        ("label;text\n1;a, b\n", Columns()),
+        ("text|label\na, b|1\n", Columns(delimiter="|")),
+        ("phrase;label\na, b;1\n", Columns(text="phrase")),
+    ],
+)
+def test_delimiters_are_found_or_named(tmp_path: Path, text: str, columns: Columns) -> None:
+    examples = read_examples(write(tmp_path, "a.csv", text), columns)
+    assert (examples.texts, examples.labels) == (["a, b"], ["1"])
+
+
+def test_quotes_around_a_tsv_field_are_not_text(tmp_path: Path) -> None:
+    lines = 'text\tlabel\n"he said ""a"""\t1\n"b" and "c"\t2\n"unclosed\t3\n'
+    examples = read_examples(write(tmp_path, "a.tsv", lines))
+    assert list(examples.texts) == ['he said "a"', '"b" and "c"', '"unclosed']
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"text": "a", "label": NaN}\n', "label is not a number (NaN)"),
+        ('{"text": NaN, "label": 1}\n', "text is not a number (NaN)"),
+    ],
+)
+def test_nan_is_no_label_and_no_text(tmp_path: Path, text: str, says: str) -> None:
+    message = refusal(write(tmp_path, "a.jsonl", '{"text": "b", "label": 0}\n' + text))
+    assert says in message
+    assert "line 2" in message
+
+
+def test_whole_numbers_are_one_class_however_they_are_written(tmp_path: Path) -> None:
+    examples = read_examples(write(tmp_path, "a.csv", "text,label\na, 1.0\nb,0\nc,2.00\n"))
+    assert list(examples.labels or ()) == ["1", "0", "2"]
+    examples = read_examples(write(tmp_path, "b.csv", "text,label\na,1.0\nb,v2\n"))
+    assert list(examples.labels or ()) == ["1.0", "v2"]
+
+
+@pytest.mark.parametrize("name", ["a.conll", "a.txt", "a.tsv"])
+def test_sentences_of_a_conll_file_are_its_texts(tmp_path: Path, name: str) -> None:
+    text = "-DOCSTART-\tO\n\nAnna\tB-PER\nsings\tO\n\nin\tO\nLima\tB-LOC\n"
+    examples = read_examples(write(tmp_path, name, text))
+    assert list(examples.texts) == ["Anna sings", "in Lima"]
+    assert examples.labels is None
+
+
+@pytest.mark.parametrize(
+    ("found", "classes", "expected", "note"),
+    [
+        (("b", "a"), ("b", "a", "c"), {"a": "a", "b": "b"}, ""),
+        (("0", "2"), ("NO", "MAYBE", "YES"), {"0": "NO", "2": "YES"}, "taken for the numbers"),
+        (("no", "Yes"), ("NO", "YES"), {"no": "NO", "Yes": "YES"}, "but for their case"),
+    ],
+)
+def test_labels_are_matched_with_classes(
+    found: tuple[str, ...], classes: tuple[str, ...], expected: dict[str, str], note: str
+) -> None:
+    match = match_labels(found, classes)
+    assert match is not None
+    assert match.classes == expected
+    assert note in match.note
+    assert bool(note) == bool(match.note)
+
+
+@pytest.mark.parametrize(("found", "classes"), [(("3",), ("a", "b")), (("a", "x"), ("a", "b"))])
+def test_labels_that_do_not_fit_are_not_matched(found: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    assert match_labels(found, classes) is None

@@ -136,3 +136,35 @@ def test_broken_settings_are_refused(tmp_path: Path, minilm: Path) -> None:
     (folder / "tokenizer_config.json").write_text("[]")
     with pytest.raises(InputError, match="not a JSON object"):
         Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("listed", ["added_tokens.json", "added_tokens_decoder", "special_tokens_map"])
+def test_tokens_listed_beside_a_vocabulary_are_added(minilm: Path, tmp_path: Path, listed: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="the reference tokenizer")
+    folder, size = folder_with(tmp_path, minilm, "vocab.txt"), 30522
+    settings: dict[str, object] = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+    if listed == "added_tokens.json":
+        (folder / "added_tokens.json").write_text(json.dumps({"[good1]": size, "Zyx": size + 1}))
+    elif listed == "added_tokens_decoder":
+        flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+        settings["added_tokens_decoder"] = {str(size): {"content": "[good1]", **flags}}
+    else:
+        special = {"additional_special_tokens": ["[good1]"], "cls_token": "[CLS]"}
+        (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    reference = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = ["the [good1] river", "zyx Zyx ZYX", "[good1][good1]"]
+    for text, encoded in zip(texts, Tokenizer.load(folder).encode(texts), strict=True):
+        assert encoded.input_ids == reference(text)["input_ids"], text
+
+
+@pytest.mark.parametrize(
+    "settings", [{"tokenizer_class": "BertJapaneseTokenizer"}, {"word_tokenizer_type": "mecab"}]
+)
+def test_a_tokenizer_that_a_vocabulary_does_not_give_is_refused(
+    minilm: Path, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    folder = folder_with(tmp_path, minilm, "vocab.txt")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"which vocab\.txt alone does not give"):
+        Tokenizer.load(folder)

@@ -336,7 +336,7 @@ BROKEN = {
         lambda f: change_config(f, max_position_embeddings=32)
     ),
     "hidden_size 32 does not divide into 5 heads": lambda f: change_config(f, num_attention_heads=5),
-    "unknown activation 'swish'": lambda f: change_config(f, hidden_act="swish"),
+    "unknown activation 'mish'": lambda f: change_config(f, hidden_act="mish"),
     "pad_token_id is 99999": lambda f: change_config(f, pad_token_id=99999),
     "layer_norm_eps is 'small'": lambda f: change_config(f, layer_norm_eps="small"),
     "classifier_dropout is 2": lambda f: change_config(f, classifier_dropout=2),
@@ -363,3 +363,23 @@ def test_a_broken_checkpoint_is_refused_in_one_line(message: str, folder: Path) 
 def test_no_such_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.model._orig_mod.", "0.auto_model.", "encoder.bert."])
+def test_prefixes_of_wrappers_are_left_out(folder: Path, prefix: str) -> None:
+    expected = load_checkpoint(folder, "encoder").model.state_dict()
+    change_weights(folder, lambda weights: {f"{prefix}{name}": tensor for name, tensor in weights.items()})
+    loaded = load_checkpoint(folder, "encoder")
+    assert not loaded.missing_keys
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.model.state_dict().items())
+
+
+def test_pruned_heads_are_refused_by_their_name(folder: Path) -> None:
+    change_config(folder, pruned_heads={"0": [1]})
+    with pytest.raises(InputError, match="pruned_heads"):
+        load_checkpoint(folder)
+
+
+def test_a_padding_id_of_null_is_0(folder: Path) -> None:
+    change_config(folder, pad_token_id=None)
+    assert load_checkpoint(folder).config.pad_token_id == 0

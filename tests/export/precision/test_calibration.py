@@ -160,3 +160,38 @@ def test_bad_options_are_one_line(folder: Path, run_bertmp: RunBertmp) -> None:
         assert done.stderr.startswith(f"error: {message}: ")
         assert done.stderr.count("\n") == 1
         assert sorted(folder.iterdir()) == before
+
+
+INT64 = TensorProto.INT64
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("input_ids:0", "input_mask:0", "segment_ids:0"),
+        ("input_word_ids", "input_mask", "input_type_ids"),
+        ("Input-Token", "mask", "Input-Segment"),
+        ("input.1", "attention_mask.1", "token_type_ids.1"),
+    ],
+)
+def test_inputs_are_known_by_the_names_of_other_frameworks(folder: Path, names: tuple[str, ...]) -> None:
+    (folder / "a.txt").write_text("a cat sat\nthe mat\n")
+    found = read_calibration(folder / "a.txt", folder, reader(dict.fromkeys(names, INT64)))
+    ours = ("input_ids", "attention_mask", "token_type_ids")
+    expected = read_calibration(folder / "a.txt", folder, reader(dict.fromkeys(ours, INT64)))
+    for feed, other in zip(found.feeds, expected.feeds, strict=True):
+        for name, known in zip(names, ours, strict=True):
+            np.testing.assert_array_equal(feed[name], other[known])
+
+
+def test_an_input_of_another_name_takes_the_role_that_is_given(folder: Path) -> None:
+    (folder / "a.txt").write_text("a cat sat\nthe mat\n")
+    graph = reader({"x": INT64, "y": INT64})
+    with pytest.raises(InputError, match=r"--input ROLE=x"):
+        read_calibration(folder / "a.txt", folder, graph)
+    found = read_calibration(folder / "a.txt", folder, graph, names=("ids=x", "mask=y"))
+    assert all(feed["y"].max() == 1 for feed in found.feeds)
+    with pytest.raises(InputError, match="no input 'z'"):
+        read_calibration(folder / "a.txt", folder, graph, names=("ids=z",))
+    with pytest.raises(InputError, match="write ROLE=NAME"):
+        read_calibration(folder / "a.txt", folder, graph, names=("what=x",))
