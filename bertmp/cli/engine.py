@@ -74,7 +74,7 @@ def _show_engine(console: Any, result: EngineResult) -> None:
     added = sum(number for name, number in counts.items() if name.startswith("added_"))
     console.print(
         f"{counts['nodes']} nodes as planned, {counts['planned_casts']} planned casts, "
-        f"{added} layers of the parser's own, none unaccounted for"
+        f"{added} layers that the parser added, none unaccounted for"
     )
     for name, text in _facts(result).items():
         console.print(f"{name:9} {text}")
@@ -86,9 +86,11 @@ def _facts(result: EngineResult) -> dict[str, str]:
     return {
         "builder": f"{result.builder} {result.builder_version}, for {', '.join(result.compute_capability)}",
         "needs": f"CUDA {result.cuda}, driver {result.driver} or later" if result.cuda else "not known",
-        "triton": f"loads in {releases}" if releases else "no release loads it",
+        "triton": f"loads in {releases}"
+        if releases
+        else f"no release loads engines of {result.builder} {result.builder_version}",
         "profiles": ", ".join(result.profiles),
-        "memory": f"{total:,.0f} MiB on the GPU at most, by estimate, {weights:,.0f} of them weights",
+        "memory": f"{total:,.0f} MiB on the GPU at most, by estimate, {weights:,.0f} MiB of it weights",
         "inspected": f"{inspected['typed']} of {inspected['layers']} layers compared, as planned"
         if inspected["verified"]
         else f"the engine's own layers are not verified: {inspected['reason']}",
