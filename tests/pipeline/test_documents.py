@@ -30,7 +30,8 @@ OTHER_TOOLS = {
     "--nproc-per-node", "--standalone", "--nnodes", "--max-restarts", "--rdzv-backend", "--rdzv-id",
     "--rdzv-endpoint", "--ntasks-per-node", "--backend-config", "--json", "--config", "--help", "--debug",
     "--quick", "--only", "--seeds", "--threads", "--graph", "--tool", "--model",
-    "--rm", "--gpus", "--shm-size", "--model-repository", "--model-control-mode", "--load-model", "--disable-auto-complete-config",
+    "--rm", "--gpus", "--shm-size", "--model-repository", "--model-control-mode", "--load-model",
+    "--disable-auto-complete-config",
 }  # fmt: skip
 """Options of torchrun, Slurm, Docker, Triton, of every command, and of the benchmarks."""
 
