@@ -44,7 +44,7 @@ _MADE = {
 
 def read_labels(path: Path) -> list[str]:
     """The classes' names, one per line; only a line feed ends a line: names may hold U+2028 or U+0085."""
-    return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+    return path.read_bytes().decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 @dataclass(frozen=True)

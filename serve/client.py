@@ -12,7 +12,7 @@ import numpy as np
 from typing_extensions import Self
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import Record
+from bertmp.core.io import JsonSerializable
 from bertmp.core.options import keywords_of
 from bertmp.serve.serving_options import InferOptions, Protocol, read_texts
 
@@ -206,7 +206,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Answer(Record):
+class Answer(JsonSerializable):
     """One text's answer.
 
     Attributes:

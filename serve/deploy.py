@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from bertmp.core.errors import BertmpError, InputError
-from bertmp.core.io import Record
+from bertmp.core.io import JsonSerializable
 from bertmp.core.options import keywords_of
 from bertmp.export.bundle import Bundle
 from bertmp.export.engine.compatibility import release_of_server
@@ -27,7 +27,7 @@ from bertmp.serve.serving_options import DeployOptions, ModelsOptions, RollbackO
 
 
 @dataclass(frozen=True)
-class Deployment(Record):
+class Deployment(JsonSerializable):
     """The result of a deployment or a rollback.
 
     Attributes:

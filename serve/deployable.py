@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -140,11 +141,12 @@ def inspect_bundle(bundle: Bundle) -> Deployable:
 
 def missing_libraries() -> str:
     """Why a text model is deployed without the libraries for Triton's container; empty where with them."""
-    if (sys.platform, platform.machine()) == _CONTAINER:
+    tags = metadata.distribution("tokenizers").read_text("WHEEL") or ""
+    if (sys.platform, platform.machine()) == _CONTAINER and "-abi3-manylinux" in tags:
         return ""
     here = f"{sys.platform} {platform.machine()}"
     return (
-        f"this machine is {here}, so the version holds no tokenizers for Triton's container "
+        f"the tokenizers installed here are for {here}, so the version has none for Triton's container "
         f"({' '.join(_CONTAINER)}): install tokenizers=={metadata.version('tokenizers')} in it"
     )
 
@@ -152,14 +154,15 @@ def missing_libraries() -> str:
 def copy_tokenizers(folder: Path) -> None:
     """Copies the installed tokenizers, which every Python from 3.10 on loads, and the package's licence."""
     package = metadata.distribution("tokenizers")
-    licences = [file for file in metadata.distribution("bertmp").files or () if file.name == "LICENSE"]
     files = [file for file in package.files or () if file.suffix in (".py", ".so") or file.name == "METADATA"]
     for file in files:
         target = folder / str(file)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(str(file.locate()), target)
-    for file in licences[:1]:  # tokenizers is under the Apache License 2.0 as this project is
-        shutil.copyfile(str(file.locate()), folder / "LICENSE")
+    with suppress(metadata.PackageNotFoundError):  # a plain checkout
+        ours = metadata.distribution("bertmp").files or ()
+        for file in [file for file in ours if file.name == "LICENSE"][:1]:
+            shutil.copyfile(str(file.locate()), folder / "LICENSE")  # Apache 2.0, as tokenizers is
 
 
 def _engine(bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:
@@ -215,6 +218,6 @@ def _parity(bundle: Bundle, engine: DeployableEngine | None) -> tuple[dict[str, 
         todo = f"see the report, then export again or run 'bertmp parity {bundle.folder}' with other --gates"
         raise GateFailed(f"the bundle's parity did not pass: {failed}", bundle.folder, todo)
     scalars = {key: value for key, value in results.items() if isinstance(value, (str, int, float, bool))}
-    if engine is not None and checked.inputs.get(ENGINE) != bundle.sha256(ENGINE):
+    if engine is not None and ENGINE not in checked.inputs:
         return None, "parity: not checked for this engine, which is newer: run 'bertmp parity' again"
     return {**scalars, "checked": checked.created}, ""

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import Record, atomic_folder, file_lock, read_json, write_json, write_text, writing_to
+from bertmp.core.io import (
+    JsonSerializable,
+    atomic_folder,
+    file_lock,
+    read_json,
+    write_json,
+    write_text,
+    writing_to,
+)
 from bertmp.serve.model_config import (
     ModelSignature,
     encoder_name,
@@ -197,7 +205,7 @@ Refused: a server could not answer with it, and its files are gone."""
 
 
 @dataclass(frozen=True)
-class VersionRecord(Record):
+class VersionRecord(JsonSerializable):
     """One version of a model.
 
     Attributes:

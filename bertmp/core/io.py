@@ -30,7 +30,7 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
-class Record:
+class JsonSerializable:
     """A base of dataclasses whose JSON is their attributes."""
 
     def to_json(self) -> dict[str, Any]:

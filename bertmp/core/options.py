@@ -10,6 +10,8 @@ import dataclasses
 import functools
 import inspect
 import math
+import numbers
+import os
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -175,8 +177,10 @@ class DeclaredOption:
 
     def normal(self, value: Any) -> Any:
         """A value as the option holds it: paths as Path, and one value of a repeated option as several."""
-        if self.is_path and isinstance(value, str):
+        if self.is_path and isinstance(value, (str, os.PathLike)):
             return Path(value)
+        if isinstance(value, numbers.Number) and not isinstance(value, (bool, int, float)):  # numpy's
+            return int(value) if isinstance(value, numbers.Integral) else float(value)  # type: ignore[arg-type]
         return (value,) if self.repeated and isinstance(value, str) else value
 
     def check(self, value: Any) -> None:
@@ -188,7 +192,8 @@ class DeclaredOption:
         if value is None or not self.info.on_command_line:
             return
         for one in value if self.repeated else (value,):
-            if self.kind in _KINDS and not isinstance(one, _KINDS[self.kind]):
+            is_flag = isinstance(one, bool) and self.kind is not bool
+            if self.kind in _KINDS and (is_flag or not isinstance(one, _KINDS[self.kind])):
                 what = f"{one!r} is not {_NAMES[self.kind]}"
                 raise InputError(what, self.flag, f"give {_NAMES[self.kind]}")
             if self.info.choices and one not in self.info.choices:
@@ -224,7 +229,7 @@ def _short(number: float) -> str:
 
 
 _KINDS: dict[Any, Any] = {int: int, float: (int, float), str: (str, Path), bool: bool, Path: (str, Path)}
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", Path: "a path"}
 
 
 def declared_options(cls: type[Options]) -> tuple[DeclaredOption, ...]:

@@ -50,7 +50,8 @@ class Examples:
         pairs: the second text of each row; None if the file has none.
         labels: one label per row as in the file; None if the file has none.
         source: the file, for messages.
-        lines: the line of the file on which each row ends, counted from 1; a Parquet file's row number.
+        lines: the line of the file on which each row ends, counted from 1; a Parquet file's row number, a
+            CoNLL file's number of the sentence.
     """
 
     texts: Sequence[str]
@@ -72,7 +73,7 @@ def read_examples(path: Path, columns: Columns | None = None, need_labels: bool 
     """
     path, columns = Path(path), columns or Columns()
     kind = kind_of(path, _READERS)
-    if kind in _LINE_KINDS and _is_conll(path, columns):
+    if kind in _LINE_KINDS and is_conll(path, columns):
         kind = ".conll"
     rows = _READERS[kind](path, columns)
     if not rows:
@@ -123,14 +124,16 @@ def _gather(rows: Sequence[Row], columns: Columns, path: Path) -> Examples:
     return Examples(
         texts=[row[columns.text] for _, row in rows],
         pairs=[row[columns.text_pair] for _, row in rows] if has_pair else None,
-        labels=labels if columns.separator or labels is None else _whole_numbers(labels),
+        labels=labels if columns.separator or labels is None else _one_spelling(labels),
         source=path,
         lines=[line for line, _ in rows],
     )
 
 
-def _whole_numbers(labels: Sequence[str]) -> Sequence[str]:
-    """Labels that are all whole numbers as integers: a column that once had a gap holds 1.0 in place of 1."""
+def _one_spelling(labels: Sequence[str]) -> Sequence[str]:
+    """Whole numbers as integers, since a column that once had a gap holds 1.0 for 1; True and False alike."""
+    if all(label.casefold() in ("true", "false") for label in labels):
+        return [label.capitalize() for label in labels]
     if all(_WHOLE.fullmatch(label) for label in labels):
         return [label.partition(".")[0] for label in labels]
     return labels
@@ -187,8 +190,9 @@ def delimiter_of(path: Path, columns: Columns) -> str | None:
         header = stream.readline().strip()
     if "\t" in header:
         return "\t"
-    named = [mark for mark in ",;" if _is_header([field.strip('"') for field in header.split(mark)], columns)]
-    return ";" if (";" in header and columns.text in header.split(";")) or named == [";"] else ","
+    names = {name.casefold() for name in (columns.text, columns.text_pair, columns.label)}
+    named = [mark for mark in ",;" if names & {field.strip(' "').casefold() for field in header.split(mark)}]
+    return ";" if named == [";"] else ","
 
 
 def _is_header(fields: Sequence[str], columns: Columns) -> bool:
@@ -258,12 +262,17 @@ _LINE_KINDS = (".txt", ".tsv")
 _TAG = re.compile(r"O|[BIESLU]-\S+")
 
 
-def _is_conll(path: Path, columns: Columns) -> bool:
-    """Whether a file holds a word and its tag, such as `B-PER` or `O`, per line."""
+def is_conll(path: Path, columns: Columns) -> bool:
+    """Whether a file holds a word and its tag, such as `B-PER` or `O`, per line.
+
+    Its first hundred lines have the same number of fields and end in a tag, `O` among them: texts do not.
+    """
     with open_text(path, encoding=columns.encoding) as stream:
         lines = islice((_fields(line) for _, line in numbered_lines(stream, path)), 100)
         words = [fields for fields in lines if fields and fields[0] != _DOCUMENT]
-    return bool(words) and all(len(fields) > 1 and _TAG.fullmatch(fields[-1]) for fields in words)
+    tags = {fields[-1] for fields in words}
+    same = len({len(fields) for fields in words}) == 1 and len(words) > 1 < len(words[0])
+    return same and "O" in tags and all(_TAG.fullmatch(tag) for tag in tags)
 
 
 _SENTENCE_KINDS = (".txt", ".tsv", ".conll", ".jsonl", ".parquet")

@@ -23,7 +23,7 @@ from typing import Literal
 from packaging.version import Version
 
 from bertmp.core.errors import InputError, MissingComponent
-from bertmp.core.io import Record, file_lock, home, read_json, write_json, writing_to
+from bertmp.core.io import JsonSerializable, file_lock, home, read_json, write_json, writing_to
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
 from bertmp.environment.options import SetupOptions
@@ -63,7 +63,7 @@ class TritonRuntime:
 
 
 @dataclass(frozen=True)
-class SetupResult(Record):
+class SetupResult(JsonSerializable):
     """What `bertmp setup` found or made.
 
     Attributes:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import InputError
-from bertmp.data.readers import Columns, delimiter_of, is_unicode
+from bertmp.data.readers import Columns, delimiter_of, is_conll, is_unicode
 from bertmp.data.streams import (
     ROW,
     delimited_records,
@@ -90,6 +90,9 @@ def open_corpus(path: Path, columns: Columns) -> Corpus:
     if kind not in _READERS:
         raise InputError(f"unknown kind of corpus '{kind}'", path, f"use one of {', '.join(_READERS)}")
     if kind == ".txt":
+        if is_conll(path, columns):
+            todo = "write its sentences as lines, or train token-classification on it"
+            raise InputError("the corpus is a CoNLL file: a word and its tag per line", path, todo)
         return Corpus(path, columns, False, path.stat().st_size)
     if kind == ".parquet":
         with parquet_file(path) as file:

@@ -90,7 +90,7 @@ def _train(settings: TrainOptions, context: DistributedContext) -> TrainResult:
         checkpoint_activations(objective.head)
     identity = run_identity(settings, loaded, policy)
     trainer = Trainer(objective, train_data, eval_data, settings, policy, context, identity)
-    config = loaded.config.with_text_pairs(getattr(train_data, "pairs", False))
+    config = loaded.config.with_text_pairs(train_data.pairs)
     if settings.keep_best and context.is_main:
         best_folder, parts = settings.out / "best", (config, loaded.tokenizer)
         trainer.on_best = lambda head: save_checkpoint(best_folder, head, *parts)

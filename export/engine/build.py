@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import GateFailed, InputError
-from bertmp.core.io import Record, atomic_folder, read_json, sha256_file
+from bertmp.core.io import JsonSerializable, atomic_folder, read_json, sha256_file
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
 from bertmp.export.bundle import BUILD_ENGINE, CONFIG, CONVERT, ENGINE, FP16_GRAPH, NETWORK, PLAN, Bundle
@@ -28,7 +28,7 @@ ENGINE_FOLDER = "engine"
 
 
 @dataclass(frozen=True)
-class EngineResult(Record):
+class EngineResult(JsonSerializable):
     """A built engine.
 
     Attributes:

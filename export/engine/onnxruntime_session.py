@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bertmp.core.errors import BuildFailed, InputError, MissingComponent
-from bertmp.core.io import Record, atomic_folder, read_json, write_json
+from bertmp.core.io import JsonSerializable, atomic_folder, read_json, write_json
 from bertmp.export.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, Bundle
 from bertmp.export.graph import ort_sessions
 
@@ -28,7 +28,7 @@ PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecution
 
 
 @dataclass(frozen=True)
-class SessionResult(Record):
+class SessionResult(JsonSerializable):
     """A prepared session.
 
     Attributes:

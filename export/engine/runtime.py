@@ -23,7 +23,7 @@ import numpy as np
 
 from bertmp.core.errors import BuildFailed, InputError, MissingComponent
 from bertmp.core.hardware import Gpu, find_gpu
-from bertmp.core.io import Record
+from bertmp.core.io import JsonSerializable
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, Bundle
 from bertmp.export.engine.builders import Toolchain, find_toolchain
 from bertmp.export.engine.compatibility import EngineFile, open_engine, require_device, require_runtime
@@ -257,7 +257,7 @@ class ShapeSpeed:
 
 
 @dataclass(frozen=True)
-class EngineBench(Record):
+class EngineBench(JsonSerializable):
     """An engine's speed.
 
     Attributes:

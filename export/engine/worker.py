@@ -301,6 +301,8 @@ def _accounts(trt: Any, engine: Any) -> Iterator[Mapping[str, Any]]:
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if context is None:
+        return  # nothing was read, which is not verified
     inspector = engine.create_engine_inspector()
     for profile in range(engine.num_optimization_profiles):
         context.set_optimization_profile_async(profile, 0)

@@ -115,8 +115,11 @@ def is_large(tensor: TensorProto) -> bool:
 
 def placeholder(name: str, dims: Sequence[int], kind: int) -> TensorProto:
     """A weight whose bytes are given to the session."""
-    size = math.prod(dims) * helper.tensor_dtype_to_np_dtype(kind).itemsize
-    return external_tensor(name, dims, kind, "memory", 0, size)
+    return external_tensor(name, dims, kind, "memory", 0, _size(dims, kind))
+
+
+def _size(dims: Sequence[int], kind: int) -> int:
+    return math.prod(dims) * int(helper.tensor_dtype_to_np_dtype(kind).itemsize)
 
 
 def external_tensor(
@@ -143,10 +146,9 @@ def stored_size(graph: ModelProto) -> int:
     """About how many bytes a graph takes as a file, its external data included."""
     weights = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
     external = sum(
-        int(item.value)
+        _size(tensor.dims, tensor.data_type)
         for tensor in graph.graph.initializer
-        for item in tensor.external_data
-        if item.key == "length"
+        if tensor.data_location == TensorProto.EXTERNAL
     )
     return weights + external if weights + external > ONE_FILE else int(graph.ByteSize()) + external
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bertmp.core.io import Record
+from bertmp.core.io import JsonSerializable
 
 Severity = Literal["error", "warning", "note"]
 """`error`: answers are wrong, or it does not load; `warning`: they may be, or something is wasted."""
@@ -140,7 +140,7 @@ class Casts:
 
 
 @dataclass(frozen=True)
-class Explanation(Record):
+class Explanation(JsonSerializable):
     """What a graph's precision amounts to.
 
     Attributes:

@@ -145,7 +145,11 @@ def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
         given = {
             name: value for name, value in vars(wanted).items() if value != vars(DEFAULTS["triton"])[name]
         }
-        wanted = replace(limits_of(row.serves, limits), size_ratio=None, verified=False, **given)
+        half = limits_of(row.serves, limits)
+        # Logits that are off by x move no softmax by more than x / 2.
+        bound = None if half.max_error is None else half.max_error / 2
+        fitted = replace(half, size_ratio=None, verified=False, max_probability_error=bound)
+        wanted = replace(fitted, **given)
         metrics = row.metrics
     failure = row.reason if row.status == "failed" else ""
     verified = bool(row.verification.get("verified")) if row.verification else None

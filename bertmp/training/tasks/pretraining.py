@@ -43,6 +43,7 @@ class PretrainingData:
     cls_id: int
     sep_id: int
     truncated: int
+    pairs: bool = False  # its segments are parts of samples, not a task's pairs
 
     @classmethod
     def of(

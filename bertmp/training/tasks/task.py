@@ -20,6 +20,10 @@ class TrainingData(Protocol):
     def truncated(self) -> int:
         """How many examples were cut to the maximum length."""
 
+    @property
+    def pairs(self) -> bool:
+        """Whether the model that is trained takes pairs of texts."""
+
     def __len__(self) -> int:
         """How many examples there are."""
 

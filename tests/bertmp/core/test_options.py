@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import pytest
 
 from bertmp.core.errors import InputError
@@ -101,7 +102,8 @@ def test_saved_settings_are_absolute_and_leave_out_what_is_not_saved(tmp_path: P
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"seed": "3"}, "'3' is not a whole number (--seed): give a whole number"),
+        ({"seed": "3"}, "'3' is not an integer (--seed): give an integer"),
+        ({"seed": True}, "True is not an integer (--seed): give an integer"),
         ({"rate": "fast"}, "'fast' is not a number (--rate): give a number"),
     ],
 )
@@ -122,3 +124,9 @@ def test_unknown_keyword_names_the_function_and_the_name_of_today() -> None:
 
 def test_one_text_for_a_repeated_option_is_one_value() -> None:
     assert ConvertOptions("a", "b", keep_fp32="bert/*").keep_fp32 == ("bert/*",)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    options = Sample(Path("a.txt"), seed=np.int64(3), rate=np.float32(0.25))  # type: ignore[arg-type]
+    assert (type(options.seed), options.seed) == (int, 3)
+    assert (type(options.rate), options.rate) == (float, 0.25)

@@ -250,3 +250,21 @@ def test_labels_are_matched_with_classes(
 @pytest.mark.parametrize(("found", "classes"), [(("3",), ("a", "b")), (("a", "x"), ("a", "b"))])
 def test_labels_that_do_not_fit_are_not_matched(found: tuple[str, ...], classes: tuple[str, ...]) -> None:
     assert match_labels(found, classes) is None
+
+
+@pytest.mark.parametrize("text", ["Who built the B-52\n", "my type is O\n", "a plan O\nWho built the B-52\n"])
+def test_texts_that_end_like_tags_are_texts(tmp_path: Path, text: str) -> None:
+    assert list(read_examples(write(tmp_path, "a.txt", text)).texts) == text.splitlines()
+
+
+def test_booleans_are_one_class_however_they_are_written(tmp_path: Path) -> None:
+    csv = read_examples(write(tmp_path, "a.csv", "text,label\na,true\nb,False\n"))
+    jsonl = read_examples(
+        write(tmp_path, "a.jsonl", '{"text": "a", "label": true}\n{"text": "b", "label": false}\n')
+    )
+    assert list(csv.labels or ()) == list(jsonl.labels or ()) == ["True", "False"]
+
+
+def test_delimiter_of_a_quoted_header_with_a_named_column(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", '"phrase";"label"\n"a, b";1\n')
+    assert read_examples(path, Columns(text="phrase")).texts == ["a, b"]

@@ -379,3 +379,10 @@ class TestDamage:
         with pytest.raises(InputError, match="not a prepared corpus"):
             Store.open(store, tokenizer)
         shutil.rmtree(store)
+
+
+def test_a_conll_file_is_no_corpus_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("Anna B-PER\nsings O\n\nin O\nLima B-LOC\n")
+    with pytest.raises(InputError, match="the corpus is a CoNLL file"):
+        open_corpus(path, Columns())

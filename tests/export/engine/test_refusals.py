@@ -207,7 +207,7 @@ def test_a_plan_edited_after_the_build_makes_the_engine_stale(bundle: Path) -> N
     complete_for_deployment(bundle)
     with pytest.raises(InputError, match=stale):
         inspect_bundle(Bundle.open(bundle))
-    build(bundle)  # and a new build mends it
+    build(bundle)  # and a new build is taken again
     assert EngineStage(Bundle.open(bundle)).name == "engine"
     Bundle.open(bundle).stage(BUILD_ENGINE, "bertmp build-engine")
 

@@ -69,6 +69,8 @@ def _of_object(node: ast.Attribute) -> Iterator[str]:
     name = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
     if name.lstrip("_") in OBJECTS and node.attr != "get":  # a dictionary's
         yield f"{OBJECTS[name.lstrip('_')]}.{node.attr}"
+    elif name.lstrip("_") == "engine" and node.attr.startswith(("get_", "create_", "num_", "device_")):
+        yield f"ICudaEngine.{node.attr}"  # other variables of that name are the project's own
 
 
 def _by_string(node: ast.Call) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Models made to overflow in FP16 without changing what they compute: found from text alone, and mended."""
+"""Models made to overflow in FP16 without changing what they compute: found from text alone, and repaired."""
 
 from __future__ import annotations
 
