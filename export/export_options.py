@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from bertmp.core.errors import InputError
-from bertmp.core.options import argument, declared_options, option
+from bertmp.core.options import Options, argument, declared_options, option
 from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.data_options import TextColumnOptions
 
@@ -64,12 +64,10 @@ class PrecisionOptions(TextColumnOptions):
                 raise InputError(what, declared.flag, "leave it out, or leave out --plan")
 
 
-class ConvertOptions(PrecisionOptions):
-    """What `convert` reads and writes."""
+class GraphInputOptions(Options):
+    """How examples become the inputs of a graph of any exporter."""
 
     # fmt: off
-    source: Path = argument(kw_only=False, metavar="IN.onnx", help="An FP32 graph.")
-    target: Path = argument(kw_only=False, metavar="OUT.onnx", help="The mixed-precision graph to write.")
     tokenizer: Path | None = option(
         default=None, metavar="DIR", help="Folder of the tokenizer; default: the graph's folder.",
     )
@@ -77,11 +75,35 @@ class ConvertOptions(PrecisionOptions):
         default=(), flag="--input", metavar="ROLE=NAME",
         help="The role (ids, mask, types or positions) of an input that its name does not tell.",
     )
+    # fmt: on
+
+    def check_inputs(self, calibration: Path | None) -> None:
+        """Refuses roles of inputs that nothing is fed to.
+
+        Raises:
+            InputError: there are roles and no examples.
+        """
+        if self.inputs and calibration is None:
+            raise InputError(
+                "inputs are named for examples, and there are none", "--input", "add --calibration FILE"
+            )
+
+
+class ConvertOptions(PrecisionOptions, GraphInputOptions):
+    """What `convert` reads and writes."""
+
+    # fmt: off
+    source: Path = argument(kw_only=False, metavar="IN.onnx", help="An FP32 graph.")
+    target: Path = argument(kw_only=False, metavar="OUT.onnx", help="The mixed-precision graph to write.")
     plan_file: Path | None = option(
         default=None, on_command_line=False,
         help="Where the plan is written; default: TARGET.precision-plan.json.",
     )
     # fmt: on
+
+    def check(self) -> None:
+        super().check()
+        self.check_inputs(self.calibration)
 
 
 class ExportOptions(PrecisionOptions):
@@ -105,7 +127,7 @@ class ExportOptions(PrecisionOptions):
     # fmt: on
 
 
-class ExplainOptions(TextColumnOptions):
+class ExplainOptions(TextColumnOptions, GraphInputOptions):
     """What `explain` reads."""
 
     # fmt: off
@@ -114,14 +136,11 @@ class ExplainOptions(TextColumnOptions):
     calibration: Path | None = option(
         default=None, metavar="FILE", help="Examples to run it on, for ranges and headroom.",
     )
-    tokenizer: Path | None = option(
-        default=None, metavar="DIR", help="Folder of the tokenizer; default: the graph's folder.",
-    )
-    inputs: Sequence[str] = option(
-        default=(), flag="--input", metavar="ROLE=NAME",
-        help="The role (ids, mask, types or positions) of an input that its name does not tell.",
-    )
     # fmt: on
     progress: ProgressCallback = option(
         default=null_progress, on_command_line=False, help="Called with the batches done and in total."
     )
+
+    def check(self) -> None:
+        super().check()
+        self.check_inputs(self.calibration)
