@@ -19,7 +19,9 @@ from bertmp.core.io import read_json, sha256_file, write_json
 from bertmp.data.tokenizer import Tokenizer
 
 FP32_GRAPH = "model.onnx"
-FP16_GRAPH = "model.fp16.onnx"
+LOW_GRAPHS = {"fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx"}
+"""Low precision → the file of its graph."""
+FP16_GRAPH = LOW_GRAPHS["fp16"]
 PLAN = "precision-plan.json"
 CONFIG = "config.json"
 LABELS = "labels.txt"
@@ -209,9 +211,26 @@ class Bundle:
         self.manifest.save(self.folder)
 
     @property
+    def low_graph(self) -> str | None:
+        """The low-precision graph's file, as the manifest has it; None where the bundle has none.
+
+        Version 0.1 called a BF16 graph `model.fp16.onnx`, too; `low_precision` tells them apart.
+        """
+        converted = self.manifest.stages.get(CONVERT)
+        names = [name for name in converted.outputs if name in LOW_GRAPHS.values()] if converted else []
+        return names[0] if names else None
+
+    @cached_property
+    def low_precision(self) -> str:
+        """`fp16` or `bf16`: the low-precision graph's, which its plan has."""
+        path = self.folder / PLAN
+        plan = read_json(path) if path.is_file() else {}
+        return str(plan.get("target", "fp16")) if isinstance(plan, dict) else "fp16"
+
+    @property
     def lowest_graph(self) -> Path:
         """The low-precision graph where the bundle has one, else the FP32 graph."""
-        return self.folder / (FP16_GRAPH if CONVERT in self.manifest.stages else FP32_GRAPH)
+        return self.folder / (self.low_graph or FP32_GRAPH)
 
     def weights_beside(self, stage: str, graph: str) -> list[str]:
         """The files that hold the weights of a graph of more than 2 GiB; usually none."""

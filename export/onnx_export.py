@@ -13,7 +13,7 @@ from onnx import ModelProto
 from bertmp.core.errors import InputError
 from bertmp.core.io import atomic_folder, write_json
 from bertmp.core.options import keywords_of
-from bertmp.export.bundle import CONFIG, CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, LABELS, PLAN, Bundle
+from bertmp.export.bundle import CONFIG, CONVERT, EXPORT, FP32_GRAPH, LABELS, LOW_GRAPHS, PLAN, Bundle
 from bertmp.export.export_options import ExportOptions, PrecisionOptions
 from bertmp.export.graph.loading import check_graph
 from bertmp.export.graph.tracing import export_graph
@@ -35,7 +35,8 @@ class ExportResult:
         bundle: the folder.
         task: the head, e.g. `classification`.
         planned: the precision plan, and what was measured; None with `--no-fp16`.
-        bytes_fp32, bytes_fp16: sizes of the graphs' files; the second is 0 with `--no-fp16`.
+        bytes_fp32, bytes_fp16: sizes of the graphs' files; the second is that of the low-precision graph,
+            FP16 or BF16, and 0 with `--no-fp16`.
         seconds: wall time.
         notes: how the checkpoint was understood, where that is not obvious.
     """
@@ -50,8 +51,13 @@ class ExportResult:
 
     @property
     def nodes(self) -> dict[str, int]:
-        """Precision → number of nodes in the FP16 graph; empty without one."""
+        """Precision → number of nodes in the low-precision graph; empty without one."""
         return self.planned.plan.counts() if self.planned else {}
+
+    @property
+    def low_graph(self) -> str | None:
+        """The low-precision graph's file in the bundle; None with `--no-fp16`."""
+        return LOW_GRAPHS[self.planned.plan.target] if self.planned else None
 
     @property
     def casts(self) -> int:
@@ -63,6 +69,7 @@ class ExportResult:
             "bundle": str(self.bundle),
             "task": self.task,
             **(self.planned.summary() if self.planned else {"nodes": {}, "casts": 0}),
+            "low_graph": self.low_graph,
             "bytes_fp32": self.bytes_fp32,
             "bytes_fp16": self.bytes_fp16,
             "size_ratio": self.bytes_fp16 / self.bytes_fp32 if self.bytes_fp16 else None,
@@ -73,7 +80,7 @@ class ExportResult:
 
 @keywords_of(ExportOptions)
 def export_checkpoint(options: ExportOptions) -> ExportResult:
-    """Writes a bundle: the FP32 graph, the FP16 graph with its plan, tokenizer, labels and manifest.
+    """Writes a bundle: the FP32 graph, the FP16 or BF16 graph with its plan, tokenizer, labels and manifest.
 
     Without calibration examples, the ranges that training recorded are used, where the checkpoint has them.
 
@@ -101,21 +108,22 @@ def export_checkpoint(options: ExportOptions) -> ExportResult:
         task=loaded.model.task,
         planned=planned,
         bytes_fp32=size_of(options.out / FP32_GRAPH),
-        bytes_fp16=size_of(options.out / FP16_GRAPH) if planned else 0,
+        bytes_fp16=size_of(options.out / LOW_GRAPHS[planned.plan.target]) if planned else 0,
         seconds=time.monotonic() - started,
         notes=tuple(loaded.notes()),
     )
 
 
 def _convert(graph: ModelProto, bundle: Bundle, options: ExportOptions) -> Planned:
-    """Plans the precision and writes the FP16 graph and the plan."""
+    """Plans the precision and writes the low-precision graph and the plan."""
     started, folder = time.monotonic(), bundle.folder
     trained = options.checkpoint / TRAINED_RANGES
     planned = plan_precision(graph, options, tokenizer=folder, trained=trained if trained.is_file() else None)
-    check_graph(planned.graph, folder / FP16_GRAPH)
-    written = save_graph(planned.graph, folder / FP16_GRAPH)
+    target = folder / LOW_GRAPHS[planned.plan.target]
+    check_graph(planned.graph, target)
+    written = save_graph(planned.graph, target)
     planned.plan.save(folder / PLAN)
-    ratio = size_of(folder / FP16_GRAPH) / size_of(folder / FP32_GRAPH)
+    ratio = size_of(target) / size_of(folder / FP32_GRAPH)
     bundle.record(
         CONVERT,
         inputs=[FP32_GRAPH],

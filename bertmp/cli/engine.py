@@ -38,7 +38,7 @@ class BuildEngineOptions(EngineOptions):
 
 
 def build_engine(options: BuildEngineOptions) -> CommandResult:
-    """Build a TensorRT engine of the FP16 graph and verify its precision, layer by layer."""
+    """Build a TensorRT engine of the FP16 or BF16 graph and verify its precision, layer by layer."""
     if options.onnxruntime:
         session = bertmp.build_session(options.target)
         return CommandResult(session.to_json(), _describe_session(session))

@@ -37,7 +37,7 @@ class ConvertCommandOptions(ConvertOptions):
 
 
 def export(options: ExportCommandOptions) -> CommandResult:
-    """Write a checkpoint as ONNX: the FP32 graph, the FP16 graph and the plan behind it."""
+    """Write a checkpoint as ONNX: the FP32 graph, the FP16 or BF16 graph and the plan behind it."""
     with progress_bar(log=False) as progress:
         result = bertmp.export_checkpoint(replace(options, progress=progress))
     return _command_result(result, _describe_export(result), options.explain)
@@ -80,7 +80,7 @@ def _describe_export(result: ExportResult) -> str:
     if result.planned:
         low = result.planned.plan.target
         lines += [
-            f"  model.fp16.onnx  {result.bytes_fp16 / 1e6:8.1f} MB, "
+            f"  {result.low_graph}  {result.bytes_fp16 / 1e6:8.1f} MB, "
             f"{result.bytes_fp16 / result.bytes_fp32:.3f} of FP32",
             f"  {result.nodes['fp32']} nodes stay FP32, {result.nodes[low]} run in {low.upper()}, "
             f"{result.casts} casts; the reasons are in precision-plan.json",

@@ -1,4 +1,4 @@
-"""`build-engine`: a bundle's FP16 graph, or any FP16 graph, to a TensorRT engine of verified precision.
+"""`build-engine`: the FP16 or BF16 graph of a bundle, or alone, to a TensorRT engine of verified precision.
 
 The result is a folder of two files: `model.plan` is the engine; `network.json` describes it, lists every
 layer of the parsed network and holds the verification. Both are written together or not at all. Where the
@@ -19,7 +19,7 @@ from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import JsonSerializable, atomic_folder, read_json, sha256_file
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
-from bertmp.export.bundle import BUILD_ENGINE, CONFIG, CONVERT, ENGINE, FP16_GRAPH, NETWORK, PLAN, Bundle
+from bertmp.export.bundle import BUILD_ENGINE, CONFIG, CONVERT, ENGINE, NETWORK, PLAN, Bundle
 from bertmp.export.engine.compatibility import ENGINE_FILE, NETWORK_FILE, REJECTED_FILE
 from bertmp.export.engine.engine_options import EngineOptions
 from bertmp.export.engine.supervisor import Job, run_job
@@ -122,7 +122,7 @@ def build_engine(options: EngineOptions) -> EngineResult:
             del results[name]
         bundle.record(
             BUILD_ENGINE,
-            inputs=[FP16_GRAPH, PLAN, *bundle.weights_beside(CONVERT, FP16_GRAPH)],
+            inputs=[source.graph.name, PLAN, *bundle.weights_beside(CONVERT, source.graph.name)],
             outputs=[ENGINE, NETWORK],
             tools={result.builder: result.builder_version},
             settings=options.to_json(EngineOptions),
@@ -162,7 +162,8 @@ def _find_source(target: Path, out: Path | None) -> _Source:
         raise InputError("a bundle's engine goes into the bundle", f"--out {out}", "leave --out out")
     bundle = Bundle.open(target)
     bundle.stage(CONVERT, f"bertmp export CHECKPOINT --out {target}")
-    return _Source(target / FP16_GRAPH, target / PLAN, target / ENGINE_FOLDER, bundle, bundle.max_positions)
+    graph, plan = bundle.lowest_graph, target / PLAN
+    return _Source(graph, plan, target / ENGINE_FOLDER, bundle, bundle.max_positions)
 
 
 def _positions_beside(graph: Path) -> int | None:

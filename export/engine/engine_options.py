@@ -24,7 +24,7 @@ class EngineOptions(Options):
     """What an engine is built from, for which shapes and GPUs, and by which builder."""
 
     # fmt: off
-    target: Path = argument(kw_only=False, metavar="BUNDLE|GRAPH", help="A bundle, or an FP16 ONNX graph.")
+    target: Path = argument(kw_only=False, metavar="BUNDLE|GRAPH", help="A bundle, or a 16-bit ONNX graph.")
     profiles: Sequence[str] = option(
         default=(), flag="--profile", formerly="profile", metavar="MIN:OPT:MAX",
         help="Shapes to build for, each BATCHxLENGTH; one shape alone is static; default: one profile per "

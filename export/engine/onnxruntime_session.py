@@ -1,9 +1,9 @@
 """`build-engine --onnxruntime`: the same bundle for hosts without TensorRT, as an ONNX Runtime session.
 
 The first of the TensorRT, CUDA and CPU providers that ONNX Runtime has here does the work. On a GPU it gets
-the bundle's FP16 graph; on a processor the FP32 one, since ONNX Runtime has no FP16 kernels for x86 and would
-only cast to and fro. The graph is saved as ONNX Runtime's optimiser leaves it, so that a host that opens it
-need not optimise again; what fits this very processor alone is left out, and the file may move.
+the bundle's FP16 or BF16 graph; on a processor the FP32 one, since ONNX Runtime has no 16-bit kernels for
+x86 and would only cast to and fro. The graph is saved as ONNX Runtime's optimiser leaves it, so that a host
+that opens it need not optimise again; what fits this very processor alone is left out, and the file may move.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from bertmp.core.errors import BuildFailed, InputError, MissingComponent
 from bertmp.core.io import JsonSerializable, atomic_folder, read_json, write_json
-from bertmp.export.bundle import CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, Bundle
+from bertmp.export.bundle import CONVERT, EXPORT, FP32_GRAPH, Bundle
 from bertmp.export.graph import ort_sessions
 
 STAGE = "build-onnxruntime"
@@ -81,9 +81,10 @@ def build_session(bundle_folder: Path, providers: Sequence[str] = PROVIDERS) -> 
     provider = next((name for name in compiled if name in usable), None)
     if provider is None:
         raise MissingComponent("no provider of ONNX Runtime", ", ".join(providers), "see 'bertmp doctor'")
-    file, stage = (FP32_GRAPH, EXPORT) if provider == PROVIDERS[-1] else (FP16_GRAPH, CONVERT)
+    stage = EXPORT if provider == PROVIDERS[-1] else CONVERT
     bundle.stage(stage, f"bertmp export CHECKPOINT --out {bundle.folder}")
-    source, place = bundle.folder / file, bundle.folder / FOLDER
+    source = bundle.folder / FP32_GRAPH if stage == EXPORT else bundle.lowest_graph
+    file, place = source.name, bundle.folder / FOLDER
     # The provider and those behind it, which take the nodes that it does not.
     chain = [name for name in PROVIDERS[PROVIDERS.index(provider) :] if name in usable]
     with atomic_folder(place) as folder:

@@ -12,7 +12,7 @@ import numpy as np
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json
 from bertmp.data.batches import pad_batch
-from bertmp.export.bundle import BUILD_ENGINE, CONVERT, EXPORT, FP16_GRAPH, FP32_GRAPH, NETWORK, Bundle
+from bertmp.export.bundle import BUILD_ENGINE, CONVERT, EXPORT, FP32_GRAPH, NETWORK, Bundle
 from bertmp.export.engine.builders import Toolchain, probe
 from bertmp.export.engine.compatibility import open_engine, require_runtime
 from bertmp.export.engine.engine_options import Profile, Shape
@@ -21,7 +21,12 @@ from bertmp.export.engine.verify import verification_of
 from bertmp.export.graph.ort_sessions import CPU, onnxruntime_module, open_session
 from bertmp.export.parity.stage import ParityInputs, Skipped, Stage, StageOutput, answer_all
 
-TORCH, ONNX_FP32, ONNX_FP16 = "torch-fp32", "onnx-fp32", "onnx-fp16"
+TORCH, ONNX_FP32 = "torch-fp32", "onnx-fp32"
+
+
+def low_stage(bundle: Bundle) -> str:
+    """The name of the stage of the bundle's low-precision graph: `onnx-fp16` or `onnx-bf16`."""
+    return f"onnx-{bundle.low_precision}"
 
 
 def chain(bundle: Bundle, checkpoint: Path | None) -> tuple[Stage, ...]:
@@ -40,11 +45,11 @@ def chain(bundle: Bundle, checkpoint: Path | None) -> tuple[Stage, ...]:
     recorded = checkpoint or export.settings.get("checkpoint")
     sha256 = export.results.get("checkpoint_sha256") or export.settings.get("checkpoint_sha256") or ""
     folder = Path(str(recorded)) if recorded else None
-    fp16 = bundle.folder / FP16_GRAPH if CONVERT in bundle.manifest.stages else None
+    low = bundle.lowest_graph if bundle.low_graph else None
     return (
         TorchStage(folder, str(sha256), chosen=checkpoint is not None),
         OnnxStage(ONNX_FP32, bundle.folder / FP32_GRAPH, half=False),
-        OnnxStage(ONNX_FP16, fp16, half=True),
+        OnnxStage(low_stage(bundle), low, half=True),
         EngineStage(bundle),
     )
 
@@ -107,7 +112,7 @@ class TorchStage:
 
 _CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
 """TF32 rounds the factors of a product to 10 bits: an FP32 graph would no longer be one."""
-_FP16_ON_CPU = "FP16 weights with FP32 arithmetic: the x86 CPU provider has no FP16 kernels and casts"
+_LOW_ON_CPU = "{0} weights with FP32 arithmetic: the x86 CPU provider has no {0} kernels and casts"
 
 
 @dataclass(frozen=True)
@@ -115,9 +120,9 @@ class OnnxStage:
     """One graph, on the GPU where ONNX Runtime can use one, else on the CPU.
 
     Attributes:
-        name: `onnx-fp32` or `onnx-fp16`.
+        name: `onnx-fp32`, `onnx-fp16` or `onnx-bf16`.
         graph: the ONNX file; None where the bundle has no such graph.
-        half: whether the graph computes in FP16, which a CPU does only in part.
+        half: whether the graph computes in FP16 or BF16, which a CPU does only in part.
     """
 
     name: str
@@ -131,7 +136,7 @@ class OnnxStage:
             MissingComponent: ONNX Runtime is not installed.
         """
         if self.graph is None:
-            return Skipped("the bundle has no FP16 graph")
+            return Skipped("the bundle has no low-precision graph")
         try:
             # CUDA without TF32 where there is one, else the CPU.
             has_cuda = _CUDA[0] in onnxruntime_module().get_available_providers()
@@ -150,7 +155,7 @@ class OnnxStage:
             "runs on": f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}"
         }
         if self.half and provider == CPU and platform.machine() in ("x86_64", "AMD64"):
-            details["arithmetic"] = _FP16_ON_CPU
+            details["arithmetic"] = _LOW_ON_CPU.format(self.name.removeprefix("onnx-").upper())
         return StageOutput(logits, details=details)
 
 

@@ -93,6 +93,18 @@ def limits_of(stage: str, limits: Mapping[str, Limits] = DEFAULTS) -> Limits:
     return limits.get(stage) or limits.get(stage.partition("-")[0]) or Limits()
 
 
+def of_precision(limits: Mapping[str, Limits], precision: str) -> Mapping[str, Limits]:
+    """The limits for a bundle whose graph is in `fp16` or `bf16`.
+
+    An engine computes in its graph's precision: unless it has a limit of its own for the logit error, it is
+    held to that of the graph.
+    """
+    engine, graph = limits_of("engine", limits), limits_of(f"onnx-{precision}", limits)
+    if precision == "fp16" or engine.max_error != DEFAULTS["engine"].max_error:
+        return limits
+    return {**limits, "engine": replace(engine, max_error=graph.max_error)}
+
+
 def decide(stage: str, evidence: Evidence, limits: Limits) -> tuple[Gate, ...]:
     """Every gate of a stage; none for a stage that did not run and of which nothing was to be verified."""
     gates = []

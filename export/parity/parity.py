@@ -12,9 +12,19 @@ from typing import cast
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_toml, sha256_file
 from bertmp.core.options import keywords_of
-from bertmp.export.bundle import BUILD_ENGINE, ENGINE, FP16_GRAPH, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
-from bertmp.export.parity.bundle_stages import ONNX_FP16, ONNX_FP32, TORCH, chain
-from bertmp.export.parity.gates import DEFAULTS, Evidence, Gate, Limits, decide, limits_of, measure, override
+from bertmp.export.bundle import BUILD_ENGINE, ENGINE, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
+from bertmp.export.parity.bundle_stages import ONNX_FP32, TORCH, chain, low_stage
+from bertmp.export.parity.gates import (
+    DEFAULTS,
+    Evidence,
+    Gate,
+    Limits,
+    decide,
+    limits_of,
+    measure,
+    of_precision,
+    override,
+)
 from bertmp.export.parity.parity_options import ParityOptions
 from bertmp.export.parity.report import FILES, environment, write_report
 from bertmp.export.parity.result import DataSummary, FlipRow, ParityReport, StageReport, summarise_bundle
@@ -41,7 +51,7 @@ def parity(options: ParityOptions) -> ParityReport:
         raise InputError("not a folder", folder, "name another folder with --report")
     given = options.gates
     limits = override(read_toml(Path(given)), str(given)) if isinstance(given, (str, Path)) else given
-    limits = cast(Mapping[str, Limits], limits or DEFAULTS)
+    limits = of_precision(cast(Mapping[str, Limits], limits or DEFAULTS), opened.low_precision)
     own = chain(opened, options.checkpoint)
     stages = (*own, *options.extra_stages)
     columns = options.columns(options.label_column)
@@ -52,7 +62,8 @@ def parity(options: ParityOptions) -> ParityReport:
     # The checkpoint, else the FP32 graph; empty where neither answered.
     reference = next((name for name in (TORCH, ONNX_FP32) if name in answered), "")
     reports = {stage.name: _stage_report(ran[stage.name], answered, reference, examples) for stage in stages}
-    reports[ONNX_FP16] = replace(reports[ONNX_FP16], size_ratio=contents.size_ratio)
+    low = low_stage(opened)
+    reports[low] = replace(reports[low], size_ratio=contents.size_ratio)
     rows, source = tuple(reports.values()), examples.examples.source
     truncated = sum(encoded.truncated for encoded in examples.inputs.encoded)
     labelled, texts = examples.inputs.labels is not None, len(examples.inputs.texts)
@@ -170,7 +181,7 @@ def _flip_rows(row: StageReport, examples: ParityData) -> list[FlipRow]:
 def _record(bundle: Bundle, result: ParityReport, limits: Mapping[str, Limits]) -> None:
     """Adds the stage to the manifest."""
     engine = [ENGINE, NETWORK] if BUILD_ENGINE in bundle.manifest.stages else []
-    inputs = [FP32_GRAPH, FP16_GRAPH, PLAN, *engine]
+    inputs = [FP32_GRAPH, *filter(None, [bundle.low_graph]), PLAN, *engine]
     home, outputs = bundle.folder.resolve(), [(result.folder / name).resolve() for name in FILES]
     gates = {
         stage: {name: value for name, value in vars(limit).items() if value is not None}

@@ -24,10 +24,15 @@ FILES = ("report.html", "report.json", "junit.xml")
 _ARTEFACTS = {
     "torch-fp32": "checkpoint",
     "onnx-fp32": "model.onnx",
-    "onnx-fp16": "model.fp16.onnx",
     "engine": "model.plan",
 }
-_VERBS = {"onnx-fp32": "export", "onnx-fp16": "convert", "engine": "build", "triton": "deploy"}
+_VERBS = {
+    "onnx-fp32": "export",
+    "onnx-fp16": "convert",
+    "onnx-bf16": "convert",
+    "engine": "build",
+    "triton": "deploy",
+}
 _MOST_FLIPS = 500
 """Rows of the table of changed labels; report.json has all of them."""
 
@@ -104,8 +109,10 @@ def _chain(result: ParityReport) -> list[page.ChainLink]:
     data = result.data
     kind = "labelled" if data.labelled else "unlabelled"
     links = [page.ChainLink("data", data.file.name, f"{data.texts:,}", f"{kind} inputs")]
+    contents = result.contents
+    files = {**_ARTEFACTS, f"onnx-{contents.low_precision}": contents.low_graph or ""}
     for stage in result.stages:
-        subtitle = f"serves {stage.serves}" if stage.serves else _ARTEFACTS.get(stage.name, "")
+        subtitle = f"serves {stage.serves}" if stage.serves else files.get(stage.name, "")
         verb = _VERBS.get(stage.name) or _VERBS.get(stage.name.partition("-")[0], "")
         links.append(page.ChainLink(stage.name, subtitle, *_figure(stage), result.verdict(stage), verb))
     return links
@@ -147,7 +154,8 @@ def _tiles(result: ParityReport) -> list[Tile]:
         tiles.append(Tile(page.scientific(errors[worst]), "largest logit error", worst))
         tiles.append(Tile(str(len({row.line for row in result.flips})), "examples whose label changed"))
     if (ratio := result.contents.size_ratio) is not None:
-        tiles.append(Tile(f"{ratio:.3f}", "FP16 file against FP32"))
+        low = result.contents.low_precision.upper()
+        tiles.append(Tile(f"{ratio:.3f}", f"{low} file against FP32"))
     return tiles
 
 

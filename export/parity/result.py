@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bertmp.core.io import read_json
-from bertmp.export.bundle import BUILD_ENGINE, FP16_GRAPH, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
+from bertmp.export.bundle import BUILD_ENGINE, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
 from bertmp.export.engine.verify import verification_of
 from bertmp.export.parity.gates import Flip, Gate, StageMetrics, finite
 from bertmp.export.precision.plan import NodePlan, PrecisionPlan, RangeRecord
@@ -262,6 +262,8 @@ class BundleSummary:
         ranges: where the ranges are from, in words; empty as well.
         engine: the results that the engine's build recorded; empty without an engine.
         network: layer type → precision → number of layers of the engine; empty where it is not listed.
+        low_graph: the low-precision graph's file; None without one.
+        low_precision: `fp16` or `bf16`.
     """
 
     files: tuple[FileSummary, ...] = ()
@@ -271,6 +273,8 @@ class BundleSummary:
     ranges: str = ""
     engine: Mapping[str, Any] = field(default_factory=dict)
     network: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    low_graph: str | None = None
+    low_precision: str = "fp16"
 
     def size_of(self, name: str) -> int | None:
         """A file's size in bytes; None where no stage wrote it."""
@@ -278,9 +282,9 @@ class BundleSummary:
 
     @property
     def size_ratio(self) -> float | None:
-        """The FP16 graph's file against the FP32 graph's."""
-        fp16, fp32 = self.size_of(FP16_GRAPH), self.size_of(FP32_GRAPH)
-        return fp16 / fp32 if fp16 and fp32 else None
+        """The low-precision graph's file against the FP32 graph's."""
+        low, fp32 = self.size_of(self.low_graph or ""), self.size_of(FP32_GRAPH)
+        return low / fp32 if low and fp32 else None
 
     def to_json(self) -> dict[str, Any]:
         plain = asdict(self)
@@ -315,6 +319,8 @@ def summarise_bundle(bundle: Bundle) -> BundleSummary:
         ranges=_source(plan.ranges) if plan and plan.ranges else "",
         engine=dict(engine.results) if engine else {},
         network=_layers(read_json(network_file)) if engine and network_file.is_file() else {},
+        low_graph=bundle.low_graph,
+        low_precision=bundle.low_precision,
     )
 
 

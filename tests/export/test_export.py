@@ -194,6 +194,31 @@ def test_pins_keep_a_module_in_fp32(checkpoint: Path, tmp_path: Path) -> None:
     assert types["bert.encoder.layer.0.intermediate.dense.weight/transposed"] == TensorProto.FLOAT16
 
 
+@pytest.fixture(scope="module")
+def in_bf16(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_checkpoint(checkpoint, tmp_path_factory.mktemp("bf16") / "bundle", precision="bf16").bundle
+
+
+def test_a_bf16_graph_has_its_own_name(in_bf16: Path) -> None:
+    assert not (in_bf16 / "model.fp16.onnx").exists()
+    assert TensorProto.BFLOAT16 in element_types(onnx.load(in_bf16 / "model.bf16.onnx")).values()
+    opened = Bundle.open(in_bf16)
+    assert (opened.low_graph, opened.low_precision) == ("model.bf16.onnx", "bf16")
+    assert opened.lowest_graph == in_bf16 / "model.bf16.onnx"
+    assert set(opened.stage("convert", "").outputs) == {"model.bf16.onnx", "precision-plan.json"}
+
+
+def test_an_applied_plan_names_the_graph(
+    checkpoint: Path, in_bf16: Path, tmp_path: Path, run_bertmp: RunBertmp
+) -> None:
+    plan, out = in_bf16 / "precision-plan.json", tmp_path / "bundle"
+    done = run_bertmp("export", checkpoint, "--out", out, "--plan", plan)
+    assert done.returncode == 0, done.stderr
+    assert "model.bf16.onnx" in done.stdout
+    assert "model.fp16.onnx" not in done.stdout
+    assert Bundle.open(out).low_graph == "model.bf16.onnx"
+
+
 def test_no_fp16(checkpoint: Path, tmp_path: Path, run_bertmp: RunBertmp) -> None:
     done = run_bertmp("export", checkpoint, "--out", tmp_path / "bundle", "--no-fp16", "--json")
     assert done.returncode == 0, done.stderr

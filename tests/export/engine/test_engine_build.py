@@ -112,6 +112,23 @@ def test_the_manifest_knows_the_builder_and_what_it_built(
     assert entry.results["engine_bytes"] == result.engine_bytes
 
 
+def test_a_bf16_bundle_gets_an_engine_of_its_bf16_graph(tmp_path: Path, minilm: Path) -> None:
+    from bertmp import export_checkpoint
+    from bertmp.data.tokenizer import Tokenizer
+    from bertmp.model.checkpoint import save_checkpoint
+    from bertmp.model.config import BertConfig
+    from tests.models import classifier
+
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+    config = BertConfig(**sizes, num_hidden_layers=1, max_position_embeddings=64, labels=("no", "yes"))
+    save_checkpoint(tmp_path / "checkpoint", classifier(config), config, Tokenizer.load(minilm, 64))
+    folder = export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle", precision="bf16").bundle
+    result = build_engine(folder, builder="tensorrt-rtx")
+    assert result.summary["MATRIX_MULTIPLY"].keys() == {"BF16"}
+    entry = Bundle.open(folder).stage(BUILD_ENGINE, "bertmp build-engine")
+    assert set(entry.inputs) == {"model.bf16.onnx", PLAN}
+
+
 def test_progress_comes_from_the_builders_own_monitor(
     built: tuple[Path, EngineResult, list[State]],
 ) -> None:

@@ -21,6 +21,7 @@ from bertmp.export.parity.gates import (
     StageMetrics,
     decide,
     limits_of,
+    of_precision,
     override,
 )
 
@@ -74,6 +75,13 @@ def test_a_limit_itself_still_holds(limit: float, value: float) -> None:
 )
 def test_the_default_gates(stage: str, change: Mapping[str, Any], broken: list[str]) -> None:
     assert failed(stage, replace(PERFECT, **change)) == broken
+
+
+def test_an_engine_is_held_to_the_error_of_its_graphs_precision() -> None:
+    assert limits_of("engine", of_precision(DEFAULTS, "fp16")).max_error == 0.05
+    assert limits_of("engine", of_precision(DEFAULTS, "bf16")).max_error == 0.25
+    own = override({"engine": {"max_error": 0.1}}, "f")
+    assert limits_of("engine", of_precision(own, "bf16")).max_error == 0.1
 
 
 def test_unlabelled_texts_have_no_accuracy_gate() -> None:

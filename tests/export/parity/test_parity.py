@@ -179,6 +179,26 @@ def test_a_sound_bundle_passes_every_gate(bundle: Path, labelled: Path) -> None:
     assert result.folder == bundle / "parity"
 
 
+@pytest.mark.parametrize("file", ["model.bf16.onnx", "model.fp16.onnx"])
+def test_a_bf16_graph_is_a_stage_of_its_own_name(
+    checkpoint: Path, labelled: Path, tmp_path: Path, file: str
+) -> None:
+    bundle = export_checkpoint(checkpoint, tmp_path / "bundle", precision="bf16").bundle
+    if file != "model.bf16.onnx":  # what version 0.1 called it
+        (bundle / "model.bf16.onnx").rename(bundle / file)
+        manifest = Manifest.load(bundle)
+        entry = manifest.stages["convert"]
+        outputs = {file if name.endswith(".onnx") else name: sha for name, sha in entry.outputs.items()}
+        manifest.with_stage("convert", replace(entry, outputs=outputs)).save(bundle)
+    result = parity(bundle, labelled)
+    assert [stage.name for stage in result.stages] == ["torch-fp32", "onnx-fp32", "onnx-bf16", "engine"]
+    assert result.stage("onnx-bf16").size_ratio == pytest.approx(0.5, abs=0.02)
+    assert file in Bundle.open(bundle).stage("parity", "bertmp parity").inputs
+    page = (result.folder / "report.html").read_text()
+    assert file in page
+    assert "BF16 file against FP32" in page
+
+
 def test_the_three_files_tell_the_same(bundle: Path, labelled: Path) -> None:
     result = parity(bundle, labelled)
     written = json.loads((result.folder / "report.json").read_text())
