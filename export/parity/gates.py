@@ -24,7 +24,7 @@ class Limits:
         flips: how many labels may change.
         unexplained_flips: how many labels may change although the reference's two best logits lie at
             least twice the measured error apart.
-        size_ratio: the graph's file against the FP32 graph's.
+        size_ratio: the weights that the plan puts into 16 bits against the same in FP32.
         non_finite: how many numbers may be NaN or infinite.
         verified: whether the precision of every layer must be verified where the stage does not run.
     """
@@ -78,7 +78,8 @@ class Evidence:
     Attributes:
         metrics: its answers against those it must match; None where it did not run.
         failure: the line of the error that it ended with; empty where there was none.
-        size_ratio: its file against the FP32 graph's; None where it has none of its own.
+        size_ratio: the weights that the plan puts into 16 bits against the same in FP32; None for a stage
+            that has none.
         verified: whether every layer's precision was verified; None where nothing was to be verified.
     """
 
@@ -114,7 +115,8 @@ def decide(stage: str, evidence: Evidence, limits: Limits) -> tuple[Gate, ...]:
         gates += list(_measured(stage, evidence.metrics, limits))
     limit, ratio = limits.size_ratio, evidence.size_ratio
     if limit is not None and ratio is not None:
-        sentence = f"the file has {ratio:.3f} of the FP32 file's size, at most {limit:g} allowed"
+        words = "the weights that the plan puts into 16 bits take"
+        sentence = f"{words} {ratio:.3f} of their size in FP32, at most {limit:g} allowed"
         gates.append(Gate(stage, "size_ratio", limit, ratio, ratio <= limit, sentence))
     verified = evidence.verified
     if limits.verified and verified is not None:

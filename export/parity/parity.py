@@ -29,6 +29,7 @@ from bertmp.export.parity.parity_options import ParityOptions
 from bertmp.export.parity.report import FILES, environment, write_report
 from bertmp.export.parity.result import DataSummary, FlipRow, ParityReport, StageReport, summarise_bundle
 from bertmp.export.parity.stage import ParityData, Skipped, StageOutput, StageRun, read_inputs, run_all
+from bertmp.export.parity.weight_sizes import WeightSizes, weight_sizes
 
 DEFAULT_FOLDER = "parity"
 
@@ -63,7 +64,7 @@ def parity(options: ParityOptions) -> ParityReport:
     reference = next((name for name in (TORCH, ONNX_FP32) if name in answered), "")
     reports = {stage.name: _stage_report(ran[stage.name], answered, reference, examples) for stage in stages}
     low = low_stage(opened)
-    reports[low] = replace(reports[low], size_ratio=contents.size_ratio)
+    reports[low] = _with_sizes(reports[low], weight_sizes(opened))
     rows, source = tuple(reports.values()), examples.examples.source
     truncated = sum(encoded.truncated for encoded in examples.inputs.encoded)
     labelled, texts = examples.inputs.labels is not None, len(examples.inputs.texts)
@@ -121,6 +122,15 @@ def _stage_report(
         return replace(failed, reason=str(error))
     measured = replace(failed, reason="", metrics=metrics, serves=serves, served=served)
     return replace(measured, status="reference" if ran.name == reference else "run", details=answer.details)
+
+
+def _with_sizes(row: StageReport, sizes: WeightSizes | None) -> StageReport:
+    """The low-precision graph's row with the sizes of its weights, or why there is nothing to compare."""
+    if sizes is None:
+        return row
+    if sizes.ratio is None:
+        return replace(row, details={**row.details, "weights": "the plan keeps them all in FP32"})
+    return replace(row, size_ratio=sizes.ratio)
 
 
 def _serves(answer: StageOutput, answered: Mapping[str, StageOutput], reference: str) -> str:

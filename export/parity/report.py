@@ -44,7 +44,7 @@ _GATE_NAMES = {
     "flips": "labels unchanged",
     "unexplained_flips": "flips within error",
     "accuracy_points": "accuracy",
-    "size_ratio": "file size",
+    "size_ratio": "size of the 16-bit weights",
     "verified": "precision verified",
 }
 

@@ -32,7 +32,8 @@ class StageReport:
         metrics: its answers against the reference; None where there are none.
         serves: the in-process stage that serves as yardstick of a served model; empty for other stages.
         served: the answers against those of `serves`.
-        size_ratio: its file against the FP32 graph's, where it has one.
+        size_ratio: the weights that the plan puts into 16 bits against the same in FP32; None for other
+            stages.
         details: further facts about the stage.
         verification: what was verified of a stage that did not run.
     """
