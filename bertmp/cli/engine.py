@@ -165,6 +165,10 @@ def _notes(result: ParityReport) -> Iterator[str]:
     for stage in result.stages:
         if stage.status == "not run":
             yield f"{stage.name} was not run: {stage.reason}"
+    compared = {stage.name: stage.consistency for stage in result.stages if stage.consistency}
+    if compared:
+        largest = (f"{name} {found.difference:.1e}" for name, found in compared.items())
+        yield f"largest difference of two answers to the same row: {', '.join(largest)}"
     if result.note:
         yield result.note
     if result.data.truncated:

@@ -11,17 +11,20 @@ import numpy as np
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json
-from bertmp.data.batches import pad_batch
 from bertmp.export.bundle import BUILD_ENGINE, CONVERT, EXPORT, FP32_GRAPH, NETWORK, Bundle
+from bertmp.export.consistency.check import Consistency, check_consistency
+from bertmp.export.consistency.probe import filled_batch, graph_shapes, profile_shapes
+from bertmp.export.consistency.tolerance import FP32, Tolerance
 from bertmp.export.engine.builders import Toolchain, probe
 from bertmp.export.engine.compatibility import open_engine, require_runtime
 from bertmp.export.engine.engine_options import Profile, Shape
 from bertmp.export.engine.runtime import load_engine, why_not
 from bertmp.export.engine.verify import verification_of
 from bertmp.export.graph.ort_sessions import CPU, onnxruntime_module, open_session
-from bertmp.export.parity.stage import ParityInputs, Skipped, Stage, StageOutput, answer_all
+from bertmp.export.parity.stage import Feed, ParityInputs, Skipped, Stage, StageOutput, answer_all
 
 TORCH, ONNX_FP32 = "torch-fp32", "onnx-fp32"
+OUTPUT = "logits"
 
 
 def low_stage(bundle: Bundle) -> str:
@@ -107,7 +110,8 @@ class TorchStage:
 
         with torch.inference_mode():
             logits = answer_all(inputs, answer, advance)
-        return StageOutput(logits, details={"runs on": "torch, CPU"})
+            found = check_graph(inputs, answer, FP32)
+        return StageOutput(logits, details={"runs on": "torch, CPU"}, consistency=found)
 
 
 _CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
@@ -147,7 +151,7 @@ class OnnxStage:
             return Skipped("ONNX Runtime has no kernels for the graph's 16-bit type on this machine")
 
         def answer(feed: dict[str, np.ndarray]) -> np.ndarray:
-            return np.asarray(session.run(["logits"], feed)[0])
+            return np.asarray(session.run([OUTPUT], feed)[0])
 
         logits = answer_all(inputs, answer, advance)
         provider = session.get_providers()[0]
@@ -156,10 +160,20 @@ class OnnxStage:
         }
         if self.half and provider == CPU and platform.machine() in ("x86_64", "AMD64"):
             details["arithmetic"] = _LOW_ON_CPU.format(self.name.removeprefix("onnx-").upper())
-        return StageOutput(logits, details=details)
+        found = check_graph(inputs, answer, inputs.low_tolerance if self.half else FP32)
+        return StageOutput(logits, details=details, consistency=found)
 
 
-OUTPUT = "logits"
+def check_graph(
+    inputs: ParityInputs, answer: Callable[[Feed], np.ndarray], tolerance: Tolerance
+) -> Consistency | None:
+    """Compares the answers of a graph, which takes any shape, with each other; None without a probe."""
+    if inputs.probe is None:
+        return None
+    shapes = graph_shapes(inputs.probe)
+    return check_consistency(lambda feed: {OUTPUT: answer(feed)}, inputs.probe, shapes, tolerance)
+
+
 STEP = 8
 """Batches are as long as a multiple of this many tokens: each shape is prepared once, so few are better."""
 
@@ -200,7 +214,11 @@ class EngineStage:
         plan = plan_batches([len(encoded) for encoded in inputs.encoded], engine.profiles)
         chosen = ((rows, fill_batch(inputs, rows, shape)) for rows, shape in plan)
         logits = answer_all(inputs, lambda feed: engine(feed)[OUTPUT], advance, chosen)
-        return StageOutput(logits, details=details)
+        found = None
+        if inputs.probe is not None:
+            shapes = profile_shapes(engine.profiles, inputs.probe)
+            found = check_consistency(engine, inputs.probe, shapes, inputs.low_tolerance)
+        return StageOutput(logits, details=details, consistency=found)
 
     def verification(self) -> dict[str, object]:
         """The engine's precision as `network.json` has it: counts, and layers by type."""
@@ -238,11 +256,5 @@ def plan_batches(lengths: Sequence[int], profiles: Sequence[Profile]) -> Iterato
 
 
 def fill_batch(inputs: ParityInputs, rows: Sequence[int], shape: Shape) -> dict[str, np.ndarray]:
-    """The graph's inputs for `rows`, INT64 `[batch, length]`, padded to `shape`.
-
-    Rows that only fill the batch have one unmasked token, so that the softmax is defined.
-    """
-    encoded = [inputs.encoded[row] for row in rows]
-    batch = pad_batch(encoded, inputs.pad_id, shape)
-    batch["attention_mask"][:, 0] = 1
-    return batch
+    """The graph's inputs for `rows`, INT64 `[batch, length]`, padded to `shape`."""
+    return filled_batch([inputs.encoded[row] for row in rows], inputs.pad_id, shape)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from bertmp.core.errors import InputError
+from bertmp.export.consistency.check import Consistency
+from bertmp.export.consistency.tolerance import distance
 from bertmp.export.parity.stage import StageOutput
 
 
@@ -27,6 +29,7 @@ class Limits:
         size_ratio: the weights that the plan puts into 16 bits against the same in FP32.
         non_finite: how many numbers may be NaN or infinite.
         verified: whether the precision of every layer must be verified where the stage does not run.
+        consistent: whether the same row must get the same answer in every batch and at any padding.
     """
 
     max_error: float | None = None
@@ -37,6 +40,7 @@ class Limits:
     size_ratio: float | None = None
     non_finite: int | None = 0
     verified: bool = False
+    consistent: bool = True
 
 
 _HALF = Limits(max_error=0.05, accuracy_points=0.2, unexplained_flips=0)
@@ -81,12 +85,14 @@ class Evidence:
         size_ratio: the weights that the plan puts into 16 bits against the same in FP32; None for a stage
             that has none.
         verified: whether every layer's precision was verified; None where nothing was to be verified.
+        consistency: its answers compared with each other; None where they were not.
     """
 
     metrics: StageMetrics | None = None
     failure: str = ""
     size_ratio: float | None = None
     verified: bool | None = None
+    consistency: Consistency | None = None
 
 
 def limits_of(stage: str, limits: Mapping[str, Limits] = DEFAULTS) -> Limits:
@@ -122,6 +128,9 @@ def decide(stage: str, evidence: Evidence, limits: Limits) -> tuple[Gate, ...]:
     if limits.verified and verified is not None:
         bad, good = "the engine is not verified against the plan", "every layer runs in its planned precision"
         gates.append(Gate(stage, "verified", True, verified, verified, good if verified else bad))
+    found = evidence.consistency
+    if limits.consistent and found is not None:
+        gates.append(Gate(stage, "consistent", True, found.passed, found.passed, found.sentence()))
     return tuple(gates)
 
 
@@ -176,7 +185,7 @@ def _checked(stage: str, name: str, value: object, where: str) -> Any:
         raise InputError(f"the gate 'proven' of {stage} is now 'verified'", where, "use the new name")
     if name not in known:
         raise InputError(f"unknown gate '{name}' of {stage}", where, f"use one of {', '.join(known)}")
-    if name == "verified":
+    if known[name] == "bool":
         if not isinstance(value, bool):
             raise InputError(f"the limit of {stage}.{name} is not true or false", where, "fix it")
         return value
@@ -297,7 +306,7 @@ def measure(reference: StageOutput, output: StageOutput, labels: Sequence[int] |
     if output.logits.shape != reference.logits.shape:
         what = f"logits of shape {output.logits.shape} where the reference has {reference.logits.shape}"
         raise ValueError(what)
-    errors = _distance(output.logits, reference.logits)
+    errors = distance(output.logits, reference.logits)
     row_errors, margins = errors.max(axis=1), _margins(reference.logits)
     before, after = answers_of(reference), answers_of(output)
     max_error = float(errors.max())
@@ -306,7 +315,7 @@ def measure(reference: StageOutput, output: StageOutput, labels: Sequence[int] |
     columns = (array[rows].tolist() for array in (before, after, margins, row_errors, explained))
     own = (output.logits, *([] if output.probabilities is None else [output.probabilities]))
     non_finite = sum(int((~np.isfinite(array)).sum()) for array in own)
-    off = _distance(probabilities_of(output), probabilities_of(reference))
+    off = distance(probabilities_of(output), probabilities_of(reference))
     largest = (max_error, float(errors.mean()), float(off.max()))
     right = (
         None if labels is None else int((given == np.asarray(labels)).sum()) for given in (after, before)
@@ -331,13 +340,6 @@ def probabilities_of(output: StageOutput) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
-
-
-def _distance(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Element by element in FP64; infinite where either is not finite."""
-    with np.errstate(invalid="ignore"):
-        distance = np.abs(np.asarray(left, np.float64) - np.asarray(right, np.float64))
-    return np.where(np.isfinite(distance), distance, np.inf)
 
 
 def _margins(logits: np.ndarray) -> np.ndarray:

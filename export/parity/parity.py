@@ -106,7 +106,8 @@ def _stage_report(
     if isinstance(answer, Skipped):
         return StageReport(ran.name, "not run", answer.reason, verification=answer.verification)
     why = ran.failure or "there is no reference to compare with"
-    failed = StageReport(ran.name, "failed", why, ran.seconds)
+    found = None if answer is None else answer.consistency
+    failed = StageReport(ran.name, "failed", why, ran.seconds, consistency=found)
     if answer is None or not reference:
         return failed
     labels = answer.details.get("labels")
@@ -159,7 +160,7 @@ def _repeats(answer: StageOutput, graph: StageOutput) -> bool:
 def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
     wanted, metrics = limits_of(row.name, limits), row.served or row.metrics
     if row.status == "reference":  # against itself every other gate would hold
-        wanted = Limits(non_finite=wanted.non_finite)
+        wanted = Limits(non_finite=wanted.non_finite, consistent=wanted.consistent)
     elif row.serves and row.serves in DEFAULTS and DEFAULTS[row.serves].unexplained_flips is not None:
         # What is served runs in 16 bits: it is held to what its graph or engine is held to, against FP32,
         # except where the gates file has limits of its own for the served stage.
@@ -174,7 +175,7 @@ def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
         metrics = row.metrics
     failure = row.reason if row.status == "failed" else ""
     verified = bool(row.verification.get("verified")) if row.verification else None
-    return decide(row.name, Evidence(metrics, failure, row.size_ratio, verified), wanted)
+    return decide(row.name, Evidence(metrics, failure, row.size_ratio, verified, row.consistency), wanted)
 
 
 def _flip_rows(row: StageReport, examples: ParityData) -> list[FlipRow]:

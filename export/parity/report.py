@@ -46,6 +46,7 @@ _GATE_NAMES = {
     "accuracy_points": "accuracy",
     "size_ratio": "size of the 16-bit weights",
     "verified": "precision verified",
+    "consistent": "self-consistent",
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from bertmp.core.io import read_json
 from bertmp.export.bundle import BUILD_ENGINE, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
+from bertmp.export.consistency.check import Consistency
 from bertmp.export.engine.verify import verification_of
 from bertmp.export.parity.gates import Flip, Gate, StageMetrics, finite
 from bertmp.export.precision.plan import NodePlan, PrecisionPlan, RangeRecord
@@ -36,6 +37,7 @@ class StageReport:
             stages.
         details: further facts about the stage.
         verification: what was verified of a stage that did not run.
+        consistency: its answers compared with each other; None where they were not.
     """
 
     name: str
@@ -48,6 +50,7 @@ class StageReport:
     size_ratio: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     verification: Mapping[str, Any] = field(default_factory=dict)
+    consistency: Consistency | None = None
 
     @property
     def texts_per_second(self) -> float | None:
@@ -67,6 +70,7 @@ class StageReport:
             "size_ratio": self.size_ratio,
             "details": dict(self.details),
             "verification": dict(self.verification),
+            "consistency": self.consistency and self.consistency.to_json(),
         }
 
 
@@ -215,6 +219,8 @@ def _figures(stage: StageReport) -> dict[str, Any]:
     if stage.metrics is not None:
         metrics = stage.metrics.to_json()
         figures.update({key: metrics[key] for key in ("max_error", "mean_error", "flips", "accuracy")})
+    if stage.consistency is not None:
+        figures["consistent"] = stage.consistency.passed
     return figures
 
 

@@ -16,7 +16,11 @@ from bertmp.data.batches import pad_batch
 from bertmp.data.labels import match_labels
 from bertmp.data.readers import Columns, Examples, read_examples
 from bertmp.data.tokenizer import Encoded
-from bertmp.export.bundle import Bundle
+from bertmp.export.bundle import PLAN, Bundle
+from bertmp.export.consistency.check import Consistency
+from bertmp.export.consistency.probe import Probe, probe_of
+from bertmp.export.consistency.tolerance import FP32, Tolerance, tolerance_of
+from bertmp.export.precision.plan import PrecisionPlan
 
 Advance = Callable[[int], None]
 """Called with the number of examples that were answered since the last call."""
@@ -32,6 +36,8 @@ class ParityInputs:
         labels: the row's true class index, or None where the file is unlabelled.
         encoded: the same examples as token ids.
         pad_id: id of the padding token.
+        probe: the rows with which a stage's answers are compared with each other; None leaves that out.
+        low_tolerance: by how much they may differ where a stage runs in the bundle's low precision.
     """
 
     texts: Sequence[str]
@@ -39,6 +45,8 @@ class ParityInputs:
     labels: Sequence[int] | None
     encoded: Sequence[Encoded]
     pad_id: int = 0
+    probe: Probe | None = None
+    low_tolerance: Tolerance = FP32
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,14 @@ class StageOutput:
         probabilities: FP32 `[examples, labels]` of a served model, else None.
         answers: the class indices of a served model, else None.
         details: further facts for the report, plain JSON values (versions, protocols, providers).
+        consistency: the stage's answers compared with each other; None where they were not.
     """
 
     logits: np.ndarray
     probabilities: np.ndarray | None = None
     answers: np.ndarray | None = None
     details: dict[str, object] = field(default_factory=dict)
+    consistency: Consistency | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +178,11 @@ def read_inputs(bundle: Bundle, data: Path, columns: Columns | None = None) -> P
     if examples.labels is not None and match is not None:
         labels = [bundle.labels.index(match.classes[label]) for label in examples.labels]
     encoded = bundle.tokenizer.encode(examples.texts, examples.pairs)
-    inputs = ParityInputs(examples.texts, examples.pairs, labels, encoded, bundle.tokenizer.pad_id)
+    pad_id, names = bundle.tokenizer.pad_id, [f"line {line}" for line in examples.lines]
+    probe = probe_of(encoded, names, pad_id, bundle.max_positions)
+    plan = bundle.folder / PLAN
+    low = tolerance_of(PrecisionPlan.load(plan)) if plan.is_file() else FP32
+    inputs = ParityInputs(examples.texts, examples.pairs, labels, encoded, pad_id, probe, low)
     return ParityData(inputs, examples, bundle.labels, match.note if match else "")
 
 

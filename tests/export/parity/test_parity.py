@@ -26,6 +26,7 @@ from bertmp.export.parity.bundle_stages import OnnxStage
 from bertmp.export.parity.gates import DEFAULTS, answers_of, override, probabilities_of
 from bertmp.export.parity.report import FILES
 from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
+from tests.export.inconsistent_graphs import Fault, add_length, centre_batch, roll_large_batches
 
 LABELS = ("animal", "place", "<b>&\"'")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -131,6 +132,14 @@ def damage(bundle: Path, scale: float) -> None:
     values = onnx.numpy_helper.to_array(weights)
     noise = np.random.default_rng(0).normal(0, scale, values.shape)
     weights.CopyFrom(onnx.numpy_helper.from_array((values + noise).astype(np.float16), weights.name))
+    onnx.save(graph, bundle / "model.fp16.onnx")
+    adopt(bundle)
+
+
+def mix_up(bundle: Path, fault: Fault) -> None:
+    """Puts a fault into the FP16 graph and enters it in the manifest as if it belonged there."""
+    graph = onnx.load(bundle / "model.fp16.onnx")
+    fault(graph)
     onnx.save(graph, bundle / "model.fp16.onnx")
     adopt(bundle)
 
@@ -326,7 +335,7 @@ def test_without_the_checkpoint_the_fp32_graph_is_the_reference(
     assert result.reference == "onnx-fp32"
     assert "not on this machine" in result.note
     assert "not on this machine" in (result.folder / "report.html").read_text()
-    assert [gate.name for gate in result.gates if gate.stage == "onnx-fp32"] == ["non_finite"]
+    assert [gate.name for gate in result.gates if gate.stage == "onnx-fp32"] == ["non_finite", "consistent"]
     assert parity(bundle, labelled, checkpoint=checkpoint).reference == "torch-fp32"
     with pytest.raises(InputError, match="not on this machine"):
         parity(bundle, labelled, checkpoint=tmp_path / "gone")
@@ -448,6 +457,63 @@ def test_limits_can_be_set(bundle: Path, labelled: Path) -> None:
     assert parity(bundle, labelled, gates=DEFAULTS).passed
 
 
+# ---- answers compared with each other
+
+
+def test_every_stage_that_runs_is_compared_with_itself(bundle: Path, labelled: Path) -> None:
+    result = parity(bundle, labelled)
+    for stage in result.stages[:3]:
+        found = stage.consistency
+        assert found is not None
+        assert found.passed, found.sentence()
+        assert {one.shape for one in found.results} >= {"32x16", "5x40", "1x40"}
+    exact, low = (result.stage(name).consistency for name in ("torch-fp32", "onnx-fp16"))
+    assert exact is not None
+    assert low is not None
+    assert max(one.bound for one in exact.results) < max(one.bound for one in low.results)
+    assert [gate.stage for gate in result.gates if gate.name == "consistent"] == [
+        "torch-fp32",
+        "onnx-fp32",
+        "onnx-fp16",
+    ]
+    page = " ".join((result.folder / "report.html").read_text().split())
+    assert "permuted rows</td><td>32x16</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [(roll_large_batches, "permuted_rows"), (centre_batch, "single_row"), (add_length, "padding")],
+)
+def test_a_graph_that_contradicts_itself_fails(
+    bundle: Path, labelled: Path, fault: Fault, check: str
+) -> None:
+    mix_up(bundle, fault)
+    result = parity(bundle, labelled)
+    [gate] = [gate for gate in result.failed_gates if gate.name == "consistent"]
+    assert (gate.stage, gate.measured) == ("onnx-fp16", False)
+    assert f"{check} at " in gate.sentence
+    assert Manifest.load(bundle).stages["parity"].results["stages"]["onnx-fp16"]["consistent"] is False
+    assert result.verdict(result.stage("onnx-fp16")) == "failed"
+    off = parity(bundle, labelled, gates=override({"onnx-fp16": {"consistent": False}}, ""))
+    assert "consistent" not in {gate.name for gate in off.failed_gates}
+
+
+def test_the_command_names_a_contradiction_that_no_other_gate_sees(
+    bundle: Path, labelled: Path, run_bertmp: Callable[..., Any]
+) -> None:
+    mix_up(bundle, roll_large_batches)
+    done = run_bertmp("parity", bundle, "--data", labelled)
+    assert done.returncode == 1, done.stdout
+    failed = [line for line in done.stdout.splitlines() if line.startswith("failed ")]
+    assert len(failed) == 1
+    assert failed[0].startswith("failed onnx-fp16 consistent: it contradicts itself: identical_rows at 32x16")
+    written = json.loads((bundle / "parity" / "report.json").read_text())
+    [stage] = [stage for stage in written["stages"] if stage["name"] == "onnx-fp16"]
+    broken = {(one["check"], one["shape"]) for one in stage["consistency"]["results"] if not one["passed"]}
+    assert ("permuted_rows", "32x16") in broken
+    assert 'tr class="broken"' in (bundle / "parity" / "report.html").read_text()
+
+
 # ---- the command
 
 
@@ -457,6 +523,7 @@ def test_the_command_prints_its_figures_and_the_reports_path(
     done = run_bertmp("parity", bundle, "--data", labelled)
     assert done.returncode == 0, done.stderr
     assert "torch-fp32" in done.stdout
+    assert "two answers to the same row: torch-fp32 " in " ".join(done.stdout.split())
     assert str(bundle / "parity" / "report.html") in done.stdout
     told = run_bertmp("parity", bundle, "--data", labelled, "--json")
     assert json.loads(told.stdout)["passed"] is True
