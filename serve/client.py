@@ -329,7 +329,7 @@ def infer(options: InferOptions) -> list[Answer]:
     """
     texts = [options.texts] if isinstance(options.texts, str) else list(options.texts)
     if options.data is not None:
-        texts += read_texts(options.data, options)
+        texts += read_texts(options.data, options, options.progress)
     if not texts:
         raise InputError("no texts", "", "give one, or a file with --data")
     with Client(options.url, options.protocol) as client:

@@ -127,13 +127,16 @@ class ServeOptions(Options):
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def read_texts(data: Path, columns: TextColumnOptions) -> Sequence[str]:
+def read_texts(data: Path, columns: TextColumnOptions, progress: ProgressCallback) -> Sequence[str]:
     """The texts of a data file.
+
+    Args:
+        progress: told how the file was read, where that is not obvious.
 
     Raises:
         InputError: the file cannot be read.
     """
-    return read_examples(data, columns.columns()).texts
+    return read_examples(data, columns.columns(), progress=progress).texts
 
 
 class InferOptions(TextColumnOptions):
@@ -150,6 +153,9 @@ class InferOptions(TextColumnOptions):
     )
     protocol: Protocol = option(kw_only=False, default="grpc", help="The inference protocol.")
     url: str | None = option(kw_only=False, default=None, metavar="URL", help=_URL_HELP)
+    progress: ProgressCallback = option(
+        default=null_progress, on_command_line=False, help="Called with how the data file was read."
+    )
 
 
 class BenchOptions(TextColumnOptions):
@@ -193,7 +199,8 @@ class BenchOptions(TextColumnOptions):
         Raises:
             InputError: the file cannot be read.
         """
-        return read_texts(Path(self.data), self) if isinstance(self.data, (str, Path)) else self.data
+        given = self.data
+        return read_texts(Path(given), self, self.progress) if isinstance(given, (str, Path)) else given
 
     @property
     def clients(self) -> tuple[int, ...]:

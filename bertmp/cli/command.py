@@ -20,7 +20,7 @@ import typer
 from bertmp.cli.options import former_name, parameters_of, values_of
 from bertmp.core.errors import BertmpError, InputError
 from bertmp.core.options import Options
-from bertmp.core.progress import ProgressCallback
+from bertmp.core.progress import Notice, ProgressCallback
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -181,7 +181,8 @@ def progress_bar(*, log: bool = True, transfers: bool = False) -> Iterator[Progr
     """A callback that shows progress on standard error: lines, and one bar where that is a terminal.
 
     Args:
-        log: whether messages without a count stay as lines; otherwise each replaces the one before.
+        log: whether messages without a count stay as lines; otherwise only a `Notice` does, and each of the
+            others replaces the one before.
         transfers: whether counts are bytes; each transfer is then a line where there is no terminal.
     """
     from rich import progress
@@ -198,8 +199,11 @@ def progress_bar(*, log: bool = True, transfers: bool = False) -> Iterator[Progr
 
     def show(message: str, completed: int | None = None, total: int | None = None, /) -> None:
         begins = transfers and not console.is_terminal and message != bar.tasks[task].description
-        if begins or (log and completed is None):
+        notice = isinstance(message, Notice)
+        if begins or notice or (log and completed is None):
             console.print(message, markup=False)
+        if notice:
+            return
         if completed is not None or not log:
             bar.start()  # not before there is something to show: a process of torchrun may have nothing
             bar.update(task, description=message, completed=completed or 0, total=total or None)

@@ -16,6 +16,7 @@ from bertmp.export.engine.engine_options import EngineOptions
 from bertmp.export.parity.parity_options import ParityOptions
 
 if TYPE_CHECKING:
+    from bertmp.data.readers import Columns
     from bertmp.export.engine.build import EngineResult
     from bertmp.export.engine.onnxruntime_session import SessionResult
     from bertmp.export.engine.runtime import EngineBench
@@ -49,9 +50,10 @@ def build_engine(options: BuildEngineOptions) -> CommandResult:
     return CommandResult(result.to_json(), lambda console: _show_engine(console, result))
 
 
-def bench_engine(bundle: Path, texts: Path | None, seconds: float) -> CommandResult:
+def bench_engine(bundle: Path, texts: Path | None, seconds: float, columns: Columns) -> CommandResult:
     """`bertmp bench --engine`: the bundle's engine alone, on this machine's GPU."""
-    result = bertmp.bench_engine(bundle, texts, seconds)
+    with progress_bar(log=False) as progress:
+        result = bertmp.bench_engine(bundle, texts, seconds, columns, progress)
     return CommandResult(result.to_json(), lambda console: _show_bench(console, result))
 
 

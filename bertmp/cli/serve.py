@@ -54,7 +54,8 @@ def serve(options: serving_options.ServeOptions, as_json: bool) -> CommandResult
 
 def infer(options: serving_options.InferOptions) -> CommandResult:
     """Ask a served model for the label of each text."""
-    found = bertmp.infer(options)
+    with progress_bar(log=False) as progress:
+        found = bertmp.infer(replace(options, progress=progress))
     return CommandResult([answer.to_json() for answer in found], _answers(found))
 
 
@@ -80,7 +81,7 @@ def bench(options: BenchCommandOptions) -> CommandResult:
         from bertmp.cli.engine import bench_engine
 
         data = Path(str(options.data)) if options.data else None
-        return bench_engine(options.engine, data, options.seconds)
+        return bench_engine(options.engine, data, options.seconds, options.columns())
     with progress_bar() as progress:
         result = bertmp.bench(replace(options, progress=progress))
     code = 1 if result.failures else 0

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from bertmp.core.errors import InputError
+from bertmp.core.progress import Notice, ProgressCallback, null_progress
 from bertmp.data.streams import Record, delimited_records, named_fields, numbered_lines, open_text, records
 
 
@@ -64,8 +65,16 @@ class Examples:
         return len(self.texts)
 
 
-def read_examples(path: Path, columns: Columns | None = None, need_labels: bool = False) -> Examples:
+def read_examples(
+    path: Path,
+    columns: Columns | None = None,
+    need_labels: bool = False,
+    progress: ProgressCallback = null_progress,
+) -> Examples:
     """Reads a data file.
+
+    Args:
+        progress: told that the file was read as CoNLL, where it was.
 
     Raises:
         InputError: a missing or empty file, an unknown extension, bytes that are not UTF-8, a line without
@@ -78,6 +87,8 @@ def read_examples(path: Path, columns: Columns | None = None, need_labels: bool 
     rows = _READERS[kind](path, columns)
     if not rows:
         raise InputError("the data file has no rows", path, "give it at least one text")
+    if kind == ".conll":
+        progress(_read_as_conll(path, len(rows)))
     examples = _gather(rows, columns, path)
     if need_labels and examples.labels is None:
         what = f"no labels: the file has no column '{columns.label}'"
@@ -249,6 +260,10 @@ def _strings(value: Mapping[str, object], columns: Columns, where: str) -> dict[
     return row
 
 
+def _read_as_conll(path: Path, sentences: int) -> Notice:
+    return Notice(f"{path}: read as CoNLL, {sentences:,} {'sentence' if sentences == 1 else 'sentences'}")
+
+
 def _read_conll(path: Path, columns: Columns) -> list[Row]:
     sentences = _sentences_of_lines(path, columns.encoding)
     return [(number, {columns.text: " ".join(words)}) for number, (words, _) in enumerate(sentences, 1)]
@@ -295,7 +310,11 @@ class Sentences:
 
 
 def read_sentences(
-    path: Path, words: str = "tokens", labels: str = "labels", encoding: str | None = None
+    path: Path,
+    words: str = "tokens",
+    labels: str = "labels",
+    encoding: str | None = None,
+    progress: ProgressCallback = null_progress,
 ) -> Sentences:
     """Reads a data file.
 
@@ -303,6 +322,7 @@ def read_sentences(
         path: the file.
         words, labels: names of the columns, for formats with column names.
         encoding: the file's; None for UTF-8 or the one that a byte order mark names.
+        progress: told that the file was read as CoNLL, where it was.
 
     Raises:
         InputError: a missing or empty file, an unknown extension, bytes that are not UTF-8, a line without a
@@ -316,6 +336,8 @@ def read_sentences(
     )
     if not rows:
         raise InputError("the data file has no sentences", path, "give it at least one")
+    if not lists:
+        progress(_read_as_conll(path, len(rows)))
     return Sentences([row[0] for row in rows], [row[1] for row in rows], path)
 
 

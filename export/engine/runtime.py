@@ -24,6 +24,8 @@ import numpy as np
 from bertmp.core.errors import BuildFailed, InputError, MissingComponent
 from bertmp.core.hardware import Gpu, find_gpu
 from bertmp.core.io import JsonSerializable
+from bertmp.core.progress import ProgressCallback, null_progress
+from bertmp.data.readers import Columns, Examples, read_examples
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, Bundle
 from bertmp.export.engine.builders import Toolchain, find_toolchain
 from bertmp.export.engine.compatibility import EngineFile, open_engine, require_device, require_runtime
@@ -273,7 +275,13 @@ class EngineBench(JsonSerializable):
     rows: tuple[ShapeSpeed, ...]
 
 
-def bench_engine(bundle: Path, texts: Path | None = None, seconds: float = 10.0) -> EngineBench:
+def bench_engine(
+    bundle: Path,
+    texts: Path | None = None,
+    seconds: float = 10.0,
+    columns: Columns | None = None,
+    progress: ProgressCallback = null_progress,
+) -> EngineBench:
     """Measures a bundle's engine at the shapes that its profiles are tuned for.
 
     Args:
@@ -281,6 +289,8 @@ def bench_engine(bundle: Path, texts: Path | None = None, seconds: float = 10.0)
         texts: a data file; where it is given, only profiles that its texts fall into are measured, each at
             the batch that it is tuned for and the mean length of its texts.
         seconds: of measuring, spread over the shapes.
+        columns: how the data file is read.
+        progress: told how the file was read, where that is not obvious.
 
     Raises:
         InputError: a bundle without an engine, a stale or damaged one, or one of another builder, version or
@@ -292,24 +302,26 @@ def bench_engine(bundle: Path, texts: Path | None = None, seconds: float = 10.0)
     opened = Bundle.open(Path(bundle))
     opened.stage(BUILD_ENGINE, f"bertmp build-engine {bundle}")
     engine = load_engine((opened.folder / ENGINE).parent)
-    shapes = [profile.opt for profile in engine.profiles] if texts is None else _shapes(engine, opened, texts)
+    shapes = [profile.opt for profile in engine.profiles]
+    if texts is not None:
+        shapes = _shapes(engine, opened, read_examples(texts, columns, progress=progress))
     rows = tuple(_measure(engine, shape, seconds / len(shapes)) for shape in shapes)
     builder = f"{engine.file.builder} {engine.file.builder_version}"
     return EngineBench(engine.file.path, builder, engine.device.name, rows)
 
 
-def _shapes(engine: Engine, bundle: Bundle, texts: Path) -> list[Shape]:
+def _shapes(engine: Engine, bundle: Bundle, texts: Examples) -> list[Shape]:
     """The profiles that the file's texts fall into, at their tuned batch and the texts' mean length."""
-    from bertmp.data.readers import read_examples
-
-    lengths = [len(encoded) for encoded in bundle.tokenizer.encode(read_examples(texts).texts)]
+    lengths = [len(encoded) for encoded in bundle.tokenizer.encode(texts.texts, texts.pairs)]
     found: dict[Profile, list[int]] = {profile: [] for profile in engine.profiles}
     for length in lengths:
         holding = (one for one in engine.profiles if one.min.length <= length <= one.max.length)
         if profile := next(holding, None):
             found[profile].append(length)
     if not any(found.values()):
-        raise InputError("no profile of the engine holds these texts", texts, "build it with one that does")
+        raise InputError(
+            "no profile of the engine holds these texts", texts.source, "build it with one that does"
+        )
     return [Shape(one.opt.batch, round(sum(held) / len(held))) for one, held in found.items() if held]
 
 

@@ -46,7 +46,12 @@ def explain(options: ExplainOptions) -> Explanation:
     texts = None
     if options.calibration:
         texts = read_calibration(
-            options.calibration, tokenizer, model, options.columns(), names=options.inputs
+            options.calibration,
+            tokenizer,
+            model,
+            options.columns(),
+            names=options.inputs,
+            progress=options.progress,
         )
     view = GraphView(model)
     tensors, trouble = _measured(view, texts, options.progress) if texts else ((), [])

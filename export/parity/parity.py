@@ -56,7 +56,8 @@ def parity(options: ParityOptions) -> ParityReport:
     own = chain(opened, options.checkpoint)
     stages = (*own, *options.extra_stages)
     columns = options.columns(options.label_column)
-    contents, examples = summarise_bundle(opened), read_inputs(opened, options.data, columns)
+    contents = summarise_bundle(opened)
+    examples = read_inputs(opened, options.data, columns, options.progress)
     # Served stages go first: a server that is not there shows before the long part.
     ran = run_all((*options.extra_stages, *own), examples.inputs, options.progress)
     answered = {name: run.answer for name, run in ran.items() if isinstance(run.answer, StageOutput)}

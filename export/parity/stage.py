@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from bertmp.core.errors import InputError, MissingComponent
-from bertmp.core.progress import ProgressCallback
+from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.batches import pad_batch
 from bertmp.data.labels import match_labels
 from bertmp.data.readers import Columns, Examples, read_examples
@@ -157,7 +157,12 @@ class ParityData:
     note: str = ""
 
 
-def read_inputs(bundle: Bundle, data: Path, columns: Columns | None = None) -> ParityData:
+def read_inputs(
+    bundle: Bundle,
+    data: Path,
+    columns: Columns | None = None,
+    progress: ProgressCallback = null_progress,
+) -> ParityData:
     """Reads `data`, with the bundle's tokenizer and its labels' order.
 
     Raises:
@@ -167,7 +172,7 @@ def read_inputs(bundle: Bundle, data: Path, columns: Columns | None = None) -> P
     if bundle.task != "classification" or not bundle.labels:
         what = f"parity compares classification models, and this one's task is {bundle.task}"
         raise InputError(what, bundle.folder, "compare a classification model")
-    examples = read_examples(data, columns)
+    examples = read_examples(data, columns, progress=progress)
     match = match_labels(examples.labels or (), bundle.labels)
     for line, label in zip(examples.lines, examples.labels or () if match is None else (), strict=False):
         if label not in bundle.labels:

@@ -19,6 +19,7 @@ from onnx import ModelProto, helper
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, sha256_file
+from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.batches import pad_batch
 from bertmp.data.readers import Columns, Examples, read_examples
 from bertmp.data.tokenizer import Encoded, Tokenizer
@@ -107,6 +108,7 @@ def read_calibration(
     names: Sequence[str] = (),
     texts: int = EXAMPLES,
     seed: int = 0,
+    progress: ProgressCallback = null_progress,
 ) -> Calibration:
     """Reads examples and encodes them as the graph's inputs.
 
@@ -117,12 +119,13 @@ def read_calibration(
         columns: how the file is read.
         names: inputs that their names do not tell, as `ROLE=NAME`; the roles are ids, mask, types, positions.
         texts: the most examples, drawn with `seed`; the shortest and the longest are among them.
+        progress: told how the file was read, where that is not obvious.
 
     Raises:
         InputError: the file cannot be read or is empty, the folder has no tokenizer, or the graph has
             an input that is not a text encoder's.
     """
-    examples = _sample(read_examples(Path(data), columns), texts, seed)
+    examples = _sample(read_examples(Path(data), columns, progress=progress), texts, seed)
     shape = _shape(graph, data, _named_roles(names))
     longest = _greatest_length(Path(tokenizer))
     limit = min(length for length in (shape.length, longest, _LONGEST) if length)

@@ -170,7 +170,14 @@ def plan_precision(
     """
     progress, calibration = options.progress, None
     if options.calibration:
-        calibration = read_calibration(options.calibration, tokenizer, graph, options.columns(), names=inputs)
+        calibration = read_calibration(
+            options.calibration,
+            tokenizer,
+            graph,
+            options.columns(),
+            names=inputs,
+            progress=options.progress,
+        )
     plan = _loaded(graph, options.plan) if options.plan is not None else None
     ranges, evaluator = None, None
     if calibration is not None:

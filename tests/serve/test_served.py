@@ -54,6 +54,19 @@ def test_classify_equals_the_graph(served: Served, texts: list[str], protocol: s
     assert set(found.versions) == {1}
 
 
+@pytest.mark.parametrize("command", ["infer", "bench"])
+def test_a_file_that_is_read_as_conll_is_said_to_be(
+    served: Served, tmp_path: Path, run_bertmp: RunBertmp, command: str
+) -> None:
+    data = tmp_path / "words.txt"
+    data.write_text("Anna\tB-PER\nsings\tO\n\nin\tO\nLima\tB-LOC\n")
+    extra = ["--concurrency", "1", "--seconds", "0.5"] if command == "bench" else []
+    done = run_bertmp(command, "trec", "--data", data, "--url", served.url("grpc"), "--json", *extra)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[0] == f"{data}: read as CoNLL, 2 sentences"
+    json.loads(done.stdout)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_parity_stage_equals_the_graph(served: Served, texts: list[str], protocol: Any) -> None:
     labels, probabilities, logits = answer_in_process(served.bundle, texts)

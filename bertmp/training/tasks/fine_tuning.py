@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -94,10 +95,13 @@ def read_token_classification(settings: TrainOptions) -> Task:
     """
     words = "tokens" if settings.text_column == Columns.text else settings.text_column
     names = "labels" if settings.label_column == Columns.label else settings.label_column
-    train = read_sentences(settings.data, words, names, settings.encoding)
+    read = partial(
+        read_sentences, words=words, labels=names, encoding=settings.encoding, progress=settings.progress
+    )
+    train = read(settings.data)
     counts = Counter(chain.from_iterable(train.labels))
     labels = _classes(counts, "words", settings.data)
-    test = read_sentences(settings.eval_data, words, names, settings.encoding) if settings.eval_data else None
+    test = read(settings.eval_data) if settings.eval_data else None
     tested = set(chain.from_iterable(test.labels)) if test is not None else set()
     labels, index = _classes_of_checkpoint(settings, labels, tested, test)
 
@@ -124,10 +128,10 @@ def _read_files(settings: TrainOptions, columns: Columns) -> tuple[Examples, Exa
     Raises:
         InputError: one file has text pairs and the other has not.
     """
-    train = read_examples(settings.data, columns, need_labels=True)
+    train = read_examples(settings.data, columns, True, settings.progress)
     if settings.eval_data is None:
         return train, None
-    test = read_examples(settings.eval_data, columns, need_labels=True)
+    test = read_examples(settings.eval_data, columns, True, settings.progress)
     if (test.pairs is None) != (train.pairs is None):
         todo = "give both files the same columns"
         raise InputError("text pairs in one data file only", settings.eval_data, todo)

@@ -9,7 +9,7 @@ import pytest
 
 from bertmp.core.errors import InputError
 from bertmp.data.labels import match_labels
-from bertmp.data.readers import Columns, read_examples
+from bertmp.data.readers import Columns, read_examples, read_sentences
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:
@@ -227,6 +227,16 @@ def test_sentences_of_a_conll_file_are_its_texts(tmp_path: Path, name: str) -> N
     examples = read_examples(write(tmp_path, name, text))
     assert list(examples.texts) == ["Anna sings", "in Lima"]
     assert examples.labels is None
+
+
+def test_only_a_file_that_is_read_as_conll_is_said_to_be(tmp_path: Path) -> None:
+    conll = write(tmp_path, "a.txt", "Anna\tB-PER\nsings\tO\n\nin\tO\nLima\tB-LOC\n")
+    plain = write(tmp_path, "b.txt", "Anna sings\nin Lima\n")
+    said: list[str] = []
+    for path in (conll, plain):
+        read_examples(path, progress=lambda message, *_: said.append(message))
+    read_sentences(conll, progress=lambda message, *_: said.append(message))
+    assert said == [f"{conll}: read as CoNLL, 2 sentences"] * 2
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,13 @@ def test_sentences_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
     assert read("token-classification", data, text_column="words", label_column="ner").labels == ("0", "1")
 
 
+def test_a_file_that_is_read_as_conll_is_said_to_be(tmp_path: Path) -> None:
+    said: list[str] = []
+    data = write(tmp_path / "data.txt", CONLL)
+    read("token-classification", data, eval_data=data, progress=lambda message, *_: said.append(message))
+    assert said == [f"{data}: read as CoNLL, 2 sentences"] * 2
+
+
 Bad = tuple[str, str, str, dict[str, Any]]
 BAD: dict[str, Bad] = {
     "the label 'high' is not a number": ("regression", "data.tsv", "1.5\ta\nhigh\tb\n", {}),

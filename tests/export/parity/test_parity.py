@@ -264,6 +264,13 @@ def test_weights_in_fp32_against_the_plan_fail(bundle: Path, labelled: Path) -> 
     assert [(gate.stage, gate.name) for gate in result.failed_gates] == [("onnx-fp16", "size_ratio")]
 
 
+def test_a_file_that_is_read_as_conll_is_said_to_be(bundle: Path, tmp_path: Path) -> None:
+    data, said = tmp_path / "words.conll", []
+    data.write_text("w1\tB-PER\nw2\tO\n\nw3\tO\n")
+    parity(bundle, data, progress=lambda message, *_: said.append(message))
+    assert said[0] == f"{data}: read as CoNLL, 2 sentences"
+
+
 def test_the_three_files_tell_the_same(bundle: Path, labelled: Path) -> None:
     result = parity(bundle, labelled)
     written = json.loads((result.folder / "report.json").read_text())

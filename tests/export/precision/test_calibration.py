@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,17 @@ def test_an_input_of_another_name_takes_the_role_that_is_given(folder: Path) -> 
         read_calibration(folder / "a.txt", folder, graph, names=("ids=z",))
     with pytest.raises(InputError, match="write ROLE=NAME"):
         read_calibration(folder / "a.txt", folder, graph, names=("what=x",))
+
+
+@pytest.mark.parametrize("command", ["explain", "convert"])
+def test_a_file_that_is_read_as_conll_is_said_to_be(
+    questions: Questions, tmp_path: Path, run_bertmp: RunBertmp, command: str
+) -> None:
+    data = tmp_path / "words.txt"
+    data.write_text("Anna\tB-PER\nsings\tO\n\nin\tO\nLima\tB-LOC\n")
+    graph, target = questions.bundle / "model.onnx", tmp_path / "model.fp16.onnx"
+    paths = [graph, target, "--tokenizer", questions.bundle] if command == "convert" else [graph]
+    done = run_bertmp(command, *paths, "--calibration", data, "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"{data}: read as CoNLL, 2 sentences\n"
+    json.loads(done.stdout)
