@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from bertmp.environment.doctor import doctor as doctor
     from bertmp.environment.downloads import download as download
     from bertmp.environment.triton_install import setup as setup
+    from bertmp.export.engine.bench import bench_engine as bench_engine
     from bertmp.export.engine.build import build_engine as build_engine
     from bertmp.export.engine.onnxruntime_session import build_session as build_session
-    from bertmp.export.engine.runtime import bench_engine as bench_engine
     from bertmp.export.lint.explain import explain as explain
     from bertmp.export.onnx_export import export_checkpoint as export_checkpoint
     from bertmp.export.parity.parity import parity as parity
@@ -35,7 +35,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "bench": "bertmp.serve.load_test",
-    "bench_engine": "bertmp.export.engine.runtime",
+    "bench_engine": "bertmp.export.engine.bench",
     "build_engine": "bertmp.export.engine.build",
     "build_session": "bertmp.export.engine.onnxruntime_session",
     "convert": "bertmp.export.precision.convert",

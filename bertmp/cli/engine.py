@@ -17,9 +17,9 @@ from bertmp.export.parity.parity_options import ParityOptions
 
 if TYPE_CHECKING:
     from bertmp.data.readers import Columns
+    from bertmp.export.engine.bench import EngineBench
     from bertmp.export.engine.build import EngineResult
     from bertmp.export.engine.onnxruntime_session import SessionResult
-    from bertmp.export.engine.runtime import EngineBench
     from bertmp.export.parity.result import ParityReport, StageReport
 
 
@@ -51,10 +51,11 @@ def build_engine(options: BuildEngineOptions) -> CommandResult:
 
 
 def bench_engine(bundle: Path, texts: Path | None, seconds: float, columns: Columns) -> CommandResult:
-    """`bertmp bench --engine`: the bundle's engine alone, on this machine's GPU."""
+    """`bertmp bench --engine`: the bundle's engine alone, on this GPU; exit 1 on a contradiction."""
     with progress_bar(log=False) as progress:
         result = bertmp.bench_engine(bundle, texts, seconds, columns, progress)
-    return CommandResult(result.to_json(), lambda console: _show_bench(console, result))
+    code = 0 if result.consistency.passed else 1
+    return CommandResult(result.to_json(), lambda console: _show_bench(console, result), code)
 
 
 def _describe_session(result: SessionResult) -> str:
@@ -102,12 +103,16 @@ def _facts(result: EngineResult) -> dict[str, str]:
 
 
 def _show_bench(console: Any, result: EngineBench) -> None:
+    from rich.markup import escape
+
     rows = []
     for row in result.rows:
         times = [f"{value:.3f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms)]
         rows.append((row.shape, f"{row.texts_per_second:,.1f}", f"{row.tokens_per_second:,.0f}", *times))
     console.print(f"{result.engine} on {result.gpu}, {result.builder}")
     console.print(new_table(rows, ("shape",), ("texts/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms")))
+    verdict = "[green]consistent[/]" if result.consistency.passed else "[red]failed[/]"
+    console.print(f"{verdict}: {escape(result.consistency.sentence())}")
 
 
 _SHOWN = (

@@ -76,7 +76,7 @@ class BenchCommandOptions(serving_options.BenchOptions):
 
 
 def bench(options: BenchCommandOptions) -> CommandResult:
-    """Measure a served model under load, or an engine by itself; exit 1 where a request failed."""
+    """Measure a served model under load, or an engine by itself; exit 1 on a failed or wrong answer."""
     if options.engine is not None:
         from bertmp.cli.engine import bench_engine
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bertmp.export.bundle import PLAN, Bundle
 from bertmp.export.precision.plan import PrecisionPlan
 
 
@@ -60,6 +61,16 @@ def tolerance_of(plan: PrecisionPlan) -> Tolerance:
         return Tolerance(max(0.0, plan.search.error), max(step, FP32.relative), words)
     words = f"{_STORED_ROUNDINGS} steps of {plan.target.upper()}: the plan's error was not measured"
     return Tolerance(0.0, _STORED_ROUNDINGS * step, words)
+
+
+def low_tolerance(bundle: Bundle) -> Tolerance:
+    """The tolerance of the bundle's low-precision graph and engine; FP32's where it has no plan.
+
+    Raises:
+        InputError: the plan is damaged.
+    """
+    plan = bundle.folder / PLAN
+    return tolerance_of(PrecisionPlan.load(plan)) if plan.is_file() else FP32
 
 
 def distance(left: np.ndarray, right: np.ndarray) -> np.ndarray:

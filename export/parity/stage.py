@@ -16,11 +16,10 @@ from bertmp.data.batches import pad_batch
 from bertmp.data.labels import match_labels
 from bertmp.data.readers import Columns, Examples, read_examples
 from bertmp.data.tokenizer import Encoded
-from bertmp.export.bundle import PLAN, Bundle
+from bertmp.export.bundle import Bundle
 from bertmp.export.consistency.check import Consistency
 from bertmp.export.consistency.probe import Probe, probe_of
-from bertmp.export.consistency.tolerance import FP32, Tolerance, tolerance_of
-from bertmp.export.precision.plan import PrecisionPlan
+from bertmp.export.consistency.tolerance import FP32, Tolerance, low_tolerance
 
 Advance = Callable[[int], None]
 """Called with the number of examples that were answered since the last call."""
@@ -185,8 +184,7 @@ def read_inputs(
     encoded = bundle.tokenizer.encode(examples.texts, examples.pairs)
     pad_id, names = bundle.tokenizer.pad_id, [f"line {line}" for line in examples.lines]
     probe = probe_of(encoded, names, pad_id, bundle.max_positions)
-    plan = bundle.folder / PLAN
-    low = tolerance_of(PrecisionPlan.load(plan)) if plan.is_file() else FP32
+    low = low_tolerance(bundle)
     inputs = ParityInputs(examples.texts, examples.pairs, labels, encoded, pad_id, probe, low)
     return ParityData(inputs, examples, bundle.labels, match.note if match else "")
 

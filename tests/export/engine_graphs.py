@@ -203,7 +203,7 @@ def save_bundle(folder: Path, faults: Faults | None = None, layers: int = 1) -> 
     onnx.save(model, folder / FP16_GRAPH)
     onnx.save(small_bert()[0], folder / FP32_GRAPH)
     plan.save(folder / PLAN)
-    write_json(folder / "config.json", {"max_position_embeddings": POSITIONS})
+    write_json(folder / "config.json", {"max_position_embeddings": POSITIONS, "vocab_size": VOCABULARY})
     common: dict[str, Any] = {"tools": (), "settings": {}, "results": {}, "seconds": 0.0}
     bundle = Bundle(folder)
     bundle.record(EXPORT, inputs=(), outputs=[FP32_GRAPH, "config.json"], **common)

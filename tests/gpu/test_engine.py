@@ -117,13 +117,21 @@ def test_a_shape_beyond_the_profiles_is_refused(engine: Engine) -> None:
 
 
 def test_the_bench_measures_every_profile(built: tuple[Path, EngineResult]) -> None:
-    from bertmp.export.engine.runtime import bench_engine
+    from bertmp.export.engine.bench import bench_engine
 
     result = bench_engine(built[0], seconds=1.0)
     assert len(result.rows) == len(built[1].profiles)
     for row in result.rows:
         assert row.texts_per_second > 0
         assert 0 < row.p50_ms <= row.p90_ms <= row.p99_ms
+
+
+def test_the_engine_is_consistent_at_every_profile(built: tuple[Path, EngineResult], engine: Engine) -> None:
+    from bertmp.export.engine.bench import bench_engine
+
+    found = bench_engine(built[0], seconds=0.1).consistency
+    assert found.passed, found.sentence()
+    assert {str(profile.max) for profile in engine.profiles} <= {result.shape for result in found.results}
 
 
 def test_weights_can_be_left_out(tmp_path: Path, cuda: torch.device) -> None:
