@@ -16,7 +16,7 @@ from typing import Any
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, sha256_file, write_json
-from bertmp.data.tokenizer import Tokenizer
+from bertmp.data.tokenizer import Tokenizer, length_limit
 
 FP32_GRAPH = "model.onnx"
 LOW_GRAPHS = {"fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx"}
@@ -249,7 +249,7 @@ class Bundle:
 
     @property
     def max_positions(self) -> int:
-        """The longest sequence that the model takes, in tokens."""
+        """The longest sequence that the graph takes, in tokens; texts may be truncated to fewer."""
         return int(self.config["max_position_embeddings"])
 
     @cached_property
@@ -260,5 +260,5 @@ class Bundle:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the checkpoint was trained with."""
-        return Tokenizer.load(self.folder, self.max_positions)
+        """The checkpoint's tokenizer, which truncates texts where the checkpoint says."""
+        return Tokenizer.load(self.folder, length_limit(self.folder, self.max_positions))

@@ -213,6 +213,7 @@ class Answer(JsonSerializable):
         probability: of the label, 0 to 1.
         version: the version that answered.
         truncated: whether the text was cut to the model's maximum length.
+        tokens: how many of its tokens were read.
     """
 
     text: str
@@ -220,6 +221,7 @@ class Answer(JsonSerializable):
     probability: float
     version: int
     truncated: bool
+    tokens: int
 
 
 class Client(TritonClient):
@@ -334,8 +336,10 @@ def infer(options: InferOptions) -> list[Answer]:
         raise InputError("no texts", "", "give one, or a file with --data")
     with Client(options.url, options.protocol) as client:
         found = client.classify(options.name, texts)
-    rows = zip(texts, found.labels, found.probabilities, found.versions, found.truncated, strict=True)
+    facts = (found.probabilities, found.versions, found.truncated, found.tokens)
     return [
-        Answer(text, label, float(probabilities.max()), version, bool(truncated))
-        for text, label, probabilities, version, truncated in rows
+        Answer(text, label, float(probabilities.max()), version, bool(truncated), int(tokens))
+        for text, label, probabilities, version, truncated, tokens in zip(
+            texts, found.labels, *facts, strict=True
+        )
     ]

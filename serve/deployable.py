@@ -96,8 +96,9 @@ class Deployable:
         shutil.copyfile(self.bundle.folder / TOKENIZER, folder / TOKENIZER)
         if not missing_libraries():
             copy_tokenizers(folder / LIBRARIES)
-        pad_id = self.bundle.tokenizer.pad_id
-        write_json(folder / "settings.json", text_settings(name, self.signature, pad_id))
+        tokenizer = self.bundle.tokenizer
+        settings = text_settings(name, self.signature, tokenizer.pad_id, tokenizer.max_length)
+        write_json(folder / "settings.json", settings)
 
 
 def inspect_bundle(bundle: Bundle) -> Deployable:
@@ -127,7 +128,10 @@ def inspect_bundle(bundle: Bundle) -> Deployable:
         files["model.plan"] = bundle.manifest.stages[BUILD_ENGINE].outputs[ENGINE]
     files["model.py"] = sha256_file(TEXT_CODE)
     files["tokenizers"] = metadata.version("tokenizers")
-    content = json.dumps([files, asdict(signature)], sort_keys=True).encode()
+    longest = bundle.tokenizer.max_length
+    content = json.dumps([files, asdict(signature), longest], sort_keys=True).encode()
+    if longest < signature.max_length:
+        notes.append(f"texts are truncated to {longest} tokens, as the checkpoint's tokenizer says")
     return Deployable(
         bundle=bundle,
         graphs=graphs,

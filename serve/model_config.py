@@ -47,7 +47,7 @@ class ModelSignature:
 
     Attributes:
         labels: the classes in the order of the logits.
-        max_length: the most tokens, `[CLS]` and `[SEP]` included; longer texts are truncated.
+        max_length: the most tokens that the encoder takes; a text model may truncate its texts to fewer.
         vocab_size: the number of token ids.
         type_vocab_size: the number of token type ids.
     """
@@ -236,13 +236,18 @@ def _model(name: str, versions: int) -> Any:
     return config
 
 
-def text_settings(name: str, signature: ModelSignature, pad_id: int) -> dict[str, Any]:
-    """`settings.json` of a text model's version, read by its model.py."""
+def text_settings(name: str, signature: ModelSignature, pad_id: int, max_length: int) -> dict[str, Any]:
+    """`settings.json` of a text model's version, read by its model.py.
+
+    Args:
+        pad_id: id of the padding token.
+        max_length: the most tokens of a text, `[CLS]` and `[SEP]` included; longer ones are truncated.
+    """
     return {
         "encoder": encoder_name(name),
         "labels": list(signature.labels),
         "max_batch": MAX_BATCH,
-        "max_length": signature.max_length,
+        "max_length": max_length,
         "max_text_bytes": MAX_TEXT_BYTES,
         "pad_id": pad_id,
     }

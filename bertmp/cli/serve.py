@@ -110,7 +110,8 @@ def _ready(server: serving_options.RunningServer) -> str:
 def _answers(found: list[Answer]) -> str:
     for number, answer in enumerate(found, 1):
         if answer.truncated:
-            print(f"text {number} was too long and is truncated", file=sys.stderr)  # noqa: T201
+            what = f"text {number} was too long: its first {answer.tokens} tokens were read"
+            print(what, file=sys.stderr)  # noqa: T201
     return "\n".join(f"{answer.label}\t{answer.probability:.4f}" for answer in found)
 
 

@@ -21,6 +21,8 @@ from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, write_json
 
 FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+SHORTEST = 3
+"""The least limit of a text's tokens: `[CLS]`, one token and `[SEP]`."""
 NEEDED = ("[CLS]", "[SEP]", "[PAD]", "[UNK]")
 
 
@@ -148,6 +150,27 @@ class Tokenizer:
         tokens = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")}
         settings = {"do_lower_case": lower, "model_max_length": self.max_length, **tokens}
         write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", **settings})
+
+
+def length_limit(folder: Path, positions: int) -> int:
+    """The most tokens of a text: a checkpoint's `model_max_length`, and never more than its positions.
+
+    Args:
+        folder: the checkpoint; where its tokenizer_config.json is missing or names no limit (transformers
+            writes 10^30 for none), the positions count alone.
+        positions: the rows of its position embeddings.
+
+    Raises:
+        InputError: the limit is not a number, or leaves no room for a text.
+    """
+    path = folder / "tokenizer_config.json"
+    limit = _object(path).get("model_max_length")
+    if limit is None:
+        return positions
+    if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not limit >= SHORTEST:
+        todo = f"write at least {SHORTEST}, or leave it out"
+        raise InputError(f"model_max_length is {limit!r}", path, todo)
+    return int(min(limit, positions))
 
 
 def _first_subwords(encoding: Any) -> dict[int, int]:

@@ -97,7 +97,7 @@ def load_checkpoint(
     known = weights or {}
     inferred = {name: size for name, size in infer_config(known).items() if name not in data}
     config = BertConfig.from_dict({**inferred, **data}, source)
-    tokenizer = Tokenizer.load(folder, config.max_position_embeddings)
+    tokenizer = Tokenizer.load(folder, tokenizers.length_limit(folder, config.max_position_embeddings))
     if tokenizer.vocabulary_size > config.vocab_size:
         what = f"the tokenizer has {tokenizer.vocabulary_size} tokens, the model {config.vocab_size}"
         raise InputError(what, folder, "use the tokenizer that the model was trained with")

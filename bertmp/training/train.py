@@ -160,12 +160,12 @@ def _loss_options(settings: TrainOptions, task: Task) -> LossOptions:
 
 
 def _limit_length(loaded: LoadedCheckpoint, max_length: int | None) -> None:
-    """Sets the most tokens of a text; by default the model's positions."""
+    """Sets the most tokens of a text; by default the checkpoint's."""
     positions = loaded.config.max_position_embeddings
     if max_length is not None and max_length > positions:
         what = f"--max-length {max_length} is beyond the model's {positions} positions"
         raise InputError(what, "--max-length", "reduce it")
-    loaded.tokenizer.max_length = max_length or positions
+    loaded.tokenizer.max_length = max_length or loaded.tokenizer.max_length
 
 
 def _check_folder(settings: TrainOptions) -> None:

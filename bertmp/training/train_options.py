@@ -173,7 +173,8 @@ class TrainOptions(
         default=None, metavar="FILE", resumable=True, help="Examples to evaluate on after every epoch.")
     max_length: int | None = option(
         default=None, minimum=3,
-        help="Truncate inputs to this many tokens; by default to the model's positions.")
+        help="Truncate inputs to this many tokens; default: the checkpoint's model_max_length, or its "
+        "positions.")
     multi_label: bool = option(
         default=False, help="In classification, an example may have several labels, or none.")
     label_separator: str = option(default=",", help="What separates an example's labels, with --multi-label.")
