@@ -9,6 +9,7 @@ from bertmp.core.errors import BertmpError, InputError
 from bertmp.core.io import JsonSerializable
 from bertmp.core.options import keywords_of
 from bertmp.export.bundle import Bundle
+from bertmp.export.consistency.check import Consistency
 from bertmp.export.engine.compatibility import release_of_server
 from bertmp.serve import rollout
 from bertmp.serve.client import Client, connect
@@ -38,6 +39,8 @@ class Deployment(JsonSerializable):
         parity: `passed`, or `not checked`.
         server: the server that took it; None where none was named.
         notes: what else the user should know.
+        consistency: its answers compared with each other; None where no server was named, and after a
+            rollback.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Deployment(JsonSerializable):
     parity: str
     server: str | None
     notes: tuple[str, ...] = ()
+    consistency: Consistency | None = None
 
 
 @keywords_of(DeployOptions)
@@ -61,7 +65,7 @@ def deploy(options: DeployOptions) -> Deployment:
     Raises:
         InputError: a bundle that is stale or not a classifier, an engine of another TensorRT than the
             release has, labels or inputs other than the live version's, or a dead server.
-        GateFailed: parity did not pass, or the server refuses the version.
+        GateFailed: parity did not pass, the server refuses the version, or the version contradicts itself.
     """
     deployable = inspect_bundle(Bundle.open(options.bundle))
     if options.triton_release is not None and deployable.engine is not None:
@@ -79,10 +83,9 @@ def deploy(options: DeployOptions) -> Deployment:
             return _deploy_new(folders, log, deployable, server)
         current = replace(current, parity=deployable.parity)
         log.put(current).save()
-        if server is not None:
-            rollout.promote(server, folders, current.version)
+        found = None if server is None else rollout.promote(server, folders, current.version, deployable)
         notes = ("an identical version is live", *deployable.notes)
-        return _deployment(folders, current, server, new=False, notes=notes)
+        return replace(_deployment(folders, current, server, new=False, notes=notes), consistency=found)
 
 
 def _connection(server: str | None) -> AbstractContextManager[Client | None]:
@@ -125,7 +128,7 @@ def _deploy_new(
     record = VersionRecord(folders.name, version, "live", deployable.fingerprint, deployable.parity)
     engine = deployable.engine
     compatible = engine is not None and engine.version_compatible
-    folders.write_configs(deployable.signature, None if engine is None else engine.profiles, compatible)
+    folders.write_configs(deployable.signature, None if engine is None else len(engine.profiles), compatible)
     folders.write_version(
         version, deployable.fill_encoder, lambda folder: deployable.fill_text(folders.name, folder)
     )
@@ -133,8 +136,7 @@ def _deploy_new(
     log = log.put(record).with_live(version)
     log.save()
     try:
-        if server is not None:
-            rollout.promote(server, folders, version)
+        found = None if server is None else rollout.promote(server, folders, version, deployable)
     except BaseException as error:
         folders.remove(version)
         if server is not None:
@@ -142,7 +144,7 @@ def _deploy_new(
         reason = str(error) if isinstance(error, BertmpError) else "interrupted"
         log.put(replace(record, state="refused", note=reason)).with_live(folders.live()).save()
         raise
-    return _deployment(folders, record, server, new=True, notes=deployable.notes)
+    return replace(_deployment(folders, record, server, new=True, notes=deployable.notes), consistency=found)
 
 
 @keywords_of(RollbackOptions)

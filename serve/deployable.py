@@ -18,7 +18,7 @@ from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import sha256_file, write_json
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, EXPORT, FP32_GRAPH, PARITY, Bundle
 from bertmp.export.engine.compatibility import RELEASES, find_release, releases_for, require_match
-from bertmp.export.engine.engine_options import Shape, parse_profile, uncovered
+from bertmp.export.engine.engine_options import Profile, Shape, parse_profile, uncovered
 from bertmp.serve.model_config import MAX_BATCH, ModelSignature, signature_of, text_settings
 from bertmp.serve.server_config import BACKENDS
 
@@ -38,14 +38,14 @@ class DeployableEngine:
 
     Attributes:
         plan: its file.
-        profiles: the number of its optimisation profiles.
+        profiles: its optimisation profiles.
         version: the TensorRT that built it; empty where the manifest does not name it.
         version_compatible: whether later versions of TensorRT load it, too.
         triton_release: the release that it was built for; None where none was named.
     """
 
     plan: Path
-    profiles: int
+    profiles: tuple[Profile, ...]
     version: str = ""
     version_compatible: bool = False
     triton_release: str | None = None
@@ -190,7 +190,7 @@ def _engine(bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:
         raise InputError(what, plan, "build it with --weights full")
     engine = DeployableEngine(
         plan,
-        len(profiles),
+        tuple(profiles),
         str(results.get("builder_version", "")),
         bool(results.get("version_compatible")),
         results.get("triton_release", results.get("for_triton")),  # the second is its name in version 0.1

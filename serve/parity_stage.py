@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -13,28 +12,8 @@ from bertmp.data.tokenizer import Encoded
 from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 from bertmp.serve.client import Answers, Client
 from bertmp.serve.model_config import encoder_name
+from bertmp.serve.served_consistency import check_encoder, check_texts, served_graph
 from bertmp.serve.serving_options import Protocol
-
-
-def served_graph(config: Mapping[str, Any]) -> dict[str, str]:
-    """What an encoder's configuration says of the graph that it runs.
-
-    Args:
-        config: Triton's model configuration as JSON.
-
-    Returns:
-        `platform` and `file`; and where they give its precision away, `precision` and `serves`, the stage
-        of the bundle that it is: `engine`, `onnx-fp16`, `onnx-bf16`.
-    """
-    platform = str(config.get("platform") or config.get("backend") or "")
-    file = str(config.get("default_model_filename") or "")
-    facts = {"platform": platform, "file": file}
-    if platform == "tensorrt_plan":
-        return {**facts, "precision": "as the engine's plan", "serves": "engine"}
-    for precision in ("fp16", "bf16"):
-        if precision in file.split("."):
-            return {**facts, "precision": precision, "serves": f"onnx-{precision}"}
-    return facts
 
 
 @dataclass(frozen=True)
@@ -75,6 +54,10 @@ class TritonStage:
                 version = str(answers[-1].versions[0])
                 logits.append(self._logits(client, inputs.encoded[rows], version))
                 advance(len(inputs.texts[rows]))
+            found, newest = None, answers[-1].versions[-1]
+            if inputs.probe is not None:
+                found = check_encoder(client, self.model, newest, inputs.probe, inputs.low_tolerance)
+                found = check_texts(client, self.model, newest, found)
         answered = [label for part in answers for label in part.labels]
         if unknown := set(answered) - set(labels):
             what = f"the server answered '{min(unknown)}', which is not one of its labels"
@@ -91,6 +74,7 @@ class TritonStage:
                 "labels": labels,
                 "truncated": int(sum(part.truncated.sum() for part in answers)),
             },
+            consistency=found,
         )
 
     def _logits(self, client: Client, rows: Sequence[Encoded], version: str) -> np.ndarray:

@@ -6,14 +6,23 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from bertmp import deploy, models, rollback
 from bertmp.core.errors import BertmpError, GateFailed, InputError
 from bertmp.export import bundle as names
 from bertmp.export.engine.compatibility import release_of_server
+from bertmp.serve import deployable
 from bertmp.serve.client import Client, connect
 from bertmp.serve.repository import numbered
+from tests.export.inconsistent_graphs import (
+    Fault,
+    add_length,
+    centre_batch,
+    roll_large_batches,
+    roll_rows,
+)
 from tests.serve.bundles import altered, answer_in_process, with_stage
 from tests.serve.conftest import Served
 
@@ -102,6 +111,62 @@ def test_deploy_of_a_broken_version_keeps_the_live_one(served: Served, bundle: P
     found = {entry.version: entry for entry in models(served.repository) if entry.name == "kept"}
     assert (found[1].state, found[2].state) == ("live", "refused")
     assert found[2].note
+
+
+def test_deploy_tells_that_the_version_is_consistent(served: Served, bundle: Path) -> None:
+    found = deploy(bundle, "consistent", served.repository, served.running.http).consistency
+    assert found is not None
+    assert found.passed, found.sentence()
+    assert {result.shape for result in found.results} >= {"32x16", "5x64", "1x64", "5 texts", "32 texts"}
+    assert found.difference < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [
+        (roll_rows, "permuted_rows at 32x16"),
+        (roll_large_batches, "permuted_rows at 32x16"),
+        (centre_batch, "single_row at "),
+        (add_length, "padding at 1x"),
+    ],
+)
+def test_deploy_of_a_version_that_contradicts_itself_keeps_the_live_one(
+    served: Served, bundle: Path, tmp_path: Path, fault: Fault, check: str
+) -> None:
+    name, url = f"kept_from_{fault.__name__}", served.running.grpc
+    model = onnx.load(bundle / names.FP32_GRAPH)
+    fault(model)
+    mixed = altered(bundle, tmp_path / "mixed", model__onnx=model.SerializeToString())
+    deploy(bundle, name, served.repository, url)
+    with ContinuousClients(served, name, {1: answer_in_process(bundle, TEXTS)[1]}) as clients:
+        with pytest.raises(GateFailed, match="is refused: it contradicts itself") as refused:
+            deploy(mixed, name, served.repository, url)
+        clients.wait_for(1)
+    assert check in str(refused.value)
+    assert clients.errors == []
+    assert set(clients.seen) == {1}
+    assert numbered(served.repository / name) == numbered(served.repository / f"{name}_encoder") == [1]
+    found = {entry.version: entry for entry in models(served.repository) if entry.name == name}
+    assert (found[1].state, found[2].state) == ("live", "refused")
+    assert check in found[2].note
+
+
+def test_deploy_of_a_text_model_that_mixes_up_its_texts_keeps_the_live_one(
+    served: Served, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(bundle, "kept_texts", served.repository, served.running.grpc)
+    code = deployable.TEXT_CODE.read_text(encoding="utf-8")
+    mixing = code.replace("logits[rows])", "logits[rows][::-1])")
+    assert mixing != code
+    (tmp_path / "model.py").write_text(mixing, encoding="utf-8")
+    monkeypatch.setattr(deployable, "TEXT_CODE", tmp_path / "model.py")
+    with pytest.raises(GateFailed, match=r"contradicts itself.*permuted_rows at (5|32) texts"):
+        deploy(bundle, "kept_texts", served.repository, served.running.grpc)
+    with Client(served.running.grpc) as client:
+        found = client.classify("kept_texts", TEXTS)
+    assert found.versions == [1, 1]
+    np.testing.assert_allclose(found.probabilities, answer_in_process(bundle, TEXTS)[1], atol=1e-5)
+    assert numbered(served.repository / "kept_texts") == [1]
 
 
 def test_deploy_of_a_broken_first_version_leaves_no_model(

@@ -20,7 +20,8 @@ from bertmp.export.bundle import Bundle
 from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 from bertmp.serve.client import Client
 from bertmp.serve.model_config import MAX_BATCH, read_model_config, render
-from bertmp.serve.parity_stage import TritonStage, served_graph
+from bertmp.serve.parity_stage import TritonStage
+from bertmp.serve.served_consistency import served_graph
 from bertmp.serve.server import TritonServer
 from bertmp.serve.serving_options import ServeOptions
 from tests.conftest import RunBertmp
@@ -115,6 +116,9 @@ def test_parity_of_a_repository_that_serves_the_fp16_graph(
     stage = result.stage("triton")
     assert (stage.status, stage.serves) == ("run", "onnx-fp16")
     assert stage.details["precision"] == "fp16"
+    assert stage.consistency is not None
+    assert stage.consistency.passed, stage.consistency.sentence()
+    assert {result.shape for result in stage.consistency.results} >= {"32x16", "5x64", "32 texts"}
     assert not [gate for gate in result.failed_gates if gate.stage == "triton"]
 
 
