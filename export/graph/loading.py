@@ -11,6 +11,8 @@ import onnx_ir as ir
 from onnx import ModelProto, TensorProto
 
 from bertmp.core.errors import InputError, short_message
+from bertmp.export.graph.attention import take_attention_apart
+from bertmp.export.graph.declared_shapes import add_missing_shapes, drop_wrong_shapes
 from bertmp.export.graph.nodes import DEQUANTIZE_OPS, QUANTIZE_OPS, is_onnx_op, subgraphs
 from bertmp.export.graph.types import FLOAT, LOW_TYPES, element_types, opset_of
 from bertmp.export.graph.weights import graph_in_memory, in_memory, is_large, without_weights
@@ -37,7 +39,7 @@ def read_graph(path: Path, note: Note = lambda text: None) -> ModelProto:
             that cannot be converted, converted already, or without any FP32 tensor.
     """
     path = Path(path)
-    graph = load_graph(path)
+    graph = load_graph(path, note)
     if graph.functions:
         graph = _inlined(graph, path)
     _remove_weights_from_inputs(graph, note)
@@ -45,12 +47,17 @@ def read_graph(path: Path, note: Note = lambda text: None) -> ModelProto:
         graph = _converted(graph, path, note)
     name_nodes(graph)
     _require_fp32(graph, path)
+    take_attention_apart(graph, note)
     _note_unconverted_parts(graph, note)
     return graph
 
 
-def load_graph(path: Path) -> ModelProto:
-    """Reads any valid ONNX file as it is; large weights in external files are mapped into memory when used.
+def load_graph(path: Path, note: Note = lambda text: None) -> ModelProto:
+    """Reads any valid ONNX file; large weights in external files are mapped into memory when used.
+
+    Args:
+        path: the ONNX file; its external data lie beside it.
+        note: called with what was changed: declared shapes that the graph contradicts are dropped.
 
     Raises:
         InputError: the file is missing, not an ONNX graph, truncated, or without its external data.
@@ -64,6 +71,7 @@ def load_graph(path: Path) -> ModelProto:
         raise InputError("not an ONNX graph", path, f"export it again ({short_message(error)})") from error
     if not graph.graph.node:
         raise InputError("not an ONNX graph: it has no nodes", path, "export it again")
+    add_missing_shapes(graph)
     external = [item for item in graph.graph.initializer if item.data_location == TensorProto.EXTERNAL]
     for tensor in external:
         _require_external_data(tensor, path)
@@ -82,6 +90,7 @@ def load_graph(path: Path) -> ModelProto:
                 tensor.CopyFrom(in_memory(tensor))
     except Exception as error:  # onnx raises whatever the file system or its checker does
         raise InputError("the external data cannot be read", path, short_message(error)) from error
+    drop_wrong_shapes(graph, note)
     return graph
 
 

@@ -117,7 +117,16 @@ NORMALISATION_OPS = (
     "BatchNormalization", "LpNormalization", "MeanVarianceNormalization",
 )  # fmt: skip
 
-SOFTMAX_OPS = ("Softmax", "LogSoftmax")
+SOFTMAX_OPS = ("Softmax", "LogSoftmax", "Attention")
+"""Operators that are a softmax, or have one inside."""
+
+
+def masked_input(node: ir.Node) -> str:
+    """What a softmax reads where a mask may have been added: its scores, or the mask of an Attention."""
+    names = input_names(node)
+    position = 3 if node.op_type == "Attention" else 0
+    return names[position] if len(names) > position else ""
+
 
 REDUCTION_OPS = (
     "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp",

@@ -20,7 +20,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from bertmp.export.graph.nodes import MOVING_OPS, SOFTMAX_OPS, input_names, name_of, output_names, readers_of
+from bertmp.export.graph.nodes import (
+    MOVING_OPS,
+    SOFTMAX_OPS,
+    input_names,
+    masked_input,
+    name_of,
+    output_names,
+    readers_of,
+)
 from bertmp.export.graph.types import LowType
 
 _ROOT_OPS = ("Add", "Sqrt", "Pow", "Reciprocal", "Clip", "Max")
@@ -209,10 +217,10 @@ def _path(name: str, value: float, nodes: Sequence[ir.Node]) -> MaskPath | None:
     for node in nodes:
         if node.op_type in _PATH_OPS and ahead & set(input_names(node)):
             ahead.update(output_names(node))
-    softmaxes = [node for node in nodes if node.op_type in SOFTMAX_OPS and input_names(node)[0] in ahead]
+    softmaxes = [node for node in nodes if node.op_type in SOFTMAX_OPS and masked_input(node) in ahead]
     if not softmaxes:
         return None
-    behind = {input_names(node)[0] for node in softmaxes}
+    behind = {masked_input(node) for node in softmaxes}
     passed = []
     for node in reversed(nodes):
         reached = ahead & set(input_names(node))

@@ -25,6 +25,8 @@ from bertmp.export.lint.structure import (
 from bertmp.export.lint.values import block_weights, measure_tensors, range_findings, weigh, weight_findings
 from bertmp.export.precision.calibration import Calibration, read_calibration
 
+_REDECLARE = "export the graph again, or use what 'bertmp convert' writes: other tools may refuse this one"
+
 
 @keywords_of(ExplainOptions)
 def explain(options: ExplainOptions) -> Explanation:
@@ -40,7 +42,8 @@ def explain(options: ExplainOptions) -> Explanation:
     path = options.graph
     if path.is_dir():
         path = Bundle.open(path).lowest_graph
-    model = load_graph(path)
+    notes: list[str] = []
+    model = load_graph(path, notes.append)
     name_nodes(model)
     tokenizer = options.tokenizer or path.parent
     texts = None
@@ -57,6 +60,7 @@ def explain(options: ExplainOptions) -> Explanation:
     tensors, trouble = _measured(view, texts, options.progress) if texts else ((), [])
     casts = count_casts(view)
     findings = [
+        *(Finding("warning", "declared-shapes", "", note, _REDECLARE) for note in notes),
         *structure_findings(view),
         *trouble,
         *range_findings(tensors, view),

@@ -106,7 +106,7 @@ class GraphView(GraphIndex):
     def is_from_softmax(self, tensor: str) -> bool:
         """Whether a tensor is a softmax's result, cast, selected or moved: small values are normal there."""
         while (node := self.producer(tensor)) is not None:
-            if node.op_type in SOFTMAX_OPS:
+            if node.op_type in SOFTMAX_OPS and node.op_type != "Attention":
                 return True
             if node.op_type not in ("Cast", "Where", "Identity", "Reshape", "Transpose"):
                 return False

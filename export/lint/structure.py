@@ -81,7 +81,9 @@ def _single_nodes_in_16_bits(view: GraphView) -> list[Finding]:
         ),
         ("softmax", SOFTMAX_OPS, "sums of exponentials lose the small ones", "keep them in FP32"),
     )  # fmt: skip
-    low = [node for node in view.nodes if view.precision(node) in LOW_TYPES]
+    low = [
+        node for node in view.nodes if view.precision(node) in LOW_TYPES and not _has_softmax_in_fp32(node)
+    ]
     found = ((rule, [n for n in low if n.op_type in ops], why, advice) for rule, ops, why, advice in kinds)
     return findings_about(
         (
@@ -92,6 +94,12 @@ def _single_nodes_in_16_bits(view: GraphView) -> list[Finding]:
         for rule, nodes, why, advice in found
         if nodes
     )  # fmt: skip
+
+
+def _has_softmax_in_fp32(node: ir.Node) -> bool:
+    """Whether an Attention of any type is told to compute its softmax in FP32."""
+    precision = node.attributes.get("softmax_precision")
+    return node.op_type == "Attention" and precision is not None and precision.value == ir.DataType.FLOAT
 
 
 def _left_alone(view: GraphView) -> list[Finding]:
@@ -187,7 +195,9 @@ def _effect(path: MaskPath, view: GraphView) -> str:
 
 
 def _changing(path: MaskPath, view: GraphView) -> list[str]:
-    return [name for name in path.nodes if view.named[name].op_type in _CHANGES]
+    """The nodes on a mask's path that compute with it; an Attention adds it to its scores."""
+    adding = [name for name in path.softmaxes if view.named[name].op_type == "Attention"]
+    return [name for name in path.nodes if view.named[name].op_type in _CHANGES] + adding
 
 
 def count_casts(view: GraphView) -> Casts:

@@ -20,7 +20,14 @@ from onnx import ModelProto
 from bertmp.core.errors import InputError
 from bertmp.export.export_options import PrecisionOptions
 from bertmp.export.graph.graph_index import GraphIndex
-from bertmp.export.graph.nodes import input_names, module_of, name_of, output_names, readers_of
+from bertmp.export.graph.nodes import (
+    DTYPE_AGNOSTIC_OPS,
+    input_names,
+    module_of,
+    name_of,
+    output_names,
+    readers_of,
+)
 from bertmp.export.graph.patterns import MASK_MOVING_OPS, MaskPath
 from bertmp.export.graph.types import FLOAT, LOW_TYPES
 from bertmp.export.graph.weights import in_memory, without_initializers
@@ -220,6 +227,8 @@ def _rewrite(path: MaskPath, context: RuleContext) -> Rewrite | None:
     values = graph.constants.get(path.constant)
     if values is None or path.value > 0 or not np.all((values == path.value) | (values == 0)):
         return None
+    if _has_other_readers(path, graph):
+        return None
     bounds = []
     for node in (node for node in graph.nodes if node.name in path.nodes):
         others = [name for name in input_names(node) if name not in path.tensors]
@@ -249,6 +258,13 @@ def _rewrite(path: MaskPath, context: RuleContext) -> Rewrite | None:
         f"score is at least {-(SAFE_MASK_BIAS + 2 * bound):.6g} below every other, so its exponential is "
         f"exactly 0, and it is not below {SAFE_MASK_BIAS - bound:.6g}, which {low.label} holds",
     )
+
+
+def _has_other_readers(path: MaskPath, graph: GraphIndex) -> bool:
+    """Whether something that is not on the way to a softmax reads the values, and would find others."""
+    on_the_way = {*path.nodes, *path.softmaxes}
+    readers = (reader for name in path.tensors for reader in graph.readers(name))
+    return any(name_of(node) not in on_the_way and node.op_type not in DTYPE_AGNOSTIC_OPS for node in readers)
 
 
 def _joins_softmax(node: ir.Node, path: MaskPath) -> bool:

@@ -80,7 +80,10 @@ def softmax(node: ir.Node, context: RuleContext) -> Reason | None:
     if node.op_type not in SOFTMAX_OPS:
         return None
     label, bits = context.low.label, context.low.significand_bits
-    sentence = f"{node.op_type} sums exponentials of very different size, of which {label} keeps {bits} bits"
+    does = "has a softmax that cannot be taken out, which " if node.op_type == "Attention" else ""
+    sentence = (
+        f"{node.op_type} {does}sums exponentials of very different size, of which {label} keeps {bits} bits"
+    )
     return Reason("softmax", sentence, {"significand_bits": bits})
 
 

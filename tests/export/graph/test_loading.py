@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from bertmp import convert
+from bertmp import convert, explain
 from bertmp.core.errors import InputError
 from bertmp.export.graph.loading import check_graph, load_graph, read_graph
 from bertmp.export.graph.weights import graph_in_memory, stored_size, tensor_values, write_graph
@@ -129,6 +129,66 @@ class TestReading:
         notes: list[str] = []
         read_graph(save(graph, tmp_path), notes.append)
         assert notes == ["quantised regions are left as they are (2 quantising nodes)"]
+
+
+class TestDeclaredShapes:
+    """Tools that change one part of a graph leave shapes that it does not have; ONNX Runtime runs them."""
+
+    @classmethod
+    def graph(cls) -> ModelProto:
+        g = Builder()
+        inner = g.node("LayerNormalization", "x", g.drawn(WIDTH), g.drawn(WIDTH), axis=-1)
+        graph = g.model(g.node("MatMul", inner, g.drawn(WIDTH, 3)))
+        cls.declare(graph.graph.output[0], "batch", 3)
+        return graph
+
+    @staticmethod
+    def declare(value: ValueInfoProto, *dims: int | str) -> None:
+        value.CopyFrom(tensor(value.name, dims, value.type.tensor_type.elem_type))
+
+    @pytest.mark.parametrize(
+        ("output", "note"),
+        [(("batch", 3), ""), (("batch", 2), "outputs"), (("batch", "length", 3), "outputs")],
+        ids=["right", "another width", "another rank"],
+    )
+    def test_of_outputs_are_inferred_anew(self, output: tuple[int | str], note: str, tmp_path: Path) -> None:
+        graph = self.graph()
+        self.declare(graph.graph.output[0], *output)
+        result = convert(save(graph, tmp_path), tmp_path / "out.onnx")
+        dims = onnx.load(result.graph).graph.output[0].type.tensor_type.shape.dim
+        assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 3]
+        assert [note in text for text in result.notes] == ([True] if note else [])
+        assert np.abs(run(onnx.load(result.graph), X) - run(graph, X)).max() < 0.01
+
+    def test_of_tensors_inside_are_dropped(self, tmp_path: Path) -> None:
+        graph = self.graph()
+        graph.graph.value_info.append(tensor(graph.graph.node[0].output[0], ["batch", 99]))
+        notes: list[str] = []
+        read_graph(save(graph, tmp_path), notes.append)
+        assert notes == ["declared shapes of tensors inside the graph contradict it: inferred anew"]
+        assert [finding.rule for finding in explain(tmp_path / "in.onnx").findings] == ["declared-shapes"]
+
+    @pytest.mark.parametrize("wrong", [0, -1])
+    def test_dimensions_that_cannot_be_are_free(self, wrong: int, tmp_path: Path) -> None:
+        graph = self.graph()
+        self.declare(graph.graph.input[0], wrong, WIDTH)
+        self.declare(graph.graph.output[0], wrong, 3)
+        mixed = convert(save(graph, tmp_path), tmp_path / "out.onnx")
+        assert len(mixed.notes) == 1
+        assert "0 or less are taken for free: x, t1" in mixed.notes[0]
+        assert run(onnx.load(mixed.graph), X).shape == (3, 3)
+
+    def test_outputs_without_one_get_theirs(self, tmp_path: Path) -> None:
+        graph = self.graph()
+        graph.graph.output[0].type.tensor_type.ClearField("shape")
+        result = convert(save(graph, tmp_path), tmp_path / "out.onnx")
+        assert onnx.load(result.graph).graph.output[0].type.tensor_type.shape.dim[1].dim_value == 3
+
+    def test_types_that_contradict_each_other_stay_invalid(self, tmp_path: Path) -> None:
+        graph = self.graph()
+        graph.graph.value_info.append(tensor(graph.graph.node[0].output[0], None, TensorProto.INT64))
+        with pytest.raises(InputError, match="types cannot be inferred"):
+            read_graph(save(graph, tmp_path))
 
 
 class TestExternalData:

@@ -1,0 +1,89 @@
+"""Shapes that a graph declares and does not have, as tools leave them that change one part of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import onnx
+from onnx import ModelProto, ValueInfoProto
+
+from bertmp.export.graph.weights import without_weights
+
+
+def add_missing_shapes(graph: ModelProto) -> None:
+    """Declares the shapes of outputs that have none: ONNX Runtime runs such a graph, the checker refuses it."""
+    if all(_has_shape(value) for value in graph.graph.output):
+        return
+    inferred = _inferred(graph)
+    if inferred is not None:
+        _set_output_shapes(graph, inferred)
+
+
+def drop_wrong_shapes(graph: ModelProto, note: Callable[[str], None]) -> None:
+    """Removes declared shapes that the operators contradict, so that what ONNX Runtime runs can be read.
+
+    Dimensions of 0 or less of inputs and outputs become free. The shapes of tensors inside the graph and of
+    its outputs are inferred anew where they contradict what follows from the inputs. Element types are left
+    alone: a graph whose types contradict each other is invalid, and stays so.
+
+    Args:
+        graph: changed in place.
+        note: called with a sentence for each kind of declaration that was dropped.
+    """
+    freed = [value.name for value in (*graph.graph.input, *graph.graph.output) if _free_dimensions(value)]
+    if freed:
+        note(f"dimensions that are declared as 0 or less are taken for free: {', '.join(freed)}")
+        _drop_shapes(graph.graph.value_info)  # derived from those dimensions
+    if _inferred(graph) is not None:
+        return
+    trial = without_weights(graph)
+    _drop_shapes(trial.graph.value_info)
+    if _inferred(trial) is not None:
+        _drop_shapes(graph.graph.value_info)
+        note("declared shapes of tensors inside the graph contradict it: inferred anew")
+        return
+    _drop_shapes(trial.graph.output)
+    inferred = _inferred(trial)
+    if inferred is not None:
+        _drop_shapes(graph.graph.value_info)
+        _set_output_shapes(graph, inferred)
+        note("declared shapes of the graph's outputs contradict it: inferred anew")
+
+
+def _set_output_shapes(graph: ModelProto, inferred: ModelProto) -> None:
+    shapes = {
+        value.name: value.type.tensor_type.shape for value in inferred.graph.output if _has_shape(value)
+    }
+    for value in graph.graph.output:
+        if value.name in shapes:
+            value.type.tensor_type.shape.CopyFrom(shapes[value.name])
+
+
+def _free_dimensions(value: ValueInfoProto) -> bool:
+    """Frees the dimensions of 0 or less; whether there were any."""
+    wrong = [
+        dimension
+        for dimension in value.type.tensor_type.shape.dim
+        if dimension.HasField("dim_value") and dimension.dim_value <= 0
+    ]
+    for dimension in wrong:
+        dimension.Clear()
+    return bool(wrong)
+
+
+def _drop_shapes(values: Iterable[ValueInfoProto]) -> None:
+    for value in values:
+        value.type.tensor_type.ClearField("shape")
+
+
+def _has_shape(value: ValueInfoProto) -> bool:
+    return bool(value.type.tensor_type.HasField("shape"))
+
+
+def _inferred(graph: ModelProto) -> ModelProto | None:
+    """The graph with the types and shapes that follow from its operators; None where they contradict it."""
+    try:
+        inferred: ModelProto = onnx.shape_inference.infer_shapes(without_weights(graph), strict_mode=True)
+    except Exception:  # onnx raises its own and bare RuntimeErrors
+        return None
+    return inferred
