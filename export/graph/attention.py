@@ -46,7 +46,7 @@ def take_attention_apart(graph: ModelProto, note: Callable[[str], None]) -> None
     further outputs: the planner keeps them in FP32.
 
     Args:
-        graph: changed in place; its nodes have unique names, and a node's parts are named `NODE/PART`.
+        graph: changed in place; its nodes have unique names, and a node's parts are named `NODE.PART`.
         note: called with how many were taken apart.
     """
     if not any(_is_attention(node) for node in graph.graph.node):
@@ -196,7 +196,7 @@ class _Parts:
 
     def _op(self, op: str, *inputs: str, part: str = "", **attributes: Any) -> str:
         """Adds an operator; without a part's name it is the one that writes the Attention's output."""
-        name = f"{self.source.name}/{part or 'output'}"
+        name = f"{self.source.name}.{part or 'output'}"
         output = name if part else self.source.output[0]
         node = helper.make_node(op, inputs, [output], name=name, **attributes)
         node.metadata_props.extend(self.source.metadata_props)
@@ -204,6 +204,6 @@ class _Parts:
         return output
 
     def _constant(self, part: str, values: np.ndarray) -> str:
-        name = f"{self.source.name}/{part}"
+        name = f"{self.source.name}.{part}"
         self.graph.graph.initializer.append(numpy_helper.from_array(values, name))
         return name

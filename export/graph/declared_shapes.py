@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import onnx
 from onnx import ModelProto, ValueInfoProto
@@ -11,12 +11,11 @@ from bertmp.export.graph.weights import without_weights
 
 
 def add_missing_shapes(graph: ModelProto) -> None:
-    """Declares the shapes of outputs that have none: ONNX Runtime runs such a graph, the checker refuses it."""
-    if all(_has_shape(value) for value in graph.graph.output):
-        return
-    inferred = _inferred(graph)
+    """Declares the shapes of outputs that have none: ONNX Runtime runs such graphs, the checker does not."""
+    missing = [value.name for value in graph.graph.output if not _has_shape(value)]
+    inferred = _inferred(graph) if missing else None
     if inferred is not None:
-        _set_output_shapes(graph, inferred)
+        _set_output_shapes(graph, inferred, missing)
 
 
 def drop_wrong_shapes(graph: ModelProto, note: Callable[[str], None]) -> None:
@@ -36,26 +35,50 @@ def drop_wrong_shapes(graph: ModelProto, note: Callable[[str], None]) -> None:
         _drop_shapes(graph.graph.value_info)  # derived from those dimensions
     if _inferred(graph) is not None:
         return
-    trial = without_weights(graph)
-    _drop_shapes(trial.graph.value_info)
-    if _inferred(trial) is not None:
-        _drop_shapes(graph.graph.value_info)
-        note("declared shapes of tensors inside the graph contradict it: inferred anew")
+    # Shapes inside the graph help to infer those of the outputs, so they are the last to be given up.
+    for inside, outputs in ((False, True), (True, False), (True, True)):
+        trial = without_weights(graph)
+        _drop_shapes((*(trial.graph.value_info if inside else ()), *(trial.graph.output if outputs else ())))
+        inferred = _inferred(trial)
+        if inferred is None:
+            continue
+        wrong = _contradicted(graph, inferred)
+        _set_output_shapes(graph, inferred, wrong)
+        if inside:
+            _drop_shapes(graph.graph.value_info)
+        where = wrong + (["tensors inside the graph"] if inside else [])
+        note(f"declared shapes of {' and '.join(where)} contradict the operators: inferred anew")
         return
-    _drop_shapes(trial.graph.output)
-    inferred = _inferred(trial)
-    if inferred is not None:
-        _drop_shapes(graph.graph.value_info)
-        _set_output_shapes(graph, inferred)
-        note("declared shapes of the graph's outputs contradict it: inferred anew")
 
 
-def _set_output_shapes(graph: ModelProto, inferred: ModelProto) -> None:
+def _contradicted(graph: ModelProto, inferred: ModelProto) -> list[str]:
+    """The outputs whose declared shapes are not those inferred."""
+    found = {value.name: value for value in inferred.graph.output if _has_shape(value)}
+    return [
+        value.name
+        for value in graph.graph.output
+        if value.name in found and not _agree(_dims(value), _dims(found[value.name]))
+    ]
+
+
+def _agree(declared: list[int | None], inferred: list[int | None]) -> bool:
+    pairs = zip(declared, inferred, strict=False)
+    return len(declared) == len(inferred) and all(
+        one == other or None in (one, other) for one, other in pairs
+    )
+
+
+def _dims(value: ValueInfoProto) -> list[int | None]:
+    dims = value.type.tensor_type.shape.dim
+    return [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+
+
+def _set_output_shapes(graph: ModelProto, inferred: ModelProto, names: Collection[str]) -> None:
     shapes = {
         value.name: value.type.tensor_type.shape for value in inferred.graph.output if _has_shape(value)
     }
     for value in graph.graph.output:
-        if value.name in shapes:
+        if value.name in names and value.name in shapes:
             value.type.tensor_type.shape.CopyFrom(shapes[value.name])
 
 
@@ -83,7 +106,9 @@ def _has_shape(value: ValueInfoProto) -> bool:
 def _inferred(graph: ModelProto) -> ModelProto | None:
     """The graph with the types and shapes that follow from its operators; None where they contradict it."""
     try:
-        inferred: ModelProto = onnx.shape_inference.infer_shapes(without_weights(graph), strict_mode=True)
+        inferred: ModelProto = onnx.shape_inference.infer_shapes(
+            without_weights(graph), strict_mode=True, data_prop=True
+        )
     except Exception:  # onnx raises its own and bare RuntimeErrors
         return None
     return inferred

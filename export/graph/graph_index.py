@@ -9,6 +9,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx import ModelProto
 
+from bertmp.export.graph.exact_values import (
+    Guard,
+    angle_nodes,
+    guarded_nodes,
+    position_tensors,
+    tensors_from_integers,
+)
 from bertmp.export.graph.nodes import constant_tensors, input_names, output_names, readers_of, values_of
 from bertmp.export.graph.patterns import MaskPath, decomposed_norms, mask_paths
 from bertmp.export.graph.types import FLOAT, element_types, opset_of
@@ -56,6 +63,21 @@ class GraphIndex:
     def masks(self) -> Sequence[MaskPath]:
         """The paths of mask constants to softmaxes."""
         return mask_paths(self.nodes, self.constants)
+
+    @cached_property
+    def positions(self) -> frozenset[str]:
+        """The tensors that follow from positions and constants alone."""
+        return position_tensors(self.nodes, self.types)
+
+    @cached_property
+    def angles(self) -> Mapping[str, str]:
+        """Node → the cosine or sine that it is, or whose angle it computes."""
+        return angle_nodes(self.nodes, tensors_from_integers(self.nodes, self.types))
+
+    @cached_property
+    def guards(self) -> Mapping[str, Guard]:
+        """Node → the guard of a division that it is part of."""
+        return guarded_nodes(self.nodes, self.constants)
 
     def readers(self, tensor: str) -> list[ir.Node]:
         """The nodes that read a tensor, themselves or in their subgraphs; each once, in graph order."""

@@ -13,15 +13,10 @@ from bertmp.export.export_options import ExplainOptions
 from bertmp.export.graph.loading import load_graph, name_nodes
 from bertmp.export.graph.nodes import name_of
 from bertmp.export.graph.types import opset_of
+from bertmp.export.lint.casts import cast_findings, count_casts
 from bertmp.export.lint.findings import SEVERITIES, BlockSummary, Explanation, Finding, TensorSummary
 from bertmp.export.lint.graph_view import FP16, GraphView
-from bertmp.export.lint.structure import (
-    cast_findings,
-    count_casts,
-    find_masks,
-    mask_findings,
-    structure_findings,
-)
+from bertmp.export.lint.structure import find_masks, mask_findings, structure_findings
 from bertmp.export.lint.values import block_weights, measure_tensors, range_findings, weigh, weight_findings
 from bertmp.export.precision.calibration import Calibration, read_calibration
 

@@ -34,7 +34,8 @@ from bertmp.export.graph.weights import in_memory, without_initializers
 from bertmp.export.precision.cast_placement import Placement, Side, is_heavy, is_placed, place
 from bertmp.export.precision.plan import NodePlan, Precision, PrecisionPlan, Reason, Rewrite
 from bertmp.export.precision.ranges import Ranges, record
-from bertmp.export.precision.rules import RULES, RuleContext, Strength, check_patterns, names_node
+from bertmp.export.precision.rule_context import RuleContext, Strength
+from bertmp.export.precision.rules import RULES, check_patterns, names_node
 
 _BY_STRENGTH: tuple[Strength, ...] = ("heuristic", "policy", "hard")
 

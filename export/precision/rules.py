@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from bertmp.core.errors import InputError
-from bertmp.export.graph.graph_index import GraphIndex
 from bertmp.export.graph.nodes import (
     DEQUANTIZE_OPS,
     NORMALISATION_OPS,
@@ -26,39 +22,17 @@ from bertmp.export.graph.nodes import (
     readers_of,
     subgraphs,
 )
-from bertmp.export.graph.types import LowType, accepts_low_type
+from bertmp.export.graph.types import accepts_low_type
 from bertmp.export.precision.plan import Reason
-
-Strength = Literal["hard", "policy", "heuristic"]
-"""What overrules a rule. hard: nothing, since the graph would be wrong, on these or on other inputs; policy:
-the user (`--allow-fp16`); heuristic: the user, or a search that measures the error."""
-
-
-@dataclass(frozen=True)
-class RuleContext:
-    """What the rules may look at beside the node.
-
-    Attributes:
-        graph: its nodes, types, constants and patterns.
-        low: the low precision of the plan.
-        largest: tensor → largest magnitude on real inputs; empty where it was not measured.
-        headroom: how many times a tensor's largest magnitude must fit into the low precision's range.
-        pins: patterns of nodes that the user keeps in FP32.
-        rewritten: mask constants that get another value; the tensors on their paths have other ranges then.
-        judged: what is known of the weights that `small_weights` has looked at.
-    """
-
-    graph: GraphIndex
-    low: LowType
-    largest: Mapping[str, float]
-    headroom: float
-    pins: Sequence[str] = ()
-    rewritten: frozenset[str] = frozenset()
-    judged: dict[str, Reason | None] = field(default_factory=dict)
-
-
-Rule = Callable[[ir.Node, RuleContext], Reason | None]
-"""Why a node must stay FP32; None where the rule has nothing against the low precision."""
+from bertmp.export.precision.rule_context import Rule, RuleContext, Strength
+from bertmp.export.precision.value_rules import (
+    angle,
+    beyond_headroom,
+    constant_beyond_range,
+    guard,
+    position,
+    small_weights,
+)
 
 
 def normalisation(node: ir.Node, context: RuleContext) -> Reason | None:
@@ -169,81 +143,6 @@ def mask_constant(node: ir.Node, context: RuleContext) -> Reason | None:
     return None
 
 
-def constant_beyond_range(node: ir.Node, context: RuleContext) -> Reason | None:
-    """A weight or constant that the low precision cannot hold would become infinite."""
-    low = context.low
-    for name in input_names(node):
-        values = context.graph.constants.get(name)
-        if values is None or values.size == 0 or name in context.rewritten:
-            continue
-        largest = max(float(values.max()), -float(values.min()))
-        if not largest <= low.largest:  # true for NaN, too
-            return Reason(
-                "constant-beyond-range",
-                f"the constant {name} reaches {largest:.4g}, beyond {low.label}'s {low.largest:.5g}",
-                {"largest": largest, "limit": low.largest},
-            )
-    return None
-
-
-def beyond_headroom(node: ir.Node, context: RuleContext) -> Reason | None:
-    """A tensor that the node reads or writes, which on real inputs comes within the headroom of overflow."""
-    if not context.largest:
-        return None
-    low, graph = context.low, context.graph
-    changed = {name for path in graph.masks if path.constant in context.rewritten for name in path.tensors}
-    names = [name for name in graph.fp32_tensors(node) if name in context.largest and name not in changed]
-    largest, name = max(((context.largest[name], name) for name in names), default=(0.0, ""))
-    if largest * context.headroom <= low.largest:
-        return None
-    headroom = low.largest / largest
-    does = "writes" if name in output_names(node) else "reads"
-    return Reason(
-        "range",
-        f"{does} {name}, which reaches {largest:.4g} on real inputs: {low.label}'s largest number, "
-        f"{low.largest:.5g}, is {headroom:.2g} times that, and at least {context.headroom:g} times is "
-        "required",
-        {"largest": largest, "headroom": headroom, "wanted": context.headroom},
-    )
-
-
-def small_weights(node: ir.Node, context: RuleContext) -> Reason | None:
-    """Weights so small that many become zero or subnormal: the low precision keeps few of their bits.
-
-    The measure is the rounding error of the tensor by norm. Normal numbers keep it below the type's roundoff;
-    twice that can only come from small ones.
-    """
-    for name in input_names(node):
-        values = context.graph.constants.get(name)
-        if values is not None and name not in context.judged:
-            context.judged[name] = _judge_weights(name, values.reshape(-1), context.low)
-        if reason := context.judged.get(name):
-            return reason
-    return None
-
-
-def _judge_weights(name: str, flat: np.ndarray, low: LowType) -> Reason | None:
-    limit = 2 * low.roundoff
-    with np.errstate(over="ignore", invalid="ignore"):
-        norm = float(np.sqrt(np.dot(flat, flat)))
-    smallest = low.smallest_normal * low.roundoff
-    # A bound on what underflow can add to the error: most tensors need not be rounded.
-    if norm == 0 or not np.isfinite(norm) or smallest * flat.size**0.5 < low.roundoff * norm:
-        return None
-    rounded = low.rounded(flat).astype(np.float32)
-    error = float(np.linalg.norm((rounded - flat).astype(np.float64)) / norm)
-    if not error > limit:
-        return None
-    zeroed = float(np.mean(rounded[flat != 0] == 0))
-    subnormal = float(np.mean(np.abs(flat[flat != 0]) < low.smallest_normal))
-    return Reason(
-        "small-weights",
-        f"{low.label} changes the weights {name} by {error:.2g} of their norm: {subnormal:.0%} of them "
-        f"lie below its smallest normal number {low.smallest_normal:.2g}, {zeroed:.0%} become zero",
-        {"relative_error": error, "limit": limit, "subnormal_share": subnormal, "zeroed_share": zeroed},
-    )
-
-
 def pinned(node: ir.Node, context: RuleContext) -> Reason | None:
     """The user keeps the node in FP32: a pattern matches its name, its operator or its module."""
     pattern = next((pattern for pattern in context.pins if names_node(pattern, node)), None)
@@ -260,6 +159,9 @@ RULES: Sequence[tuple[Rule, Strength]] = (
     (mask_constant, "hard"),
     (constant_beyond_range, "hard"),
     (beyond_headroom, "hard"),
+    (position, "hard"),
+    (angle, "hard"),
+    (guard, "hard"),
     (small_weights, "heuristic"),
     (reduction, "heuristic"),
     (pinned, "hard"),

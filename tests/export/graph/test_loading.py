@@ -148,7 +148,7 @@ class TestDeclaredShapes:
 
     @pytest.mark.parametrize(
         ("output", "note"),
-        [(("batch", 3), ""), (("batch", 2), "outputs"), (("batch", "length", 3), "outputs")],
+        [(("batch", 3), ""), (("batch", 2), "of t1"), (("batch", "length", 3), "of t1")],
         ids=["right", "another width", "another rank"],
     )
     def test_of_outputs_are_inferred_anew(self, output: tuple[int | str], note: str, tmp_path: Path) -> None:
@@ -165,7 +165,9 @@ class TestDeclaredShapes:
         graph.graph.value_info.append(tensor(graph.graph.node[0].output[0], ["batch", 99]))
         notes: list[str] = []
         read_graph(save(graph, tmp_path), notes.append)
-        assert notes == ["declared shapes of tensors inside the graph contradict it: inferred anew"]
+        assert notes == [
+            "declared shapes of tensors inside the graph contradict the operators: inferred anew"
+        ]
         assert [finding.rule for finding in explain(tmp_path / "in.onnx").findings] == ["declared-shapes"]
 
     @pytest.mark.parametrize("wrong", [0, -1])
