@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.hardware import Gpu
 from bertmp.export.engine.engine_options import EngineOptions
+
+if TYPE_CHECKING:
+    import tensorrt
 
 BUILDERS = ("tensorrt", "tensorrt-rtx")
 """In the order in which `auto` prefers them."""
@@ -149,6 +152,10 @@ class Toolchain:
     def set_targets(self, config: Any, wanted: Sequence[str]) -> None:
         """Tells the builder's config which GPUs the engine is for; nothing where `wanted` is empty.
 
+        Args:
+            config: TensorRT-RTX's, which alone has compute capabilities.
+            wanted: compute capabilities such as `8.9`.
+
         Raises:
             InputError: a compute capability that the builder does not know.
         """
@@ -162,13 +169,16 @@ class Toolchain:
             for index, target in enumerate(wanted):
                 config.set_compute_capability(self.targets[target], index)
 
-    def set_flags(self, config: Any, options: EngineOptions) -> None:
-        """Tells the builder's config what becomes of the weights, and where else the engine should run."""
+    def set_flags(self, config: tensorrt.IBuilderConfig, options: EngineOptions) -> None:
+        """Tells the builder's config what becomes of the weights, and which later versions run the engine."""
         version = ("VERSION_COMPATIBLE",) if options.version_compatible else ()
         for name in (*_WEIGHT_FLAGS[options.weights], *version):
             config.set_flag(getattr(self.module.BuilderFlag, name))
-        if options.hardware_compatible is not None:
-            level = _HARDWARE[options.hardware_compatible]
+
+    def set_hardware(self, config: tensorrt.IBuilderConfig, compatible: str | None) -> None:
+        """Tells the builder's config which other GPUs the engine should run on; nothing where None."""
+        if compatible is not None:
+            level = _HARDWARE[compatible]
             config.hardware_compatibility_level = getattr(self.module.HardwareCompatibilityLevel, level)
 
     def built_for(self, options: EngineOptions, device: Gpu | None) -> list[str]:

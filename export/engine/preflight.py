@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from onnx import ModelProto, helper
@@ -21,6 +21,9 @@ from bertmp.export.engine.engine_options import EngineOptions, Profile, Shape, a
 from bertmp.export.engine.supervisor import Job
 from bertmp.export.engine.verify import ParsedLayer
 from bertmp.export.graph.weights import without_weights
+
+if TYPE_CHECKING:
+    import tensorrt
 
 
 def check_builder(tools: Toolchain, options: EngineOptions, device: Gpu | None) -> None:
@@ -231,7 +234,7 @@ def _size(kind: int, dims: Sequence[int]) -> int:
     return math.prod(dims) * int(width)
 
 
-def configure(tools: Toolchain, builder: Any, options: EngineOptions) -> Any:
+def configure(tools: Toolchain, builder: tensorrt.Builder, options: EngineOptions) -> tensorrt.IBuilderConfig:
     """A builder config with everything but the profiles and the timing cache.
 
     Raises:
@@ -246,11 +249,14 @@ def configure(tools: Toolchain, builder: Any, options: EngineOptions) -> Any:
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     tools.set_flags(config, options)
+    tools.set_hardware(config, options.hardware_compatible)
     tools.set_targets(config, options.capabilities)
     return config
 
 
-def choose_profiles(network: Any, options: EngineOptions, positions: int | None) -> list[Profile]:
+def choose_profiles(
+    network: tensorrt.INetworkDefinition, options: EngineOptions, positions: int | None
+) -> list[Profile]:
     """The profiles that were asked for, or the default ones for what the graph leaves open."""
     if options.profiles:
         return options.chosen_profiles(positions)
@@ -260,7 +266,12 @@ def choose_profiles(network: Any, options: EngineOptions, positions: int | None)
     return default_profiles(positions, options.max_batch, Shape(batch, length))
 
 
-def add_profiles(builder: Any, config: Any, network: Any, profiles: list[Profile]) -> None:
+def add_profiles(
+    builder: tensorrt.Builder,
+    config: tensorrt.IBuilderConfig,
+    network: tensorrt.INetworkDefinition,
+    profiles: list[Profile],
+) -> None:
     """Gives the config its profiles; none for a graph whose shapes are all fixed and agree.
 
     Raises:
@@ -276,13 +287,13 @@ def add_profiles(builder: Any, config: Any, network: Any, profiles: list[Profile
             raise InputError(what, f"--profile {profile}", "check MIN, OPT and MAX")
 
 
-def _input_dims(network: Any) -> dict[str, tuple[int, ...]]:
+def _input_dims(network: tensorrt.INetworkDefinition) -> dict[str, tuple[int, ...]]:
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     return {tensor.name: tuple(int(dim) for dim in tensor.shape) for tensor in inputs}
 
 
 def open_timing_cache(
-    tools: Toolchain, config: Any, chosen: Path | None, device: Gpu | None
+    tools: Toolchain, config: tensorrt.IBuilderConfig, chosen: Path | None, device: Gpu | None
 ) -> Callable[[], None]:
     """Gives the config the timings that earlier builds left, none where there are none.
 

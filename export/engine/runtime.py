@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from bertmp.core.hardware import Gpu, find_gpu
 from bertmp.export.engine.builders import Toolchain, find_toolchain
 from bertmp.export.engine.compatibility import EngineFile, open_engine, require_device, require_runtime
 from bertmp.export.engine.engine_options import Profile, Shape, choose_profile, parse_profile
+
+if TYPE_CHECKING:
+    import tensorrt
 
 SLOTS = 64
 """Shapes that stay prepared; the least recently used one is replaced."""
@@ -74,7 +77,7 @@ class _Slot:
         graph: the captured run; None where the context cannot be captured.
     """
 
-    context: Any
+    context: tensorrt.IExecutionContext
     host_inputs: Mapping[str, Any]
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
@@ -190,7 +193,7 @@ class Engine:
             slot.graph = self._capture(context)
         return slot
 
-    def _new_context(self, profile: int) -> Any:
+    def _new_context(self, profile: int) -> tensorrt.IExecutionContext:
         """A context on the common memory, with its profile chosen."""
         strategy = self.tools.module.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
@@ -201,13 +204,17 @@ class Engine:
         self._stream.synchronize()
         return context
 
-    def _output(self, context: Any, name: str) -> Any:
-        torch, kinds = self._torch, self.tools.module.DataType
-        types = {kinds.FLOAT: torch.float32, kinds.HALF: torch.float16, kinds.INT64: torch.int64}
+    def _output(self, context: tensorrt.IExecutionContext, name: str) -> Any:
+        torch, trt = self._torch, self.tools.module
+        types = {
+            trt.DataType.FLOAT: torch.float32,
+            trt.DataType.HALF: torch.float16,
+            trt.DataType.INT64: torch.int64,
+        }
         shape, kind = tuple(context.get_tensor_shape(name)), types[self._engine.get_tensor_dtype(name)]
         return torch.empty(shape, dtype=kind, device="cuda")
 
-    def _capture(self, context: Any) -> Any:
+    def _capture(self, context: tensorrt.IExecutionContext) -> Any:
         """The CUDA graph of one run; None where something in the engine cannot be captured."""
         torch = self._torch
         graph = torch.cuda.CUDAGraph()
@@ -218,7 +225,7 @@ class Engine:
             return None
         return graph
 
-    def _enqueue(self, context: Any) -> None:
+    def _enqueue(self, context: tensorrt.IExecutionContext) -> None:
         if not context.execute_async_v3(self._stream.cuda_stream):
             raise BuildFailed("the engine did not run", self.file.path, "see the runtime's message above")
 

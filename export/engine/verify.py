@@ -10,9 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bertmp.export.precision.plan import CAST_PREFIX, NodePlan, PrecisionPlan
+
+if TYPE_CHECKING:
+    import tensorrt
 
 _MUST_BE = {
     "MatMul": "MATRIX_MULTIPLY",
@@ -303,7 +306,7 @@ def origin(metadata: str) -> str:
     return next(iter(NODE_NOTE.findall(metadata or "")), "")
 
 
-def read_network(network: Any) -> list[ParsedLayer]:
+def read_network(network: tensorrt.INetworkDefinition) -> list[ParsedLayer]:
     """All layers of a TensorRT `INetworkDefinition`, in its order."""
     found = []
     for layer in map(network.get_layer, range(network.num_layers)):
@@ -313,12 +316,12 @@ def read_network(network: Any) -> list[ParsedLayer]:
     return found
 
 
-def _tensors(tensors: Iterable[Any]) -> tuple[LayerTensor, ...]:
+def _tensors(tensors: Iterable[tensorrt.ITensor | None]) -> tuple[LayerTensor, ...]:
     found = (one for one in tensors if one is not None)  # an optional input that is not connected is None
     return tuple(LayerTensor(tensor.name, _bare(tensor.dtype), _dims(tensor.shape)) for tensor in found)
 
 
-def _dims(shape: Any) -> tuple[int, ...]:
+def _dims(shape: tensorrt.Dims) -> tuple[int, ...]:
     try:
         return tuple(int(dim) for dim in shape)
     except ValueError:  # TensorRT's Dims of an unknown rank has a negative length

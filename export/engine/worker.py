@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, SupportsInt
 
 from bertmp.core.errors import BertmpError, BuildFailed, InputError
 from bertmp.core.hardware import Gpu, find_gpu
@@ -32,6 +32,9 @@ from bertmp.export.engine.builders import Toolchain, find_toolchain
 from bertmp.export.engine.compatibility import ENGINE_FILE, NETWORK_FILE, REJECTED_FILE, runs_on
 from bertmp.export.engine.supervisor import Job, Messages, error_message
 from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan
+
+if TYPE_CHECKING:
+    import tensorrt
 
 FORMAT = 2
 _PR_SET_PDEATHSIG = 1
@@ -71,7 +74,7 @@ def build(job: Job, messages: Messages) -> dict[str, Any]:
     tools = find_toolchain(options.builder)
     preflight.check_builder(tools, options, device)
     messages.send("toolchain", name=tools.name, version=tools.version)
-    logger = _logger(tools.module, messages)
+    logger = _logger(tools, messages)
     builder = tools.module.Builder(logger)
     config = preflight.configure(tools, builder, options)
     network, parser = _parse(tools, builder, logger, job)
@@ -101,7 +104,9 @@ def build(job: Job, messages: Messages) -> dict[str, Any]:
             "summary": verification.summary, "layers": len(layers), **engine}  # fmt: skip
 
 
-def _logger(trt: Any, messages: Messages) -> Any:
+def _logger(tools: Toolchain, messages: Messages) -> Any:
+    trt: Any = tools.module
+
     class Log(trt.ILogger):
         """Passes warnings and errors on, and keeps the last error."""
 
@@ -109,7 +114,7 @@ def _logger(trt: Any, messages: Messages) -> Any:
             trt.ILogger.__init__(self)
             self.last_error = ""
 
-        def log(self, severity: Any, text: str) -> None:
+        def log(self, severity: tensorrt.ILogger.Severity, text: str) -> None:
             if severity > trt.ILogger.WARNING:
                 return
             if severity < trt.ILogger.WARNING:
@@ -119,17 +124,19 @@ def _logger(trt: Any, messages: Messages) -> Any:
     return Log()
 
 
-def _monitor(trt: Any, messages: Messages) -> Any:
+def _monitor(tools: Toolchain, messages: Messages) -> Any:
+    trt: Any = tools.module
+
     class Monitor(trt.IProgressMonitor):
         """Passes the builder's phases and steps on, and stops it when the command ends."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: SupportsInt) -> None:
             messages.send("phase", name=phase_name, parent=parent_phase, steps=int(num_steps))
 
-        def step_complete(self, phase_name: str, step: int) -> bool:
+        def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
             messages.send("step", name=phase_name, step=int(step))
             return not messages.stop_wanted()
 
@@ -139,7 +146,9 @@ def _monitor(trt: Any, messages: Messages) -> Any:
     return Monitor()
 
 
-def _parse(tools: Toolchain, builder: Any, logger: Any, job: Job) -> tuple[Any, Any]:
+def _parse(
+    tools: Toolchain, builder: tensorrt.Builder, logger: Any, job: Job
+) -> tuple[tensorrt.INetworkDefinition, tensorrt.OnnxParser]:
     network = builder.create_network(tools.network_flags)
     parser = tools.module.OnnxParser(network, logger)
     if not parser.parse_from_file(job.graph):
@@ -151,7 +160,7 @@ def _parse(tools: Toolchain, builder: Any, logger: Any, job: Job) -> tuple[Any, 
     return network, parser
 
 
-def _describe(error: Any) -> str:
+def _describe(error: tensorrt.ParserError) -> str:
     text = " ".join(str(error.desc()).split())
     node = error.node_name()
     return f"node '{node}' ({error.node_operator()}): {text}" if node else text
@@ -172,9 +181,9 @@ class _Builder:
     """Everything that a build needs, held together for as long as it takes."""
 
     tools: Toolchain
-    builder: Any
-    config: Any
-    network: Any
+    builder: tensorrt.Builder
+    config: tensorrt.IBuilderConfig
+    network: tensorrt.INetworkDefinition
     logger: Any
     messages: Messages
 
@@ -184,7 +193,7 @@ class _Builder:
         Returns:
             Its size and its SHA-256.
         """
-        self.config.progress_monitor = monitor = _monitor(self.tools.module, self.messages)
+        self.config.progress_monitor = monitor = _monitor(self.tools, self.messages)
         save_timings = preflight.open_timing_cache(self.tools, self.config, job.options.timing_cache, device)
         engine = self.builder.build_serialized_network(self.network, self.config)
         del monitor  # the builder holds no reference of its own
@@ -287,17 +296,18 @@ def inspect_engine(
     if engine is None:
         reason = reason or f"the runtime does not load the engine: {logger.last_error}"
         return {"run": False, "verified": False, "reason": reason}
-    found = compare(verification, read_layers(list(_accounts(tools.module, engine))))
+    found = compare(verification, read_layers(list(_accounts(tools, engine))))
     reason = next(iter(found.violations), "") if found.typed else "the inspector names no types of its layers"
     return {"run": True, "verified": not reason, "reason": reason, **asdict(found)}
 
 
-def _accounts(trt: Any, engine: Any) -> Iterator[Mapping[str, Any]]:
+def _accounts(tools: Toolchain, engine: tensorrt.ICudaEngine) -> Iterator[Mapping[str, Any]]:
     """The inspector's JSON for each profile, at the shapes that it is tuned for.
 
     Of an engine with dynamic shapes the inspector says "N/A due to dynamic shapes" in place of types, unless
     it is given an execution context whose shapes are set. Such a context needs no memory of its own.
     """
+    trt = tools.module
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)

@@ -96,6 +96,11 @@ def test_settings_become_flags_of_the_builders_own_config() -> None:
     assert [config.get_flag(flag) for flag in flags] == [False, False, False]
     tools.set_flags(config, EngineOptions(GRAPH, weights="stripped", version_compatible=True))
     assert [config.get_flag(flag) for flag in flags] == [True, True, True]
+    plain = SimpleNamespace()  # TensorRT-RTX's own config keeps no level
+    tools.set_hardware(plain, None)
+    assert vars(plain) == {}
+    tools.set_hardware(plain, "ampere-plus")
+    assert plain.hardware_compatibility_level == trt.HardwareCompatibilityLevel.AMPERE_PLUS
 
 
 @needs_rtx

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ OBJECTS = {
 }  # fmt: skip
 """Variables of the engine package that hold TensorRT's objects → their classes."""
 
+_ENUM_MEMBER = re.compile(r"[A-Z][A-Z0-9_]+")
+
 _LIST = """
 import importlib, json, sys
 module = importlib.import_module(sys.argv[1])
@@ -46,11 +49,18 @@ def names_used() -> set[str]:
     """Every name of TensorRT's that the engine package uses: `Class`, `Enum.MEMBER`, `Class.attribute`."""
     found: set[str] = set()
     for path in sorted(ENGINE.glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        tables = {
+            target.id: node.value
+            for node in module.body
+            for target in (node.targets if isinstance(node, ast.Assign) else ())
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(module):
             if isinstance(node, ast.Attribute):
                 found |= set(_of_module(node)) | set(_of_object(node))
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
-                found |= set(_by_string(node))
+            elif isinstance(node, ast.FunctionDef):
+                found |= set(names_by_string(node, tables))
     return found
 
 
@@ -60,7 +70,9 @@ def _of_module(node: ast.Attribute) -> Iterator[str]:
     while isinstance(inner, ast.Attribute) and inner.attr != "module":
         parts.append(inner.attr)
         inner = inner.value
-    is_module = isinstance(inner, ast.Attribute) or (isinstance(inner, ast.Name) and inner.id == "trt")
+    is_module = isinstance(inner, ast.Attribute) or (
+        isinstance(inner, ast.Name) and inner.id in ("trt", "tensorrt")
+    )
     if parts and is_module:
         yield ".".join(reversed(parts[-2:]))
 
@@ -73,10 +85,24 @@ def _of_object(node: ast.Attribute) -> Iterator[str]:
         yield f"ICudaEngine.{node.attr}"  # other variables of that name are the project's own
 
 
-def _by_string(node: ast.Call) -> Iterator[str]:
-    owner, name = node.args[0], node.args[1]
-    if isinstance(owner, ast.Attribute) and isinstance(name, ast.Constant):
-        yield from (f"{text}.{name.value}" for text in _of_module(owner))
+def names_by_string(function: ast.FunctionDef, tables: Mapping[str, ast.expr]) -> Iterator[str]:
+    """Names that a function gives to `getattr`: as they stand there, or through variables.
+
+    Those of a variable are the capital words in the function and in the file's tables that it names.
+    """
+    for node in ast.walk(function):
+        if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr"):
+            continue
+        owners = list(_of_module(node.args[0])) if isinstance(node.args[0], ast.Attribute) else []
+        words = [node.args[1]]
+        if owners and not isinstance(node.args[1], ast.Constant):
+            named = {inner.id for inner in ast.walk(function) if isinstance(inner, ast.Name)}
+            words = [inner for part in (function, *(tables[name] for name in named & tables.keys()))
+                     for inner in ast.walk(part)]  # fmt: skip
+        values = [str(word.value) for word in words if isinstance(word, ast.Constant)]
+        names = [value for value in values if _ENUM_MEMBER.fullmatch(value)]
+        assert names or not owners, f"names of {owners} that no table gives, in {function.name}"
+        yield from (f"{owner}.{name}" for owner in owners for name in names)
 
 
 def names_of(module: str, path: Path | None = None, libraries: Path | None = None) -> dict[str, Any]:
@@ -90,16 +116,21 @@ def names_of(module: str, path: Path | None = None, libraries: Path | None = Non
     return dict(json.loads(done.stdout))
 
 
+def download(requirement: str, folder: Path) -> Path:
+    """Downloads a wheel; skips where it cannot."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), requirement]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip(f"{requirement} cannot be downloaded for this Python")
+    (wheel,) = folder.glob(f"{requirement.partition('==')[0].replace('-', '_')}-*.whl")
+    return wheel
+
+
 def unpack_bindings(folder: Path) -> tuple[Path, Path]:
     """Downloads TensorRT 11.4's bindings and makes empty libraries for them; skips where it cannot."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler for the libraries that TensorRT's bindings need")
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), BINDINGS]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip(f"{BINDINGS} cannot be downloaded for this Python")
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(download(BINDINGS, folder)) as archive:
         archive.extractall(folder / "bindings")
     libraries = folder / "libraries"
     libraries.mkdir()
