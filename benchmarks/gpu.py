@@ -1,9 +1,11 @@
 """`make bench-gpu`: BERT-base and BERT-large in FP32, TF32, BF16 and FP16 on one CUDA GPU.
 
 Needs no network, no data and no installation: random weights, random texts, MLM and NSP, FP32 master weights
-and AdamW. Within a model and length every precision trains on the same texts in the same batch. Attention
-dropout is 0, which lets FP16 and BF16 use torch's variable-length attention. The card's peak is that of large
-matrix products in the same run, and the data sheet's where the card is known.
+and AdamW. Within a model and length every precision trains on the same texts in the same batch, with attention
+as matrix products and a softmax: FP32 has no other kernel, and so a ratio to FP32 is the precision's alone.
+Torch's variable-length attention, which FP16 and BF16 have and training uses (attention dropout is 0), is
+measured in rows of its own, against the same precision without it. The card's peak is that of large matrix
+products in the same run, and the data sheet's where the card is known.
 
 Writes `benchmarks/results/gpu.json`. Exit code 4 without a GPU.
 """
@@ -27,6 +29,12 @@ from bertmp.model.config import BertConfig
 
 if TYPE_CHECKING:
     import torch
+
+    from benchmarks.steps import Attention
+
+MATMUL: Attention = "matmul"
+VARLEN: Attention = "varlen"
+"""Kinds of attention: matrix products and a softmax, or torch's variable-length kernel."""
 
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors")
 SECONDS = 400
@@ -89,31 +97,59 @@ def available(device: torch.device) -> list[str]:
 
 
 def rows(device: torch.device, plan: Plan, peak: dict[str, float], until: float) -> Iterator[dict[str, Any]]:
-    """One row a model, length and precision; `left_out` says why one has no figures."""
+    """One row a model, length, precision and kind of attention; `left_out` says why one has no figures."""
     for name, config in plan.models.items():
         for length, batch in plan.shapes:
-            base: dict[str, Any] = {}
-            for precision in available(device):
-                row: dict[str, Any] = {"model": name, "length": length, "precision": precision}
+            done: dict[str, dict[str, Any]] = {}  # precision → its figures with attention as matrix products
+            for precision, attention in variants(device, config):
+                row: dict[str, Any] = {
+                    "model": name,
+                    "length": length,
+                    "precision": precision,
+                    "attention": attention,
+                }
                 if time.monotonic() > until:
                     yield {**row, "left_out": f"{SECONDS} s were over"}
                     continue
-                figures, batch = measure(config, precision, device, length, batch, plan)
+                figures, batch = measure(config, precision, attention, device, length, batch, plan)
                 if "left_out" not in figures:
-                    base = figures if precision == "fp32" else base
                     figures["share_of_peak"] = figures["flops_per_second"] / peak[precision]
-                    figures |= against(base, figures)
+                    if attention == MATMUL:
+                        done[precision] = figures
+                        figures |= against(done.get("fp32"), figures, "fp32")
+                    else:
+                        figures |= against(done.get(precision), figures, MATMUL)
                 yield {**row, **figures}
 
 
-def against(base: dict[str, Any], figures: dict[str, Any]) -> dict[str, float]:
-    """Speed and memory as multiples of FP32's; nothing where FP32 has no figures."""
-    pairs = {"speed_to_fp32": "tokens_per_second", "memory_to_fp32": "peak_memory_bytes"}
-    return {name: figures[of] / base[of] for name, of in pairs.items()} if base else {}
+def variants(device: torch.device, config: BertConfig) -> Iterator[tuple[str, Attention]]:
+    """Every precision with attention as matrix products, then those that have the other kernel with it."""
+    import torch
+
+    from bertmp.model import packed
+
+    types, found = {"bf16": torch.bfloat16, "fp16": torch.float16}, available(device)
+    yield from ((precision, MATMUL) for precision in found)
+    for precision in (one for one in found if one in types):
+        query = torch.empty(0, dtype=types[precision], device=device)
+        if packed.has_varlen_kernel(query, config.hidden_size // config.num_attention_heads):
+            yield precision, VARLEN
+
+
+def against(base: dict[str, Any] | None, figures: dict[str, Any], name: str) -> dict[str, float]:
+    """Speed and memory as multiples of those of the row `name`; nothing where that has no figures."""
+    pairs = {f"speed_to_{name}": "tokens_per_second", f"memory_to_{name}": "peak_memory_bytes"}
+    return {ratio: figures[of] / base[of] for ratio, of in pairs.items()} if base else {}
 
 
 def measure(
-    config: BertConfig, precision: str, device: torch.device, length: int, batch: int, plan: Plan
+    config: BertConfig,
+    precision: str,
+    attention: Attention,
+    device: torch.device,
+    length: int,
+    batch: int,
+    plan: Plan,
 ) -> tuple[dict[str, Any], int]:
     """The figures, and the batch they were measured with: where FP32 does not fit, half of it and so on."""
     import torch
@@ -124,7 +160,14 @@ def measure(
     while True:
         try:
             found = measure_steps(
-                config, precision, DistributedContext(device), length, batch, plan.unmeasured, plan.measured
+                config,
+                precision,
+                DistributedContext(device),
+                length,
+                batch,
+                plan.unmeasured,
+                plan.measured,
+                attention,
             )
         except torch.OutOfMemoryError:
             if precision != "fp32" or batch == 1:
@@ -165,7 +208,7 @@ def report(device: torch.device, plan: Plan) -> dict[str, Any]:
 
 
 def met(measured: Sequence[dict[str, Any]]) -> dict[str, bool]:
-    """Whether each FP16 and BF16 row reaches the goal in speed and in memory."""
+    """Whether each FP16 and BF16 row with FP32's attention reaches the goal in speed and in memory."""
     return {
         f"{row['model']}, length {row['length']}, {row['precision']}": (
             row["speed_to_fp32"] >= GOAL["speed"] and row["memory_to_fp32"] <= GOAL["memory"]
@@ -177,7 +220,7 @@ def met(measured: Sequence[dict[str, Any]]) -> dict[str, bool]:
 
 def line(row: dict[str, Any]) -> str:
     """One row in one line."""
-    start = f"{row['model']:10} length {row['length']:3} {row['precision']}: "
+    start = f"{row['model']:10} length {row['length']:3} {row['precision']}, attention {row['attention']}: "
     if "left_out" in row:
         return start + f"left out, {row['left_out']}"
     figures = (
@@ -185,9 +228,10 @@ def line(row: dict[str, Any]) -> str:
         f"{row['tokens_per_second']:.0f} tokens/s, {row['share_of_peak']:.0%} of the peak, "
         f"{row['peak_memory_bytes'] / 1e9:.2f} GB"
     )
-    if "speed_to_fp32" in row:
-        speed, memory = row["speed_to_fp32"], row["memory_to_fp32"]
-        figures += f"; {speed:.2f} times FP32's speed, {memory:.2f} of its memory"
+    for name, whose in (("fp32", "FP32's"), (MATMUL, "the matrix products'")):
+        if f"speed_to_{name}" in row:
+            speed, memory = row[f"speed_to_{name}"], row[f"memory_to_{name}"]
+            figures += f"; {speed:.2f} times {whose} speed, {memory:.2f} of its memory"
     return start + figures
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+from unittest import mock
 
 import torch
 
@@ -16,6 +18,7 @@ from benchmarks.flops import Work, pretraining_flops
 from benchmarks.machine import synchroniser
 from benchmarks.subprocess_runner import peak_memory
 from benchmarks.synthetic import RandomTexts, masked
+from bertmp.model import packed
 from bertmp.model.bert import initialise
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import LossOptions
@@ -27,6 +30,7 @@ from bertmp.training.loop import Trainer
 from bertmp.training.metrics import read_metrics
 from bertmp.training.train_options import TrainOptions
 
+Attention = Literal["matmul", "varlen"]
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
@@ -73,12 +77,15 @@ def measure_steps(
     batch: int,
     unmeasured: int,
     measured: int,
+    attention: Attention = "varlen",
 ) -> Measured:
     """Pre-trains a model from random weights for a few steps, through the loop that `bertmp train` runs.
 
     Args:
         precision: one of `PRECISIONS`; `tf32` is FP32 with its matrix products on TF32 tensor cores.
         length, batch: tokens of each text, and texts a step.
+        attention: `varlen` as training has it, with torch's variable-length kernel where there is one;
+            `matmul` for matrix products and a softmax, which every precision has.
 
     Raises:
         torch.OutOfMemoryError: .
@@ -86,7 +93,8 @@ def measure_steps(
     device = context.device
     clock = Clock(unmeasured, unmeasured + measured, synchroniser(device))
     data = RandomTexts.of(config, [length] * batch)
-    with _fresh_memory(device), _products_in("high" if precision == "tf32" else "highest"):
+    products = _products_in("high" if precision == "tf32" else "highest")
+    with _fresh_memory(device), products, _attention_by(attention):
         trainer = make_trainer(config, "fp32" if precision == "tf32" else precision, context, data, clock)
         trainer.train()
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
@@ -139,6 +147,16 @@ def _fresh_memory(device: torch.device) -> Iterator[None]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     yield
+
+
+@contextmanager
+def _attention_by(kind: Attention) -> Iterator[None]:
+    """Training's kind of attention for the length of the block."""
+    if kind == "varlen":
+        yield
+        return
+    with mock.patch.object(packed, "has_varlen_kernel", return_value=False):
+        yield
 
 
 @contextmanager

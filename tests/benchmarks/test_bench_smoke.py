@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.ab_runs import Run, alternate, speed
 from benchmarks.flops import Work, pretraining_flops
@@ -17,9 +18,11 @@ from benchmarks.gpu import Plan, line, report
 from benchmarks.gpu_specs import datasheet
 from benchmarks.machine import provenance
 from benchmarks.synthetic import RandomTexts, masked
+from bertmp.model import packed
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import LossOptions
 from bertmp.model.heads.pretraining import PreTraining
+from bertmp.model.packed import Packed
 from tests.conftest import REPOSITORY
 
 TINY = BertConfig(
@@ -45,6 +48,36 @@ def test_the_gpu_benchmark_runs_in_every_precision() -> None:
         assert row["last_loss"] == pytest.approx(rows["fp32"]["last_loss"], rel=0.02)
         assert row["share_of_peak"] > 0
         assert "times FP32's speed" in line(row)
+    assert set(results["goal"]["met"]) == {"tiny, length 16, bf16", "tiny, length 16, fp16"}
+
+
+def test_ratios_to_fp32_are_between_rows_with_the_same_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[torch.dtype] = []
+
+    def by_buckets(
+        self: Packed, query: Tensor, key: Tensor, value: Tensor, size: int, queries: Packed
+    ) -> Tensor:
+        """Stands in for the kernel, which a CPU lacks."""
+        kinds.append(query.dtype)
+        with monkeypatch.context() as patched:
+            patched.setattr(packed, "has_varlen_kernel", lambda query, size: False)
+            return self.attend_queries(query, key, value, size, None, queries)
+
+    half = (torch.float16, torch.bfloat16)
+    monkeypatch.setattr(packed, "has_varlen_kernel", lambda query, size: query.dtype in half)
+    monkeypatch.setattr(Packed, "_attend_varlen", by_buckets)
+    plan = Plan({"tiny": TINY}, ((16, 4),), unmeasured=1, measured=2, sizes=(64,), gemm_seconds=0.01)
+    results = report(torch.device("cpu"), plan)
+    rows = [(row["precision"], row["attention"]) for row in results["rows"]]
+    products, kernels = rows[:4], rows[4:]
+    assert products == [(precision, "matmul") for precision in ("fp32", "tf32", "bf16", "fp16")]
+    assert kernels == [("bf16", "varlen"), ("fp16", "varlen")]
+    steps = plan.unmeasured + plan.measured
+    assert kinds == [torch.bfloat16] * steps * 2 + [torch.float16] * steps * 2  # two blocks
+    for row in results["rows"]:
+        compared = {name for name in row if name.startswith("speed_to_")}
+        assert compared == ({"speed_to_fp32"} if row["attention"] == "matmul" else {"speed_to_matmul"})
+        assert row["last_loss"] == pytest.approx(results["rows"][0]["last_loss"], rel=0.02)
     assert set(results["goal"]["met"]) == {"tiny, length 16, bf16", "tiny, length 16, fp16"}
 
 
