@@ -1,11 +1,12 @@
 """`make bench-gpu`: BERT-base and BERT-large in FP32, TF32, BF16 and FP16 on one CUDA GPU.
 
-Needs no network, no data and no installation: random weights, random texts, MLM and NSP, FP32 master weights
-and AdamW. Within a model and length every precision trains on the same texts in the same batch, with attention
-as matrix products and a softmax: FP32 has no other kernel, and so a ratio to FP32 is the precision's alone.
-Torch's variable-length attention, which FP16 and BF16 have and training uses (attention dropout is 0), is
-measured in rows of its own, against the same precision without it. The card's peak is that of large matrix
-products in the same run, and the data sheet's where the card is known.
+Needs no network, no data and no installation: random weights, random texts, MLM and NSP, FP32 master
+weights and AdamW. Within a model and length every precision trains on the same texts in the same batch,
+with attention as matrix products and a softmax: FP32 has no other kernel, and so a ratio to FP32 is the
+precision's alone. Torch's variable-length attention, which FP16 and BF16 have and training uses
+(attention dropout is 0), is measured in rows of its own, against the same precision without it. The
+card's peak is that of large matrix products in the same run, and the data sheet's where the card is
+known.
 
 Writes `benchmarks/results/gpu.json`. Exit code 4 without a GPU.
 """
