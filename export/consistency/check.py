@@ -56,7 +56,8 @@ class CheckResult(JsonSerializable):
 
     def sentence(self) -> str:
         """What contradicts what."""
-        flips = f", and {self.flips} labels change" if self.flips else ""
+        changed = "a label changes" if self.flips == 1 else f"{self.flips} labels change"
+        flips = f", and {changed}" if self.flips else ""
         figures = f"{self.difference:.3g} where {self.bound:.3g} is allowed{flips}"
         return f"{self.check} at {self.shape}: {_WORDS[self.check]} ({self.row}: {figures})"
 
