@@ -146,8 +146,8 @@ def _ask(run: Run, probe: Probe, length: int, numbers: Sequence[int], size: int)
 
 
 def split_rows(outputs: Outputs, rows: int) -> list[Outputs]:
-    """Outputs `[batch, …]` as one mapping for each of the first `rows`."""
-    return [{name: np.asarray(value)[row] for name, value in outputs.items()} for row in range(rows)]
+    """Outputs `[batch, …]` as one mapping for each of the first `rows`; copies, as buffers may be reused."""
+    return [{name: np.array(value[row]) for name, value in outputs.items()} for row in range(rows)]
 
 
 def compare_batch(

@@ -23,7 +23,7 @@ from bertmp.export.consistency.tolerance import FP32, tolerance_of
 from bertmp.export.engine.engine_options import Shape, default_profiles, parse_profile
 from bertmp.export.precision.plan import SearchRecord
 from tests.export import inconsistent_graphs as faults
-from tests.export.engine_graphs import POSITIONS, VOCABULARY, small_bert
+from tests.export.engine_graphs import LABELS, POSITIONS, VOCABULARY, small_bert
 
 Feed = dict[str, np.ndarray]
 PROBE = random_probe(VOCABULARY, POSITIONS)
@@ -133,6 +133,18 @@ def test_an_answer_that_is_not_finite_is_a_contradiction_and_plain_json() -> Non
     found = check_consistency(run, PROBE, graph_shapes(PROBE), FP32)
     assert "single_row" in failed(found)
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_a_runtime_that_reuses_its_buffer_is_not_compared_with_itself() -> None:
+    session, buffer = session_of(faults.centre_batch), np.zeros((64, LABELS), np.float32)
+
+    def run(feed: Feed) -> Outputs:
+        answer = session(feed)["logits"]
+        buffer[: len(answer)] = answer
+        return {"logits": buffer[: len(answer)]}
+
+    found = check_consistency(run, PROBE, graph_shapes(PROBE), LOW)
+    assert failed(found) == {"single_row"}
 
 
 def test_the_bound_is_the_plans_measured_error() -> None:
