@@ -14,8 +14,11 @@ containers for TensorRT-LLM ship another TensorRT). Its sources:
   repository lists it for the release's vLLM container, which shares its CUDA.
 
 A row stands here only where the last two sources name the same CUDA, and no other page of NVIDIA's names
-another TensorRT. So 24.12 (two versions of TensorRT are named), 25.07 (not in the table) and 25.11 (two
-versions of CUDA) are missing.
+another TensorRT. So 24.12 (two versions of TensorRT are named), 25.07 (not in the table), 25.11 (two
+versions of CUDA) and 26.06 (its `build.py` names the base of 26.05, its release notes the CUDA of 26.07) are
+missing, and 26.08 and later ones, for which no page was found that names the TensorRT. That of 26.07 is what
+`trtexec` in the container says, by github.com/NVIDIA/TensorRT/issues/4853: 11.1.0, of which NVIDIA has
+released one build.
 """
 
 from __future__ import annotations
@@ -150,6 +153,7 @@ class Release:
 RELEASES = tuple(
     Release(*row.split())
     for row in (
+        "26.07 2.71.0 11.1.0.106 13.3 610.43.02",
         "26.05 2.69.0 10.16.1.11 13.2 595.58.03",
         "26.04 2.68.0 10.16.1.11 13.2 595.58.03",
         "26.03 2.67.0 10.16.0.72 13.2 595.45.04",

@@ -24,7 +24,7 @@ def test_the_table_is_in_order_and_every_row_is_whole() -> None:
     for release in RELEASES:
         assert re.fullmatch(r"2\d\.(0[1-9]|1[0-2])", release.name)
         assert re.fullmatch(r"2\.\d+\.\d", release.server)
-        assert re.fullmatch(r"10\.\d+\.\d+\.\d+", release.tensorrt)
+        assert re.fullmatch(r"1[01]\.\d+\.\d+\.\d+", release.tensorrt)
         assert re.fullmatch(r"1[23]\.\d", release.cuda)
         # CUDA 12 came with drivers from 525 on, CUDA 13 with drivers from 580 on.
         oldest = {"12": 525, "13": 580}[release.cuda.split(".")[0]]
@@ -51,6 +51,7 @@ def test_an_engine_loads_where_its_own_version_is() -> None:
 
 def test_a_version_compatible_engine_loads_in_later_ones() -> None:
     assert releases_for("tensorrt", "10.15.1.29", version_compatible=True) == [
+        "26.07",
         "26.05",
         "26.04",
         "26.03",
@@ -77,5 +78,6 @@ def test_releases_are_found_by_name_and_by_the_servers_version() -> None:
     assert found is not None
     assert found.name == "25.10"
     assert release_of_server("2.0.0") is None
-    with pytest.raises(InputError, match=r"no Triton release '25\.11' in the table"):
-        find_release("25.11")
+    for name in ("25.11", "26.06"):
+        with pytest.raises(InputError, match=rf"no Triton release '{re.escape(name)}' in the table"):
+            find_release(name)
