@@ -18,7 +18,7 @@ from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import sha256_file, write_json
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, EXPORT, FP32_GRAPH, PARITY, Bundle
 from bertmp.export.engine.compatibility import RELEASES, find_release, releases_for, require_match
-from bertmp.export.engine.engine_options import Profile, Shape, parse_profile, uncovered
+from bertmp.export.engine.engine_options import Profile, Shape, recorded_profiles, uncovered
 from bertmp.serve.model_config import MAX_BATCH, ModelSignature, signature_of, text_settings
 from bertmp.serve.server_config import BACKENDS
 
@@ -178,9 +178,7 @@ def _engine(bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:
     builder = results.get("builder")
     if builder != "tensorrt":
         return None, [f"the engine of {builder} is not deployed: Triton loads engines of TensorRT only"]
-    profiles = [
-        parse_profile(str(text)) for text in results.get("profiles") or built.settings.get("profiles") or []
-    ]
+    profiles = recorded_profiles(built)
     largest = Shape(MAX_BATCH, bundle.max_positions)
     if missing := uncovered(profiles, largest):
         what = f"no profile of the engine holds {missing[0]}, and requests may have up to {largest}"
@@ -190,7 +188,7 @@ def _engine(bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:
         raise InputError(what, plan, "build it with --weights full")
     engine = DeployableEngine(
         plan,
-        tuple(profiles),
+        profiles,
         str(results.get("builder_version", "")),
         bool(results.get("version_compatible")),
         results.get("triton_release", results.get("for_triton")),  # the second is its name in version 0.1

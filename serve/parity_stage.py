@@ -56,7 +56,8 @@ class TritonStage:
                 advance(len(inputs.texts[rows]))
             found, newest = None, answers[-1].versions[-1]
             if inputs.probe is not None:
-                found = check_encoder(client, self.model, newest, inputs.probe, inputs.low_tolerance)
+                limits = (inputs.probe, inputs.low_tolerance, inputs.profiles)
+                found = check_encoder(client, self.model, newest, *limits)
                 found = check_texts(client, self.model, newest, found)
         answered = [label for part in answers for label in part.labels]
         if unknown := set(answered) - set(labels):

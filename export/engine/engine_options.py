@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from bertmp.core.errors import InputError
 from bertmp.core.options import Options, argument, option
 from bertmp.core.progress import ProgressCallback, null_progress
+from bertmp.export.bundle import StageRecord
 from bertmp.export.engine.compatibility import find_release
 
 LONGEST = 512
@@ -159,6 +160,17 @@ def parse_profile(text: str, max_length: int | None = None) -> Profile:
         what = f"the profile's length {shapes[2].length} is beyond the model's {max_length} positions"
         raise InputError(what, f"--profile {text}", f"give at most {max_length} tokens")
     return Profile(*shapes)
+
+
+def recorded_profiles(built: StageRecord) -> tuple[Profile, ...]:
+    """The profiles of the engine that `build-engine` recorded in a bundle's manifest, in the engine's order.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    # Version 0.1 has them among the settings.
+    texts = built.results.get("profiles") or built.settings.get("profiles") or ()
+    return tuple(parse_profile(str(text)) for text in texts)
 
 
 def _parse_shape(part: str, text: str) -> Shape:

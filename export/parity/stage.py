@@ -16,10 +16,11 @@ from bertmp.data.batches import pad_batch
 from bertmp.data.labels import match_labels
 from bertmp.data.readers import Columns, Examples, read_examples
 from bertmp.data.tokenizer import Encoded
-from bertmp.export.bundle import Bundle
+from bertmp.export.bundle import BUILD_ENGINE, Bundle
 from bertmp.export.consistency.check import Consistency
 from bertmp.export.consistency.probe import Probe, probe_of
 from bertmp.export.consistency.tolerance import FP32, Tolerance, low_tolerance
+from bertmp.export.engine.engine_options import Profile, recorded_profiles
 
 Advance = Callable[[int], None]
 """Called with the number of examples that were answered since the last call."""
@@ -37,6 +38,7 @@ class ParityInputs:
         pad_id: id of the padding token.
         probe: the rows with which a stage's answers are compared with each other; None leaves that out.
         low_tolerance: by how much they may differ where a stage runs in the bundle's low precision.
+        profiles: those of the bundle's engine; empty without one.
     """
 
     texts: Sequence[str]
@@ -46,6 +48,7 @@ class ParityInputs:
     pad_id: int = 0
     probe: Probe | None = None
     low_tolerance: Tolerance = FP32
+    profiles: Sequence[Profile] = ()
 
 
 @dataclass(frozen=True)
@@ -184,8 +187,10 @@ def read_inputs(
     encoded = bundle.tokenizer.encode(examples.texts, examples.pairs)
     pad_id, names = bundle.tokenizer.pad_id, [f"line {line}" for line in examples.lines]
     probe = probe_of(encoded, names, pad_id, bundle.max_positions)
-    low = low_tolerance(bundle)
-    inputs = ParityInputs(examples.texts, examples.pairs, labels, encoded, pad_id, probe, low)
+    built = bundle.manifest.stages.get(BUILD_ENGINE)
+    profiles = () if built is None else recorded_profiles(built)
+    rows = (examples.texts, examples.pairs, labels, encoded)
+    inputs = ParityInputs(*rows, pad_id, probe, low_tolerance(bundle), profiles)
     return ParityData(inputs, examples, bundle.labels, match.note if match else "")
 
 

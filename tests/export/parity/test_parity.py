@@ -25,7 +25,7 @@ from bertmp.export.bundle import Bundle, Manifest
 from bertmp.export.parity.bundle_stages import OnnxStage
 from bertmp.export.parity.gates import DEFAULTS, answers_of, override, probabilities_of
 from bertmp.export.parity.report import FILES
-from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
+from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput, read_inputs
 from tests.export.inconsistent_graphs import Fault, add_length, centre_batch, roll_large_batches
 
 LABELS = ("animal", "place", "<b>&\"'")
@@ -85,9 +85,6 @@ def labelled(exported: Path, texts: list[str], tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("data")
     plain = folder / "plain.txt"
     plain.write_text("\n".join(texts))
-    from bertmp.export.bundle import Bundle
-    from bertmp.export.parity.stage import read_inputs
-
     inputs = read_inputs(Bundle.open(exported), plain).inputs
     answers = answers_of(answer_of(exported / "model.onnx", inputs))
     answers[0] = (answers[0] + 1) % len(LABELS)
@@ -485,6 +482,14 @@ def test_every_stage_that_runs_is_compared_with_itself(bundle: Path, labelled: P
     ]
     page = " ".join((result.folder / "report.html").read_text().split())
     assert "permuted rows</td><td>32x16</td>" in page
+
+
+def test_a_served_stage_gets_the_profiles_of_the_bundles_engine(bundle: Path, labelled: Path) -> None:
+    assert read_inputs(Bundle.open(bundle), labelled).inputs.profiles == ()
+    texts = ["1x1:8x16:32x16", "1x17:8x40:32x40"]
+    record = {"inputs": (), "outputs": (), "tools": (), "settings": {}, "seconds": 0.0}
+    Bundle.open(bundle).record("build-engine", results={"profiles": texts}, **record)
+    assert [str(one) for one in read_inputs(Bundle.open(bundle), labelled).inputs.profiles] == texts
 
 
 @pytest.mark.parametrize(
