@@ -36,7 +36,8 @@ class PrecisionOptions(TextColumnOptions):
     )
     calibration: Path | None = option(
         default=None, group=PRECISION, metavar="FILE",
-        help="Examples to measure ranges and errors on; a few are drawn from it.",
+        help="Examples to measure ranges and errors on; a few are drawn from it. Without it, ranges are "
+        "measured on inputs made from the vocabulary.",
     )
     max_error: float | None = option(
         default=None, minimum=0, group=PRECISION,
@@ -77,17 +78,6 @@ class GraphInputOptions(Options):
     )
     # fmt: on
 
-    def check_inputs(self, calibration: Path | None) -> None:
-        """Refuses roles of inputs that nothing is fed to.
-
-        Raises:
-            InputError: there are roles and no examples.
-        """
-        if self.inputs and calibration is None:
-            raise InputError(
-                "inputs are named for examples, and there are none", "--input", "add --calibration FILE"
-            )
-
 
 class ConvertOptions(PrecisionOptions, GraphInputOptions):
     """What `convert` reads and writes."""
@@ -103,7 +93,9 @@ class ConvertOptions(PrecisionOptions, GraphInputOptions):
 
     def check(self) -> None:
         super().check()
-        self.check_inputs(self.calibration)
+        if self.inputs and self.plan is not None and self.calibration is None:
+            what = "inputs are named for examples, and with a plan nothing is measured"
+            raise InputError(what, "--input", "add --calibration FILE, or leave it out")
 
 
 class ExportOptions(PrecisionOptions):
@@ -132,15 +124,13 @@ class ExplainOptions(TextColumnOptions, GraphInputOptions):
 
     # fmt: off
     graph: Path = argument(
-        kw_only=False, metavar="GRAPH|BUNDLE", help="An ONNX graph of any precision, or a bundle's.")
+        kw_only=False, metavar="GRAPH|BUNDLE", help="An ONNX graph of any precision, or a bundle's.",
+    )
     calibration: Path | None = option(
-        default=None, metavar="FILE", help="Examples to run it on, for ranges and headroom.",
+        default=None, metavar="FILE",
+        help="Examples to run it on, for ranges and headroom; default: inputs made from the vocabulary.",
     )
     # fmt: on
     progress: ProgressCallback = option(
         default=null_progress, on_command_line=False, help="Called with the batches done and in total."
     )
-
-    def check(self) -> None:
-        super().check()
-        self.check_inputs(self.calibration)

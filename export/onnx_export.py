@@ -38,7 +38,7 @@ class ExportResult:
         bytes_fp32, bytes_fp16: sizes of the graphs' files; the second is that of the low-precision graph,
             FP16 or BF16, and 0 with `--no-fp16`.
         seconds: wall time.
-        notes: how the checkpoint was understood, where that is not obvious.
+        notes: how the checkpoint was understood, where that is not obvious, and what was measured unasked.
     """
 
     bundle: Path
@@ -110,7 +110,7 @@ def export_checkpoint(options: ExportOptions) -> ExportResult:
         bytes_fp32=size_of(options.out / FP32_GRAPH),
         bytes_fp16=size_of(options.out / LOW_GRAPHS[planned.plan.target]) if planned else 0,
         seconds=time.monotonic() - started,
-        notes=tuple(loaded.notes()),
+        notes=(*loaded.notes(), *(planned.notes if planned else ())),
     )
 
 

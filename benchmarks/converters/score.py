@@ -35,9 +35,10 @@ def _rounded_session(graph: Path) -> Any:
     import onnx
 
     from bertmp.export.graph.ort_sessions import open_measuring_session
+    from bertmp.export.graph.weights import split_weights
     from bertmp.export.precision.fp16_emulation import rounded
 
-    return open_measuring_session(rounded(onnx.load(graph)))
+    return open_measuring_session(rounded(split_weights(onnx.load(graph))))
 
 
 def measure(

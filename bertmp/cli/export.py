@@ -94,13 +94,20 @@ def _describe_measured(planned: Planned) -> list[str]:
     plan, lines = planned.plan, []
     if plan.ranges is not None and plan.ranges.blocks:
         block = min(plan.ranges.blocks, key=plan.ranges.blocks.__getitem__)
-        source = "of training" if plan.ranges.source == "training" else f"on {plan.ranges.texts} texts"
+        source = _examples(plan.ranges.source, plan.ranges.texts)
         lines.append(
             f"least headroom {source}: {plan.ranges.blocks[block]:.3g} times in {block} ({plan.ranges.file})"
         )
     if plan.search is not None:
         lines.append(describe(plan.search))
     return lines
+
+
+def _examples(source: str, texts: int) -> str:
+    """What ranges were measured on."""
+    if source == "training":
+        return "of training"
+    return f"on {texts} texts" if source == "calibration" else f"on {texts} inputs made from the vocabulary"
 
 
 def plan_tables(plan: PrecisionPlan) -> Iterator[Any]:
@@ -137,12 +144,12 @@ def _nodes(plan: PrecisionPlan) -> Table:
 
 def _headroom(plan: PrecisionPlan) -> Table:
     assert plan.ranges is not None
-    source = f"{plan.ranges.texts} texts of " if plan.ranges.source == "calibration" else "training, "
+    source = _examples(plan.ranges.source, plan.ranges.texts)
     rows = []
     for block, headroom in plan.ranges.blocks.items():
         short = "too little" if headroom < plan.headroom else ""
         rows.append((block or "-", f"{headroom:.4g}", "less than 1: overflows" if headroom < 1 else short))
-    return new_table(rows, ("block", "headroom", ""), title=f"Headroom on {source}{plan.ranges.file}")
+    return new_table(rows, ("block", "headroom", ""), title=f"Headroom {source} ({plan.ranges.file})")
 
 
 def _measured(search: SearchRecord) -> Iterator[Any]:
@@ -187,6 +194,8 @@ def _show_explanation(console: Any, result: Explanation) -> None:
             f"weights in {kind}: {weights.elements:,}, {weights.bytes / 1e6:.1f} MB, largest "
             f"{weights.largest:.4g}; {weights.subnormal:.2%} {below} smallest normal number"
         )
+    for note in result.notes:
+        console.print(note, markup=False, soft_wrap=True)
     casts = result.casts
     kinds = ", ".join(f"{number} {kind}" for kind, number in casts.kinds.items())
     kinds = f" ({kinds})" if kinds else ""
@@ -211,7 +220,8 @@ def _show_explanation(console: Any, result: Explanation) -> None:
 
 
 def _block_table(result: Explanation) -> Table:
-    title = f"on {result.calibration['texts']} texts" if result.calibration else "from the weights alone"
+    run_on = result.calibration
+    title = _examples(run_on["source"], run_on["texts"]) if run_on else "from the weights alone"
     rows = []
     for block in result.blocks:
         nodes = (sum(block.nodes.get(kind, 0) for kind in _LOW), block.nodes.get("fp32", 0))

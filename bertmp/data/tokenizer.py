@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,13 @@ class Tokenizer:
     Args:
         fast: the `tokenizers` object; its own truncation and padding are switched off.
         max_length: the most tokens of a text, with `[CLS]` and `[SEP]`; longer texts are truncated.
+        pad_id: id of the padding token; None for that of `[PAD]`.
     """
 
-    def __init__(self, fast: FastTokenizer, max_length: int) -> None:
+    def __init__(self, fast: FastTokenizer, max_length: int, pad_id: int | None = None) -> None:
         fast.no_padding()
         fast.no_truncation()
-        self._fast = fast
+        self._fast, self._pad_id = fast, pad_id
         self.max_length = max_length
 
     @classmethod
@@ -74,6 +76,18 @@ class Tokenizer:
                 raise InputError(f"the tokenizer has no {token} token", folder, "use a BERT tokenizer")
         return cls(fast, max_length)
 
+    @classmethod
+    def load_any(cls, folder: Path, max_length: int = 512) -> Tokenizer:
+        """Loads the tokenizer of any encoder's folder, whatever its special tokens are called.
+
+        The padding token is the one that the folder's settings name, or else `tokenizer.json`.
+
+        Raises:
+            InputError: the folder has neither `tokenizer.json` nor `vocab.txt`, or the file is damaged.
+        """
+        fast = _read(Path(folder))
+        return cls(fast, max_length, _padding_id(fast, Path(folder)))
+
     @property
     def vocabulary_size(self) -> int:
         """The number of token ids, added tokens included."""
@@ -81,7 +95,32 @@ class Tokenizer:
 
     @property
     def pad_id(self) -> int:
-        return self.id_of("[PAD]")
+        return self.id_of("[PAD]") if self._pad_id is None else self._pad_id
+
+    @cached_property
+    def word_ids(self) -> list[int]:
+        """The ids of tokens that stand for text: without special tokens and padding."""
+        special = {number for number, token in self._fast.get_added_tokens_decoder().items() if token.special}
+        known = self._fast.get_vocab(with_added_tokens=True).values()
+        return sorted(set(known) - special - {self.pad_id, *map(self._fast.token_to_id, NEEDED)})
+
+    def framed(self, pieces: Sequence[Sequence[int]]) -> Encoded:
+        """Token ids as a text, or as a text pair, with special tokens and token types as in `encode`.
+
+        Args:
+            pieces: the ids of one text, or of two; not truncated.
+        """
+        encoding = self._fast.encode("a", "a" if len(pieces) > 1 else None)
+        ids: list[int] = []
+        types: list[int] = []
+        placed = None
+        for number, kind, piece in zip(encoding.ids, encoding.type_ids, encoding.sequence_ids, strict=True):
+            # The tokens of the example give way to the piece, once; special tokens belong to none.
+            put = [number] if piece is None else pieces[piece] if piece != placed else ()
+            placed = placed if piece is None else piece
+            ids += put
+            types += [kind] * len(put)
+        return Encoded(ids, types, False)
 
     def id_of(self, token: str) -> int:
         """The id of one token.
@@ -211,6 +250,22 @@ def _read(folder: Path) -> FastTokenizer:
     )._tokenizer
     _add_tokens(fast, folder, settings)
     return fast
+
+
+def _padding_id(fast: FastTokenizer, folder: Path) -> int:
+    """The padding token's id by the folder's settings, by `tokenizer.json`, or by its usual names."""
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        named = _object(folder / file).get("pad_token")
+        found = fast.token_to_id(str(named["content"] if isinstance(named, dict) else named))
+        if named and found is not None:
+            return int(found)
+    given = _object(folder / "config.json").get("pad_token_id")
+    if isinstance(given, int):
+        return given
+    if fast.padding:
+        return int(fast.padding["pad_id"])
+    known = (fast.token_to_id(token) for token in ("[PAD]", "<pad>"))
+    return next((int(number) for number in known if number is not None), 0)
 
 
 _WORDPIECE = ("Bert", "DistilBert", "Electra", "MobileBert", "ConvBert", "LayoutLM", "Funnel", "Basic")

@@ -42,6 +42,7 @@ def open_session(
     providers: Sequence[Provider] = (CPU,),
     optimization: Optimization = "all",
     optimized: Path | None = None,
+    frugal: bool = False,
 ) -> Any:
     """An ONNX Runtime session.
 
@@ -51,6 +52,8 @@ def open_session(
         providers: in order of preference.
         optimization: ONNX Runtime's level. Beyond `basic`, nodes are fused.
         optimized: where to write the optimised graph.
+        frugal: nodes run as soon as they can, so that tensors are released early, and no block of memory for
+            a whole run is planned: for few runs of many shapes.
 
     Raises:
         MissingComponent: ONNX Runtime is not installed.
@@ -61,6 +64,9 @@ def open_session(
     options.log_severity_level = 3
     level = f"ORT_ENABLE_{optimization.upper()}" if optimization != "disable_all" else "ORT_DISABLE_ALL"
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    if frugal:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        options.enable_mem_pattern = False
     if isinstance(graph, Path):
         model, name = str(graph), str(graph)
         if optimized is not None and graph.stat().st_size > _EXTERNAL_FROM:
@@ -83,7 +89,7 @@ def open_measuring_session(graph: WeightlessGraph) -> Any:
 
     Beyond the basic level patterns are fused, and not the same ones with and without roundings.
     """
-    return open_session(graph, optimization="basic")
+    return open_session(graph, optimization="basic", frugal=True)
 
 
 def run(session: Any, outputs: Iterable[str], feed: Feed, file: str) -> list[np.ndarray]:

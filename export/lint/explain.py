@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
+from pathlib import Path
+
+from onnx import ModelProto
 
 from bertmp.core.errors import InputError
 from bertmp.core.options import keywords_of
@@ -18,7 +21,11 @@ from bertmp.export.lint.findings import SEVERITIES, BlockSummary, Explanation, F
 from bertmp.export.lint.graph_view import FP16, GraphView
 from bertmp.export.lint.structure import find_masks, mask_findings, structure_findings
 from bertmp.export.lint.values import block_weights, measure_tensors, range_findings, weigh, weight_findings
-from bertmp.export.precision.calibration import Calibration, read_calibration
+from bertmp.export.precision.calibration import Calibration, read_calibration, read_tokenizer
+from bertmp.export.precision.graph_inputs import LONGEST, UnknownInput
+from bertmp.export.precision.made_up import made_up_inputs, made_up_note
+
+_RECORDED = ("source", "file", "sha256", "texts")
 
 _REDECLARE = "export the graph again, or use what 'bertmp convert' writes: other tools may refuse this one"
 
@@ -27,8 +34,9 @@ _REDECLARE = "export the graph again, or use what 'bertmp convert' writes: other
 def explain(options: ExplainOptions) -> Explanation:
     """Reports what a graph's precision amounts to, whoever converted it: FP32, FP16, BF16 or a mixture.
 
-    With calibration examples the graph is run on the CPU, every 16-bit tensor rounded to its type; without
-    them only the weights and the structure are looked at.
+    The graph is run on the CPU, on calibration examples or on inputs made from the vocabulary, with every
+    16-bit tensor rounded to its type; where it takes inputs of unknown roles, only the weights and the
+    structure are looked at.
 
     Raises:
         InputError: the file is not an ONNX graph or incomplete; the examples cannot be read or do not fit the
@@ -40,17 +48,7 @@ def explain(options: ExplainOptions) -> Explanation:
     notes: list[str] = []
     model = load_graph(path, notes.append)
     name_nodes(model)
-    tokenizer = options.tokenizer or path.parent
-    texts = None
-    if options.calibration:
-        texts = read_calibration(
-            options.calibration,
-            tokenizer,
-            model,
-            options.columns(),
-            names=options.inputs,
-            progress=options.progress,
-        )
+    texts, unasked = _examples(model, options, path.parent)
     view = GraphView(model)
     tensors, trouble = _measured(view, texts, options.progress) if texts else ((), [])
     casts = count_casts(view)
@@ -74,8 +72,33 @@ def explain(options: ExplainOptions) -> Explanation:
         masks=find_masks(view),
         casts=casts,
         findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
-        calibration={name: getattr(texts, name) for name in ("file", "sha256", "texts")} if texts else None,
+        calibration={name: getattr(texts, name) for name in _RECORDED} if texts else None,
+        notes=unasked,
     )
+
+
+def _examples(
+    model: ModelProto, options: ExplainOptions, folder: Path
+) -> tuple[Calibration | None, tuple[str, ...]]:
+    """What the graph is run on, None where it takes inputs of unknown roles; and what to say of it."""
+    tokenizer = options.tokenizer or folder
+    if options.calibration is not None:
+        texts = read_calibration(
+            options.calibration,
+            tokenizer,
+            model,
+            options.columns(),
+            names=options.inputs,
+            progress=options.progress,
+        )
+        return texts, ()
+    if options.tokenizer is not None:
+        read_tokenizer(options.tokenizer, LONGEST)
+    try:
+        made_up = made_up_inputs(model, tokenizer, options.inputs)
+    except UnknownInput as error:
+        return None, (f"ranges: not measured, {error}",)
+    return made_up, (made_up_note(made_up),)
 
 
 def _measured(

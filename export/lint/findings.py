@@ -153,7 +153,8 @@ class Explanation(JsonSerializable):
         tensors: measured ones, in graph order; empty without calibration.
         masks, casts: see there.
         findings: the worst first.
-        calibration: `file`, `sha256` and `texts`; None without.
+        calibration: `source`, `file`, `sha256` and `texts` of what it was run on; None where it was not.
+        notes: which examples nobody gave, and what followed from that.
     """
 
     graph: Path
@@ -167,6 +168,7 @@ class Explanation(JsonSerializable):
     casts: Casts
     findings: tuple[Finding, ...]
     calibration: Mapping[str, Any] | None
+    notes: tuple[str, ...] = ()
 
 
 def findings_about(

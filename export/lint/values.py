@@ -10,12 +10,12 @@ from onnx import helper, numpy_helper
 from bertmp.export.export_options import HEADROOM
 from bertmp.export.graph.nodes import name_of, output_names
 from bertmp.export.graph.types import FLOAT, LOW_TYPES, LowType
-from bertmp.export.graph.weights import WeightlessGraph
+from bertmp.export.graph.weights import WeightlessGraph, split_weights
 from bertmp.export.lint.findings import Finding, TensorSummary, Weights
 from bertmp.export.lint.graph_view import FP16, NAMES, GraphView
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.fp16_emulation import rounded
-from bertmp.export.precision.ranges import MEASURED, Progress, largest_and_sums
+from bertmp.export.precision.ranges import MEASURED, Progress, run_measured
 
 _SUBNORMAL = 0.25
 _COUNTS = ("small", "zero", "size")
@@ -38,10 +38,11 @@ def measure_tensors(
     nodes = [node for node in view.nodes if node.op_type != "Constant"]
     names = [name for node in nodes for name in output_names(node) if name]
     names = [name for name in names if view.kind(name) in ("fp32", *LOW_TYPES)]
-    light = rounded(view.graph)
+    light = rounded(split_weights(view.graph))
     _count_small(light, names, view)
-    largest, counts = largest_and_sums(light, names, _COUNTS, calibration, progress)
-    return tuple(_tensor(name, view, float(largest[i]), counts[i]) for i, name in enumerate(names))
+    found = run_measured(light, names, _COUNTS, calibration, progress)
+    largest = found.largest.max(axis=0, initial=0)
+    return tuple(_tensor(name, view, float(largest[i]), found.sums[i]) for i, name in enumerate(names))
 
 
 def _tensor(name: str, view: GraphView, largest: float, counts: np.ndarray) -> TensorSummary:

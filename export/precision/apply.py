@@ -15,7 +15,7 @@ from bertmp.core.errors import InputError
 from bertmp.export.graph.loading import PLAN_KEY, plan_digest
 from bertmp.export.graph.nodes import DTYPE_AGNOSTIC_OPS, DTYPE_ATTRIBUTES
 from bertmp.export.graph.types import FLOAT, LOW_TYPES, LowType, element_types
-from bertmp.export.graph.weights import tensor_values, without_initializers
+from bertmp.export.graph.weights import WeightlessGraph, placeholder, tensor_values, without_initializers
 from bertmp.export.precision.plan import CAST_PREFIX, PrecisionPlan
 
 
@@ -29,15 +29,37 @@ def apply_plan(graph: ModelProto, plan: PrecisionPlan) -> ModelProto:
     Raises:
         InputError: the plan is for another graph.
     """
-    made_by = plan_digest(graph)
-    if made_by == plan.digest():
+    if plan_digest(graph) == plan.digest():
         return graph
-    if made_by:
+    _check_belongs(plan, graph)
+    return _Conversion(graph, plan).run()
+
+
+def apply_without_weights(
+    graph: WeightlessGraph, plan: PrecisionPlan, rounded: dict[tuple[str, int], np.ndarray]
+) -> WeightlessGraph:
+    """As `apply_plan`, with the large weights as FP32 arrays that hold the values of their new types.
+
+    Args:
+        graph: an FP32 graph, not one that is converted already.
+        rounded: weights that earlier calls for this graph have rounded; new ones are added.
+
+    Raises:
+        InputError: the plan is for another graph.
+    """
+    _check_belongs(plan, graph.model)
+    conversion = _WeightlessConversion(graph, plan, rounded)
+    model = conversion.run()
+    left = {name: values for name, values in graph.weights.items() if name not in conversion.weights}
+    return WeightlessGraph(model, left | conversion.values)
+
+
+def _check_belongs(plan: PrecisionPlan, graph: ModelProto) -> None:
+    if plan_digest(graph):
         what = "the graph is already converted, by another plan"
         raise InputError(what, graph.graph.name, "give the FP32 graph")
     if [(node.name, node.op_type) for node in graph.graph.node] != [(n.name, n.op) for n in plan.nodes]:
         raise InputError("the plan is for another graph", graph.graph.name, "make a plan for this one")
-    return _Conversion(graph, plan).run()
 
 
 class _Conversion:
@@ -164,8 +186,12 @@ class _Conversion:
             return stored
         values = tensor_values(tensor)
         if rewrite is not None:
-            values = np.where(values == np.float32(rewrite.before), np.float32(rewrite.after), values)
+            values = self._rewritten(values, owner)
         return numpy_helper.from_array(values if kind == FLOAT else self.low.rounded(values), name)
+
+    def _rewritten(self, values: np.ndarray, owner: str) -> np.ndarray:
+        rewrite = self.replaced[owner]
+        return np.where(values == np.float32(rewrite.before), np.float32(rewrite.after), values)
 
     def _keep_constant(self, node: NodeProto, kind: int) -> None:
         """A Constant node holds its value in its own type; readers in the other get a weight."""
@@ -188,6 +214,31 @@ class _Conversion:
         graph.initializer.extend(t for t in source.graph.initializer if t.name not in self.weights)
         graph.initializer.extend(tensor for tensor in self.stored.values() if tensor.name not in written)
         return result
+
+
+class _WeightlessConversion(_Conversion):
+    """A conversion of a graph without its large weights, whose values are rounded apart."""
+
+    def __init__(
+        self, source: WeightlessGraph, plan: PrecisionPlan, rounded: dict[tuple[str, int], np.ndarray]
+    ) -> None:
+        super().__init__(source.model, plan)
+        self.given, self.rounded = source.weights, rounded
+        self.values: dict[str, np.ndarray] = {}  # the weights of the converted graph
+
+    def _tensor(self, tensor: TensorProto, owner: str, kind: int, name: str) -> TensorProto:
+        if owner not in self.given:
+            return super()._tensor(tensor, owner, kind, name)
+        values = self.given[owner]
+        if owner in self.replaced:
+            values = self._rewritten(values, owner)
+            values = values if kind == FLOAT else self.low.rounded(values).astype(np.float32)
+        elif kind != FLOAT:
+            if (owner, kind) not in self.rounded:
+                self.rounded[owner, kind] = self.low.rounded(values).astype(np.float32)
+            values = self.rounded[owner, kind]
+        self.values[name] = values
+        return placeholder(name, tensor.dims, kind)
 
 
 def _constant_value(node: NodeProto) -> np.ndarray | None:

@@ -21,12 +21,15 @@ from bertmp.export.graph.loading import check_graph, read_graph
 from bertmp.export.graph.nodes import blocks_of
 from bertmp.export.graph.weights import stored_size, write_graph
 from bertmp.export.precision.apply import apply_plan, inserted_casts
-from bertmp.export.precision.calibration import read_calibration
-from bertmp.export.precision.fp16_emulation import Evaluator
+from bertmp.export.precision.calibration import read_calibration, read_tokenizer
+from bertmp.export.precision.fp16_emulation import Evaluator, floating_outputs
+from bertmp.export.precision.graph_inputs import LONGEST, UnknownInput
+from bertmp.export.precision.made_up import made_up_inputs, made_up_note
 from bertmp.export.precision.plan import PrecisionPlan, Reason, SearchRecord
 from bertmp.export.precision.planner import Planner, graph_sha256
-from bertmp.export.precision.ranges import Progress, Ranges, measure, trained_ranges
-from bertmp.export.precision.search import measured, search, with_errors
+from bertmp.export.precision.ranges import Progress, Ranges, measure, measure_with_outputs, trained_ranges
+from bertmp.export.precision.reasons import with_errors
+from bertmp.export.precision.search import measured, search
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,13 @@ class Planned:
         plan: the plan.
         graph: the mixed-precision graph.
         casts: casts in it that the conversion inserted.
+        notes: which examples nobody gave, and what followed from that.
     """
 
     plan: PrecisionPlan
     graph: ModelProto
     casts: int
+    notes: tuple[str, ...] = ()
 
     @property
     def meets_budget(self) -> bool:
@@ -128,6 +133,8 @@ def convert(options: ConvertOptions) -> Conversion:
         raise InputError("the output would overwrite the input", source, "give the output another name")
     if target.is_dir():
         raise InputError("the output is a folder", target, "give a file name")
+    if options.tokenizer is not None:
+        read_tokenizer(options.tokenizer, LONGEST)
     plan_file = options.plan_file or target.with_name(f"{target.stem}.precision-plan.json")
     notes: list[str] = []
     graph = read_graph(source, notes.append)
@@ -144,7 +151,7 @@ def convert(options: ConvertOptions) -> Conversion:
         sum(file.stat().st_size for file in written),
         max(source.stat().st_size, stored_size(graph)),
         time.monotonic() - started,
-        tuple(notes),
+        (*notes, *planned.notes),
     )
 
 
@@ -179,12 +186,15 @@ def plan_precision(
             progress=options.progress,
         )
     plan = _loaded(graph, options.plan) if options.plan is not None else None
-    ranges, evaluator = None, None
+    ranges, evaluator, note = None, None, ""
     if calibration is not None:
-        ranges = measure(graph, calibration, _counting(progress, "measuring ranges, batch"))
-        evaluator = Evaluator(graph, calibration)
+        counting = _counting(progress, "measuring ranges, batch")
+        ranges, outputs = measure_with_outputs(graph, calibration, floating_outputs(graph), counting)
+        evaluator = Evaluator(graph, calibration, outputs)
     elif trained is not None and plan is None:
         ranges = trained_ranges(trained, graph)
+    elif plan is None:
+        ranges, note = _made_up_ranges(graph, tokenizer, inputs, progress)
     if plan is None:
         plan = _planned(graph, options, ranges, evaluator)
     elif evaluator is not None:
@@ -194,14 +204,31 @@ def plan_precision(
         found = evaluator.measure(plan)
         texts = evaluator.calibration.texts
         plan = replace(plan, search=SearchRecord(None, found.max_error, found.flips, texts))
-    if evaluator is not None:
-        # There are dozens of reasons to measure, and only their order of magnitude matters.
-        brief = Evaluator(graph, evaluator.calibration.brief())
+    if evaluator is not None and ranges is not None:
         counting = _counting(progress, "measuring the reasons, group")
-        plan = with_errors(plan, evaluator, brief, blocks_of(graph), counting)
+        plan = with_errors(plan, evaluator, ranges, blocks_of(graph), counting)
     progress("converting")
     mixed = apply_plan(graph, plan)
-    return Planned(plan, mixed, len(inserted_casts(mixed)))
+    return Planned(plan, mixed, len(inserted_casts(mixed)), (note,) if note else ())
+
+
+def _made_up_ranges(
+    graph: ModelProto, tokenizer: Path, inputs: Sequence[str], progress: ProgressCallback
+) -> tuple[Ranges | None, str]:
+    """The ranges on inputs made from the vocabulary, None where they cannot be measured; and what to say."""
+    try:
+        made_up = made_up_inputs(graph, tokenizer, inputs)
+        found = measure(graph, made_up, _counting(progress, "measuring ranges, batch"))
+    except UnknownInput as error:
+        return None, f"ranges: not measured, {error}"
+    except InputError as error:
+        if error.where == "--input":
+            raise
+        return (
+            None,
+            f"ranges: not measured, the graph does not run on inputs made from the vocabulary: {error.todo}",
+        )
+    return found, made_up_note(made_up)
 
 
 def _planned(

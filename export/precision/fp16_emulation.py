@@ -7,6 +7,7 @@ two FP16 nodes and so hides overflow. What overflows becomes infinite, as it doe
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,11 +15,12 @@ import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bertmp.core.errors import InputError
+from bertmp.export.graph.loading import plan_digest
 from bertmp.export.graph.nodes import DTYPE_ATTRIBUTES, EXACT_OPS
 from bertmp.export.graph.ort_sessions import open_measuring_session, run
 from bertmp.export.graph.types import BFLOAT16, FLOAT, FLOAT16, element_types
 from bertmp.export.graph.weights import WeightlessGraph, placeholder, split_weights
-from bertmp.export.precision.apply import apply_plan
+from bertmp.export.precision.apply import apply_plan, apply_without_weights
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.plan import PrecisionPlan
 
@@ -42,35 +44,60 @@ class MeasuredError:
     finite: bool
 
 
+Outputs = Sequence[np.ndarray]
+"""What a graph returns for one feed, output by output."""
+
+
 class Evaluator:
     """Measures plans for one graph on the same examples; the FP32 outputs are computed once.
 
     Args:
         graph: the FP32 graph.
         calibration: the examples.
+        reference: the FP32 graph's floating-point outputs per feed, where they are known.
     """
 
-    def __init__(self, graph: ModelProto, calibration: Calibration) -> None:
+    def __init__(
+        self, graph: ModelProto, calibration: Calibration, reference: Sequence[Outputs] | None = None
+    ) -> None:
         self.graph = graph
         self.calibration = calibration
+        self.outputs = floating_outputs(graph)
+        self._known = reference
+        self._rounded: dict[tuple[str, int], np.ndarray] = {}
 
-    def measure(self, plan: PrecisionPlan) -> MeasuredError:
+    def measure(self, plan: PrecisionPlan, feeds: Sequence[int] | None = None) -> MeasuredError:
         """The error of the graph that the plan makes.
+
+        Args:
+            feeds: the numbers of those that are run; None for all.
 
         Raises:
             InputError: the plan is for another graph, the examples do not fit the graph's inputs, or the FP32
                 graph's own outputs are not finite.
         """
-        return self.compare(apply_plan(self.graph, plan))
+        if plan_digest(self.graph):
+            return self.compare(apply_plan(self.graph, plan))
+        return self._compare(rounded(self.applied(plan)), feeds)
+
+    def applied(self, plan: PrecisionPlan) -> WeightlessGraph:
+        """The graph that the plan makes; weights that the plans have in common are rounded once."""
+        return apply_without_weights(self._light, plan, self._rounded)
 
     def compare(self, mixed: ModelProto) -> MeasuredError:
         """The error of any graph with the same inputs and outputs, whoever converted it."""
-        reference, results = self._reference, self._run(rounded(mixed))
+        return self._compare(rounded(split_weights(mixed)))
+
+    def judge(self, results: Mapping[int, Outputs]) -> MeasuredError:
+        """The error of outputs.
+
+        Args:
+            results: number of a feed → what the graph under test returned for it.
+        """
         worst, total, count, flips, finite = 0.0, 0.0, 0, 0, True
-        for expected_batch, result_batch, mask in zip(
-            reference, results, self.calibration.masks, strict=True
-        ):
-            for name, expected, result in zip(self._outputs, expected_batch, result_batch, strict=True):
+        for number, found in results.items():
+            mask = self.calibration.masks[number]
+            for name, expected, result in zip(self.outputs, self.reference[number], found, strict=True):
                 expected, result = _without_padding(expected, mask), _without_padding(result, mask)
                 if not np.isfinite(result).all():
                     finite = False
@@ -85,16 +112,13 @@ class Evaluator:
         return MeasuredError(worst, total / max(1, count), flips, True)
 
     @cached_property
-    def _outputs(self) -> list[str]:
-        return [
-            value.name
-            for value in self.graph.graph.output
-            if value.type.tensor_type.elem_type in (FLOAT, *_LOW)
-        ]
+    def reference(self) -> Sequence[Outputs]:
+        """The FP32 graph's floating-point outputs per feed.
 
-    @cached_property
-    def _reference(self) -> list[list[np.ndarray]]:
-        results = self._run(split_weights(self.graph))
+        Raises:
+            InputError: they are not finite.
+        """
+        results = self._known if self._known is not None else [*self._run(self._light).values()]
         if not all(np.isfinite(value).all() for batch in results for value in batch):
             raise InputError(
                 "the FP32 graph itself returns infinities on the calibration examples",
@@ -103,24 +127,38 @@ class Evaluator:
             )
         return results
 
-    def _run(self, graph: WeightlessGraph) -> list[list[np.ndarray]]:
-        """Per feed the FP32 value of each output."""
-        session, file = open_measuring_session(graph), self.calibration.file
-        return [run(session, self._outputs, feed, file) for feed in self.calibration.fp32_feeds]
+    @cached_property
+    def _light(self) -> WeightlessGraph:
+        return split_weights(self.graph)
+
+    def _compare(self, mixed: WeightlessGraph, feeds: Sequence[int] | None = None) -> MeasuredError:
+        _ = self.reference  # infinities in it are an error before any other
+        return self.judge(self._run(mixed, feeds))
+
+    def _run(self, graph: WeightlessGraph, feeds: Sequence[int] | None = None) -> dict[int, Outputs]:
+        """Number of a feed → the FP32 value of each output."""
+        session, given = open_measuring_session(graph), self.calibration.fp32_feeds
+        chosen = range(len(given)) if feeds is None else feeds
+        return {at: run(session, self.outputs, given[at], self.calibration.file) for at in chosen}
 
 
-def rounded(mixed: ModelProto) -> WeightlessGraph:
+def floating_outputs(graph: ModelProto) -> list[str]:
+    """The outputs whose error is measured."""
+    low = (FLOAT, *_LOW)
+    return [value.name for value in graph.graph.output if value.type.tensor_type.elem_type in low]
+
+
+def rounded(mixed: WeightlessGraph) -> WeightlessGraph:
     """A mixed-precision graph as FP32 arithmetic: every low tensor is rounded to its type, and is FP32.
 
-    Inputs and outputs of a low precision become FP32.
+    Inputs and outputs of a low precision become FP32. `mixed` is changed.
     """
-    light = split_weights(mixed)
-    types = element_types(light.model)
-    graph = light.model.graph
+    types = element_types(mixed.model)
+    graph = mixed.model.graph
     nodes = [each for node in graph.node for each in _rounded(node, types)]
     weights = {
         name: values if values.dtype == np.float32 else values.astype(np.float32)
-        for name, values in light.weights.items()
+        for name, values in mixed.weights.items()
     }
     small = [_widened(tensor) for tensor in graph.initializer]
     for part in (graph.node, graph.initializer, graph.value_info):
@@ -130,7 +168,7 @@ def rounded(mixed: ModelProto) -> WeightlessGraph:
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.elem_type in _LOW:
             value.type.tensor_type.elem_type = FLOAT
-    return WeightlessGraph(light.model, weights)
+    return WeightlessGraph(mixed.model, weights)
 
 
 def _rounded(node: NodeProto, types: dict[str, int]) -> list[NodeProto]:

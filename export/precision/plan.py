@@ -83,14 +83,16 @@ class RangeRecord:
     """Which ranges the plan was made with.
 
     Attributes:
-        source: `calibration` where the graph was run on examples, `training` where training recorded them.
-        file: the file of examples or of recorded ranges.
-        sha256: of that file.
+        source: `calibration` where the graph was run on examples, `vocabulary` where on inputs made from the
+            vocabulary, `training` where training recorded them.
+        file: the file of examples, of the tokenizer or of recorded ranges; the table of embeddings where the
+            vocabulary is known from it alone.
+        sha256: of that file; empty for a table.
         texts: how many examples were run; 0 for `training`.
         blocks: block → headroom, the target's largest number over the block's largest magnitude.
     """
 
-    source: Literal["calibration", "training"]
+    source: Literal["calibration", "vocabulary", "training"]
     file: str
     sha256: str
     texts: int

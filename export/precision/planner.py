@@ -87,7 +87,17 @@ class Planner:
             if any(names_node(pattern, node) for pattern in options.allow_fp16)
         )
         largest = ranges.largest if ranges else {}
-        self.context = RuleContext(self.graph, self.low, largest, headroom, options.keep_fp32)
+        made_up = ranges is not None and ranges.origin.source == "vocabulary"
+        self.context = RuleContext(
+            self.graph,
+            self.low,
+            largest,
+            headroom,
+            options.keep_fp32,
+            inputs="made-up inputs" if made_up else "real inputs",
+        )
+        # Scores on made-up inputs say too little of those on text to change a constant for them.
+        self.may_rewrite = not made_up
         self.graph_sha256 = graph_sha256(graph)
         self.range_record = record(ranges, self.graph, self.low.largest) if ranges is not None else None
         self.placed = frozenset(name_of(node) for node in self.nodes if is_placed(node, self.graph))
@@ -127,7 +137,7 @@ class Planner:
     def _evaluate_rules(self) -> tuple[dict[str, RuleVerdict], tuple[Rewrite, ...]]:
         """The rules' verdicts, with mask constants replaced only where that saves casts."""
         kept = self._verdicts(self.context)
-        rewrites = mask_rewrites(self.context)
+        rewrites = mask_rewrites(self.context) if self.may_rewrite else ()
         if not rewrites:
             return kept, ()
         rewritten = frozenset(rewrite.tensor for rewrite in rewrites)

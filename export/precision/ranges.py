@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from onnx import ModelProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, sha256_file
@@ -44,10 +44,12 @@ class Ranges:
     Attributes:
         largest: tensor name → largest absolute value, infinite where one overflowed even in FP32.
         origin: where they are from; its blocks are not filled in.
+        by_feed: tensor name → the same for each feed, FP64 `[feeds]`; empty where no feeds were run.
     """
 
     largest: Mapping[str, float]
     origin: RangeRecord
+    by_feed: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def measure(
@@ -60,6 +62,17 @@ def measure(
     Raises:
         InputError: the graph does not take the examples.
     """
+    return measure_with_outputs(graph, calibration, (), progress)[0]
+
+
+def measure_with_outputs(
+    graph: ModelProto, calibration: Calibration, outputs: Sequence[str], progress: Progress
+) -> tuple[Ranges, list[list[np.ndarray]]]:
+    """As `measure`, and the values of some of the graph's outputs for each feed, from the same run.
+
+    Raises:
+        InputError: the graph does not take the examples.
+    """
     light = split_weights(graph)
     types = element_types(light.model)
     inputs = [value.name for value in graph.graph.input]
@@ -68,47 +81,84 @@ def measure(
     tensors = [
         name for name in (*inputs, *written) if name and types.get(name) == FLOAT and name not in weights
     ]
-    largest, _ = largest_and_sums(light, tensors, (), calibration, progress)
-    origin = RangeRecord("calibration", calibration.file, calibration.sha256, calibration.texts)
-    return Ranges(dict(zip(tensors, largest.tolist(), strict=True)), origin)
+    found = run_measured(light, tensors, (), calibration, progress, outputs)
+    origin = RangeRecord(calibration.source, calibration.file, calibration.sha256, calibration.texts)
+    by_tensor = dict(zip(tensors, found.largest.T, strict=True))
+    largest = {name: float(values.max(initial=0)) for name, values in by_tensor.items()}
+    return Ranges(largest, origin, by_tensor), found.outputs
 
 
-def largest_and_sums(
+@dataclass(frozen=True)
+class Measured:
+    """What a graph's tensors became.
+
+    Attributes:
+        largest: each tensor's largest magnitude for each feed, FP64 `[feeds, tensors]`.
+        sums: each count's sum over the feeds, FP64 `[tensors, counts]`.
+        outputs: per feed the outputs that were asked for.
+    """
+
+    largest: np.ndarray
+    sums: np.ndarray
+    outputs: list[list[np.ndarray]]
+
+
+def run_measured(
     graph: WeightlessGraph,
     tensors: Sequence[str],
     counts: Sequence[str],
     calibration: Calibration,
     progress: Progress,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Runs a graph on the examples; the runtime returns numbers alone, never full tensors.
+    outputs: Sequence[str] = (),
+) -> Measured:
+    """Runs a graph on the examples; of what is measured the runtime returns numbers alone, never tensors.
 
     Args:
         graph: changed: what is measured becomes its outputs.
         counts: for each of them and each tensor, the graph computes a number, `MEASURED + TENSOR/COUNT`.
-
-    Returns:
-        Each tensor's largest magnitude, FP64 `[tensors]`; each count's sum, FP64 `[tensors, counts]`.
+        outputs: of the graph's outputs, those that are returned as they are.
     """
+    kept = [value for value in graph.model.graph.output if value.name in outputs]
     for name in tensors:
         for end, operator in (("max", "ReduceMax"), ("min", "ReduceMin")):
             out = f"{MEASURED}{name}/{end}"
             graph.model.graph.node.append(helper.make_node(operator, [name], [out], name=out, keepdims=0))
-    outputs = [f"{MEASURED}{name}/{end}" for name in tensors for end in ("max", "min", *counts)]
+    numbers = [f"{MEASURED}{name}/{end}" for name in tensors for end in ("max", "min", *counts)]
     del graph.model.graph.output[:]
-    graph.model.graph.output.extend(helper.make_tensor_value_info(out, FLOAT, []) for out in outputs)
+    graph.model.graph.output.extend(helper.make_tensor_value_info(out, FLOAT, []) for out in numbers)
+    graph.model.graph.output.extend(kept)
+    _measure_early(graph.model.graph)
     session = open_measuring_session(graph)
-    largest, sums = np.zeros(len(tensors)), np.zeros((len(tensors), len(counts)))
     feeds = calibration.fp32_feeds
+    largest, sums = np.zeros((len(feeds), len(tensors))), np.zeros((len(tensors), len(counts)))
+    answers = []
     for done, feed in enumerate(feeds):
         progress(done, len(feeds))
-        found = np.array(run(session, outputs, feed, calibration.file), np.float64)
-        found = found.reshape(len(tensors), 2 + len(counts))
+        values = run(session, [*numbers, *outputs], feed, calibration.file)
+        found = np.array(values[: len(numbers)], np.float64).reshape(len(tensors), 2 + len(counts))
         ends = np.abs(found[:, :2])
         ends[np.isnan(ends)] = np.inf
-        largest = np.maximum(largest, ends.max(axis=1))
+        largest[done] = ends.max(axis=1)
         sums += found[:, 2:]
+        answers.append(values[len(numbers) :])
     progress(len(feeds), len(feeds))
-    return largest, sums
+    return Measured(largest, sums, answers)
+
+
+def _measure_early(graph: GraphProto) -> None:
+    """Moves what measures a tensor to where it is written: otherwise all tensors would be held to the end."""
+    measuring: dict[str, list[NodeProto]] = {}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if node.name.startswith(MEASURED):
+            measuring.setdefault(node.name[len(MEASURED) :].rpartition("/")[0], []).append(node)
+        else:
+            nodes.append(node)
+    ordered = [one for value in graph.input for one in measuring.get(value.name, ())]
+    for node in nodes:
+        ordered += [node, *(one for name in node.output for one in measuring.get(name, ()))]
+    del graph.node[:]
+    graph.node.extend(ordered)
 
 
 def record(ranges: Ranges, graph: GraphIndex, limit: float) -> RangeRecord:

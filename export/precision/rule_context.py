@@ -26,11 +26,12 @@ class RuleContext:
     Attributes:
         graph: its nodes, types, constants and patterns.
         low: the low precision of the plan.
-        largest: tensor → largest magnitude on real inputs; empty where it was not measured.
+        largest: tensor → largest magnitude on `inputs`; empty where it was not measured.
         headroom: how many times a tensor's largest magnitude must fit into the low precision's range.
         pins: patterns of nodes that the user keeps in FP32.
         rewritten: mask constants that get another value; the tensors on their paths have other ranges then.
         judged: what is known of the weights that `small_weights` has looked at.
+        inputs: what was run to measure, in words.
     """
 
     graph: GraphIndex
@@ -40,6 +41,7 @@ class RuleContext:
     pins: Sequence[str] = ()
     rewritten: frozenset[str] = frozenset()
     judged: dict[str, Reason | None] = field(default_factory=dict)
+    inputs: str = "real inputs"
 
     @cached_property
     def reached_by(self) -> Mapping[str, tuple[str, float]]:

@@ -14,36 +14,38 @@ from dataclasses import dataclass, field, replace
 from bertmp.export.graph.nodes import EXACT_OPS, MATMUL_OPS
 from bertmp.export.precision.cast_placement import Side
 from bertmp.export.precision.fp16_emulation import Evaluator, MeasuredError
-from bertmp.export.precision.plan import NodePlan, PrecisionPlan, Reason, SearchRecord, SearchStep
+from bertmp.export.precision.plan import PrecisionPlan, Reason, SearchRecord, SearchStep
 from bertmp.export.precision.planner import Planner
 from bertmp.export.precision.ranges import Progress
+from bertmp.export.precision.switched import GroupErrors
 
 EVALUATIONS = 160
-"""The most plans that one search measures."""
+"""The most measurements of one search: of plans, and of blocks and nodes alone."""
 
 _FOR_RANKING = 110
 """How many of them may go into comparing blocks and nodes; a node that is left has its share of its block."""
 
+_FOR_CHOICE = 256
+"""About how many tokens decide between plans of equally few casts."""
+
 _NEAR = 1.05
 """Where a budget cannot be met, what comes within this factor of the least error is as good."""
-
-_NO_LOW_FORM = frozenset(
-    ("no-low-form", "not-a-tensor", "control-flow", "unknown-operator", "quantised", "constant")
-)
-"""Rules whose nodes have no low form to be measured."""
-
-_EXTREME = frozenset(("range", "mask-constant", "constant-beyond-range"))
-"""Rules about overflow: all examples are needed to find the largest values."""
 
 
 def measured(planner: Planner, evaluator: Evaluator) -> PrecisionPlan:
     """Of the plans with fewest casts the one with the lower error, and that error as its `search`.
 
-    The mean decides: the maximum over a few dozen examples is that of one, and says little about others.
+    The mean over the shorter examples decides: the maximum over a few dozen is that of one, and says little
+    about others.
     """
     run = _Search(planner, evaluator)
-    at = min(run.starts(), key=lambda point: (point.found.flips, point.found.mean_error))
-    return run.settled(at, None, None)
+    starts = run.start_plans()
+    if len(starts) > 1:
+        feeds = evaluator.calibration.shortest(_FOR_CHOICE)
+        found = [evaluator.measure(plan, feeds) for _, plan, _ in starts]
+        best = min(range(len(starts)), key=lambda number: (found[number].flips, found[number].mean_error))
+        starts = [starts[best]]
+    return run.settled(run.measured(*starts[0]), None, None)
 
 
 def search(
@@ -66,7 +68,7 @@ def search(
         InputError: the examples do not fit the graph's inputs.
     """
     run = _Search(planner, evaluator, progress)
-    starts = run.starts()
+    starts = [run.measured(*start) for start in run.start_plans()]
     limit, bound = _Limit(max_error), None
     meets = [point for point in starts if limit.met(point.found)]
     if meets:
@@ -104,34 +106,53 @@ class _Point:
 
 @dataclass
 class _Search:
-    """Measures plans and records the curve of error against FP32 nodes; `known` has each plan's error."""
+    """Measures plans and records the curve of error against FP32 nodes.
+
+    Attributes:
+        known: digest of a plan → its error.
+        spent: measurements done, those of blocks and nodes alone included.
+    """
 
     planner: Planner
     evaluator: Evaluator
     progress: Progress = lambda done, total: None
     steps: list[SearchStep] = field(default_factory=list)
     known: dict[str, MeasuredError] = field(default_factory=dict)
+    spent: int = 0
 
-    def starts(self) -> list[_Point]:
+    def start_plans(self) -> list[tuple[Side, PrecisionPlan, str]]:
         """The rules' plans: of equally few casts the one with most FP32 nodes and the one with fewest."""
-        most = self.point("fp32", {}, (), "the rules, and FP32 wherever it costs no cast")
-        fewest = self.planner.plan(prefer="low")
-        if fewest.digest() == most.plan.digest():
-            return [most]
-        return [most, self.point("low", {}, (), "the rules alone")]
+        most, fewest = self.planner.plan(), self.planner.plan(prefer="low")
+        found: list[tuple[Side, PrecisionPlan, str]] = [
+            ("fp32", most, "the rules, and FP32 wherever it costs no cast"),
+            ("low", fewest, "the rules alone"),
+        ]
+        return found[:1] if fewest.digest() == most.digest() else found
 
     def point(
         self, prefer: Side, promoted: Mapping[str, Reason], demoted: Collection[str], changed: str
     ) -> _Point:
         """Makes and measures a plan and records the step."""
         plan = self.planner.plan(promoted, demoted, prefer=prefer)
+        return self.measured(prefer, plan, changed, promoted, demoted)
+
+    def measured(
+        self,
+        prefer: Side,
+        plan: PrecisionPlan,
+        changed: str,
+        promoted: Mapping[str, Reason] | None = None,
+        demoted: Collection[str] = (),
+    ) -> _Point:
+        """Measures a plan and records the step."""
         found = self._measure(plan)
         self.steps.append(SearchStep(len(plan.kept_fp32()), found.max_error, found.flips, changed))
-        return _Point(plan, found, prefer, promoted, frozenset(demoted))
+        return _Point(plan, found, prefer, promoted or {}, frozenset(demoted))
 
-    def alone(self, plan: PrecisionPlan, names: Sequence[str]) -> float:
-        """The error of these nodes in the low precision, all else in FP32."""
-        return self._measure(all_fp32(plan).with_precision(names, plan.target)).max_error
+    def count(self) -> None:
+        """Counts a measurement."""
+        self.progress(min(self.spent, EVALUATIONS), EVALUATIONS)
+        self.spent += 1
 
     def settled(self, at: _Point, max_error: float | None, bound: str | None) -> PrecisionPlan:
         texts = self.evaluator.calibration.texts
@@ -141,7 +162,7 @@ class _Search:
     def _measure(self, plan: PrecisionPlan) -> MeasuredError:
         digest = plan.digest()
         if digest not in self.known:
-            self.progress(len(self.known), EVALUATIONS)
+            self.count()
             self.known[digest] = self.evaluator.measure(plan)
         return self.known[digest]
 
@@ -180,22 +201,30 @@ def _promote(
 def _errors_alone(run: _Search, plan: PrecisionPlan, blocks: Mapping[str, str]) -> dict[str, float]:
     """Low-precision nodes and each one's own error, worst first; nodes that round nothing are left out.
 
-    Blocks are measured first, then the nodes of the worst blocks; a node that is not measured gets an equal
-    share of its block's error.
+    Blocks are measured first, then the nodes of the worst blocks, on the shortest examples; a node that is
+    not measured gets an equal share of its block's error.
     """
     members: dict[str, list[str]] = {}
     for node in plan.nodes:
         rounds = node.op not in EXACT_OPS or node.name in run.planner.heavy
         if node.precision == plan.target and rounds and node.op != "Constant":
             members.setdefault(blocks[node.name], []).append(node.name)
-    worst = sorted(((run.alone(plan, names), block) for block, names in members.items()), reverse=True)
+    names = [name for group in members.values() for name in group]
+    number = {name: at for at, name in enumerate(names)}
+    measured = GroupErrors(run.evaluator, plan, [[name] for name in names])
+
+    def alone(low: Sequence[str]) -> float:
+        run.count()
+        return measured.measure({number[name] for name in low})
+
+    worst = sorted(((alone(group), block) for block, group in members.items()), reverse=True)
     errors: dict[str, float] = {}
     for error, block in worst:
-        names = members[block]
-        if len(run.known) + len(names) <= _FOR_RANKING:
-            errors.update({name: run.alone(plan, [name]) for name in names})
+        group = members[block]
+        if run.spent + len(group) <= _FOR_RANKING:
+            errors.update({name: alone([name]) for name in group})
         else:
-            errors.update(dict.fromkeys(names, error / len(names)))
+            errors.update(dict.fromkeys(group, error / len(group)))
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
@@ -231,7 +260,7 @@ def _drop(run: _Search, at: _Point, limit: _Limit) -> _Point:
 
 def _drop_each(run: _Search, at: _Point, names: Sequence[str], limit: _Limit) -> _Point:
     """Tries to demote all of `names` at once; where that exceeds the limit, each half in turn."""
-    if not names or len(run.known) >= EVALUATIONS:
+    if not names or run.spent >= EVALUATIONS:
         return at
     promoted = {name: reason for name, reason in at.promoted.items() if name not in names}
     demoted = at.demoted | {name for name in names if name in run.planner.verdicts}
@@ -250,45 +279,3 @@ def _listed(names: Sequence[str]) -> str:
         return "nothing"
     shown = ", ".join(names[:3])
     return f"{len(names)} node{'s'[: len(names) != 1]}: {shown}{', …' if len(names) > 3 else ''}"
-
-
-def with_errors(
-    plan: PrecisionPlan,
-    evaluator: Evaluator,
-    brief: Evaluator,
-    blocks: Mapping[str, str],
-    progress: Progress = lambda done, total: None,
-) -> PrecisionPlan:
-    """The plan with the error behind each FP32 node.
-
-    Nodes of one block that have the same first reason are demoted together: one of them alone would be
-    rounded by its neighbours' casts anyway, and a run for each would take hours.
-
-    Args:
-        evaluator, brief: on all examples, for reasons that concern extremes; and on a few, for the others.
-        blocks: node name → block.
-
-    Raises:
-        InputError: the examples do not fit the graph's inputs.
-    """
-    groups: dict[tuple[str, str], list[NodePlan]] = {}
-    for node in plan.kept_fp32():
-        if node.reasons and not _NO_LOW_FORM & {reason.rule for reason in node.reasons}:
-            groups.setdefault((node.reasons[0].rule, blocks[node.name]), []).append(node)
-    fp32 = all_fp32(plan)
-    errors: dict[str, float] = {}
-    for done, ((rule, _), members) in enumerate(groups.items()):
-        progress(done, len(groups))
-        chosen = evaluator if rule in _EXTREME else brief
-        names = [node.name for node in members]
-        error = chosen.measure(fp32.with_precision(names, plan.target)).max_error
-        errors.update(dict.fromkeys(names, error))
-    progress(len(groups), len(groups))
-    return replace(
-        plan, nodes=tuple(replace(node, error=errors.get(node.name, node.error)) for node in plan.nodes)
-    )
-
-
-def all_fp32(plan: PrecisionPlan) -> PrecisionPlan:
-    """The plan with every node in FP32."""
-    return plan.with_precision([node.name for node in plan.nodes if node.precision != "integer"], "fp32")

@@ -50,7 +50,7 @@ def beyond_headroom(node: ir.Node, context: RuleContext) -> Reason | None:
     does = "writes" if name in output_names(node) else "reads"
     return Reason(
         "range",
-        f"{does} {name}, which reaches {largest:.4g} on real inputs: {low.label}'s largest number, "
+        f"{does} {name}, which reaches {largest:.4g} on {context.inputs}: {low.label}'s largest number, "
         f"{low.largest:.5g}, is {headroom:.2g} times that, and at least {context.headroom:g} times is "
         "required",
         {"largest": largest, "headroom": headroom, "wanted": context.headroom},

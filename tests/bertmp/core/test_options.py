@@ -13,7 +13,7 @@ import pytest
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_toml
 from bertmp.core.options import Options, argument, declared_options, keywords_of, option, renamed
-from bertmp.export.export_options import ConvertOptions, ExplainOptions
+from bertmp.export.export_options import ConvertOptions
 
 if TYPE_CHECKING:
     from nowhere import Absent  # type: ignore[import-not-found]
@@ -132,8 +132,9 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert (type(options.rate), options.rate) == (float, 0.25)
 
 
-@pytest.mark.parametrize(("options", "paths"), [(ConvertOptions, ("a", "b")), (ExplainOptions, ("a",))])
-def test_input_roles_without_examples_are_refused(options: type[Options], paths: tuple[str, ...]) -> None:
-    with pytest.raises(InputError, match="inputs are named for examples, and there are none"):
-        options(*paths, inputs=["ids=x"])  # type: ignore[call-arg, misc]
-    options(*paths, inputs=["ids=x"], calibration=Path("c.txt"))  # type: ignore[call-arg, misc]
+def test_input_roles_where_nothing_is_measured_are_refused() -> None:
+    plan = Path("plan.json")
+    with pytest.raises(InputError, match="inputs are named for examples, and with a plan nothing is"):
+        ConvertOptions("a", "b", inputs=["ids=x"], plan=plan)  # type: ignore[arg-type]
+    ConvertOptions("a", "b", inputs=["ids=x"], plan=plan, calibration=Path("c.txt"))  # type: ignore[arg-type]
+    ConvertOptions("a", "b", inputs=["ids=x"])  # type: ignore[arg-type]

@@ -123,7 +123,7 @@ def test_what_is_no_text_encoder_is_refused(folder: Path) -> None:
     [
         ("", {}, "the data file has no rows"),
         (None, {}, "no such data file"),
-        ("the cat\n", {"tokenizer": "nowhere"}, "no tokenizer for the calibration examples"),
+        ("the cat\n", {"tokenizer": "nowhere"}, "no tokenizer for the examples"),
         ("the cat\n", {"rows": 6}, "the examples do not fit the graph's inputs"),
         ("the cat\n", {"max_error": -1.0}, "--max-error is -1.0"),
         ("the cat\n", {"headroom": 0.5}, "a headroom of 0.5 lets tensors overflow"),

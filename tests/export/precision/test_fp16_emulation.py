@@ -14,7 +14,9 @@ from bertmp.core.errors import InputError
 from bertmp.export.precision.apply import apply_plan
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.fp16_emulation import Evaluator
-from bertmp.export.precision.search import all_fp32, with_errors
+from bertmp.export.precision.ranges import measure
+from bertmp.export.precision.reasons import with_errors
+from bertmp.export.precision.switched import all_fp32
 from tests.export.precision_graphs import WIDTH, Builder, chain, make_plan
 
 CHAINS = st.lists(
@@ -113,7 +115,7 @@ def test_every_fp32_node_gets_the_error_of_its_reason_and_block() -> None:
     plan, blocks = make_plan(graph), {node.name: "all" for node in graph.graph.node}
     x = np.random.default_rng(0).normal(size=(4, WIDTH))
     evaluator = Evaluator(graph, given_values(x))
-    seen = with_errors(plan, evaluator, evaluator, blocks)
+    seen = with_errors(plan, evaluator, measure(graph, evaluator.calibration), blocks)
     for node in seen.kept_fp32():
         alone = all_fp32(plan).with_precision([node.name], "fp16")
         assert node.error == evaluator.measure(alone).max_error > 0
