@@ -49,7 +49,7 @@ class _Vocabulary:
         pad_id: id of the padding token.
         tokenizer: frames rows with special tokens; None where there is none.
         two_types: whether the second half of some rows may have the token type 1.
-        source, sha256: the tokenizer's file, or the table of embeddings.
+        source, sha256: the tokenizer's file by its name, or the table of embeddings.
     """
 
     ids: Sequence[int]
@@ -127,7 +127,7 @@ def _vocabulary(folder: Path, tables: _Tables, limit: int) -> _Vocabulary:
         ids = [number for number in tokenizer.word_ids if not tables.words or number < tables.words]
         file = next(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
         if ids:
-            return _Vocabulary(ids, tokenizer.pad_id, tokenizer, two_types, str(file), sha256_file(file))
+            return _Vocabulary(ids, tokenizer.pad_id, tokenizer, two_types, file.name, sha256_file(file))
     if not tables.words:
         what = "the size of the vocabulary is not known: no tokenizer, and no table that token ids index"
         raise UnknownInput(what, folder, "give a tokenizer's folder with --tokenizer")

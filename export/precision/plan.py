@@ -85,8 +85,8 @@ class RangeRecord:
     Attributes:
         source: `calibration` where the graph was run on examples, `vocabulary` where on inputs made from the
             vocabulary, `training` where training recorded them.
-        file: the file of examples, of the tokenizer or of recorded ranges; the table of embeddings where the
-            vocabulary is known from it alone.
+        file: the file of examples or of recorded ranges; for `vocabulary` the name of the tokenizer's file,
+            or of the table of embeddings.
         sha256: of that file; empty for a table.
         texts: how many examples were run; 0 for `training`.
         blocks: block → headroom, the target's largest number over the block's largest magnitude.

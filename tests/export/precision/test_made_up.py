@@ -53,7 +53,7 @@ def test_a_conversion_without_texts_is_finite_on_texts(
     plan = PrecisionPlan.load(made.plan)
     assert plan.ranges is not None
     assert plan.ranges.source == "vocabulary"
-    assert plan.ranges.file == str(questions.bundle / "tokenizer.json")
+    assert plan.ranges.file == "tokenizer.json"
     assert (plan.search, plan.rewrites) == (None, ())
 
     texts = Evaluator(graph, read_calibration(questions.texts, questions.bundle, graph))
@@ -130,7 +130,7 @@ def test_without_a_tokenizer_the_table_of_embeddings_is_the_vocabulary(tmp_path:
 def test_ids_beyond_the_table_are_not_drawn(tmp_path: Path) -> None:
     small_tokenizer(tmp_path)
     made_up = made_up_inputs(reader(BERT, rows=20), tmp_path)
-    assert made_up.file == str(tmp_path / "vocab.txt")
+    assert made_up.file == "vocab.txt"
     assert max(feed["input_ids"].max() for feed in made_up.feeds) < 20
 
 
