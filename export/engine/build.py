@@ -21,7 +21,8 @@ from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
 from bertmp.export.bundle import BUILD_ENGINE, CONFIG, CONVERT, ENGINE, NETWORK, PLAN, Bundle
 from bertmp.export.engine.compatibility import ENGINE_FILE, NETWORK_FILE, REJECTED_FILE
-from bertmp.export.engine.engine_options import EngineOptions
+from bertmp.export.engine.engine_options import LONGEST, EngineOptions
+from bertmp.export.engine.graph_limits import longest_length
 from bertmp.export.engine.supervisor import Job, run_job
 
 ENGINE_FOLDER = "engine"
@@ -101,7 +102,7 @@ def build_engine(options: EngineOptions) -> EngineResult:
         MissingComponent: no builder is installed.
     """
     started = time.monotonic()
-    source = _find_source(options.target, options.out)
+    source = _find_source(options)
     options.chosen_profiles(source.positions)  # refused here, before a process is started
     plan = str(source.plan) if source.plan else None
     with atomic_folder(source.out) as folder:
@@ -146,7 +147,8 @@ class _Source:
         return self.bundle.sha256(file.name) if self.bundle else sha256_file(file)
 
 
-def _find_source(target: Path, out: Path | None) -> _Source:
+def _find_source(options: EngineOptions) -> _Source:
+    target, out = options.target, options.out
     if not target.exists():
         raise InputError("no such bundle or graph", target, "make a bundle with 'bertmp export'")
     if target.is_file():
@@ -157,7 +159,8 @@ def _find_source(target: Path, out: Path | None) -> _Source:
             what = "the folder holds something that is not an engine"
             raise InputError(what, folder, "name another with --out")
         plan = target.with_name(f"{target.stem}.{PLAN}")  # where 'bertmp convert' leaves it
-        return _Source(target, plan if plan.is_file() else None, folder, None, _positions_beside(target))
+        positions = _positions_beside(target) or _positions_of(options)
+        return _Source(target, plan if plan.is_file() else None, folder, None, positions)
     if out is not None:
         raise InputError("a bundle's engine goes into the bundle", f"--out {out}", "leave --out out")
     bundle = Bundle.open(target)
@@ -172,6 +175,14 @@ def _positions_beside(graph: Path) -> int | None:
     config = read_json(path) if path.is_file() else {}
     positions = config.get("max_position_embeddings") if isinstance(config, dict) else None
     return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def _positions_of(options: EngineOptions) -> int | None:
+    """The positions of a bare graph, where they are fewer than the profiles ask for; None otherwise."""
+    asked = max((profile.max.length for profile in options.chosen_profiles(None)), default=LONGEST)
+    options.progress("looking for the longest text that the graph takes")
+    found = longest_length(options.target, asked)
+    return found if found is not None and found < asked else None
 
 
 @dataclass

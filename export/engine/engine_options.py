@@ -254,14 +254,17 @@ def axes_of(profile: Profile, dims: Sequence[int], name: str) -> tuple[tuple[int
     """MIN, OPT and MAX of the graph's input `name` under `profile`.
 
     Args:
-        dims: the input's dimensions in the graph, −1 where dynamic: `[batch, length]`.
+        dims: the input's dimensions in the graph, −1 where dynamic: `[batch, length]`, or `[batch]` for one
+            value a text, such as TensorFlow's `unique_ids`.
 
     Raises:
         InputError: the graph fixes a dimension that the profile asks to be another.
     """
+    if len(dims) == 1:
+        return tuple((dims[0] if dims[0] != -1 else shape.batch,) for shape in profile)
     if len(dims) != 2:
         what = f"the graph's input '{name}' has {len(dims)} dimensions"
-        raise InputError(what, "--profile", "inputs are [batch, length]")
+        raise InputError(what, "--profile", "inputs are [batch, length], or [batch] for one value a text")
     for shape in profile:
         if any(dim not in (-1, value) for dim, value in zip(dims, shape, strict=True)):
             what = f"the graph's input '{name}' is fixed at {dims[0]}x{dims[1]}".replace("-1", "any")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
-from onnx import ModelProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from bertmp.core.errors import InputError
 from bertmp.core.hardware import Gpu
@@ -20,6 +20,7 @@ from bertmp.export.engine.compatibility import SOURCE, find_release, releases_fo
 from bertmp.export.engine.engine_options import EngineOptions, Profile, Shape, axes_of, default_profiles, gaps
 from bertmp.export.engine.supervisor import Job
 from bertmp.export.engine.verify import ParsedLayer
+from bertmp.export.graph.types import element_types
 from bertmp.export.graph.weights import without_weights
 
 if TYPE_CHECKING:
@@ -92,6 +93,14 @@ def load_graph(job: Job) -> ModelProto:
         raise InputError("not an ONNX graph", job.graph, "export it again") from error
 
 
+def fp64_nodes(job: Job) -> list[str]:
+    """Names of the nodes that read or write FP64 tensors, which TensorRT's parser makes FP32."""
+    graph = load_graph(job)
+    types = element_types(graph, strict=False)
+    double = {name for name, kind in types.items() if kind == TensorProto.DOUBLE}
+    return [node.name for node in graph.graph.node if double & {*node.input, *node.output}]
+
+
 def describe(
     tools: Toolchain, job: Job, device: Gpu | None, profiles: Sequence[Profile], memory: MemoryEstimate
 ) -> dict[str, Any]:
@@ -109,14 +118,20 @@ def describe(
         **{name: vars(options)[name] for name in ("triton_release", "version_compatible", "weights")},
         "profiles": [str(profile) for profile in profiles],
         "memory": memory.to_json(),
-        "warnings": warnings(tools, profiles, options),
+        "warnings": warnings(tools, profiles, job),
     }
 
 
-def warnings(tools: Toolchain, profiles: Sequence[Profile], options: EngineOptions) -> list[str]:
+def warnings(tools: Toolchain, profiles: Sequence[Profile], job: Job) -> list[str]:
     """What is allowed but may surprise."""
+    options = job.options
     found = tools.without_effect(vars(options))
     found += [f"no profile holds {gap}: such requests are padded or refused" for gap in gaps(profiles)]
+    if job.positions and not options.profiles and options.target.is_file():
+        found.append(f"the graph takes at most {job.positions} tokens: the default profiles end there")
+    double = fp64_nodes(job)
+    if double:
+        found.append(f"TensorRT has no FP64: {len(double)} nodes that compute in it run in FP32")
     if options.weights == "stripped":
         found.append("the engine is without its weights: it runs once they are put back on the GPU")
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bertmp.export.precision.plan import CAST_PREFIX, NodePlan, PrecisionPlan
@@ -127,12 +127,17 @@ def verification_of(network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verify_network(
-    plan: PrecisionPlan, layers: Sequence[ParsedLayer], known: Collection[str] = ()
+    plan: PrecisionPlan,
+    layers: Sequence[ParsedLayer],
+    known: Collection[str] = (),
+    fp64: Collection[str] = (),
 ) -> Verification:
     """Judges every node of the plan and accounts for every layer.
 
     Args:
         known: names of nodes that the graph has and the plan does not judge.
+        fp64: names of nodes that compute in FP64, which a plan leaves alone and TensorRT does not have: they
+            must be FP32.
     """
     planned = {node.name for node in plan.nodes}
     layers_of: dict[str, list[ParsedLayer]] = {}
@@ -147,7 +152,14 @@ def verify_network(
         elif layer.node and layer.node not in planned and layer.node not in known:
             whose = f"is of node '{layer.node}', which the plan does not have"
             strangers.append(f"layer '{layer.name}' ({layer.type}) {whose}")
-    judged = tuple(_judge(node, layers_of.get(node.name, []), casts_at) for node in plan.nodes)
+    judged = tuple(
+        _judge(
+            replace(node, precision="fp32") if node.name in fp64 else node,
+            layers_of.get(node.name, []),
+            casts_at,
+        )
+        for node in plan.nodes
+    )
     return Verification(judged, tuple(casts), tuple(added), tuple(strangers), summarise(layers))
 
 

@@ -168,7 +168,9 @@ def _describe(error: tensorrt.ParserError) -> str:
 
 def _verify(job: Job, layers: Sequence[verify.ParsedLayer]) -> verify.Verification:
     if job.plan is not None:
-        return verify.verify_network(PrecisionPlan.load(Path(job.plan)), layers)
+        return verify.verify_network(
+            PrecisionPlan.load(Path(job.plan)), layers, fp64=preflight.fp64_nodes(job)
+        )
     # The parser names a nameless node after its first output.
     graph = preflight.load_graph(job)
     names = [(node.name or f"node_of_{node.output[0]}", node.op_type) for node in graph.graph.node]
