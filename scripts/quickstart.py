@@ -136,7 +136,7 @@ def describe_engine(result: Any) -> str:
 def describe_parity(result: Any) -> str:
     lines = []
     for stage in result["stages"]:
-        metrics = stage["metrics"]
+        metrics = stage["measures"]
         what = stage["reason"] and f"{stage['status']}: {stage['reason']}"
         if metrics:
             what = f"max logit error {metrics['max_error']:.1e}, {metrics['flips']} label flips"

@@ -187,7 +187,7 @@ _FIGURE_NAMES = ("max error", "mean error", "flips", "accuracy", "examples/s")
 
 def _figures(stage: StageReport) -> list[str]:
     """Errors, flips, accuracy and speed; empty where there are none."""
-    metrics = stage.metrics
+    metrics = stage.measures
     if metrics is None:
         return []
     errors = [f"{metrics.max_error:.2e}", f"{metrics.mean_error:.2e}", str(len(metrics.flips))]

@@ -80,7 +80,7 @@ class Evidence:
     """What is known of a stage when its gates are decided.
 
     Attributes:
-        metrics: its answers against those it must match; None where it did not run.
+        measures: its answers against those it must match; None where it did not run.
         failure: the line of the error that it ended with; empty where there was none.
         size_ratio: the weights that the plan puts into 16 bits against the same in FP32; None for a stage
             that has none.
@@ -88,7 +88,7 @@ class Evidence:
         consistency: its answers compared with each other; None where they were not.
     """
 
-    metrics: StageMetrics | None = None
+    measures: StageMetrics | None = None
     failure: str = ""
     size_ratio: float | None = None
     verified: bool | None = None
@@ -117,8 +117,8 @@ def decide(stage: str, evidence: Evidence, limits: Limits) -> tuple[Gate, ...]:
     gates = []
     if evidence.failure:
         gates.append(Gate(stage, "runs", True, False, False, f"it failed: {evidence.failure}"))
-    if evidence.metrics is not None:
-        gates += list(_measured(stage, evidence.metrics, limits))
+    if evidence.measures is not None:
+        gates += list(_measured(stage, evidence.measures, limits))
     limit, ratio = limits.size_ratio, evidence.size_ratio
     if limit is not None and ratio is not None:
         words = "the weights that the plan puts into 16 bits take"

@@ -122,7 +122,7 @@ def _stage_report(
         served = measure(answered[serves], answer, truth) if serves in answered else None
     except ValueError as error:
         return replace(failed, reason=str(error))
-    measured = replace(failed, reason="", metrics=metrics, serves=serves, served=served)
+    measured = replace(failed, reason="", measures=metrics, serves=serves, served=served)
     return replace(measured, status="reference" if ran.name == reference else "run", details=answer.details)
 
 
@@ -159,7 +159,7 @@ def _repeats(answer: StageOutput, graph: StageOutput) -> bool:
 
 
 def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
-    wanted, metrics = limits_of(row.name, limits), row.served or row.metrics
+    wanted, metrics = limits_of(row.name, limits), row.served or row.measures
     if row.status == "reference":  # against itself every other gate would hold
         wanted = Limits(non_finite=wanted.non_finite, consistent=wanted.consistent)
     elif row.serves and row.serves in DEFAULTS and DEFAULTS[row.serves].unexplained_flips is not None:
@@ -173,7 +173,7 @@ def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
         bound = None if half.max_error is None else half.max_error / 2
         fitted = replace(half, size_ratio=None, verified=False, max_probability_error=bound)
         wanted = replace(fitted, **given)
-        metrics = row.metrics
+        metrics = row.measures
     failure = row.reason if row.status == "failed" else ""
     verified = bool(row.verification.get("verified")) if row.verification else None
     return decide(row.name, Evidence(metrics, failure, row.size_ratio, verified, row.consistency), wanted)
@@ -181,7 +181,7 @@ def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
 
 def _flip_rows(row: StageReport, examples: ParityData) -> list[FlipRow]:
     inputs, labels, found = examples.inputs, examples.classes, []
-    for flip in row.metrics.flips if row.metrics else ():
+    for flip in row.measures.flips if row.measures else ():
         line, pairs = examples.examples.lines[flip.row], inputs.pairs
         text = inputs.texts[flip.row] + (f" ⏎ {pairs[flip.row]}" if pairs is not None else "")
         truth = labels[inputs.labels[flip.row]] if inputs.labels is not None else ""

@@ -122,16 +122,16 @@ def _chain(result: ParityReport) -> list[page.ChainLink]:
 def _figure(stage: StageReport) -> tuple[str, str]:
     if stage.status == "reference":
         return "FP32", "the reference"
-    if stage.metrics is None:
+    if stage.measures is None:
         verified = stage.verification.get("verified")
         return ("verified", f"not run: {stage.reason}") if verified else (stage.status, stage.reason)
-    return page.scientific(stage.metrics.max_error), "largest logit error"
+    return page.scientific(stage.measures.max_error), "largest logit error"
 
 
 def _series(result: ParityReport) -> list[page.ErrorSeries]:
     limits = {gate.stage: float(gate.limit) for gate in result.gates if gate.name == "max_error"}
     found = []
-    for name, metrics in ((one.name, one.metrics) for one in result.stages if one.status == "run"):
+    for name, metrics in ((one.name, one.measures) for one in result.stages if one.status == "run"):
         if metrics is not None:
             flips = [(flip.margin, flip.error, flip.explained) for flip in metrics.flips]
             figures = (metrics.row_errors, metrics.margins, metrics.max_error)
@@ -141,11 +141,11 @@ def _series(result: ParityReport) -> list[page.ErrorSeries]:
 
 def _tiles(result: ParityReport) -> list[Tile]:
     """Accuracy first, then the worst error, the flips, the file's size: what one asks first."""
-    compared = {one.name: one.metrics for one in result.stages if one.metrics and one.status == "run"}
+    compared = {one.name: one.measures for one in result.stages if one.measures and one.status == "run"}
     reference = next((one for one in result.stages if one.status == "reference"), None)
     tiles = []
-    if reference and reference.metrics and reference.metrics.accuracy is not None:
-        tiles.append(Tile(f"{reference.metrics.accuracy:.4f}", "accuracy of", reference.name))
+    if reference and reference.measures and reference.measures.accuracy is not None:
+        tiles.append(Tile(f"{reference.measures.accuracy:.4f}", "accuracy of", reference.name))
         points = {name: metrics.accuracy_points or 0.0 for name, metrics in compared.items()}
         if worst := max(points, key=lambda name: abs(points[name]), default=""):
             change = points[worst]

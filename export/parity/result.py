@@ -30,7 +30,7 @@ class StageReport:
         status: `reference` for the stage that all others are measured against.
         reason: why it did not run, or the line that it failed with; empty otherwise.
         seconds: wall time, loading included.
-        metrics: its answers against the reference; None where there are none.
+        measures: its answers against the reference; None where there are none.
         serves: the in-process stage that serves as yardstick of a served model; empty for other stages.
         served: the answers against those of `serves`.
         size_ratio: the weights that the plan puts into 16 bits against the same in FP32; None for other
@@ -44,7 +44,7 @@ class StageReport:
     status: Status
     reason: str = ""
     seconds: float = 0.0
-    metrics: StageMetrics | None = None
+    measures: StageMetrics | None = None
     serves: str = ""
     served: StageMetrics | None = None
     size_ratio: float | None = None
@@ -55,7 +55,7 @@ class StageReport:
     @property
     def texts_per_second(self) -> float | None:
         """Speed, loading included; None where nothing ran."""
-        return self.metrics.texts / self.seconds if self.metrics and self.seconds else None
+        return self.measures.texts / self.seconds if self.measures and self.seconds else None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -64,7 +64,7 @@ class StageReport:
             "reason": self.reason,
             "seconds": round(self.seconds, 3),
             "texts_per_second": self.texts_per_second and round(self.texts_per_second, 1),
-            "metrics": self.metrics and self.metrics.to_json(),
+            "measures": self.measures and self.measures.to_json(),
             "serves": self.serves,
             "served": self.served and self.served.to_json(),
             "size_ratio": self.size_ratio,
@@ -216,8 +216,8 @@ def _figures(stage: StageReport) -> dict[str, Any]:
     figures: dict[str, Any] = {"status": stage.status}
     if stage.reason:
         figures["reason"] = stage.reason
-    if stage.metrics is not None:
-        metrics = stage.metrics.to_json()
+    if stage.measures is not None:
+        metrics = stage.measures.to_json()
         figures.update({key: metrics[key] for key in ("max_error", "mean_error", "flips", "accuracy")})
     if stage.consistency is not None:
         figures["consistent"] = stage.consistency.passed

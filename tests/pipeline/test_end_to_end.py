@@ -62,11 +62,11 @@ def test_every_stage_answers_like_the_checkpoint(pipeline: Pipeline, tmp_path: P
         assert report.passed, report.failed_gates
         by_name = {stage["name"]: stage for stage in report.to_json()["stages"]}
         assert list(by_name) == ["torch-fp32", "onnx-fp32", "onnx-fp16", "engine", "triton"]
-        assert by_name["torch-fp32"]["metrics"]["accuracy"] > 0.5
-        assert by_name["onnx-fp32"]["metrics"]["max_error"] <= 5e-5
-        assert 0 < by_name["onnx-fp16"]["metrics"]["max_error"] <= 0.05
-        assert by_name["triton"]["metrics"]["max_error"] <= 5e-5
-        assert by_name["triton"]["metrics"]["max_probability_error"] <= 1e-5
+        assert by_name["torch-fp32"]["measures"]["accuracy"] > 0.5
+        assert by_name["onnx-fp32"]["measures"]["max_error"] <= 5e-5
+        assert 0 < by_name["onnx-fp16"]["measures"]["max_error"] <= 0.05
+        assert by_name["triton"]["measures"]["max_error"] <= 5e-5
+        assert by_name["triton"]["measures"]["max_probability_error"] <= 1e-5
         assert by_name["engine"]["verification"]["verified"] is True
 
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -176,7 +176,7 @@ def test_a_sound_bundle_passes_every_gate(bundle: Path, labelled: Path) -> None:
         ("onnx-fp16", "run"),
         ("engine", "not run"),
     ]
-    exact, half = result.stage("onnx-fp32").metrics, result.stage("onnx-fp16").metrics
+    exact, half = result.stage("onnx-fp32").measures, result.stage("onnx-fp16").measures
     assert exact is not None
     assert half is not None
     assert exact.max_error <= 5e-5 < half.max_error
@@ -314,7 +314,7 @@ def test_unlabelled_texts_are_compared_without_accuracy(
     data.write_text("\n".join(texts[:20]))
     result = parity(bundle, data)
     assert result.passed
-    assert result.stage("onnx-fp16").metrics.accuracy is None  # type: ignore[union-attr]
+    assert result.stage("onnx-fp16").measures.accuracy is None  # type: ignore[union-attr]
     assert "accuracy_points" not in {gate.name for gate in result.gates}
     damage(bundle, 0.5)
     assert not parity(bundle, data).passed

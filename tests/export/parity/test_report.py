@@ -37,8 +37,8 @@ def report_of(error: float = 1e-3) -> ParityReport:
     reference = StageOutput(logits)
     perfect, metrics = (measure(reference, other, [0, 1, 1, 0]) for other in (reference, StageOutput(answer)))
     stages = (
-        StageReport("torch-fp32", "reference", seconds=1, metrics=perfect),
-        StageReport("onnx-fp16", "run", seconds=1, metrics=metrics, size_ratio=0.5, details={"on": HOSTILE}),
+        StageReport("torch-fp32", "reference", seconds=1, measures=perfect),
+        StageReport("onnx-fp16", "run", seconds=1, measures=metrics, size_ratio=0.5, details={"on": HOSTILE}),
         StageReport("engine", "not run", "no GPU", verification={"verified": True, "counts": {"nodes": 3}}),
         StageReport("triton", "failed", HOSTILE),
     )
