@@ -9,13 +9,15 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bertmp.core.errors import InputError
 from bertmp.core.options import Options, argument, option
 from bertmp.core.progress import ProgressCallback, null_progress
-from bertmp.export.bundle import StageRecord
 from bertmp.export.engine.compatibility import find_release
+
+if TYPE_CHECKING:
+    from bertmp.export.bundle import StageRecord
 
 LONGEST = 512
 """Where default profiles end for a graph whose positions are not known."""
