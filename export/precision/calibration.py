@@ -26,7 +26,7 @@ from bertmp.export.precision.graph_inputs import LONGEST, Rows, graph_inputs, gr
 
 EXAMPLES = 64
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-_PADDED = 8
+_PADDED = 4
 _BATCH = 16
 
 
@@ -41,6 +41,8 @@ class Calibration:
         sha256: of that file.
         texts: how many examples of it are used.
         source: `calibration`, or `vocabulary` where the examples were made from the vocabulary in `file`.
+        error_feeds: errors are measured on this many of the first feeds; None for all. The last, one example
+            in a row of nearly all padding, gives ranges alone: its answer is that of the example.
     """
 
     feeds: Sequence[Feed]
@@ -49,6 +51,7 @@ class Calibration:
     sha256: str
     texts: int
     source: Literal["calibration", "vocabulary"] = "calibration"
+    error_feeds: int | None = None
 
     @property
     def fp32_feeds(self) -> list[Feed]:
@@ -59,13 +62,17 @@ class Calibration:
         ]
 
     def shortest(self, tokens: int) -> list[int]:
-        """The numbers of the smallest feeds, of that many tokens in all or a little more."""
-        chosen, taken = [], 0
-        for number in sorted(range(len(self.feeds)), key=lambda each: self.masks[each].size):
-            if taken >= tokens:
+        """The numbers of small feeds with about that many tokens: one that has them, or several."""
+        sizes = [mask.size for mask in self.masks]
+        order = sorted(range(len(sizes)), key=sizes.__getitem__)
+        alone = [number for number in order if tokens <= sizes[number] <= 2 * tokens]
+        if alone:
+            return alone[:1]
+        chosen: list[int] = []
+        for number in order:
+            if sum(sizes[each] for each in chosen) >= tokens:
                 break
             chosen.append(number)
-            taken += self.masks[number].size
         return chosen
 
 
@@ -107,9 +114,14 @@ def read_calibration(
     rows = sorted(reader.encode(examples.texts, examples.pairs), key=len)
     batches = [*_of_equal_length(rows), _padded(rows)]
     if longest or inputs.length:
-        batches.append(([_full_row(reader, examples, rows, limit), rows[0]], limit))
+        batches.append(([_full_row(reader, examples, rows, limit)], limit))
     feeds, masks = inputs.feeds(batches, reader.pad_id)
-    return Calibration(feeds, masks, str(data), sha256_file(Path(data)), len(examples))
+    for_errors = len(feeds)
+    if longest or inputs.length:
+        padded, kept = inputs.feeds([(rows[:1], limit)], reader.pad_id)
+        feeds, masks = feeds + padded, masks + kept
+    file, sha256 = str(data), sha256_file(Path(data))
+    return Calibration(feeds, masks, file, sha256, len(examples), error_feeds=for_errors)
 
 
 def _sample(examples: Examples, texts: int, seed: int) -> Examples:

@@ -70,7 +70,7 @@ class Evaluator:
         """The error of the graph that the plan makes.
 
         Args:
-            feeds: the numbers of those that are run; None for all.
+            feeds: the numbers of those that are run; None for all that errors are measured on.
 
         Raises:
             InputError: the plan is for another graph, the examples do not fit the graph's inputs, or the FP32
@@ -78,7 +78,11 @@ class Evaluator:
         """
         if plan_digest(self.graph):
             return self.compare(apply_plan(self.graph, plan))
-        return self._compare(rounded(self.applied(plan)), feeds)
+        return self.running(plan).measure(feeds)
+
+    def running(self, plan: PrecisionPlan) -> RunningPlan:
+        """The graph that the plan makes, to be measured on more and more feeds."""
+        return RunningPlan(self, rounded(self.applied(plan)))
 
     def applied(self, plan: PrecisionPlan) -> WeightlessGraph:
         """The graph that the plan makes; weights that the plans have in common are rounded once."""
@@ -86,7 +90,7 @@ class Evaluator:
 
     def compare(self, mixed: ModelProto) -> MeasuredError:
         """The error of any graph with the same inputs and outputs, whoever converted it."""
-        return self._compare(rounded(split_weights(mixed)))
+        return RunningPlan(self, rounded(split_weights(mixed))).measure()
 
     def judge(self, results: Mapping[int, Outputs]) -> MeasuredError:
         """The error of outputs.
@@ -118,7 +122,7 @@ class Evaluator:
         Raises:
             InputError: they are not finite.
         """
-        results = self._known if self._known is not None else [*self._run(self._light).values()]
+        results = self._known if self._known is not None else self._run_fp32()
         if not all(np.isfinite(value).all() for batch in results for value in batch):
             raise InputError(
                 "the FP32 graph itself returns infinities on the calibration examples",
@@ -127,19 +131,37 @@ class Evaluator:
             )
         return results
 
+    def _run_fp32(self) -> list[Outputs]:
+        session, file = open_measuring_session(self._light), self.calibration.file
+        return [run(session, self.outputs, feed, file) for feed in self.calibration.fp32_feeds]
+
     @cached_property
     def _light(self) -> WeightlessGraph:
         return split_weights(self.graph)
 
-    def _compare(self, mixed: WeightlessGraph, feeds: Sequence[int] | None = None) -> MeasuredError:
-        _ = self.reference  # infinities in it are an error before any other
-        return self.judge(self._run(mixed, feeds))
 
-    def _run(self, graph: WeightlessGraph, feeds: Sequence[int] | None = None) -> dict[int, Outputs]:
-        """Number of a feed → the FP32 value of each output."""
-        session, given = open_measuring_session(graph), self.calibration.fp32_feeds
-        chosen = range(len(given)) if feeds is None else feeds
-        return {at: run(session, self.outputs, given[at], self.calibration.file) for at in chosen}
+class RunningPlan:
+    """A graph in emulation, and what it returned so far.
+
+    Args:
+        evaluator: for the FP32 graph and the examples.
+        graph: with every low tensor rounded.
+    """
+
+    def __init__(self, evaluator: Evaluator, graph: WeightlessGraph) -> None:
+        _ = evaluator.reference  # infinities in it are an error before any other
+        self._evaluator, self._session = evaluator, open_measuring_session(graph)
+        self._found: dict[int, Outputs] = {}
+
+    def measure(self, feeds: Sequence[int] | None = None) -> MeasuredError:
+        """The error; see `Evaluator.measure`. No feed is run twice."""
+        calibration, outputs = self._evaluator.calibration, self._evaluator.outputs
+        given = calibration.fp32_feeds
+        chosen = range(len(given))[: calibration.error_feeds] if feeds is None else feeds
+        for at in chosen:
+            if at not in self._found:
+                self._found[at] = run(self._session, outputs, given[at], calibration.file)
+        return self._evaluator.judge({at: self._found[at] for at in chosen})
 
 
 def floating_outputs(graph: ModelProto) -> list[str]:

@@ -11,6 +11,9 @@ from bertmp.export.precision.plan import NodePlan, PrecisionPlan
 from bertmp.export.precision.ranges import Progress, Ranges
 from bertmp.export.precision.switched import GroupErrors
 
+TOKENS = 24
+"""About how many tokens are run for each reason: there are dozens, and only their order matters."""
+
 _NO_LOW_FORM = frozenset(
     ("no-low-form", "not-a-tensor", "control-flow", "unknown-operator", "quantised", "constant")
 )
@@ -48,7 +51,7 @@ def with_errors(
     if not groups:
         return plan
     members = [[node.name for node in group] for group in groups.values()]
-    measured, limit = GroupErrors(evaluator, plan, members), LOW_TYPES[plan.target].largest
+    measured, limit = GroupErrors(evaluator, plan, members, TOKENS), LOW_TYPES[plan.target].largest
     errors: dict[str, float] = {}
     for done, ((rule, _), names) in enumerate(zip(groups, members, strict=True)):
         progress(done, len(groups))

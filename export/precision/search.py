@@ -25,8 +25,11 @@ EVALUATIONS = 160
 _FOR_RANKING = 110
 """How many of them may go into comparing blocks and nodes; a node that is left has its share of its block."""
 
-_FOR_CHOICE = 256
+_FOR_CHOICE = 128
 """About how many tokens decide between plans of equally few casts."""
+
+_FOR_RANKING_TOKENS = 64
+"""About how many tokens the errors of blocks and nodes alone are measured on."""
 
 _NEAR = 1.05
 """Where a budget cannot be met, what comes within this factor of the least error is as good."""
@@ -40,12 +43,13 @@ def measured(planner: Planner, evaluator: Evaluator) -> PrecisionPlan:
     """
     run = _Search(planner, evaluator)
     starts = run.start_plans()
+    running = [evaluator.running(plan) for _, plan, _ in starts]
+    best = 0
     if len(starts) > 1:
-        feeds = evaluator.calibration.shortest(_FOR_CHOICE)
-        found = [evaluator.measure(plan, feeds) for _, plan, _ in starts]
+        found = [each.measure(evaluator.calibration.shortest(_FOR_CHOICE)) for each in running]
         best = min(range(len(starts)), key=lambda number: (found[number].flips, found[number].mean_error))
-        starts = [starts[best]]
-    return run.settled(run.measured(*starts[0]), None, None)
+    run.known[starts[best][1].digest()] = running[best].measure()
+    return run.settled(run.measured(*starts[best]), None, None)
 
 
 def search(
@@ -211,7 +215,7 @@ def _errors_alone(run: _Search, plan: PrecisionPlan, blocks: Mapping[str, str]) 
             members.setdefault(blocks[node.name], []).append(node.name)
     names = [name for group in members.values() for name in group]
     number = {name: at for at, name in enumerate(names)}
-    measured = GroupErrors(run.evaluator, plan, [[name] for name in names])
+    measured = GroupErrors(run.evaluator, plan, [[name] for name in names], _FOR_RANKING_TOKENS)
 
     def alone(low: Sequence[str]) -> float:
         run.count()

@@ -17,10 +17,6 @@ from bertmp.export.graph.weights import WeightlessGraph
 from bertmp.export.precision.fp16_emulation import Evaluator
 from bertmp.export.precision.plan import PrecisionPlan
 
-TOKENS = 64
-"""About how many tokens the errors of groups are measured on: there are dozens of them, and only their order
-of magnitude matters."""
-
 _SWITCH = "switch/"
 """Begins the names of the inputs that say whether a group runs in the low precision."""
 
@@ -73,13 +69,16 @@ class GroupErrors:
         evaluator: for the graph and its examples.
         plan: says the low precision, and which constants are replaced.
         groups: as in `SwitchedGraph`.
+        tokens: about how many tokens are run, of the shortest examples.
     """
 
-    def __init__(self, evaluator: Evaluator, plan: PrecisionPlan, groups: Sequence[Collection[str]]) -> None:
+    def __init__(
+        self, evaluator: Evaluator, plan: PrecisionPlan, groups: Sequence[Collection[str]], tokens: int
+    ) -> None:
         self._evaluator, calibration = evaluator, evaluator.calibration
         self._graph = SwitchedGraph(evaluator.applied(all_fp32(plan)), groups, LOW_TYPES[plan.target])
         self._feeds, self._file = calibration.fp32_feeds, calibration.file
-        self._shortest = calibration.shortest(TOKENS)
+        self._shortest = calibration.shortest(tokens)
 
     def measure(self, low: Collection[int], feeds: Sequence[int] = ()) -> float:
         """The largest change of any output value.

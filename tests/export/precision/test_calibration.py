@@ -14,9 +14,11 @@ from bertmp import convert
 from bertmp.core.errors import InputError
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.export.precision.calibration import read_calibration
+from bertmp.export.precision.fp16_emulation import Evaluator
 from bertmp.export.precision.ranges import measure
 from tests.conftest import RunBertmp
 from tests.export.conftest import POSITIONS, Questions
+from tests.export.precision_graphs import make_plan
 from tests.models import small_tokenizer
 
 WORDS = ("a", "cat", "sat", "on", "the", "mat")
@@ -76,6 +78,21 @@ def test_each_text_runs_alone_padded_and_at_the_greatest_length(questions: Quest
     assert empty == min(map(len, alone))
     for feed, mask in zip(calibration.feeds, calibration.masks, strict=True):
         assert (feed["attention_mask"] == mask).all()
+
+
+def test_the_row_of_nearly_all_padding_gives_ranges_and_no_error(questions: Questions) -> None:
+    """Its answer is that of the example alone, however long the row is."""
+    graph = questions.graph()
+    calibration = read_calibration(questions.texts, questions.bundle, graph)
+    assert calibration.error_feeds == len(calibration.feeds) - 1
+    (kept,) = calibration.masks[-1].sum(1)
+    assert (calibration.masks[-1].shape, calibration.masks[-2].shape) == ((1, POSITIONS), (1, POSITIONS))
+    assert kept < POSITIONS / 2
+    assert calibration.masks[-2].all()
+    ranges = measure(graph, calibration)
+    assert all(len(values) == len(calibration.feeds) for values in ranges.by_feed.values())
+    evaluator, plan = Evaluator(graph, calibration), make_plan(graph)
+    assert evaluator.measure(plan) == evaluator.measure(plan, range(len(calibration.feeds) - 1))
 
 
 def test_a_large_file_gives_the_same_texts_every_time_and_its_extremes(folder: Path) -> None:

@@ -20,8 +20,8 @@ from bertmp.export.precision.calibration import read_calibration
 from bertmp.export.precision.fp16_emulation import Evaluator
 from bertmp.export.precision.plan import PrecisionPlan
 from bertmp.export.precision.ranges import measure
-from bertmp.export.precision.reasons import with_errors
-from bertmp.export.precision.switched import TOKENS, GroupErrors, all_fp32
+from bertmp.export.precision.reasons import TOKENS, with_errors
+from bertmp.export.precision.switched import GroupErrors, all_fp32
 from tests.export.conftest import Questions
 from tests.export.overflowing import large_values
 from tests.export.precision.test_fp16_emulation import CHAINS, given_values
@@ -39,7 +39,7 @@ def test_any_nodes_in_the_low_precision_have_the_error_of_their_plan(
     evaluator = Evaluator(graph, given_values(x))
     nodes = [node.name for node in plan.nodes]
     low = chosen & set(range(len(nodes)))
-    found = GroupErrors(evaluator, plan, [[name] for name in nodes]).measure(low)
+    found = GroupErrors(evaluator, plan, [[name] for name in nodes], 64).measure(low)
     alone = all_fp32(plan).with_precision([nodes[number] for number in low], plan.target)
     assert found == pytest.approx(evaluator.measure(alone).max_error, abs=2e-6)
 
@@ -48,7 +48,7 @@ def test_a_node_that_overflows_in_the_low_precision_is_seen() -> None:
     g = Builder()
     graph = g.model(g.node("Mul", g.node("Mul", "x", g.constant(1000.0)), g.constant(0.001)))
     plan, evaluator = make_plan(graph), Evaluator(graph, given_values(np.full((1, WIDTH), 70.0)))
-    errors = GroupErrors(evaluator, plan, [["n0_Mul"], ["n1_Mul"]])
+    errors = GroupErrors(evaluator, plan, [["n0_Mul"], ["n1_Mul"]], 64)
     assert errors.measure(()) == 0
     assert [errors.measure({number}) for number in (0, 1)] == [np.inf, np.inf]
 
