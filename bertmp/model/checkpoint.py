@@ -65,6 +65,9 @@ class LoadedCheckpoint:
             lines.append(f"randomly initialised: {', '.join(self.missing_keys)}")
         if self.unexpected_keys:
             lines.append(f"unused weights of the checkpoint: {', '.join(self.unexpected_keys)}")
+        broken = [name for name, tensor in self.model.state_dict().items() if not tensor.isfinite().all()]
+        if broken:
+            lines.append(f"NaN or infinite weights, which make the answers NaN: {', '.join(broken)}")
         return lines
 
 

@@ -383,3 +383,16 @@ def test_pruned_heads_are_refused_by_their_name(folder: Path) -> None:
 def test_a_padding_id_of_null_is_0(folder: Path) -> None:
     change_config(folder, pad_token_id=None)
     assert load_checkpoint(folder).config.pad_token_id == 0
+
+
+def test_weights_that_are_not_numbers_are_noted(folder: Path) -> None:
+    name = "encoder.layer.0.output.dense.weight"
+
+    def spoil(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        next(tensor for key, tensor in weights.items() if key.endswith(name))[0, 0] = float("nan")
+        return weights
+
+    assert not any("NaN" in line for line in load_checkpoint(folder).notes())
+    change_weights(folder, spoil)
+    note = load_checkpoint(folder).notes()[-1]
+    assert note == f"NaN or infinite weights, which make the answers NaN: bert.{name}"
