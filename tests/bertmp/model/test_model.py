@@ -200,7 +200,7 @@ def gradients(model: torch.nn.Module, batches: list[Batch]) -> tuple[float, dict
     for part in batches:
         loss = model.loss_sums(part, LossOptions()).sum()
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 

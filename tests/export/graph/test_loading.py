@@ -14,6 +14,7 @@ from bertmp.core.errors import InputError
 from bertmp.export.graph.loading import check_graph, load_graph, read_graph
 from bertmp.export.graph.weights import graph_in_memory, stored_size, tensor_values, write_graph
 from bertmp.export.precision.apply import apply_plan
+from bertmp.export.precision.convert import Conversion
 from bertmp.export.precision.planner import graph_sha256
 from tests.export.precision_graphs import WIDTH, Builder, chain, make_plan, run, tensor
 
@@ -23,6 +24,11 @@ X = np.random.default_rng(0).normal(size=(3, WIDTH)).astype(np.float32)
 def save(graph: ModelProto, folder: Path) -> Path:
     onnx.save(graph, folder / "in.onnx")
     return folder / "in.onnx"
+
+
+def read_notes(result: Conversion) -> list[str]:
+    """The notes about how the graph was read; these graphs are no encoders, so no ranges are measured."""
+    return [note for note in result.notes if not note.startswith("ranges: not measured")]
 
 
 class TestConvert:
@@ -47,7 +53,7 @@ class TestConvert:
         strange = g.node("FastGelu", g.product("x"), domain="com.microsoft")
         graph = g.model(g.product(strange), domains=["com.microsoft"])
         result = convert(save(graph, tmp_path), tmp_path / "out.onnx")
-        assert result.notes == ("operators that are not ONNX's own stay FP32: 1 com.microsoft.FastGelu",)
+        assert read_notes(result) == ["operators that are not ONNX's own stay FP32: 1 com.microsoft.FastGelu"]
 
 
 class TestReading:
@@ -157,7 +163,7 @@ class TestDeclaredShapes:
         result = convert(save(graph, tmp_path), tmp_path / "out.onnx")
         dims = onnx.load(result.graph).graph.output[0].type.tensor_type.shape.dim
         assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 3]
-        assert [note in text for text in result.notes] == ([True] if note else [])
+        assert [note in text for text in read_notes(result)] == ([True] if note else [])
         assert np.abs(run(onnx.load(result.graph), X) - run(graph, X)).max() < 0.01
 
     def test_of_tensors_inside_are_dropped(self, tmp_path: Path) -> None:
@@ -176,8 +182,8 @@ class TestDeclaredShapes:
         self.declare(graph.graph.input[0], wrong, WIDTH)
         self.declare(graph.graph.output[0], wrong, 3)
         mixed = convert(save(graph, tmp_path), tmp_path / "out.onnx")
-        assert len(mixed.notes) == 1
-        assert "0 or less are taken for free: x, t1" in mixed.notes[0]
+        (note,) = read_notes(mixed)
+        assert "0 or less are taken for free: x, t1" in note
         assert run(onnx.load(mixed.graph), X).shape == (3, 3)
 
     def test_outputs_without_one_get_theirs(self, tmp_path: Path) -> None:
