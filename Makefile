@@ -3,6 +3,7 @@
 #
 #   make quickstart   the whole pipeline on TREC questions, from set-up to two served answers
 #   make test         lint, types and tests
+#   make test-slow    the tests that have no room in it
 #   make bench-train  fine-tuning and pre-training against transformers: benchmarks/results/train.json
 #   make bench-precision  FP16 conversion against other converters: benchmarks/results/precision.json
 #   make bench-pipeline  time and memory from checkpoint to engine: benchmarks/results/pipeline.json
@@ -14,7 +15,7 @@
 # EXTRAS=gpu,dev              other extras of pyproject.toml
 # TORCH_INDEX=URL             an additional package index for torch: PyTorch's CPU index saves a
 #                             machine without a GPU several gigabytes of CUDA libraries
-# TEST_SECONDS=600            time limit of the tests
+# TEST_SECONDS=600            time limit of the tests (SLOW_TEST_SECONDS=1500: of the slow ones)
 # TEST_WORKERS=               run the tests in one process (for a debugger); default: two processes
 # BENCH_OPTIONS=--quick       more options for a benchmark
 
@@ -22,6 +23,7 @@ PYTHON ?= python3
 EXTRAS ?= cpu,dev
 TORCH_INDEX ?=
 TEST_SECONDS ?= 600
+SLOW_TEST_SECONDS ?= 1500
 TEST_WORKERS ?= -n 2 --dist loadfile
 BENCH_OPTIONS ?=
 
@@ -33,7 +35,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRAS)
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup triton data quickstart test docs bench-train bench-precision bench-pipeline test-gpu bench-gpu lint clean
+.PHONY: help setup triton data quickstart test test-slow docs bench-train bench-precision bench-pipeline test-gpu bench-gpu lint clean
 
 # $(call stage,TITLE,COMMAND): runs it between two lines that say what it is and how long it took.
 define stage
@@ -73,8 +75,14 @@ lint: $(INSTALLED)
 	$(call stage,types,$(BIN)/mypy)
 	$(call stage,import contracts,$(BIN)/lint-imports --no-logo)
 
+# $(call pytest,SECONDS,OPTIONS)
+pytest = timeout --foreground --signal=INT --kill-after=30 $(1) env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(2)
+
 test: triton data lint
-	$(call stage,tests,timeout --foreground --signal=INT --kill-after=30 $(TEST_SECONDS) env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TEST_WORKERS))
+	$(call stage,tests,$(call pytest,$(TEST_SECONDS),-m 'not slow' $(TEST_WORKERS)))
+
+test-slow: triton data
+	$(call stage,slow tests,$(call pytest,$(SLOW_TEST_SECONDS),-m slow))
 
 docs: $(INSTALLED)
 	$(call stage,documentation packages,$(PIP) -c constraints.txt -e '.[docs]')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -53,9 +52,7 @@ def test_every_stage_is_measured(tmp_path: Path) -> None:
 
 @needs_builder
 @pytest.mark.parametrize("name", list(MODELS))
-@pytest.mark.skipif(
-    os.environ.get("BERTMP_SLOW") != "1", reason="takes a minute and several GiB; BERTMP_SLOW=1 runs it"
-)
+@pytest.mark.slow  # minutes, and several GiB
 def test_models_of_real_size_are_built_and_verified(name: str, tmp_path: Path) -> None:
     results = measure(name, MODELS[name], tmp_path)
     assert results["verified"] is True
