@@ -67,7 +67,7 @@ def deploy(options: DeployOptions) -> Deployment:
             release has, labels or inputs other than the live version's, or a dead server.
         GateFailed: parity did not pass, the server refuses the version, or the version contradicts itself.
     """
-    deployable = inspect_bundle(Bundle.open(options.bundle))
+    deployable = inspect_bundle(Bundle.open(options.bundle), allow_incomplete=options.allow_incomplete)
     if options.triton_release is not None and deployable.engine is not None:
         deployable.engine.require_release(options.triton_release)
     folders = ModelFolders(options.repository, options.name)

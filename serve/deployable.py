@@ -101,12 +101,15 @@ class Deployable:
         write_json(folder / "settings.json", settings)
 
 
-def inspect_bundle(bundle: Bundle) -> Deployable:
+def inspect_bundle(bundle: Bundle, *, allow_incomplete: bool = False) -> Deployable:
     """Decides whether a bundle may be deployed.
+
+    Args:
+        allow_incomplete: whether it may although parity left something out that counts.
 
     Raises:
         InputError: it is stale, not a classifier, or has an engine for batches smaller than MAX_BATCH.
-        GateFailed: its parity did not pass.
+        GateFailed: its parity did not pass, or is incomplete and that is not allowed.
     """
     exported = bundle.stage(EXPORT, "bertmp export")
     task = exported.settings.get("task", "classification")
@@ -122,7 +125,7 @@ def inspect_bundle(bundle: Bundle) -> Deployable:
     signature = signature_of(bundle.config, bundle.labels)
     graphs = (FP32_GRAPH, *(name for name in exported.outputs if name.startswith(f"{FP32_GRAPH}.")))
     engine, notes = _engine(bundle)
-    parity, unseen = _parity(bundle, engine)
+    parity, unseen = _parity(bundle, engine, allow_incomplete)
     files = {name: exported.outputs[name] for name in (*graphs, TOKENIZER)}
     if engine is not None:
         files["model.plan"] = bundle.manifest.stages[BUILD_ENGINE].outputs[ENGINE]
@@ -204,22 +207,33 @@ def _engine(bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:
     return engine, notes
 
 
-def _parity(bundle: Bundle, engine: DeployableEngine | None) -> tuple[dict[str, Any] | None, str]:
-    """The scalars of the bundle's parity, or None and what was not checked.
+def _parity(
+    bundle: Bundle, engine: DeployableEngine | None, allow_incomplete: bool
+) -> tuple[dict[str, Any] | None, str]:
+    """The scalars of the bundle's parity, and what was not checked; None where nothing was.
 
     Raises:
         InputError: it is stale.
-        GateFailed: it did not pass.
+        GateFailed: it did not pass, or is incomplete and that is not allowed.
     """
     if PARITY not in bundle.manifest.stages:
         return None, "parity: not checked"
     checked = bundle.stage(PARITY, "bertmp parity")
     results = checked.results
-    if not results.get("passed"):
+    verdict = results.get("verdict", "passed" if results.get("passed") else "failed")
+    if verdict == "failed":
         failed = ", ".join(map(str, results.get("failed_gates", []))) or "see its report"
         todo = f"see the report, then export again or run 'bertmp parity {bundle.folder}' with other --gates"
         raise GateFailed(f"the bundle's parity did not pass: {failed}", bundle.folder, todo)
     scalars = {key: value for key, value in results.items() if isinstance(value, (str, int, float, bool))}
+    missing = [
+        f"{one['stage']}: {one['reason']}" for one in results.get("unchecked", ()) if not one["allowed"]
+    ]
     if engine is not None and ENGINE not in checked.inputs:
-        return None, "parity: not checked for this engine, which is newer: run 'bertmp parity' again"
-    return {**scalars, "checked": checked.created}, ""
+        verdict = "incomplete"
+        missing.append("engine: it was built after parity was run")
+    note = f"parity is incomplete ({'; '.join(missing)})" if verdict == "incomplete" else ""
+    if note and not allow_incomplete:
+        todo = "check it with 'bertmp parity', or deploy it with --allow-incomplete"
+        raise GateFailed(f"the bundle's {note}", bundle.folder, todo)
+    return {**scalars, "verdict": verdict, "checked": checked.created}, note

@@ -9,8 +9,8 @@ import numpy as np
 
 from bertmp.core.errors import InputError
 from bertmp.data.tokenizer import Encoded
-from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
-from bertmp.serve.client import Answers, Client
+from bertmp.export.parity.stage import ParityInputs, Skipped, StageInterrupted, StageOutput
+from bertmp.serve.client import SCHEMES, Answers, Client
 from bertmp.serve.model_config import encoder_name
 from bertmp.serve.served_consistency import check_encoder, check_texts, served_graph
 from bertmp.serve.serving_options import Protocol
@@ -24,41 +24,51 @@ class TritonStage:
         url: the server's address for `protocol`.
         model: the text model's name; its encoder is asked for the logits.
         protocol: `grpc` or `http`.
+        name: the stage's name: `triton`, or `triton-grpc` and `triton-http` where both are asked.
     """
 
     url: str
     model: str
     protocol: Protocol = "grpc"
-
-    @property
-    def name(self) -> str:
-        return "triton"
+    name: str = "triton"
 
     def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | Skipped:
         """Asks for every text's label and probabilities, and for the logits of the same token ids.
 
         Raises:
-            InputError: an unknown model or a dead server.
+            InputError: an unknown model.
+            StageInterrupted: the server stopped answering after it had begun.
         """
         if inputs.pairs is not None:
             return Skipped("the served model takes one text, and these are pairs")
         with Client(self.url, self.protocol) as client:
-            labels = client.labels(self.model, inputs.texts[0])
-            serves = served_graph(client.config(encoder_name(self.model)))
-            step = client.max_batch(self.model)
-            logits: list[np.ndarray] = []
-            answers: list[Answers] = []
-            for start in range(0, len(inputs.texts), step):
-                rows = slice(start, start + step)
-                answers.append(client.classify(self.model, inputs.texts[rows]))
-                version = str(answers[-1].versions[0])
-                logits.append(self._logits(client, inputs.encoded[rows], version))
-                advance(len(inputs.texts[rows]))
-            found, newest = None, answers[-1].versions[-1]
-            if inputs.probe is not None:
-                limits = (inputs.probe, inputs.low_tolerance, inputs.profiles)
-                found = check_encoder(client, self.model, newest, *limits)
-                found = check_texts(client, self.model, newest, found)
+            if not client.is_live():
+                return Skipped(f"no Triton server answers over {self.protocol} at {client.address}")
+            try:
+                return self._ask(client, inputs, advance)
+            except InputError as error:
+                if client.is_live():
+                    raise
+                what = "the server stopped answering"
+                raise StageInterrupted(what, client.address, "start it again") from error
+
+    def _ask(self, client: Client, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput:
+        labels = client.labels(self.model, inputs.texts[0])
+        serves = served_graph(client.config(encoder_name(self.model)))
+        step = client.max_batch(self.model)
+        logits: list[np.ndarray] = []
+        answers: list[Answers] = []
+        for start in range(0, len(inputs.texts), step):
+            rows = slice(start, start + step)
+            answers.append(client.classify(self.model, inputs.texts[rows]))
+            version = str(answers[-1].versions[0])
+            logits.append(self._logits(client, inputs.encoded[rows], version))
+            advance(len(inputs.texts[rows]))
+        found, newest = None, answers[-1].versions[-1]
+        if inputs.probe is not None:
+            limits = (inputs.probe, inputs.low_tolerance, inputs.profiles)
+            found = check_encoder(client, self.model, newest, *limits)
+            found = check_texts(client, self.model, newest, found)
         answered = [label for part in answers for label in part.labels]
         if unknown := set(answered) - set(labels):
             what = f"the server answered '{min(unknown)}', which is not one of its labels"
@@ -89,3 +99,31 @@ class TritonStage:
             found = client.encode(encoder_name(self.model), inputs, version)
             logits.update(zip(numbers, found, strict=True))
         return np.stack([logits[number] for number in range(len(rows))])
+
+
+def served_stages(urls: Sequence[str], model: str, default: Protocol) -> tuple[TritonStage, ...]:
+    """A stage for each address: `grpc://HOST:PORT`, `http://HOST:PORT`, or without a scheme over `default`.
+
+    Raises:
+        InputError: two addresses of one protocol.
+    """
+    protocols = [protocol_of(url, default) for url in urls]
+    if len(set(protocols)) < len(protocols):
+        raise InputError("two servers of one protocol", "--server", "give one for each protocol")
+    names = ["triton"] if len(urls) == 1 else [f"triton-{protocol}" for protocol in protocols]
+    return tuple(
+        TritonStage(url, model, protocol, name)
+        for url, protocol, name in zip(urls, protocols, names, strict=True)
+    )
+
+
+def protocol_of(url: str, default: Protocol) -> Protocol:
+    """The protocol that an address names."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return default
+    protocols: tuple[Protocol, ...] = ("grpc", "http")
+    found = next((protocol for protocol in protocols if scheme in SCHEMES[protocol]), None)
+    if found is None:
+        raise InputError(f"unknown scheme '{scheme}'", f"--server {url}", "use grpc:// or http://")
+    return found

@@ -228,10 +228,10 @@ class VersionRecord(JsonSerializable):
 
     @property
     def parity_verdict(self) -> str:
-        """`passed`, `failed` or `not checked`."""
+        """`passed`, `incomplete`, `failed` or `not checked`."""
         if self.parity is None:
             return "not checked"
-        return "passed" if self.parity.get("passed") else "failed"
+        return str(self.parity.get("verdict") or ("passed" if self.parity.get("passed") else "failed"))
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ class DeployOptions(Options):
         formerly="for_triton",
         help="The Triton release that will serve it; an engine that it cannot load is refused.",
     )
+    allow_incomplete: bool = option(
+        default=False, help="Deploy it although parity left something out that counts; it is recorded."
+    )
 
 
 class RollbackOptions(Options):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -128,43 +128,47 @@ SERVED = "Served model"
 class ParityCommandOptions(ParityOptions):
     """Those of `bertmp.parity`, and the served model that is compared as well."""
 
-    server: str | None = option(
-        default=None, group=SERVED, metavar="URL", help="A Triton server that serves this bundle."
+    server: Sequence[str] = option(
+        default=(),
+        group=SERVED,
+        metavar="URL",
+        help="A Triton server that serves this bundle; again for its other protocol, as grpc://HOST:PORT or "
+        "http://HOST:PORT.",
     )
     model: str | None = option(default=None, group=SERVED, metavar="NAME", help="The model's name there.")
     protocol: Literal["grpc", "http"] = option(default="grpc", group=SERVED, help="How the server is asked.")
 
     def check(self) -> None:
-        if (self.server is None) != (self.model is None):
-            missing = "--server" if self.server is None else "--model"
+        super().check()
+        if bool(self.server) != (self.model is not None):
+            missing = "--model" if self.server else "--server"
             raise InputError(f"no {missing}", "", "--server URL and --model NAME go together")
 
 
 def parity(options: ParityCommandOptions) -> CommandResult:
-    """Compare every stage with the FP32 checkpoint; exit 1 if a gate fails."""
-    served: tuple[Any, ...] = ()
-    if options.server is not None and options.model is not None:
-        from bertmp.serve.parity_stage import TritonStage
+    """Compare every stage with the FP32 checkpoint; exit 1 if a gate fails, 5 if a stage is unchecked."""
+    served: Sequence[Any] = ()
+    if options.server and options.model is not None:
+        from bertmp.serve.parity_stage import served_stages
 
-        served = (TritonStage(options.server, options.model, options.protocol),)
+        served = served_stages(options.server, options.model, options.protocol)
     with progress_bar() as progress:
         result = bertmp.parity(replace(options, extra_stages=served, progress=progress))
-    code = 0 if result.passed else 1
+    code = {"passed": 0, "failed": 1, "incomplete": 5}[result.verdict]
     return CommandResult(result.to_json(), lambda console: _show_parity(console, result), code)
 
 
 def _show_parity(console: Any, result: ParityReport) -> None:
     from rich.markup import escape
 
-    rows = ((stage.name, result.verdict(stage), *_figures(stage)) for stage in result.stages)
+    colour = {"passed": "green", "failed": "red", "incomplete": "yellow"}[result.verdict]
+    console.print(f"parity [{colour}]{result.verdict}[/]: {escape(result.headline())}")
+    rows = ((stage.name, result.verdict_on(stage), *_figures(stage)) for stage in result.stages)
     console.print(new_table(rows, ("stage", ""), _FIGURE_NAMES))
     for note in _notes(result):
         console.print(escape(note))
     for gate in result.failed_gates:
         console.print(f"[red]failed[/] {escape(f'{gate.stage} {gate.name}: {gate.sentence}')}")
-    passed = len(result.gates) - len(result.failed_gates)
-    verdict = "[green]passed[/]" if result.passed else "[red]not passed[/]"
-    console.print(f"parity {verdict}: {passed} of {len(result.gates)} gates passed")
     console.print(escape(f"report: {result.folder / 'report.html'}"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,6 +29,7 @@ from bertmp.export.parity.parity_options import ParityOptions
 from bertmp.export.parity.report import FILES, environment, write_report
 from bertmp.export.parity.result import DataSummary, FlipRow, ParityReport, StageReport, summarise_bundle
 from bertmp.export.parity.stage import ParityData, Skipped, StageOutput, StageRun, read_inputs, run_all
+from bertmp.export.parity.verdict import check_stage_names, find_unchecked
 from bertmp.export.parity.weight_sizes import WeightSizes, weight_sizes
 
 DEFAULT_FOLDER = "parity"
@@ -42,7 +43,8 @@ def parity(options: ParityOptions) -> ParityReport:
     pass or not; an error or an interruption leaves both as they were.
 
     Raises:
-        InputError: a bad or stale bundle, bad data, or a server that does not answer.
+        InputError: a bad or stale bundle, bad data, a stage that does not exist, or a server that stopped
+            answering midway (the report is written before that is raised).
         MissingComponent: ONNX Runtime is not installed.
     """
     started = time.monotonic()
@@ -55,6 +57,9 @@ def parity(options: ParityOptions) -> ParityReport:
     limits = of_precision(cast(Mapping[str, Limits], limits or DEFAULTS), opened.low_precision)
     own = chain(opened, options.checkpoint)
     stages = (*own, *options.extra_stages)
+    names = [stage.name for stage in stages]
+    check_stage_names(options.require, names, "--require")
+    check_stage_names(options.allow_incomplete, names, "--allow-incomplete")
     columns = options.columns(options.label_column)
     contents = summarise_bundle(opened)
     examples = read_inputs(opened, options.data, columns, options.progress)
@@ -67,6 +72,9 @@ def parity(options: ParityOptions) -> ParityReport:
     low = low_stage(opened)
     reports[low] = _with_sizes(reports[low], weight_sizes(opened))
     rows, source = tuple(reports.values()), examples.examples.source
+    not_run = [(row.name, row.reason) for row in rows if row.status == "not run"]
+    not_run += [(name, "no --server was given") for name in options.require if name not in reports]
+    counting = _counting(opened, [stage.name for stage in options.extra_stages])
     truncated = sum(encoded.truncated for encoded in examples.inputs.encoded)
     labelled, texts = examples.inputs.labels is not None, len(examples.inputs.texts)
     result = ParityReport(
@@ -79,6 +87,7 @@ def parity(options: ParityOptions) -> ParityReport:
         ),
         stages=rows,
         gates=tuple(gate for row in rows for gate in _gates(row, limits)),
+        unchecked=find_unchecked(not_run, counting, options.require, options.allow_incomplete),
         flips=tuple(flip for row in rows for flip in _flip_rows(row, examples)),
         contents=contents,
         environment=environment(),
@@ -87,7 +96,22 @@ def parity(options: ParityOptions) -> ParityReport:
     )
     write_report(result)
     _record(opened, result, limits)
+    for run in ran.values():
+        if run.interruption is not None:
+            todo = f"start it again; the report of the other stages is {folder / 'report.html'}"
+            raise InputError(run.interruption.what, run.interruption.where, todo) from run.interruption
     return result
+
+
+def _counting(bundle: Bundle, asked: Sequence[str]) -> set[str]:
+    """The stages without which a verdict is incomplete: what is shipped, what it is held to, what was asked.
+
+    TensorRT-RTX's engines are never deployed.
+    """
+    built = bundle.manifest.stages.get(BUILD_ENGINE)
+    engine = built is not None and built.results.get("builder") != "tensorrt-rtx"
+    low = [low_stage(bundle)] if bundle.low_graph else []
+    return {TORCH, ONNX_FP32, *low, *asked, *(["engine"] if engine else [])}
 
 
 def _note(ran: Mapping[str, StageRun], reference: str) -> str:

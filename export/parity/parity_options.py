@@ -32,6 +32,13 @@ class ParityOptions(DataOptions):
         default=None, metavar="DIR",
         help="The FP32 checkpoint, where it is not in the folder that it was exported from.",
     )
+    require: Sequence[str] = option(
+        default=(), metavar="STAGE",
+        help="A stage that must run, such as engine or triton; the verdict is incomplete without it.",
+    )
+    allow_incomplete: Sequence[str] = option(
+        default=(), metavar="STAGE", help="A stage that the verdict does not wait for; it is recorded.",
+    )
     # fmt: on
     extra_stages: Sequence[Stage] = option(
         default=(), on_command_line=False, help="Served models, compared after the bundle's own stages."

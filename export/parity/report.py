@@ -96,7 +96,7 @@ def render(result: ParityReport) -> str:
         report=result,
         name=result.bundle.resolve().name,
         tiles=_tiles(result),
-        stages=[(stage, result.verdict(stage)) for stage in result.stages],
+        stages=[(stage, result.verdict_on(stage)) for stage in result.stages],
         gates=[_gate_row(gate) for gate in result.gates],
         chain=Markup(page.chain_chart(_chain(result))),
         distribution=Markup(page.histogram_chart(series)) if series else "",
@@ -115,7 +115,7 @@ def _chain(result: ParityReport) -> list[page.ChainLink]:
     for stage in result.stages:
         subtitle = f"serves {stage.serves}" if stage.serves else files.get(stage.name, "")
         verb = _VERBS.get(stage.name) or _VERBS.get(stage.name.partition("-")[0], "")
-        links.append(page.ChainLink(stage.name, subtitle, *_figure(stage), result.verdict(stage), verb))
+        links.append(page.ChainLink(stage.name, subtitle, *_figure(stage), result.verdict_on(stage), verb))
     return links
 
 
@@ -185,11 +185,28 @@ def junit_xml(result: ParityReport) -> str:
     root = ElementTree.Element("testsuites", name="bertmp parity")
     for stage in result.stages:
         root.append(_suite(stage, result))
+    if result.unchecked:
+        root.append(_completeness(result))
     for count in ("tests", "failures", "skipped"):
         root.set(count, str(sum(int(suite.get(count, "0")) for suite in root)))
     root.set("time", f"{result.seconds:.3f}")
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _completeness(result: ParityReport) -> ElementTree.Element:
+    """A case for each stage that counts and was not checked: a failure unless that is allowed."""
+    suite = ElementTree.Element("testsuite", name="verdict", time="0", timestamp=result.created)
+    for one in result.unchecked:
+        case = ElementTree.SubElement(suite, "testcase", classname="parity.verdict", name=one.stage)
+        if one.allowed:
+            ElementTree.SubElement(case, "skipped", message=_clean(one.sentence()))
+        else:
+            ElementTree.SubElement(case, "failure", type="incomplete", message=_clean(one.sentence()))
+    suite.set("tests", str(len(result.unchecked)))
+    suite.set("failures", str(sum(not one.allowed for one in result.unchecked)))
+    suite.set("skipped", str(sum(one.allowed for one in result.unchecked)))
+    return suite
 
 
 def _suite(stage: StageReport, result: ParityReport) -> ElementTree.Element:

@@ -13,12 +13,13 @@ from bertmp.export.bundle import BUILD_ENGINE, FP32_GRAPH, NETWORK, PARITY, PLAN
 from bertmp.export.consistency.check import Consistency
 from bertmp.export.engine.verify import verification_of
 from bertmp.export.parity.gates import Flip, Gate, StageMetrics, finite
+from bertmp.export.parity.verdict import Unchecked, Verdict, decide_verdict
 from bertmp.export.precision.plan import NodePlan, PrecisionPlan, RangeRecord
 
 FORMAT = 1
 
 Status = Literal["reference", "run", "not run", "failed"]
-Verdict = Literal["reference", "passed", "verified", "not run", "failed"]
+StageVerdict = Literal["reference", "passed", "verified", "not run", "failed"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ class ParityReport:
         data: the examples.
         stages: the chain, in its order.
         gates: every decision.
+        unchecked: the stages that count and were not checked.
         flips: every example whose label changed in some stage.
         contents: the summary of the bundle.
         environment: the machine and the versions.
@@ -148,6 +150,7 @@ class ParityReport:
     data: DataSummary
     stages: tuple[StageReport, ...]
     gates: tuple[Gate, ...]
+    unchecked: tuple[Unchecked, ...]
     flips: tuple[FlipRow, ...]
     contents: BundleSummary
     environment: Mapping[str, str]
@@ -155,15 +158,29 @@ class ParityReport:
     created: str
 
     @property
+    def verdict(self) -> Verdict:
+        """`passed` where every gate passed and nothing that counts was left out."""
+        return decide_verdict(self.reference, not self.failed_gates, self.unchecked)
+
+    @property
     def passed(self) -> bool:
-        """Whether there is a reference and every gate passed."""
-        return bool(self.reference) and all(gate.passed for gate in self.gates)
+        return self.verdict == "passed"
+
+    def headline(self) -> str:
+        """The verdict in one line, with the reason where it is not `passed`."""
+        gates, failed = len(self.gates), len(self.failed_gates)
+        line = f"{gates - failed} of {gates} gates passed"
+        missing = "; ".join(one.sentence() for one in self.unchecked if not one.allowed)
+        allowed = "; ".join(f"{one.sentence()} (allowed)" for one in self.unchecked if one.allowed)
+        return "; ".join(
+            filter(None, [line if self.reference else "nothing to compare with", missing, allowed])
+        )
 
     @property
     def failed_gates(self) -> tuple[Gate, ...]:
         return tuple(gate for gate in self.gates if not gate.passed)
 
-    def verdict(self, stage: StageReport) -> Verdict:
+    def verdict_on(self, stage: StageReport) -> StageVerdict:
         """The verdict on a stage; `verified` where it did not run but its precision holds."""
         if any(gate.stage == stage.name and not gate.passed for gate in self.gates):
             return "failed"
@@ -182,7 +199,9 @@ class ParityReport:
     def summary(self) -> dict[str, Any]:
         """What the manifest keeps: the verdict and the figures of each stage."""
         return {
+            "verdict": self.verdict,
             "passed": self.passed,
+            "unchecked": [asdict(one) for one in self.unchecked],
             "reference": self.reference,
             "texts": self.data.texts,
             "data_sha256": self.data.sha256,
@@ -196,7 +215,9 @@ class ParityReport:
         """Plain values, with everything that the HTML report shows but its pictures."""
         return {
             "format": FORMAT,
+            "verdict": self.verdict,
             "passed": self.passed,
+            "unchecked": [asdict(one) for one in self.unchecked],
             "bundle": str(self.bundle),
             "report": str(self.folder / "report.html"),
             "reference": self.reference,

@@ -78,6 +78,10 @@ class Skipped:
     verification: dict[str, object] = field(default_factory=dict)
 
 
+class StageInterrupted(InputError):
+    """A server stopped answering in the middle of a stage; raised once the other stages are reported."""
+
+
 class Stage(Protocol):
     """One stage of the chain."""
 
@@ -98,12 +102,14 @@ class StageRun:
         answer: what it answered or why it did not run; None where it failed.
         failure: the line of the error that it ended with; empty where there was none.
         seconds: wall time, loading included.
+        interruption: the error that the command ends with, once the report is written.
     """
 
     name: str
     answer: StageOutput | Skipped | None
     failure: str
     seconds: float
+    interruption: StageInterrupted | None = None
 
 
 def run_all(stages: Sequence[Stage], inputs: ParityInputs, progress: ProgressCallback) -> dict[str, StageRun]:
@@ -124,16 +130,19 @@ def _run(stage: Stage, inputs: ParityInputs, progress: ProgressCallback) -> Stag
         answered += examples
         progress(stage.name, answered, len(inputs.texts))
 
-    answer, failure = None, ""
+    answer, failure, interruption = None, "", None
     try:
         answer = stage.run(inputs, advance)
+    except StageInterrupted as error:
+        interruption = error
+        failure = f"{error.what} after {answered} of {len(inputs.texts)} texts"
     except (InputError, MissingComponent, MemoryError):
         raise
     except Exception as error:  # whatever a runtime throws at a graph it cannot run
         words = " ".join(str(error).split())
         shortened = f"{words[:300]}{'…' if len(words) > 300 else ''}"  # not too long for a table
         failure = f"{type(error).__name__}: {shortened}".removesuffix(": ")
-    return StageRun(stage.name, answer, failure, time.monotonic() - started)
+    return StageRun(stage.name, answer, failure, time.monotonic() - started, interruption)
 
 
 BATCH_SIZE = 16

@@ -211,9 +211,11 @@ def test_parity_before_the_engine_was_built_does_not_count_for_it(bundle: Path, 
     early = altered(bundle, tmp_path / "early")
     with_stage(early, names.PARITY, {"passed": True})
     built = with_engine(early, tmp_path / "built", "tensorrt", ["1x1:8x16:32x64"])
-    result = deploy(built, "trec", tmp_path / "repository")
-    assert result.parity == "not checked"
-    assert any("not checked for this engine" in note for note in result.notes)
+    with pytest.raises(GateFailed, match="it was built after parity was run"):
+        deploy(built, "trec", tmp_path / "repository")
+    result = deploy(built, "trec", tmp_path / "repository", allow_incomplete=True)
+    assert result.parity == "incomplete"
+    assert any("built after parity was run" in note for note in result.notes)
 
 
 def test_deploy_of_a_pair_classifier_is_refused(bundle: Path, tmp_path: Path) -> None:

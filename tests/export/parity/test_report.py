@@ -60,6 +60,7 @@ def report_of(error: float = 1e-3) -> ParityReport:
             for name, what in evidence.items()
             for gate in decide(name, what, replace(limits_of(name), accuracy_points=None))
         ),
+        unchecked=(),
         flips=tuple(rows),
         contents=BundleSummary(
             files=(FileSummary("model.onnx", "export", 1000, "1" * 64),),
@@ -145,7 +146,7 @@ def test_junit_counts_match_and_control_characters_are_replaced() -> None:
 
 def test_the_verdict_on_each_stage() -> None:
     result = report_of()
-    verdicts = [result.verdict(stage) for stage in result.stages]
+    verdicts = [result.verdict_on(stage) for stage in result.stages]
     assert verdicts == ["reference", "passed", "verified", "failed"]
 
 
