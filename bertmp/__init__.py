@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bertmp.export.onnx_export import export_checkpoint as export_checkpoint
     from bertmp.export.parity.parity import parity as parity
     from bertmp.export.precision.convert import convert as convert
+    from bertmp.export.prediction.predict import predict as predict
     from bertmp.pretraining.prepare import prepare as prepare
     from bertmp.serve.client import infer as infer
     from bertmp.serve.deploy import deploy as deploy
@@ -47,6 +48,7 @@ _MODULES = {
     "infer": "bertmp.serve.client",
     "models": "bertmp.serve.deploy",
     "parity": "bertmp.export.parity.parity",
+    "predict": "bertmp.export.prediction.predict",
     "prepare": "bertmp.pretraining.prepare",
     "rollback": "bertmp.serve.deploy",
     "serve_repository": "bertmp.serve.server",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -36,6 +36,30 @@ def length_sorted_batches(lengths: Sequence[int] | np.ndarray, batch_size: int) 
     """Rows in batches of similar length, longest first, for evaluation."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+
+
+def close_batches(lengths: Sequence[int], rows: int, tokens: int, spread: int) -> Iterator[list[int]]:
+    """Rows from short to long in batches of almost equal length, for consumers of padded batches.
+
+    Args:
+        lengths: tokens of each row.
+        rows: the most rows of a batch.
+        tokens: the most tokens of a batch, padding included; a row that is longer is a batch of its own.
+        spread: the most padding tokens that a row may get.
+
+    Yields:
+        The rows of a batch; every row occurs once.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    start = 0
+    for end in range(1, len(order) + 1):
+        if end < len(order):
+            longest = lengths[order[end]]
+            fits = (end + 1 - start) * longest <= tokens and end - start < rows
+            if fits and longest <= lengths[order[start]] + spread:
+                continue
+        yield order[start:end]
+        start = end
 
 
 def split_batch(rows: np.ndarray, parts: int) -> list[np.ndarray]:

@@ -13,9 +13,9 @@ a list of words and one of labels.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from bertmp.core.errors import InputError
@@ -32,6 +32,7 @@ class Columns:
             Parquet, the labels may also be a list.
         encoding: the file's; None for UTF-8 or the one that a byte order mark names.
         delimiter: separates the fields of a .csv or .tsv file; None for the one found in its first line.
+        labelled: whether labels are read; otherwise the label's name only tells a header from data.
     """
 
     text: str = "text"
@@ -40,6 +41,7 @@ class Columns:
     separator: str = ""
     encoding: str | None = None
     delimiter: str | None = None
+    labelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,8 @@ def read_examples(
             a tab, a missing column, an empty text, or no labels although `need_labels`.
     """
     path, columns = Path(path), columns or Columns()
-    kind = kind_of(path, _READERS)
-    if kind in _LINE_KINDS and is_conll(path, columns):
-        kind = ".conll"
-    rows = _READERS[kind](path, columns)
+    kind = kind_of_texts(path, columns)
+    rows = list(rows_of(path, columns, kind))
     if not rows:
         raise InputError("the data file has no rows", path, "give it at least one text")
     if kind == ".conll":
@@ -94,6 +94,28 @@ def read_examples(
         what = f"no labels: the file has no column '{columns.label}'"
         raise InputError(what, path, "add it, or name it with --label-column")
     return examples
+
+
+def kind_of_texts(path: Path, columns: Columns) -> str:
+    """The extension that says how a file of texts is read; `.conll` for one that looks like CoNLL.
+
+    Raises:
+        InputError: as in `kind_of`.
+    """
+    kind = kind_of(path, _READERS)
+    return ".conll" if kind in _LINE_KINDS and is_conll(path, columns) else kind
+
+
+def rows_of(path: Path, columns: Columns, kind: str) -> Iterator[Row]:
+    """The rows of a file of texts, one after the other, in bounded memory: number, and field by column.
+
+    Args:
+        kind: see `kind_of_texts`.
+
+    Raises:
+        InputError: as in `read_examples`, but for the checks of the fields.
+    """
+    return _READERS[kind](path, columns)
 
 
 def kind_of(path: Path, known: Collection[str]) -> str:
@@ -125,12 +147,8 @@ def _gather(rows: Sequence[Row], columns: Columns, path: Path) -> Examples:
     if has_label and not columns.separator:
         wanted.append(columns.label)
     for line, row in rows:
-        where = f"{path}, line {line}"
         for name in wanted:
-            if name not in row or row[name].strip() == "":
-                raise InputError(f"no {name}", where, "fill it in or remove the line")
-            if not is_unicode(row[name]):
-                raise InputError(f"half a surrogate pair in {name}", where, "write the whole character")
+            require_field(row, name, f"{path}, line {line}")
     labels = [row.get(columns.label, "") for _, row in rows] if has_label else None
     return Examples(
         texts=[row[columns.text] for _, row in rows],
@@ -139,6 +157,22 @@ def _gather(rows: Sequence[Row], columns: Columns, path: Path) -> Examples:
         source=path,
         lines=[line for line, _ in rows],
     )
+
+
+FILL_IN = "fill it in or remove the line"
+
+
+def require_field(row: Mapping[str, str], name: str, where: str) -> str:
+    """A field of a row.
+
+    Raises:
+        InputError: it is missing, blank, or holds half a surrogate pair.
+    """
+    if name not in row or row[name].strip() == "":
+        raise InputError(f"no {name}", where, FILL_IN)
+    if not is_unicode(row[name]):
+        raise InputError(f"half a surrogate pair in {name}", where, "write the whole character")
+    return row[name]
 
 
 def _one_spelling(labels: Sequence[str]) -> Sequence[str]:
@@ -162,29 +196,32 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _read_lines(path: Path, columns: Columns) -> list[Row]:
+def _read_lines(path: Path, columns: Columns) -> Iterator[Row]:
     with open_text(path, encoding=columns.encoding) as stream:
-        lines = [(number, line.rstrip("\r\n")) for number, line in numbered_lines(stream, path)]
-    return [(number, {columns.text: line}) for number, line in lines if line.strip()]
+        for number, line in numbered_lines(stream, path):
+            if line.strip():
+                yield number, {columns.text: line.rstrip("\r\n")}
 
 
-def _read_delimited(path: Path, columns: Columns) -> list[Row]:
+def _read_delimited(path: Path, columns: Columns) -> Iterator[Row]:
     delimiter = delimiter_of(path, columns)
     rows = delimited_records(path, delimiter, encoding=columns.encoding)
-    lines = [(number, fields) for number, fields, _ in rows]
-    if lines and _is_header(lines[0][1], columns):
-        return _by_header(lines, columns, path)
-    for number, fields in lines:
+    lines = ((number, fields) for number, fields, _ in rows)
+    first = next(lines, None)
+    if first is None:
+        return
+    if _is_header(first[1], columns):
+        yield from _by_header(first[1], lines, columns, path)
+        return
+    for number, fields in chain([first], lines):
         where, todo = f"{path}, line {number}", "write label<TAB>text, or name the columns in a header"
         if delimiter is None and len(fields) < 2:
             raise InputError("a line without a tab", where, todo)
         if delimiter == "," or (delimiter and len(fields) != 2):
             todo = "name the columns in a header, or the text's with --text-column"
             raise InputError(f"{len(fields)} fields and no header that names 'text'", where, todo)
-    return [
-        (number, {columns.label: label.strip(), columns.text: "\t".join(text)})
-        for number, (label, *text) in lines
-    ]
+        label, *text = fields
+        yield number, {columns.label: label.strip(), columns.text: "\t".join(text)}
 
 
 def delimiter_of(path: Path, columns: Columns) -> str | None:
@@ -212,8 +249,9 @@ def _is_header(fields: Sequence[str], columns: Columns) -> bool:
     return columns.text != Columns.text or any(field.strip().casefold() in names for field in fields)
 
 
-def _by_header(lines: Sequence[tuple[int, Sequence[str]]], columns: Columns, path: Path) -> list[Row]:
-    header = lines[0][1]
+def _by_header(
+    header: Sequence[str], lines: Iterable[tuple[int, Sequence[str]]], columns: Columns, path: Path
+) -> Iterator[Row]:
     if columns.text not in header:
         alike = next((name for name in header if name.strip().casefold() == columns.text.casefold()), None)
         todo = f"name it with --text-column '{alike}'" if alike else "add it, or name it with --text-column"
@@ -221,25 +259,21 @@ def _by_header(lines: Sequence[tuple[int, Sequence[str]]], columns: Columns, pat
     for name in (columns.text, columns.text_pair, columns.label):
         if header.count(name) > 1:
             raise InputError(f"the header names '{name}' twice", path, "rename or remove one of them")
-    rows: list[Row] = []
-    for number, fields in lines[1:]:
+    for number, fields in lines:
         row = named_fields(header, fields, f"{path}, line {number}")
-        rows.append(
-            (number, {name: row[name].strip() if name == columns.label else row[name] for name in row})
-        )
-    return rows
+        yield number, {name: row[name].strip() if name == columns.label else row[name] for name in row}
 
 
-def _read_records(path: Path, columns: Columns) -> list[Row]:
+def _read_records(path: Path, columns: Columns) -> Iterator[Row]:
     wanted = (columns.text, columns.text_pair, columns.label)
-    found = records(path, wanted, encoding=columns.encoding)
-    return [(number, _strings(record, columns, where)) for number, record, where, _ in found]
+    for number, record, where, _ in records(path, wanted, encoding=columns.encoding):
+        yield number, _strings(record, columns, where)
 
 
 def _strings(value: Mapping[str, object], columns: Columns, where: str) -> dict[str, str]:
     """The values of the columns that are read, as strings; without those that are null."""
     row: dict[str, str] = {}
-    for name in (columns.text, columns.text_pair, columns.label):
+    for name in (columns.text, columns.text_pair, *[columns.label] * columns.labelled):
         item = value.get(name)
         if name == columns.label and columns.separator and isinstance(item, list):
             names = [str(label) for label in item]
@@ -264,9 +298,9 @@ def _read_as_conll(path: Path, sentences: int) -> Notice:
     return Notice(f"{path}: read as CoNLL, {sentences:,} {'sentence' if sentences == 1 else 'sentences'}")
 
 
-def _read_conll(path: Path, columns: Columns) -> list[Row]:
-    sentences = _sentences_of_lines(path, columns.encoding)
-    return [(number, {columns.text: " ".join(words)}) for number, (words, _) in enumerate(sentences, 1)]
+def _read_conll(path: Path, columns: Columns) -> Iterator[Row]:
+    for number, (words, _) in enumerate(_sentences_of_lines(path, columns.encoding), 1):
+        yield number, {columns.text: " ".join(words)}
 
 
 _READERS = {".txt": _read_lines, ".tsv": _read_delimited, ".csv": _read_delimited, ".conll": _read_conll}

@@ -27,6 +27,10 @@ SHORTEST = 3
 NEEDED = ("[CLS]", "[SEP]", "[PAD]", "[UNK]")
 
 
+Span = tuple[int, int, int]
+"""Number of the text, first character, character after the last."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One encoded text or text pair.
@@ -36,12 +40,15 @@ class Encoded:
         truncated: whether tokens were removed to fit the maximum length.
         first: of a sentence given as words: index of a word → index of its first subword; without words that
             were truncated or have none.
+        spans: where each token stands, if that was asked for: the text (0, or 1 for the second of a pair),
+            its first character and the one after its last; None for special tokens that the tokenizer added.
     """
 
     input_ids: list[int]
     token_type_ids: list[int]
     truncated: bool
     first: dict[int, int] = field(default_factory=dict)
+    spans: Sequence[Span | None] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -147,23 +154,28 @@ class Tokenizer:
         """SHA-256 of the tokenizer: equal for tokenizers that encode equally."""
         return hashlib.sha256(self._fast.to_str().encode()).hexdigest()
 
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoded]:
+    def encode(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, spans: bool = False
+    ) -> list[Encoded]:
         """Token ids of `texts`, each with its text of `pairs` as the second segment if given.
 
         Texts that are too long are truncated at the end, of a pair the longer text first; see `truncated`.
+
+        Args:
+            spans: whether to say where each token stands in its text, which takes longer.
         """
         inputs: Sequence[Any] = texts if pairs is None else list(zip(texts, pairs, strict=True))
         special = self._fast.num_special_tokens_to_add(pairs is not None)
-        return self._encode(inputs, special, words=False)
+        return self._encode(inputs, special, words=False, spans=spans)
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[Encoded]:
         """Token ids of sentences given as words; sentences that are too long are truncated at the end."""
         return self._encode(sentences, self._fast.num_special_tokens_to_add(False), words=True)
 
-    def _encode(self, inputs: Sequence[Any], special: int, words: bool) -> list[Encoded]:
+    def _encode(self, inputs: Sequence[Any], special: int, words: bool, spans: bool = False) -> list[Encoded]:
         """The encoded inputs, truncated where they are too long."""
-        # The fast method does not keep word ids.
-        run = self._fast.encode_batch if words else self._fast.encode_batch_fast
+        # The fast method keeps neither word ids nor places.
+        run = self._fast.encode_batch if words or spans else self._fast.encode_batch_fast
         encodings = run(inputs, words, True)
         long = [row for row, encoding in enumerate(encodings) if len(encoding.ids) > self.max_length]
         if long:
@@ -176,7 +188,13 @@ class Tokenizer:
                 encodings[row] = encoding
         cut_rows = set(long)
         return [
-            Encoded(list(one.ids), list(one.type_ids), row in cut_rows, _first_subwords(one) if words else {})
+            Encoded(
+                input_ids=list(one.ids),
+                token_type_ids=list(one.type_ids),
+                truncated=row in cut_rows,
+                first=_first_subwords(one) if words else {},
+                spans=_spans(one) if spans else (),
+            )
             for row, one in enumerate(encodings)
         ]
 
@@ -210,6 +228,11 @@ def length_limit(folder: Path, positions: int) -> int:
         todo = f"write at least {SHORTEST}, or leave it out"
         raise InputError(f"model_max_length is {limit!r}", path, todo)
     return int(min(limit, positions))
+
+
+def _spans(encoding: Any) -> list[Span | None]:
+    places = zip(encoding.sequence_ids, encoding.offsets, strict=True)
+    return [None if text is None else (text, first, end) for text, (first, end) in places]
 
 
 def _first_subwords(encoding: Any) -> dict[int, int]:

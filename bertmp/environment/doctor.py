@@ -241,6 +241,7 @@ REQUIREMENTS = (
     Requirement("explain", ("onnx",)),
     Requirement("build-engine", one_of=("tensorrt", "tensorrt-rtx")),
     Requirement("parity", (*_MODEL, "onnxruntime")),
+    Requirement("predict", ("tokenizers", "onnxruntime")),
     Requirement("deploy", _REPOSITORY),
     Requirement("rollback", _REPOSITORY),
     Requirement("models", _REPOSITORY),
