@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from bertmp.metrics.spans import has_entity_tags, span_counts
+from bertmp.metrics.task_metrics import (
+    class_figures,
+    class_sums,
+    multi_label_figures,
+    regression_figures,
+    token_figures,
+)
 from bertmp.model.bert import Padded
 from bertmp.model.heads.head import (
     LinearHead,
@@ -56,7 +63,15 @@ class SequenceClassifier(SequenceHead):
         return [cross_entropy_count(batch.targets["labels"], options)]
 
     def score(self, batch: Batch) -> dict[str, float]:
-        return {"examples": float(len(batch)), **label_scores(self.logits(batch), batch.targets["labels"])}
+        logits, labels = self.logits(batch), batch.targets["labels"]
+        counts = class_sums(logits.argmax(-1).cpu().numpy(), labels.cpu().numpy())
+        return {"examples": float(len(batch)), **label_scores(logits, labels), **counts}
+
+    @staticmethod
+    def summarise(sums: Mapping[str, float]) -> dict[str, float]:
+        """Loss, accuracy, macro F1 and Matthews' correlation."""
+        means = {name: sums[name] / sums["examples"] for name in ("loss", "accuracy")}
+        return {**means, **class_figures(sums)}
 
 
 class MultiLabelClassifier(SequenceHead):
@@ -97,11 +112,7 @@ class MultiLabelClassifier(SequenceHead):
             "true": float(labels.sum()),
         }
 
-    @staticmethod
-    def summarise(sums: Mapping[str, float]) -> dict[str, float]:
-        """Loss, exact-match accuracy, and micro-averaged precision, recall and F1 over all labels."""
-        means = {name: sums[name] / sums["examples"] for name in ("loss", "accuracy")}
-        return {**means, **f1_figures(sums["right"], sums["given"], sums["true"])}
+    summarise = staticmethod(multi_label_figures)
 
 
 class Regressor(SequenceHead):
@@ -128,16 +139,7 @@ class Regressor(SequenceHead):
             "product": float((answers * truth).sum()),
         }
 
-    @staticmethod
-    def summarise(sums: Mapping[str, float]) -> dict[str, float]:
-        """Mean squared error and Pearson's correlation, which is 0 if predictions or targets are constant."""
-        n = sums["examples"]
-        mse = sums["squared_error"] / n
-        covariance = sums["product"] - sums["answers"] * sums["truth"] / n
-        spread = sums["answers_squared"] - sums["answers"] ** 2 / n
-        spread *= sums["truth_squared"] - sums["truth"] ** 2 / n
-        pearson = covariance / math.sqrt(spread) if spread > 0 else 0.0
-        return {"loss": mse, "mse": mse, "pearson": max(-1.0, min(1.0, pearson))}
+    summarise = staticmethod(regression_figures)
 
 
 IGNORE_INDEX = -100
@@ -175,69 +177,18 @@ class TokenClassifier(LinearHead):
     def score(self, batch: Batch) -> dict[str, float]:
         logits, labels = self.labelled_logits(batch)
         scores = {"words": float(len(labels)), **label_scores(logits, labels)}
-        if mark_entities(self.config.labels):
+        if has_entity_tags(self.config.labels):
             scores.update(self._entity_scores(batch, logits.argmax(-1)))
         return scores
 
     def _entity_scores(self, batch: Batch, given: Tensor) -> dict[str, float]:
         """Numbers of entities: correct in type and boundaries, predicted, and true."""
         names = self.config.labels
-        right = answered = wanted = 0
         answers = iter(given.tolist())
-        for targets in batch.targets["labels"].cpu().split(list(batch.lengths)):
-            truth = [names[label] for label in targets.tolist() if label != IGNORE_INDEX]
-            found = entities([names[next(answers)] for _ in truth])
-            true = entities(truth)
-            right, answered, wanted = right + len(found & true), answered + len(found), wanted + len(true)
-        return {"right": float(right), "given": float(answered), "true": float(wanted)}
+        targets = (one.tolist() for one in batch.targets["labels"].cpu().split(list(batch.lengths)))
+        truth = [[names[label] for label in row if label != IGNORE_INDEX] for row in targets]
+        answered = [[names[next(answers)] for _ in row] for row in truth]
+        counts = span_counts(answered, truth).sum(0).tolist()
+        return dict(zip(("right", "given", "true"), map(float, counts), strict=True))
 
-    @staticmethod
-    def summarise(sums: Mapping[str, float]) -> dict[str, float]:
-        """Loss and accuracy per word; with entity labels also precision, recall and F1 of the entities."""
-        figures = {name: sums[name] / max(sums["words"], 1.0) for name in ("loss", "accuracy")}
-        if "true" in sums:
-            figures.update(f1_figures(sums["right"], sums["given"], sums["true"]))
-        return figures
-
-
-Entity = tuple[str, int, int]
-"""Type, first word, word after the last."""
-
-
-def entities(tags: Sequence[str]) -> set[Entity]:
-    """The entities of one sentence, from BIO tags; IOB1, BIOES and BILOU are read as well.
-
-    Lenient like the CoNLL evaluation: an `I-` without a beginning begins an entity, and so does one of
-    another type than the entity before it.
-    """
-    found: set[Entity] = set()
-    kind, start = "", 0
-    for place, tag in enumerate((*tags, "O")):
-        prefix, _, name = tag.partition("-")
-        inside = prefix in ("I", "E", "L") and bool(kind) and name == kind
-        if not inside:
-            if kind:
-                found.add((kind, start, place))
-            kind, start = (name, place) if prefix in _PREFIXES else ("", place)
-        if kind and prefix in ("E", "L", "S", "U"):
-            found.add((kind, start, place + 1))
-            kind = ""
-    return found
-
-
-_PREFIXES = ("B", "I", "E", "L", "S", "U")
-
-
-def mark_entities(labels: Iterable[str]) -> bool:
-    """Whether labels are tags of entities, such as `B-PER` and `O`, and not, for example, parts of speech."""
-    marked = [label.partition("-") for label in labels if label != "O"]
-    return bool(marked) and all(prefix in _PREFIXES and kind for prefix, _, kind in marked)
-
-
-def f1_figures(right: float, given: float, true: float) -> dict[str, float]:
-    """Precision, recall and their harmonic mean; 0 where nothing was given or there was nothing to find."""
-    return {
-        "precision": right / given if given else 0.0,
-        "recall": right / true if true else 0.0,
-        "f1": 2 * right / (given + true) if given + true else 0.0,
-    }
+    summarise = staticmethod(token_figures)

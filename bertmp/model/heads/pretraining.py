@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from bertmp.metrics.task_metrics import pretraining_figures
 from bertmp.model.bert import ACTIVATION, LayerNorm, Padded
 from bertmp.model.config import BertConfig
 from bertmp.model.heads.head import Head, LossOptions
@@ -133,15 +132,7 @@ class PreTraining(Head):
             scores["nsp_right"] = float((logits.argmax(-1) == answers).sum())
         return scores
 
-    @staticmethod
-    def summarise(sums: Mapping[str, float]) -> dict[str, float]:
-        """`loss`, the sum of both terms, and the loss and accuracy of each."""
-        words, pairs = max(sums["masked"], 1.0), sums["examples"]
-        figures = {"mlm_loss": sums["mlm_loss"] / words, "mlm_accuracy": sums["mlm_right"] / words}
-        if "nsp_loss" in sums:
-            figures["nsp_loss"] = sums["nsp_loss"] / pairs
-            figures["nsp_accuracy"] = sums["nsp_right"] / pairs
-        return {"loss": figures["mlm_loss"] + figures.get("nsp_loss", 0.0), **figures}
+    summarise = staticmethod(pretraining_figures)
 
 
 class MaskedLanguageModel(Head):

@@ -12,10 +12,11 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
+from bertmp.metrics.task_metrics import classification
 from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import HEADS, Head, LossOptions, MultiLabelClassifier, Regressor, TokenClassifier
-from bertmp.model.heads.fine_tuning import IGNORE_INDEX, entities, mark_entities
+from bertmp.model.heads.fine_tuning import IGNORE_INDEX
 from tests.models import batch, head, packed, small_tokenizer
 
 TOLERANCE = 1e-5
@@ -178,30 +179,6 @@ def test_class_weights_and_smoothing_weigh_words_as_torch_does(tmp_path: Path) -
     assert found == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("tags", "found"),
-    [
-        ("O O", set()),
-        ("B-PER I-PER O B-LOC", {("PER", 0, 2), ("LOC", 3, 4)}),
-        ("B-PER B-PER", {("PER", 0, 1), ("PER", 1, 2)}),
-        ("I-PER I-LOC I-LOC", {("PER", 0, 1), ("LOC", 1, 3)}),
-        ("O I-PER O I-PER", {("PER", 1, 2), ("PER", 3, 4)}),
-        ("B-PER I-LOC", {("PER", 0, 1), ("LOC", 1, 2)}),
-        ("B-PER E-PER S-LOC O", {("PER", 0, 2), ("LOC", 2, 3)}),
-        ("U-LOC U-LOC B-PER L-PER I-PER", {("LOC", 0, 1), ("LOC", 1, 2), ("PER", 2, 4), ("PER", 4, 5)}),
-        ("B-per-son I-per-son", {("per-son", 0, 2)}),
-    ],
-)
-def test_entities(tags: str, found: set[tuple[str, int, int]]) -> None:
-    assert entities(tags.split()) == found
-
-
-def test_parts_of_speech_are_no_entities() -> None:
-    assert mark_entities(TAGS)
-    assert not mark_entities(("ADJ", "NOUN", "O"))
-    assert not mark_entities(("B", "I", "O"))
-
-
 class Answering(TokenClassifier):
     """A classifier whose answers are given."""
 
@@ -225,6 +202,18 @@ def test_entity_scores_count_whole_entities_of_each_sentence() -> None:
     assert figures["accuracy"] == pytest.approx(4 / 5)
     assert (figures["precision"], figures["recall"]) == pytest.approx((2 / 3, 2 / 3))
     assert figures["f1"] == pytest.approx(2 / 3)
+
+
+def test_classification_figures_are_those_of_the_answers(tmp_path: Path) -> None:
+    model = saved("classification", tmp_path / "ours")
+    inputs = batch(SMALL.vocab_size, rows=8, length=17)
+    truth = torch.arange(8) % 3
+    with torch.no_grad():
+        answers = model(**inputs).argmax(-1)
+        figures = model.summarise(model.score(packed(inputs, labels=truth)))
+    expected = classification(answers.numpy(), truth.numpy(), 3)
+    assert list(figures) == ["loss", "accuracy", "macro_f1", "matthews"]
+    assert all(figures[name] == getattr(expected, name) for name in ("accuracy", "macro_f1", "matthews"))
 
 
 def test_regression_scores_add_up_over_batches() -> None:
