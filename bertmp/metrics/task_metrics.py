@@ -82,14 +82,12 @@ def class_sums(answers: ArrayLike, truth: ArrayLike) -> Figures:
         answers: INT `[rows]`, the classes' numbers.
         truth: likewise.
     """
-    given, true = np.asarray(answers), np.asarray(truth)
-    rows = {"right": true[given == true], "given": given, "true": true}
+    counts = zip(("right", "given", "true"), _class_counts(answers, truth), strict=True)
     return {
         f"{name} {number}": float(count)
-        for name, labels in rows.items()
-        for number, count in zip(
-            *(part.tolist() for part in np.unique(labels, return_counts=True)), strict=True
-        )
+        for name, by_class in counts
+        for number, count in enumerate(by_class.tolist())
+        if count
     }
 
 
@@ -105,12 +103,22 @@ def class_figures(sums: Mapping[str, float]) -> Figures:
 
 def macro_f1(answers: ArrayLike, truth: ArrayLike) -> float:
     """`ClassificationMetrics.macro_f1` alone, of INT `[rows]` twice."""
-    return class_figures(class_sums(answers, truth))["macro_f1"]
+    return _macro_and_matthews(*_class_counts(answers, truth))[0]
 
 
 def matthews(answers: ArrayLike, truth: ArrayLike) -> float:
     """`ClassificationMetrics.matthews` alone, of INT `[rows]` twice."""
-    return class_figures(class_sums(answers, truth))["matthews"]
+    return _macro_and_matthews(*_class_counts(answers, truth))[1]
+
+
+def _class_counts(answers: ArrayLike, truth: ArrayLike) -> tuple[Counts, Counts, Counts]:
+    """How often each class, up to the highest that occurs, was right, answered and true."""
+    given, true = np.asarray(answers, np.int64), np.asarray(truth, np.int64)
+    classes = int(max(given.max(initial=-1), true.max(initial=-1))) + 1
+    right, answered, wanted = (
+        np.bincount(of, minlength=classes) for of in (true[given == true], given, true)
+    )
+    return right, answered, wanted
 
 
 def _f1(right: NDArray, given: NDArray, true: NDArray) -> NDArray[np.float64]:
