@@ -12,6 +12,7 @@ from bertmp.core.io import JsonSerializable
 from bertmp.metrics import task_metrics
 from bertmp.metrics.intervals import RESAMPLES, Rows, accuracy_difference, bootstrap_difference, mcnemar_p
 from bertmp.metrics.non_inferiority import MARGIN, NonInferiority, non_inferiority
+from bertmp.metrics.pretraining_metrics import perplexity
 from bertmp.metrics.task_metrics import f1_figures
 
 
@@ -114,7 +115,7 @@ def _span_f1(words: NDArray, spans: NDArray) -> float:
 
 
 def _perplexity(sums: NDArray) -> float:
-    return task_metrics.perplexity(_ratio(1, 2)(sums))
+    return perplexity(_ratio(1, 2)(sums))
 
 
 _CLASSIFICATION = (

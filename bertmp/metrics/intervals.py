@@ -15,7 +15,7 @@ Rows = Sequence[NDArray]
 """Arrays of one entry per row, such as answers and truth: what a metric is computed from."""
 
 RESAMPLES = 1000
-"""Draws of a bootstrap; fewer leave a percentile interval's ends to chance (Efron and Tibshirani 1993, 13.3)."""
+"""Draws of a bootstrap; fewer leave a percentile interval's ends to chance."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def bootstrap_difference(
     """The difference of any metric on the same rows, with a percentile interval.
 
     Rows are drawn with replacement, the same for both sides, so that what they share cancels out (Efron and
-    Tibshirani 1993, chapters 13 and 8.3). A row is what was drawn independently: a text or a sentence, not a
+    Tibshirani 1993, chapter 13). A row is what was drawn independently: a text or a sentence, not a
     token.
 
     Where no row changed, resampling shows no variation, which is no evidence of its absence. With `scale`

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bertmp.metrics.task_metrics import pretraining_figures
+from bertmp.metrics.pretraining_metrics import pretraining_figures
 from bertmp.model.bert import ACTIVATION, LayerNorm, Padded
 from bertmp.model.config import BertConfig
 from bertmp.model.heads.head import Head, LossOptions

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bertmp.metrics import pretraining_metrics
 from bertmp.metrics import task_metrics as metrics
 
 CLASSES = 4
@@ -127,15 +128,15 @@ def test_token_classification_counts_words_and_entities() -> None:
 def test_masked_language_metrics_are_those_of_probabilities() -> None:
     probabilities = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
     logits = np.log(probabilities) + np.array([[1000.0], [-1000.0]])  # no overflow
-    found = metrics.masked_language(logits, [1, 1])
+    found = pretraining_metrics.masked_language(logits, [1, 1])
     assert found.mlm_loss == pytest.approx(-(math.log(0.25) + math.log(0.8)) / 2)
     assert found.mlm_perplexity == pytest.approx(1 / math.sqrt(0.25 * 0.8))
     assert found.mlm_accuracy == 0.5
-    assert metrics.perplexity([1e4]) == math.inf
+    assert pretraining_metrics.perplexity([1e4]) == math.inf
 
 
 def test_next_sentence_metrics() -> None:
-    found = metrics.next_sentence([[2.0, 0.0], [0.0, 2.0], [1.0, 0.0]], [0, 1, 1])
+    found = pretraining_metrics.next_sentence([[2.0, 0.0], [0.0, 2.0], [1.0, 0.0]], [0, 1, 1])
     assert found.nsp_accuracy == pytest.approx(2 / 3)
     assert found.nsp_loss == pytest.approx((2 * math.log1p(math.exp(-2)) + math.log1p(math.exp(1))) / 3)
 
@@ -150,8 +151,8 @@ def test_all_metrics_are_json() -> None:
         metrics.multi_label(np.eye(2), np.eye(2)),
         metrics.regression(np.arange(3.0), np.arange(3.0)),
         metrics.token_classification([[0]], [[0]], ["A"]),
-        metrics.masked_language(np.eye(2), [0, 1]),
-        metrics.next_sentence(np.eye(2), [0, 1]),
+        pretraining_metrics.masked_language(np.eye(2), [0, 1]),
+        pretraining_metrics.next_sentence(np.eye(2), [0, 1]),
     ]
     for other in others:
         assert json.loads(json.dumps(other.to_json())) == vars(other) | (
