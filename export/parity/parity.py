@@ -21,9 +21,11 @@ from bertmp.export.parity.gates import (
     Limits,
     decide,
     limits_of,
-    measure,
     of_precision,
     override,
+)
+from bertmp.export.parity.measures import (
+    measure,
 )
 from bertmp.export.parity.parity_options import ParityOptions
 from bertmp.export.parity.report import FILES, environment, write_report

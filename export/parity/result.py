@@ -12,7 +12,14 @@ from bertmp.core.io import read_json
 from bertmp.export.bundle import BUILD_ENGINE, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
 from bertmp.export.consistency.check import Consistency
 from bertmp.export.engine.verify import verification_of
-from bertmp.export.parity.gates import Flip, Gate, StageMetrics, finite
+from bertmp.export.parity.gates import (
+    Gate,
+)
+from bertmp.export.parity.measures import (
+    Flip,
+    StageMetrics,
+    finite,
+)
 from bertmp.export.parity.verdict import Unchecked, Verdict, decide_verdict
 from bertmp.export.precision.plan import NodePlan, PrecisionPlan, RangeRecord
 

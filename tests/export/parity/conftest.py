@@ -10,7 +10,9 @@ import pytest
 
 from bertmp import export_checkpoint
 from bertmp.export.bundle import Bundle
-from bertmp.export.parity.gates import answers_of
+from bertmp.export.parity.measures import (
+    answers_of,
+)
 from bertmp.export.parity.stage import read_inputs
 from tests.export.parity_bundles import LABELS, SPECIAL, WORDS, answer_of
 

@@ -15,14 +15,16 @@ from bertmp.core.errors import InputError
 from bertmp.export.parity.gates import (
     DEFAULTS,
     Evidence,
-    Flip,
     Gate,
     Limits,
-    StageMetrics,
     decide,
     limits_of,
     of_precision,
     override,
+)
+from bertmp.export.parity.measures import (
+    Flip,
+    StageMetrics,
 )
 
 PERFECT = StageMetrics(

@@ -13,7 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertmp.export.parity.gates import Evidence, decide, limits_of, measure
+from bertmp.export.parity.gates import (
+    Evidence,
+    decide,
+    limits_of,
+)
+from bertmp.export.parity.measures import (
+    measure,
+)
 from bertmp.export.parity.report import junit_xml, render
 from bertmp.export.parity.result import (
     BundleSummary,

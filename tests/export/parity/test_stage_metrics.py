@@ -10,7 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from bertmp.export.parity.gates import answers_of, measure, probabilities_of
+from bertmp.export.parity.measures import (
+    answers_of,
+    measure,
+    probabilities_of,
+)
 from bertmp.export.parity.stage import StageOutput
 
 LOGITS = arrays.arrays(
