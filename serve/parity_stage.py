@@ -39,6 +39,8 @@ class TritonStage:
             InputError: an unknown model.
             StageInterrupted: the server stopped answering after it had begun.
         """
+        if inputs.view.task != "classification":
+            return Skipped(f"the served model is a classifier, and the bundle's task is {inputs.view.task}")
         if inputs.pairs is not None:
             return Skipped("the served model takes one text, and these are pairs")
         with Client(self.url, self.protocol) as client:

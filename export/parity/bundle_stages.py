@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json
 from bertmp.export.bundle import BUILD_ENGINE, CONVERT, EXPORT, FP32_GRAPH, NETWORK, Bundle
-from bertmp.export.consistency.check import Consistency, check_consistency
+from bertmp.export.consistency.check import Consistency, Outputs, check_consistency
 from bertmp.export.consistency.probe import filled_batch, graph_shapes, profile_shapes
 from bertmp.export.consistency.tolerance import FP32, Tolerance
 from bertmp.export.engine.builders import Toolchain, probe
@@ -22,9 +22,9 @@ from bertmp.export.engine.runtime import load_engine, why_not
 from bertmp.export.engine.verify import verification_of
 from bertmp.export.graph.ort_sessions import CPU, onnxruntime_module, open_session
 from bertmp.export.parity.stage import Feed, ParityInputs, Skipped, Stage, StageOutput, answer_all
+from bertmp.export.parity.tasks import TaskView
 
 TORCH, ONNX_FP32 = "torch-fp32", "onnx-fp32"
-OUTPUT = "logits"
 
 
 def low_stage(bundle: Bundle) -> str:
@@ -103,15 +103,17 @@ class TorchStage:
 
         from bertmp.model.checkpoint import load_checkpoint
 
-        model = load_checkpoint(self.folder, "classification").model
+        model = load_checkpoint(self.folder, inputs.view.task).model
 
-        def answer(feed: dict[str, np.ndarray]) -> np.ndarray:
-            return np.asarray(model(*map(torch.from_numpy, feed.values())).numpy())
+        def answer(feed: Feed) -> Outputs:
+            found = model(*map(torch.from_numpy, feed.values()))
+            tensors = found if isinstance(found, tuple) else (found,)
+            return {name: tensor.numpy() for name, tensor in zip(model.outputs, tensors, strict=True)}
 
         with torch.inference_mode():
-            logits = answer_all(inputs, answer, advance)
+            answered = answer_all(inputs, answer, advance)
             found = check_graph(inputs, answer, FP32)
-        return StageOutput(logits, details={"runs on": "torch, CPU"}, consistency=found)
+        return replace(answered, details={"runs on": "torch, CPU"}, consistency=found)
 
 
 _CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
@@ -150,10 +152,13 @@ class OnnxStage:
                 raise error.__cause__ or error from None  # the runtime's own: the stage failed, not the input
             return Skipped("ONNX Runtime has no kernels for the graph's 16-bit type on this machine")
 
-        def answer(feed: dict[str, np.ndarray]) -> np.ndarray:
-            return np.asarray(session.run([OUTPUT], feed)[0])
+        names = [value.name for value in session.get_outputs()]
+        wanted = [name for name in inputs.view.outputs if name in names]
 
-        logits = answer_all(inputs, answer, advance)
+        def answer(feed: Feed) -> Outputs:
+            return dict(zip(wanted, session.run(wanted, feed), strict=True))
+
+        answered = answer_all(inputs, answer, advance)
         provider = session.get_providers()[0]
         details: dict[str, object] = {
             "runs on": f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}"
@@ -161,17 +166,22 @@ class OnnxStage:
         if self.half and provider == CPU and platform.machine() in ("x86_64", "AMD64"):
             details["arithmetic"] = _LOW_ON_CPU.format(self.name.removeprefix("onnx-").upper())
         found = check_graph(inputs, answer, inputs.low_tolerance if self.half else FP32)
-        return StageOutput(logits, details=details, consistency=found)
+        return replace(answered, details=details, consistency=found)
 
 
 def check_graph(
-    inputs: ParityInputs, answer: Callable[[Feed], np.ndarray], tolerance: Tolerance
+    inputs: ParityInputs, answer: Callable[[Feed], Outputs], tolerance: Tolerance
 ) -> Consistency | None:
     """Compares the answers of a graph, which takes any shape, with each other; None without a probe."""
     if inputs.probe is None:
         return None
     shapes = graph_shapes(inputs.probe)
-    return check_consistency(lambda feed: {OUTPUT: answer(feed)}, inputs.probe, shapes, tolerance)
+    return check_consistency(answer, inputs.probe, shapes, tolerance, labels_output(inputs.view))
+
+
+def labels_output(view: TaskView) -> str:
+    """The output whose largest number names a class; empty for heads without one."""
+    return view.output if view.kind == "classes" else ""
 
 
 STEP = 8
@@ -213,12 +223,13 @@ class EngineStage:
         details: dict[str, object] = {"builder": built, "gpu": engine.device.name, "profiles": profiles}
         plan = plan_batches([len(encoded) for encoded in inputs.encoded], engine.profiles)
         chosen = ((rows, fill_batch(inputs, rows, shape)) for rows, shape in plan)
-        logits = answer_all(inputs, lambda feed: engine(feed)[OUTPUT], advance, chosen)
+        answered = answer_all(inputs, engine, advance, chosen)
         found = None
         if inputs.probe is not None:
             shapes = profile_shapes(engine.profiles, inputs.probe)
-            found = check_consistency(engine, inputs.probe, shapes, inputs.low_tolerance)
-        return StageOutput(logits, details=details, consistency=found)
+            labels = labels_output(inputs.view)
+            found = check_consistency(engine, inputs.probe, shapes, inputs.low_tolerance, labels)
+        return replace(answered, details=details, consistency=found)
 
     def verification(self) -> dict[str, object]:
         """The engine's precision as `network.json` has it: counts, and layers by type."""

@@ -146,6 +146,8 @@ def _measured(stage: str, metrics: StageMetrics, limits: Limits) -> Iterator[Gat
     figures = {**vars(metrics), "flips": len(metrics.flips), "unexplained_flips": len(metrics.unexplained)}
     for name, words in _AT_MOST.items():
         limit, value = getattr(limits, name), figures[name]
+        if limit is not None and name == "max_error":
+            limit *= metrics.allowance
         if limit is not None:
             sentence = f"{words}: {value:.3g}, at most {limit:g} allowed"
             yield Gate(stage, name, limit, finite(value), value <= limit, sentence)

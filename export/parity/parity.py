@@ -24,13 +24,13 @@ from bertmp.export.parity.gates import (
     of_precision,
     override,
 )
-from bertmp.export.parity.measures import (
-    measure,
-)
+from bertmp.export.parity.measures import Flip, measure
 from bertmp.export.parity.parity_options import ParityOptions
+from bertmp.export.parity.reading import ParityData, read_inputs
 from bertmp.export.parity.report import FILES, environment, write_report
 from bertmp.export.parity.result import DataSummary, FlipRow, ParityReport, StageReport, summarise_bundle
-from bertmp.export.parity.stage import ParityData, Skipped, StageOutput, StageRun, read_inputs, run_all
+from bertmp.export.parity.stage import Skipped, StageOutput, StageRun, run_all
+from bertmp.export.parity.tasks import UNKNOWN, TaskView
 from bertmp.export.parity.verdict import check_stage_names, find_unchecked
 from bertmp.export.parity.weight_sizes import WeightSizes, weight_sizes
 
@@ -78,7 +78,7 @@ def parity(options: ParityOptions) -> ParityReport:
     not_run += [(name, "no --server was given") for name in options.require if name not in reports]
     counting = _counting(opened, [stage.name for stage in options.extra_stages])
     truncated = sum(encoded.truncated for encoded in examples.inputs.encoded)
-    labelled, texts = examples.inputs.labels is not None, len(examples.inputs.texts)
+    labelled, texts = examples.inputs.truth is not None, len(examples.inputs.texts)
     result = ParityReport(
         bundle=opened.folder,
         folder=folder,
@@ -142,10 +142,11 @@ def _stage_report(
     if isinstance(labels, (list, tuple)) and list(labels) != list(examples.classes):
         why = f"it serves the labels {', '.join(map(str, labels))}, not {', '.join(examples.classes)}"
         return replace(failed, reason=why)
-    serves, truth = _serves(answer, answered, reference), examples.inputs.labels
+    serves, inputs = _serves(answer, answered, reference), examples.inputs
+    how = (inputs.truth, inputs.view, inputs.all_units)
     try:
-        metrics = measure(answered[reference], answer, truth)
-        served = measure(answered[serves], answer, truth) if serves in answered else None
+        metrics = measure(answered[reference], answer, *how)
+        served = measure(answered[serves], answer, *how) if serves in answered else None
     except ValueError as error:
         return replace(failed, reason=str(error))
     measured = replace(failed, reason="", measures=metrics, serves=serves, served=served)
@@ -210,10 +211,28 @@ def _flip_rows(row: StageReport, examples: ParityData) -> list[FlipRow]:
     for flip in row.measures.flips if row.measures else ():
         line, pairs = examples.examples.lines[flip.row], inputs.pairs
         text = inputs.texts[flip.row] + (f" ⏎ {pairs[flip.row]}" if pairs is not None else "")
-        truth = labels[inputs.labels[flip.row]] if inputs.labels is not None else ""
-        before, after = labels[flip.reference], labels[flip.answer]
-        found.append(FlipRow(row.name, line, text, truth, before, after, flip))
+        before, after = (_named(value, labels, inputs.view) for value in (flip.reference, flip.answer))
+        found.append(FlipRow(row.name, line, text, _true_name(flip, examples), before, after, flip))
     return found
+
+
+def _named(answer: int, classes: Sequence[str], view: TaskView) -> str:
+    """An answer in words: the class, or the labels whose bits are set; a token's id without classes."""
+    if view.kind == "multi-label":
+        return ", ".join(name for place, name in enumerate(classes) if answer >> place & 1) or "none"
+    return classes[answer] if view.output == "logits" else str(answer)
+
+
+def _true_name(flip: Flip, examples: ParityData) -> str:
+    """What is right of a unit; empty where nobody says."""
+    truth, view = examples.inputs.truth, examples.inputs.view
+    if truth is None:
+        return ""
+    if view.kind == "multi-label":
+        marked = zip(examples.classes, truth[flip.unit], strict=True)
+        return ", ".join(name for name, value in marked if value) or "none"
+    known = int(truth[flip.unit])
+    return "" if known == UNKNOWN else _named(known, examples.classes, view)
 
 
 def _record(bundle: Bundle, result: ParityReport, limits: Mapping[str, Limits]) -> None:

@@ -184,6 +184,13 @@ class ParityReport:
         )
 
     @property
+    def has_accuracy(self) -> bool:
+        """Whether any stage's labels could be judged."""
+        return any(
+            stage.measures is not None and stage.measures.accuracy is not None for stage in self.stages
+        )
+
+    @property
     def failed_gates(self) -> tuple[Gate, ...]:
         return tuple(gate for gate in self.gates if not gate.passed)
 

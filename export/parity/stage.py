@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
 from bertmp.core.errors import InputError, MissingComponent
-from bertmp.core.progress import ProgressCallback, null_progress
+from bertmp.core.progress import ProgressCallback
 from bertmp.data.batches import pad_batch
-from bertmp.data.labels import match_labels
-from bertmp.data.readers import Columns, Examples, read_examples
 from bertmp.data.tokenizer import Encoded
-from bertmp.export.bundle import BUILD_ENGINE, Bundle
 from bertmp.export.consistency.check import Consistency
-from bertmp.export.consistency.probe import Probe, probe_of
-from bertmp.export.consistency.tolerance import FP32, Tolerance, low_tolerance
-from bertmp.export.engine.engine_options import Profile, recorded_profiles
+from bertmp.export.consistency.probe import Probe
+from bertmp.export.consistency.tolerance import FP32, Tolerance
+from bertmp.export.engine.engine_options import Profile
+from bertmp.export.parity.tasks import VIEWS, TaskView, Units, gather
 
 Advance = Callable[[int], None]
 """Called with the number of examples that were answered since the last call."""
@@ -33,22 +31,32 @@ class ParityInputs:
     Attributes:
         texts: as in the data file.
         pairs: the second text of each row, or None.
-        labels: the row's true class index, or None where the file is unlabelled.
+        truth: what is right of each unit: its class INT64 `[units]` (`UNKNOWN` where nobody says), its labels
+            FP32 `[units, labels]`, or its number FP32 `[units]`; None where the file is unlabelled.
         encoded: the same examples as token ids.
         pad_id: id of the padding token.
         probe: the rows with which a stage's answers are compared with each other; None leaves that out.
         low_tolerance: by how much they may differ where a stage runs in the bundle's low precision.
         profiles: those of the bundle's engine; empty without one.
+        view: how the task's answers are compared.
+        units: what gets an answer; None for one unit per example.
     """
 
     texts: Sequence[str]
     pairs: Sequence[str] | None
-    labels: Sequence[int] | None
+    truth: np.ndarray | None
     encoded: Sequence[Encoded]
     pad_id: int = 0
     probe: Probe | None = None
     low_tolerance: Tolerance = FP32
     profiles: Sequence[Profile] = ()
+    view: TaskView = VIEWS["classification"]
+    units: Units | None = None
+
+    @cached_property
+    def all_units(self) -> Units:
+        """The units, one per example where nothing else is said."""
+        return self.units if self.units is not None else Units(np.arange(len(self.encoded)))
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,10 @@ class StageOutput:
     """What a stage answered.
 
     Attributes:
-        logits: FP32 `[examples, labels]`.
-        probabilities: FP32 `[examples, labels]` of a served model, else None.
+        logits: FP32 `[units, labels]`, or the numbers of a head that has no labels, FP32 `[units, width]`.
+        probabilities: FP32 `[units, labels]` of a served model, else None.
         answers: the class indices of a served model, else None.
+        others: further outputs by name, FP32 `[examples, width]`.
         details: further facts for the report, plain JSON values (versions, protocols, providers).
         consistency: the stage's answers compared with each other; None where they were not.
     """
@@ -68,6 +77,7 @@ class StageOutput:
     answers: np.ndarray | None = None
     details: dict[str, object] = field(default_factory=dict)
     consistency: Consistency | None = None
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,58 +161,6 @@ LENGTH_SPREAD = 4
 batches, but not none, so that the attention mask is part of what is compared."""
 
 
-@dataclass(frozen=True)
-class ParityData:
-    """A data file ready for the stages.
-
-    Attributes:
-        inputs: its examples, in the file's order.
-        examples: the same as they were read, with the file and each one's line.
-        classes: the bundle's labels, in the order of the logits.
-        note: how the file's labels were matched with them, where they are not the same; usually empty.
-    """
-
-    inputs: ParityInputs
-    examples: Examples
-    classes: Sequence[str]
-    note: str = ""
-
-
-def read_inputs(
-    bundle: Bundle,
-    data: Path,
-    columns: Columns | None = None,
-    progress: ProgressCallback = null_progress,
-) -> ParityData:
-    """Reads `data`, with the bundle's tokenizer and its labels' order.
-
-    Raises:
-        InputError: a file that cannot be read (see `read_examples`), a bundle of another task than
-            classification, or a label that the bundle does not know.
-    """
-    if bundle.task != "classification" or not bundle.labels:
-        what = f"parity compares classification models, and this one's task is {bundle.task}"
-        raise InputError(what, bundle.folder, "compare a classification model")
-    examples = read_examples(data, columns, progress=progress)
-    match = match_labels(examples.labels or (), bundle.labels)
-    for line, label in zip(examples.lines, examples.labels or () if match is None else (), strict=False):
-        if label not in bundle.labels:
-            what = f"the model does not know the label '{label}'"
-            todo = f"use one of {', '.join(bundle.labels)}"
-            raise InputError(what, f"{examples.source}, line {line}", todo)
-    labels = None
-    if examples.labels is not None and match is not None:
-        labels = [bundle.labels.index(match.classes[label]) for label in examples.labels]
-    encoded = bundle.tokenizer.encode(examples.texts, examples.pairs)
-    pad_id, names = bundle.tokenizer.pad_id, [f"line {line}" for line in examples.lines]
-    probe = probe_of(encoded, names, pad_id, bundle.max_positions)
-    built = bundle.manifest.stages.get(BUILD_ENGINE)
-    profiles = () if built is None else recorded_profiles(built)
-    rows = (examples.texts, examples.pairs, labels, encoded)
-    inputs = ParityInputs(*rows, pad_id, probe, low_tolerance(bundle), profiles)
-    return ParityData(inputs, examples, bundle.labels, match.note if match else "")
-
-
 Feed = dict[str, np.ndarray]
 Batches = Iterable[tuple[list[int], Feed]]
 
@@ -227,22 +185,32 @@ def batches(inputs: ParityInputs, size: int = BATCH_SIZE, spread: int = LENGTH_S
 
 def answer_all(
     inputs: ParityInputs,
-    answer: Callable[[Feed], np.ndarray],
+    answer: Callable[[Feed], Mapping[str, np.ndarray]],
     advance: Advance,
     chosen: Batches | None = None,
-) -> np.ndarray:
-    """Runs `answer` batch by batch and puts its rows back into the file's order.
+) -> StageOutput:
+    """Runs `answer` batch by batch and puts what it says of the units into the file's order.
 
     Args:
-        answer: the graph's inputs for a batch → logits, FP32 `[batch, labels]`.
+        answer: the graph's inputs for a batch → its outputs by name, FP32 `[batch, …]`.
         advance: called with the number of examples after every batch.
         chosen: the batches, those of `batches` where None; rows that only fill a batch come last in it.
-
-    Returns:
-        FP32 `[examples, labels]`.
     """
-    logits: dict[int, np.ndarray] = {}
+    view, units, examples = inputs.view, inputs.all_units, len(inputs.encoded)
+    starts = units.starts(examples)
+    found: dict[int, np.ndarray] = {}
+    others: dict[str, dict[int, np.ndarray]] = {}
     for rows, feed in batches(inputs) if chosen is None else chosen:
-        logits.update(zip(rows, np.asarray(answer(feed), np.float32)[: len(rows)], strict=True))
+        outputs = answer(feed)
+        numbers = np.asarray(outputs[view.output], np.float32)
+        found.update(zip(rows, gather(numbers, rows, units, starts), strict=True))
+        for name in view.others:
+            if name in outputs:
+                values = np.asarray(outputs[name], np.float32)
+                others.setdefault(name, {}).update(zip(rows, values[: len(rows)].copy(), strict=True))
         advance(len(rows))
-    return np.stack([logits[row] for row in range(len(inputs.encoded))])
+    order = range(examples)
+    return StageOutput(
+        np.concatenate([found[row] for row in order]),
+        others={name: np.stack([values[row] for row in order]) for name, values in others.items()},
+    )

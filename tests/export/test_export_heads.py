@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from bertmp import export_checkpoint, parity
 from bertmp.core.errors import InputError
 from bertmp.core.io import sha256_file
-from bertmp.export.bundle import Bundle
+from bertmp.export.bundle import Bundle, Manifest
 from bertmp.model.checkpoint import copy_tokenizer, load_checkpoint, save_checkpoint
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import HEADS
@@ -148,16 +149,70 @@ def test_the_vocabulary_is_stored_once(task: str, bundle: Make) -> None:
 
 
 @pytest.mark.parametrize("task", [task for task in OUTPUTS if task != "classification"])
-def test_parity_and_deployment_refuse_other_heads_in_one_line(
-    task: str, bundle: Make, tmp_path: Path
-) -> None:
-    texts = tmp_path / "texts.txt"
-    texts.write_text("a text\n")
-    with pytest.raises(InputError, match=f"this one's task is {task}") as caught:
-        parity(bundle(task), texts)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match=f"its task is {task}"):
+def test_deployment_refuses_other_heads_in_one_line(task: str, bundle: Make) -> None:
+    with pytest.raises(InputError, match=f"its task is {task}") as caught:
         inspect_bundle(Bundle.open(bundle(task)))
+    assert "\n" not in str(caught.value)
+
+
+WORDS = ("the", "cat", "sat", "on", "a", "mat", "near", "old", "river", "bank", "and", "saw", "no", "fish")
+
+
+def examples(task: str, folder: Path) -> Path:
+    """A data file for a task, labelled where it has labels."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, size)) for size in rng.integers(1, 9, 24)]
+    path = folder / ("data.jsonl" if task == "token-classification" else "data.tsv")
+    if task == "token-classification":
+        rows = [
+            {"tokens": text.split(), "labels": list(rng.choice(CLASSES, len(text.split())))} for text in texts
+        ]
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return path
+    if task in ("pretraining", "masked-lm", "next-sentence", "encoder"):
+        path = folder / "data.txt"
+        path.write_text("\n".join(texts))
+        return path
+    label = {
+        "classification": lambda: str(rng.choice(CLASSES)),
+        "multi-label-classification": lambda: ",".join(name for name in CLASSES if rng.random() < 0.5),
+        "regression": lambda: f"{rng.normal():.3f}",
+    }[task]
+    path.write_text("label\ttext\n" + "".join(f"{label()}\t{text}\n" for text in texts))
+    return path
+
+
+@pytest.mark.parametrize("task", OUTPUTS)
+def test_parity_compares_every_head(task: str, bundle: Make, tmp_path: Path) -> None:
+    """Errors are those of the graphs' own outputs, at the units that the task answers."""
+    folder = Path(shutil.copytree(bundle(task), tmp_path / "bundle"))
+    result = parity(folder, examples(task, tmp_path))
+    assert result.verdict == "passed", result.headline()
+    exact, low = result.stage("onnx-fp32").measures, result.stage("onnx-fp16").measures
+    assert exact is not None
+    assert low is not None
+    assert exact.texts == low.texts == 24
+    assert exact.max_error < 5e-5 < low.max_error < 0.05
+    assert (low.accuracy is not None) == ("classification" in task or task in ("masked-lm", "pretraining"))
+    units = {"token-classification": 100, "pretraining": 24, "masked-lm": 24, "encoder": 90}
+    assert len(low.row_errors) >= units.get(task, 24)
+
+
+@pytest.mark.parametrize("task", OUTPUTS)
+def test_parity_finds_a_changed_weight_of_every_head(task: str, bundle: Make, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle(task), tmp_path / "bundle"))
+    graph = onnx.load(folder / "model.onnx")
+    weight = next(tensor for tensor in graph.graph.initializer if "layer.0.output.dense" in tensor.name)
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.05, weight.name))
+    onnx.save(graph, folder / "model.onnx")
+    manifest = Manifest.load(folder)
+    entry = manifest.stages["export"]
+    entry = replace(entry, outputs={name: Bundle(folder).sha256(name) for name in entry.outputs})
+    converted = manifest.stages["convert"]
+    converted = replace(converted, inputs={name: Bundle(folder).sha256(name) for name in converted.inputs})
+    manifest.with_stage("export", entry).with_stage("convert", converted).save(folder)
+    result = parity(folder, examples(task, tmp_path))
+    assert ("onnx-fp32", "max_error") in [(gate.stage, gate.name) for gate in result.failed_gates]
 
 
 def test_a_head_that_the_checkpoint_lacks_is_not_exported(checkpoint: Make, tmp_path: Path) -> None:

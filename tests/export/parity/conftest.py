@@ -13,7 +13,7 @@ from bertmp.export.bundle import Bundle
 from bertmp.export.parity.measures import (
     answers_of,
 )
-from bertmp.export.parity.stage import read_inputs
+from bertmp.export.parity.reading import read_inputs
 from tests.export.parity_bundles import LABELS, SPECIAL, WORDS, answer_of
 
 

@@ -39,10 +39,10 @@ def test_batches_hold_every_example_once_with_bounded_padding(
 def test_answers_keep_the_order_of_the_file(lengths: list[int]) -> None:
     seen: list[int] = []
 
-    def answer(feed: dict[str, np.ndarray]) -> np.ndarray:
-        return np.stack([feed["input_ids"][:, 0], feed["attention_mask"].sum(axis=1)], axis=1)
+    def answer(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"logits": np.stack([feed["input_ids"][:, 0], feed["attention_mask"].sum(axis=1)], axis=1)}
 
-    logits = answer_all(inputs_of(lengths), answer, seen.append)
+    logits = answer_all(inputs_of(lengths), answer, seen.append).logits
     assert logits.dtype == np.float32
     assert logits[:, 0].tolist() == list(range(1, len(lengths) + 1))
     assert logits[:, 1].tolist() == lengths

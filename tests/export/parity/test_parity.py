@@ -23,8 +23,9 @@ from bertmp import export_checkpoint, parity
 from bertmp.core.errors import InputError
 from bertmp.export.bundle import Bundle, Manifest
 from bertmp.export.parity.gates import DEFAULTS, override
+from bertmp.export.parity.reading import read_inputs
 from bertmp.export.parity.report import FILES
-from bertmp.export.parity.stage import StageOutput, read_inputs
+from bertmp.export.parity.stage import StageOutput
 from tests.export.inconsistent_graphs import Fault, add_length, centre_batch, roll_large_batches
 from tests.export.parity_bundles import LABELS, Served, adopt, damage, mix_up
 
