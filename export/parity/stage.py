@@ -175,6 +175,9 @@ def read_inputs(
         what = f"parity compares classification models, and this one's task is {bundle.task}"
         raise InputError(what, bundle.folder, "compare a classification model")
     examples = read_examples(data, columns, progress=progress)
+    if bundle.config.get("text_pairs") and examples.pairs is None:
+        what = "the model was trained on pairs of texts, and the file has single ones"
+        raise InputError(what, examples.source, "name the second text's column with --text-pair-column")
     match = match_labels(examples.labels or (), bundle.labels)
     for line, label in zip(examples.lines, examples.labels or () if match is None else (), strict=False):
         if label not in bundle.labels:
