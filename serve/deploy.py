@@ -17,14 +17,15 @@ from bertmp.serve.deployable import Deployable, DeployableEngine, inspect_bundle
 from bertmp.serve.model_config import read_signature
 from bertmp.serve.repository import (
     ModelFolders,
-    VersionLog,
-    VersionRecord,
     all_models,
     numbered,
+    require_record,
     restore,
     retire,
 )
 from bertmp.serve.serving_options import DeployOptions, ModelsOptions, RollbackOptions
+from bertmp.serve.version_files import missing_files, name_files
+from bertmp.serve.version_log import VersionLog, VersionRecord
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ class Deployment(JsonSerializable):
 def deploy(options: DeployOptions) -> Deployment:
     """Writes a bundle as the newest version of a model, and brings it into service.
 
-    An identical version that is live already stays as it is. Where the server cannot answer with the new
-    version, that is taken back and the one before it goes on answering. Without a server, the version answers
-    when the repository is served next. Without a Triton release, an engine is checked against the release
-    that it was built for, and against the server's own where that runs engines.
+    An identical version that is live already and complete on the disk stays as it is. Where the server cannot
+    answer with the new version, that is taken back and the one before it goes on answering. Without a server,
+    the version answers when the repository is served next. Without a Triton release, an engine is checked
+    against the release that it was built for, and against the server's own where that runs engines.
 
     Raises:
         InputError: a bundle that is stale or not a classifier, an engine of another TensorRT than the
@@ -75,17 +76,37 @@ def deploy(options: DeployOptions) -> Deployment:
         if server is not None and deployable.engine is not None:
             _require_servers_release(deployable.engine, folders, server)
         folders.cleanup()
-        log, live = VersionLog.load(folders.text), folders.live()
-        if live is not None:
-            _require_same_signature(folders, deployable)
-        current = log.find(live)
+        log, notes = _complete_log(folders)
+        deployable = replace(deployable, notes=(*notes, *deployable.notes))
+        current = log.find(folders.live())
         if current is None or current.fingerprint != deployable.fingerprint:
+            if current is not None:
+                _require_same_signature(folders, deployable)
             return _deploy_new(folders, log, deployable, server)
+        if folders.names_signature():  # its files may be missing: the fingerprint covers the signature, too
+            _require_same_signature(folders, deployable)
+        if missing := missing_files(folders, current.version):
+            note = f"the identical version {current.version} lacks {name_files(missing)}: deployed anew"
+            return _deploy_new(folders, log, replace(deployable, notes=(note, *deployable.notes)), server)
         current = replace(current, parity=deployable.parity)
-        log.put(current).save()
+        log.put(current).with_live(current.version).save()
         found = None if server is None else rollout.promote(server, folders, current.version, deployable)
         notes = ("an identical version is live", *deployable.notes)
         return replace(_deployment(folders, current, server, new=False, notes=notes), consistency=found)
+
+
+def _complete_log(folders: ModelFolders) -> tuple[VersionLog, tuple[str, ...]]:
+    """The log with a record of every version that has a folder, and a note on those that had none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    log, versions = VersionLog.load(folders.text), numbered(folders.text)
+    unknown = [str(version) for version in versions if log.find(version) is None]
+    if not unknown:
+        return log, ()
+    what = f"{log.path.name} had no entry of version {', '.join(unknown)}"
+    return log.with_folders(versions), (f"{what}: recorded from the folder, parity not checked",)
 
 
 def _connection(server: str | None) -> AbstractContextManager[Client | None]:
@@ -115,6 +136,10 @@ def _require_servers_release(engine: DeployableEngine, folders: ModelFolders, se
 
 
 def _require_same_signature(folders: ModelFolders, deployable: Deployable) -> None:
+    if not folders.names_signature():
+        what = "files that name the live version's labels or inputs are missing"
+        todo = "restore them, deploy the live version's bundle again, or use another name"
+        raise InputError(what, folders.text, todo)
     served = read_signature(folders.repository, folders.name)
     if (difference := served.difference(deployable.signature)) is not None:
         what = f"the bundle differs from the live version in its {difference}"
@@ -152,10 +177,12 @@ def rollback(options: RollbackOptions) -> Deployment:
     """Retires a model's live version; the one before it answers.
 
     Raises:
-        InputError: an unknown model, one without an earlier version, or a dead server.
+        InputError: an unknown model, one without a record or an earlier version, an earlier version with
+            missing files, or a dead server.
         GateFailed: the earlier version does not start; the live one stays.
     """
     known = all_models(options.repository)
+    require_record(options.repository, options.name)
     if options.name not in known:
         todo = f"it has {', '.join(known)}" if known else "nothing is deployed there"
         raise InputError(f"no model '{options.name}' in the repository", options.repository, todo)
@@ -165,6 +192,11 @@ def rollback(options: RollbackOptions) -> Deployment:
         if len(versions) < 2:
             raise InputError(f"'{options.name}' has no earlier version", folders.text, "deploy one")
         *_, previous, live = versions
+        log, notes = _complete_log(folders)
+        if missing := missing_files(folders, previous):
+            what = f"version {previous} of '{options.name}' lacks {name_files(missing)}"
+            todo = "restore it, or deploy the bundle that should answer"
+            raise InputError(what, options.repository, todo)
         retire(folders.text, live)
         try:
             if server is not None:
@@ -177,14 +209,10 @@ def rollback(options: RollbackOptions) -> Deployment:
         retire(folders.encoder, live)
         if server is not None:
             server.load(folders.encoder.name)
-        log = VersionLog.load(folders.text)
-        if (retired := log.find(live)) is not None:
-            log = log.put(replace(retired, state="retired"))
-        log = log.with_live(previous)
+        log = log.put(replace(log[live], state="retired")).with_live(previous)
         log.save()
-        record = log.find(previous)
-        assert record is not None
-        return _deployment(folders, record, server, new=False, notes=(f"version {live} is retired",))
+        notes = (f"version {live} is retired", *notes)
+        return _deployment(folders, log[previous], server, new=False, notes=notes)
 
 
 @keywords_of(ModelsOptions)
@@ -192,12 +220,13 @@ def models(options: ModelsOptions) -> list[VersionRecord]:
     """Lists every version of every model in the repository, by name and version.
 
     Raises:
-        InputError: there is no such folder, or a log of versions is damaged.
+        InputError: there is no such folder, or a log of versions is damaged or lost.
     """
     repository = options.repository
-    return [
-        record for name in all_models(repository) for record in VersionLog.load(repository / name).records
-    ]
+    known = all_models(repository)
+    for path in sorted(repository.iterdir()):
+        require_record(repository, path.name)
+    return [record for name in known for record in VersionLog.load(repository / name).records]
 
 
 def _deployment(

@@ -19,8 +19,9 @@ from bertmp.core.io import sha256_file, write_json
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, EXPORT, FP32_GRAPH, PARITY, Bundle
 from bertmp.export.engine.compatibility import RELEASES, find_release, releases_for, require_match
 from bertmp.export.engine.engine_options import Profile, Shape, recorded_profiles, uncovered
-from bertmp.serve.model_config import MAX_BATCH, ModelSignature, signature_of, text_settings
+from bertmp.serve.model_config import MAX_BATCH, SETTINGS, ModelSignature, signature_of, text_settings
 from bertmp.serve.server_config import BACKENDS
+from bertmp.serve.version_files import listed_files
 
 LIBRARIES = "lib"
 """The folder in a text model's version with the packages that a stock Triton container lacks."""
@@ -30,6 +31,7 @@ _CONTAINER = ("linux", "x86_64")
 
 TEXT_CODE = BACKENDS / "text_classifier" / "model.py"
 TOKENIZER = "tokenizer.json"
+PLAN = "model.plan"
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,17 @@ class Deployable:
     fingerprint: str
     notes: tuple[str, ...]
 
+    @property
+    def encoder_files(self) -> tuple[str, ...]:
+        """The names of the files of the encoder's version."""
+        return self.graphs if self.engine is None else (*self.graphs, PLAN)
+
     def fill_encoder(self, folder: Path) -> None:
         """Copies the files of the encoder's version into an empty folder."""
         for name in self.graphs:
             shutil.copyfile(self.bundle.folder / name, folder / name)
         if self.engine is not None:
-            shutil.copyfile(self.engine.plan, folder / "model.plan")
+            shutil.copyfile(self.engine.plan, folder / PLAN)
 
     def fill_text(self, name: str, folder: Path) -> None:
         """Writes the files of the text model's version into an empty folder."""
@@ -98,7 +105,7 @@ class Deployable:
             copy_tokenizers(folder / LIBRARIES)
         tokenizer = self.bundle.tokenizer
         settings = text_settings(name, self.signature, tokenizer.pad_id, tokenizer.max_length)
-        write_json(folder / "settings.json", settings)
+        write_json(folder / SETTINGS, {**settings, **listed_files(self.encoder_files, folder)})
 
 
 def inspect_bundle(bundle: Bundle, *, allow_incomplete: bool = False) -> Deployable:
@@ -128,7 +135,7 @@ def inspect_bundle(bundle: Bundle, *, allow_incomplete: bool = False) -> Deploya
     parity, unseen = _parity(bundle, engine, allow_incomplete)
     files = {name: exported.outputs[name] for name in (*graphs, TOKENIZER)}
     if engine is not None:
-        files["model.plan"] = bundle.manifest.stages[BUILD_ENGINE].outputs[ENGINE]
+        files[PLAN] = bundle.manifest.stages[BUILD_ENGINE].outputs[ENGINE]
     files["model.py"] = sha256_file(TEXT_CODE)
     files["tokenizers"] = metadata.version("tokenizers")
     longest = bundle.tokenizer.max_length

@@ -36,6 +36,9 @@ VERSION_COMPATIBLE = "version_compatible"
 """An encoder's parameter: its engine loads only in a server that was started with
 `--backend-config=tensorrt,version-compatible=true`."""
 
+SETTINGS = "settings.json"
+"""The file in a text model's version that its code reads first."""
+
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 Host = Literal["gpu", "cpu"]
@@ -102,15 +105,20 @@ def read_signature(repository: Path, name: str) -> ModelSignature:
     Raises:
         InputError: its files are missing or not as `deploy` writes them.
     """
-    path = repository / encoder_name(name) / "configs" / "cpu.pbtxt"
+    path, labels_file = signature_files(repository, name)
     config = read_model_config(path)
     try:
         limits = json.loads(config.parameters["limits"].string_value)
-        labels = read_labels(repository / name / LABELS)
+        labels = read_labels(labels_file)
         ids, types = limits["input_ids"], limits["token_type_ids"]
         return ModelSignature(tuple(labels), ids["length"], ids["below"], types["below"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError("the model was not written by 'bertmp deploy'", path, "use another name") from error
+
+
+def signature_files(repository: Path, name: str) -> tuple[Path, Path]:
+    """The files that name a model's signature: the encoder's configuration for a CPU, and the labels."""
+    return repository / encoder_name(name) / "configs" / "cpu.pbtxt", repository / name / LABELS
 
 
 def encoder_name(name: str) -> str:

@@ -9,24 +9,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import (
-    JsonSerializable,
-    atomic_folder,
-    file_lock,
-    read_json,
-    write_json,
-    write_text,
-    writing_to,
-)
+from bertmp.core.io import atomic_folder, file_lock, write_text, writing_to
 from bertmp.serve.model_config import (
+    SETTINGS,
     ModelSignature,
     encoder_name,
     model_files,
@@ -34,7 +25,9 @@ from bertmp.serve.model_config import (
     read_signature,
     render,
     set_engine,
+    signature_files,
 )
+from bertmp.serve.version_log import FILE, VersionLog
 
 RETIRED = ".retired"
 """Where rolled-back versions are kept: Triton takes only folders named by a number as versions."""
@@ -94,18 +87,22 @@ class ModelFolders:
             profiles: the engine's optimisation profiles; None where the version has no engine.
             version_compatible: whether the engine is for later versions of TensorRT, too.
         """
-        if not self._has_signature(signature):
-            for path, content in model_files(self.name, signature, profiles, version_compatible).items():
+        keeps = self._has_signature(signature)
+        for path, content in model_files(self.name, signature, profiles, version_compatible).items():
+            if not (keeps and (self.repository / path).is_file()):
                 write_text(self.repository / path, content)
-        elif profiles is not None:
+        if keeps and profiles is not None:
             file = self.encoder / "config.pbtxt"
             config = read_model_config(file)
             if set_engine(config, profiles, version_compatible):
                 write_text(file, render(config))
 
     def _has_signature(self, signature: ModelSignature) -> bool:
-        paths = (self.repository / path for path in model_files(self.name, signature))
-        return all(map(Path.is_file, paths)) and read_signature(self.repository, self.name) == signature
+        return self.names_signature() and read_signature(self.repository, self.name) == signature
+
+    def names_signature(self) -> bool:
+        """Whether the files that name the model's signature are there."""
+        return all(map(Path.is_file, signature_files(self.repository, self.name)))
 
     def write_version(
         self, version: int, fill_encoder: Callable[[Path], None], fill_text: Callable[[Path], None]
@@ -191,102 +188,20 @@ def all_models(repository: Path) -> list[str]:
     return sorted(path.parent.name for path in repository.glob(f"*/{FILE}"))
 
 
+def require_record(repository: Path, name: str) -> None:
+    """Checks that a text model with versions has the record of them.
+
+    Raises:
+        InputError: it has none.
+    """
+    model = repository / name
+    # Only ours have settings beside their code: the repository may hold models that others made.
+    ours = any((model / str(version) / SETTINGS).is_file() for version in numbered(model))
+    if ours and not (model / FILE).is_file():
+        todo = "restore the file, or run 'bertmp deploy': it records the versions that it finds"
+        raise InputError(f"'{name}' has versions and no record of them", model / FILE, todo)
+
+
 def _require_folder(repository: Path) -> None:
     if not repository.is_dir():
         raise InputError("no such model repository", repository, "make one with 'bertmp deploy'")
-
-
-FORMAT = 1
-FILE = "versions.json"
-
-State = Literal["live", "superseded", "retired", "refused"]
-"""Live: the one that answers. Superseded: an earlier one, ready for a rollback. Retired: rolled back.
-Refused: a server could not answer with it, and its files are gone."""
-
-
-@dataclass(frozen=True)
-class VersionRecord(JsonSerializable):
-    """One version of a model.
-
-    Attributes:
-        name: the model's name.
-        version: its number in Triton.
-        state: see State.
-        fingerprint: SHA-256 over everything that decides its answers.
-        parity: the scalars of the bundle's parity, `passed` among them; None where it was not checked.
-        created: ISO 8601, UTC.
-        note: why it was refused; empty otherwise.
-    """
-
-    name: str
-    version: int
-    state: State
-    fingerprint: str
-    parity: Mapping[str, Any] | None
-    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    note: str = ""
-
-    @property
-    def parity_verdict(self) -> str:
-        """`passed`, `incomplete`, `failed` or `not checked`."""
-        if self.parity is None:
-            return "not checked"
-        return str(self.parity.get("verdict") or ("passed" if self.parity.get("passed") else "failed"))
-
-
-@dataclass(frozen=True)
-class VersionLog:
-    """The versions of one model, oldest first.
-
-    Attributes:
-        path: the file.
-        records: one per version.
-    """
-
-    path: Path
-    records: tuple[VersionRecord, ...]
-
-    @classmethod
-    def load(cls, model: Path) -> VersionLog:
-        """Reads the file in a model's folder; without one, nothing was deployed.
-
-        Raises:
-            InputError: the file is damaged or of another format.
-        """
-        path = model / FILE
-        if not path.is_file():
-            return cls(path, ())
-        data = read_json(path)
-        try:
-            if data["format"] != FORMAT:
-                raise KeyError("format")
-            return cls(path, tuple(VersionRecord(name=model.name, **entry) for entry in data["versions"]))
-        except (KeyError, TypeError) as error:
-            todo = "restore it, or deploy under another name"
-            raise InputError("not a log of versions", path, todo) from error
-
-    def save(self) -> None:
-        """Writes the file, completely or not at all."""
-        entries = [
-            {key: value for key, value in asdict(entry).items() if key != "name"} for entry in self.records
-        ]
-        write_json(self.path, {"format": FORMAT, "versions": entries})
-
-    def find(self, version: int | None) -> VersionRecord | None:
-        """The record of a version; None where it has none."""
-        return next((entry for entry in self.records if entry.version == version), None)
-
-    def put(self, record: VersionRecord) -> VersionLog:
-        """The log with `record` in place of its version's, or at the end where that has none."""
-        if self.find(record.version) is None:
-            return replace(self, records=(*self.records, record))
-        changed = (record if entry.version == record.version else entry for entry in self.records)
-        return replace(self, records=tuple(changed))
-
-    def with_live(self, live: int | None) -> VersionLog:
-        """The log after `live` became the version that answers; the one that was live is superseded."""
-        changed = []
-        for record in self.records:
-            state: State = "superseded" if record.state == "live" else record.state
-            changed.append(replace(record, state="live" if record.version == live else state))
-        return replace(self, records=tuple(changed))

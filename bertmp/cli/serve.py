@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bertmp.serve.client import Answer
     from bertmp.serve.deploy import Deployment
     from bertmp.serve.load_test import BenchResult
-    from bertmp.serve.repository import VersionRecord
+    from bertmp.serve.version_log import VersionRecord
 
 
 def deploy(options: serving_options.DeployOptions) -> CommandResult:

@@ -62,4 +62,7 @@ class MissingComponent(BertmpError):
 def short_message(error: BaseException, length: int = 200) -> str:
     """What an exception says, in one line of at most `length` characters."""
     words = " ".join(str(error).split())
-    return words if len(words) <= length else f"{words[:length]}…"
+    if len(words) <= length:
+        return words
+    # What a native library found stands last, behind the place in its sources.
+    return f"{words[: length // 2]} … {words[-length // 2 :]}"

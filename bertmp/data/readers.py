@@ -219,7 +219,10 @@ def _read_delimited(path: Path, columns: Columns) -> Iterator[Row]:
             raise InputError("a line without a tab", where, todo)
         if delimiter == "," or (delimiter and len(fields) != 2):
             todo = "name the columns in a header, or the text's with --text-column"
-            raise InputError(f"{len(fields)} fields and no header that names 'text'", where, todo)
+            if len(fields) == 1:
+                todo = f"{todo}, or what separates the fields with --delimiter"
+            what = f"{len(fields)} field{'s' if len(fields) != 1 else ''} and no header that names 'text'"
+            raise InputError(what, where, todo)
         label, *text = fields
         yield number, {columns.label: label.strip(), columns.text: "\t".join(text)}
 

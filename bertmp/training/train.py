@@ -90,6 +90,8 @@ def _train(settings: TrainOptions, context: DistributedContext) -> TrainResult:
         checkpoint_activations(objective.head)
     identity = run_identity(settings, loaded, policy)
     trainer = Trainer(objective, train_data, eval_data, settings, policy, context, identity)
+    if loaded.config.text_pairs and not train_data.pairs:
+        settings.progress("the checkpoint was trained on pairs of texts, and the data has single ones")
     config = loaded.config.with_text_pairs(train_data.pairs)
     if settings.keep_best and context.is_main:
         best_folder, parts = settings.out / "best", (config, loaded.tokenizer)

@@ -207,11 +207,13 @@ class Comparison:
         for name, value in wanted.items():
             left, right = _real_positions(given[name], value, real)
             if left.shape == right.shape:
-                difference = float(distance(left, right).max(initial=0.0))
-                flips = _flips(left, right) if name == self._labels else 0
+                # Equal infinities, such as a class that is switched off, are equal.
+                difference = float(np.where(left == right, 0.0, distance(left, right)).max(initial=0.0))
             else:
-                difference, flips = float("inf"), 0
-            bound = self._tolerance.bound(float(np.abs(right).max(initial=0.0)))
+                difference = float("inf")
+            finite = np.abs(right[np.isfinite(right)])
+            bound = self._tolerance.bound(float(finite.max(initial=0.0)))
+            flips = _flips(left, right, bound) if name == self._labels and left.shape == right.shape else 0
             passed = difference <= bound and not flips
             result = CheckResult(check, where, self._names[number], difference, bound, flips, passed)
             self._keep(result)
@@ -236,8 +238,14 @@ def _real_positions(left: np.ndarray, right: np.ndarray, real: int) -> tuple[np.
     return (left[:real], right[:real]) if per_token else (left, right)
 
 
-def _flips(left: np.ndarray, right: np.ndarray) -> int:
-    """How many of the labels that two outputs `[…, labels]` name are others."""
+def _flips(left: np.ndarray, right: np.ndarray, bound: float) -> int:
+    """How many of the labels that two outputs `[…, labels]` name are others.
+
+    Two labels whose logits lie closer than the bound are as good as equal: which comes first says nothing.
+    """
     if left.ndim == 0 or left.shape[-1] < 2:
         return 0
-    return int((left.argmax(axis=-1) != right.argmax(axis=-1)).sum())
+    best = np.partition(right.astype(np.float64), -2, axis=-1)
+    with np.errstate(invalid="ignore"):
+        undecided = best[..., -1] - best[..., -2] <= bound
+    return int(((left.argmax(axis=-1) != right.argmax(axis=-1)) & ~undecided).sum())

@@ -14,6 +14,7 @@ ROWS = 3
 """Different rows in a probe: few, as the check costs a share of parity's time."""
 LENGTHS = (16, 64)
 """To what rows are padded, besides their own length and the model's longest."""
+ODD, LONG = 33, 128
 SOME, MANY = 5, 32
 """Batches of a graph: an odd one, which kernels treat apart, and the largest that is served."""
 
@@ -92,13 +93,19 @@ def filled_batch(rows: Sequence[Encoded], pad_id: int, shape: Size) -> dict[str,
 def graph_shapes(probe: Probe, max_batch: int = MANY) -> list[Size]:
     """The shapes at which a graph, which takes any, is asked.
 
-    Every row at its own length, at 16, 64 and the longest; and batches of some and of many rows, at short
-    lengths, since a large batch of long rows would take longer than all the rest.
+    Every row at its own length, at 16, 64 and the longest; batches of 2, 3, 5, 8 and 32 rows, some of an odd
+    length, one without padding, one long: kernels differ by shape. A large batch of long rows would take
+    longer than all the rest.
     """
-    short, medium = (min(length, probe.max_length) for length in LENGTHS)
-    lengths = {*map(len, probe.rows), short, medium, probe.max_length}
-    singles = [(1, length) for length in lengths if length <= probe.max_length]
-    return sorted({*singles, (min(MANY, max_batch), short), (min(SOME, max_batch), medium)})
+    longest = probe.max_length
+    short, medium = (min(length, longest) for length in LENGTHS)
+    batches = (
+        *((MANY, short), (SOME, medium), (8, min(ODD, longest)), (3, min(len(probe.rows[0]), longest))),
+        (2, min(LONG, longest)),
+    )
+    lengths = {*map(len, probe.rows), short, medium, longest, *(length for _, length in batches)}
+    singles = [(1, length) for length in lengths if length <= longest]
+    return sorted({*singles, *((min(batch, max_batch), length) for batch, length in batches)})
 
 
 def profile_shapes(profiles: Sequence[tuple[Size, Size, Size]], probe: Probe) -> list[Size]:
@@ -116,4 +123,10 @@ def profile_shapes(profiles: Sequence[tuple[Size, Size, Size]], probe: Probe) ->
         lengths |= {len(row) for row in probe.rows if smallest[1] <= len(row) <= largest[1]}
         shapes |= {(tuned[0], tuned[1]), (largest[0], largest[1]), (largest[0], smallest[1])}
         shapes |= {(smallest[0], length) for length in lengths}
+        # Between the ends: small batches, and a length that is no multiple of anything.
+        between = (smallest[1] + largest[1]) // 2 // 2 * 2 + 1
+        for batch in (2, 3):
+            if smallest[0] <= batch <= largest[0] and between <= largest[1]:
+                shapes.add((batch, between))
+                shapes.add((smallest[0], between))
     return sorted(shapes)

@@ -10,6 +10,9 @@ import numpy as np
 from bertmp.export.bundle import PLAN, Bundle
 from bertmp.export.precision.plan import PrecisionPlan
 
+LEAST_MAGNITUDE = 1 / 16
+"""Smaller answers are differences of larger numbers, whose roundings they keep."""
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -17,7 +20,7 @@ class Tolerance:
 
     Attributes:
         measured: an absolute error that was measured; 0 where none was.
-        relative: a share of the answer's largest magnitude, which counts as at least 1.
+        relative: a share of the answer's largest magnitude, which counts as at least `LEAST_MAGNITUDE`.
         reason: where both are from, in words.
     """
 
@@ -28,7 +31,7 @@ class Tolerance:
     def bound(self, magnitude: float) -> float:
         """The bound for an answer whose largest magnitude is `magnitude`; finite whatever that is."""
         scale = magnitude if math.isfinite(magnitude) else 1.0
-        return max(self.measured, self.relative * max(1.0, scale))
+        return max(self.measured, self.relative * max(LEAST_MAGNITUDE, scale))
 
 
 _SUM_ROUNDINGS = 64 * 8
@@ -53,12 +56,12 @@ steps."""
 def tolerance_of(plan: PrecisionPlan) -> Tolerance:
     """The tolerance of a graph, or an engine of it, that runs in the plan's low precision.
 
-    It is the plan's measured error, but at least one step of the low precision, in which stored answers move.
+    It is the plan's measured error, but at least two steps of the low precision, in which answers are stored.
     """
     step = _STEP[plan.target]
     if plan.search is not None and math.isfinite(plan.search.error):
-        words = f"the plan's measured error, and at least one step of {plan.target.upper()}"
-        return Tolerance(max(0.0, plan.search.error), max(step, FP32.relative), words)
+        words = f"the plan's measured error, and at least two steps of {plan.target.upper()}"
+        return Tolerance(max(0.0, plan.search.error), max(2 * step, FP32.relative), words)
     words = f"{_STORED_ROUNDINGS} steps of {plan.target.upper()}: the plan's error was not measured"
     return Tolerance(0.0, _STORED_ROUNDINGS * step, words)
 

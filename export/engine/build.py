@@ -22,8 +22,8 @@ from bertmp.core.progress import ProgressCallback
 from bertmp.export.bundle import BUILD_ENGINE, CONFIG, CONVERT, ENGINE, NETWORK, PLAN, Bundle
 from bertmp.export.engine.compatibility import ENGINE_FILE, NETWORK_FILE, REJECTED_FILE
 from bertmp.export.engine.engine_options import LONGEST, EngineOptions
-from bertmp.export.engine.graph_limits import longest_length
 from bertmp.export.engine.supervisor import Job, run_job
+from bertmp.export.precision.length_limit import longest_length
 
 ENGINE_FOLDER = "engine"
 

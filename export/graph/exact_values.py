@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -114,11 +115,20 @@ def angle_nodes(nodes: Sequence[ir.Node], from_integers: frozenset[str]) -> dict
             node = ahead.pop()
             if node is None or name_of(node) in found:
                 continue
-            known = node is end or node.op_type in _LIGHT_OPS or from_integers & set(output_names(node))
+            known = node is end or node.op_type in _LIGHT_OPS or _is_outer_product(node)
+            known = known or bool(from_integers & set(output_names(node)))
             if known:
                 found[name_of(node)] = name_of(end)
                 ahead += [value.producer() for value in node.inputs if value is not None]
     return found
+
+
+def _is_outer_product(node: ir.Node) -> bool:
+    """Whether a product multiplies by a constant vector, as positions are by frequencies."""
+    if node.op_type not in ("MatMul", "Gemm", "Einsum"):
+        return False
+    shapes = [value.const_value.shape for value in node.inputs if value is not None and value.const_value]
+    return any(shape.numpy() and max(shape.numpy()) == math.prod(shape.numpy()) for shape in shapes)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def read_graph(path: Path, note: Note = lambda text: None) -> ModelProto:
     _remove_weights_from_inputs(graph, note)
     if opset_of(graph) < OLDEST_OPSET:
         graph = _converted(graph, path, note)
+        drop_wrong_shapes(graph, note)
     name_nodes(graph)
     _require_fp32(graph, path)
     take_attention_apart(graph, note)

@@ -98,7 +98,9 @@ def run(session: Any, outputs: Iterable[str], feed: Feed, file: str) -> list[np.
     Raises:
         InputError: the graph does not take the inputs made from the examples of `file`.
     """
+    quiet = onnxruntime_module().RunOptions()
+    quiet.log_severity_level = 4  # the error says it in one line
     try:
-        return [np.asarray(value) for value in session.run(list(outputs), dict(feed))]
+        return [np.asarray(value) for value in session.run(list(outputs), dict(feed), quiet)]
     except Exception as error:
         raise InputError("the examples do not fit the graph's inputs", file, short_message(error)) from error

@@ -61,6 +61,9 @@ def read_inputs(
         examples, encoded, words = _read_words(bundle, data, columns, progress)
     else:
         examples = read_examples(data, columns, progress=progress)
+        if bundle.config.get("text_pairs") and examples.pairs is None:
+            what = "the model was trained on pairs of texts, and the file has single ones"
+            raise InputError(what, examples.source, "name the second text's column with --text-pair-column")
         encoded, words = bundle.tokenizer.encode(examples.texts, examples.pairs), None
     units = units_of(view, encoded)
     truth, note = _truth(bundle, view, examples, encoded, words)

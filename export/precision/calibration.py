@@ -22,7 +22,8 @@ from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.readers import Columns, Examples, read_examples
 from bertmp.data.tokenizer import Encoded, Tokenizer
 from bertmp.export.graph.ort_sessions import Feed
-from bertmp.export.precision.graph_inputs import LONGEST, Rows, graph_inputs, greatest_length
+from bertmp.export.precision.graph_inputs import LONGEST, Rows, graph_inputs
+from bertmp.export.precision.graph_tables import greatest_length_of
 
 EXAMPLES = 64
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
@@ -108,16 +109,16 @@ def read_calibration(
     """
     examples = _sample(read_examples(Path(data), columns, progress=progress), texts, seed)
     inputs = graph_inputs(graph, data, names)
-    longest = greatest_length(Path(tokenizer))
-    limit = min(length for length in (inputs.length, longest, LONGEST) if length)
+    longest = greatest_length_of(graph, inputs, Path(tokenizer))
+    limit = longest or LONGEST
     reader = read_tokenizer(Path(tokenizer), limit)
     rows = sorted(reader.encode(examples.texts, examples.pairs), key=len)
     batches = [*_of_equal_length(rows), _padded(rows)]
-    if longest or inputs.length:
+    if longest:
         batches.append(([_full_row(reader, examples, rows, limit)], limit))
     feeds, masks = inputs.feeds(batches, reader.pad_id)
     for_errors = len(feeds)
-    if longest or inputs.length:
+    if longest:
         padded, kept = inputs.feeds([(rows[:1], limit)], reader.pad_id)
         feeds, masks = feeds + padded, masks + kept
     file, sha256 = str(data), sha256_file(Path(data))

@@ -117,7 +117,7 @@ def graph_inputs(graph: ModelProto, where: str | Path, names: Sequence[str] = ()
     for value in given:
         kind, dims = value.type.tensor_type, value.type.tensor_type.shape.dim
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        role = named.get(value.name) or _role(value.name)
+        role = named.get(value.name) or role_of(value.name)
         if role is None and len(dims) == 1 and dtype.kind == "i":
             others[value.name] = dtype
             continue
@@ -144,7 +144,8 @@ def _named_roles(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _role(name: str) -> str | None:
+def role_of(name: str) -> str | None:
+    """The role that an input's name tells: `ids`, `mask`, `types` or `positions`; None for others."""
     plain = _ENDING.sub("", name).lower().replace("-", "_")
     return next((role for role, names in _ROLES.items() if plain in names), None)
 

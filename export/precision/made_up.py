@@ -7,26 +7,19 @@ them, too. They are few, so that a conversion stays short.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import sha256_file
 from bertmp.data.tokenizer import Encoded, Tokenizer
-from bertmp.export.graph.nodes import MOVING_OPS
 from bertmp.export.precision.calibration import TOKENIZER_FILES, Calibration, read_tokenizer
-from bertmp.export.precision.graph_inputs import (
-    LONGEST,
-    GraphInputs,
-    Rows,
-    UnknownInput,
-    graph_inputs,
-    greatest_length,
-)
+from bertmp.export.precision.graph_inputs import Rows, UnknownInput, graph_inputs
+from bertmp.export.precision.graph_tables import Tables, greatest_length_of
 
 LENGTHS = (8, 32, 128)
 """Tokens in a row; one more row has the model's greatest length."""
@@ -34,10 +27,6 @@ LENGTHS = (8, 32, 128)
 _BATCH_TOKENS = 64
 _PADDED = 4
 _UNKNOWN_LIMIT = 512
-_FEWEST_POSITIONS = 16
-"""A table of fewer rows holds no positions."""
-_PADDING_POSITIONS = 2
-"""RoBERTa counts the tokens before each; its first positions are padding's."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +65,8 @@ def made_up_inputs(
         InputError: `names` are not roles and inputs.
     """
     inputs = graph_inputs(graph, "inputs made from the vocabulary", names)
-    tables = _Tables(graph, inputs)
-    limit = min(
-        inputs.length or LONGEST, greatest_length(tokenizer) or tables.positions or _UNKNOWN_LIMIT, LONGEST
-    )
+    tables = Tables(graph, inputs)
+    limit = greatest_length_of(graph, inputs, tokenizer) or _UNKNOWN_LIMIT
     vocabulary = _vocabulary(tokenizer, tables, limit)
     draw = random.Random(seed)
 
@@ -120,7 +107,7 @@ def _row(vocabulary: _Vocabulary, length: int, pair: bool, draw: random.Random) 
     return Encoded(framed.input_ids[:length], framed.token_type_ids[:length], False)
 
 
-def _vocabulary(folder: Path, tables: _Tables, limit: int) -> _Vocabulary:
+def _vocabulary(folder: Path, tables: Tables, limit: int) -> _Vocabulary:
     two_types = tables.types >= 2
     with suppress(InputError):  # the plan says which vocabulary it was
         tokenizer = read_tokenizer(folder, limit)
@@ -135,59 +122,3 @@ def _vocabulary(folder: Path, tables: _Tables, limit: int) -> _Vocabulary:
     return _Vocabulary(
         range(min(1, tables.words - 1), tables.words), 0, None, two_types, tables.words_name, ""
     )
-
-
-class _Tables:
-    """How many rows the graph's tables of embeddings have; 0 where there is none.
-
-    Attributes:
-        words, words_name: of the smallest table that token ids index.
-        types: of the one that token types index.
-        positions: of the one that neither indexes and that is as wide as the words' one, without those that
-            stand for padding.
-    """
-
-    def __init__(self, graph: ModelProto, inputs: GraphInputs) -> None:
-        self.words, self.types, self.positions, self.words_name = 0, 0, 0, ""
-        role_of = {name: role for role, (name, _) in inputs.roles.items()}
-        tables = list(_tables(graph))
-        width = {size[1] for _, size, index in tables if role_of.get(index) == "ids"}
-        for name, (rows, columns), index in tables:
-            role = role_of.get(index)
-            if role == "ids" and (not self.words or rows < self.words):
-                self.words, self.words_name = rows, name
-            elif role == "types":
-                self.types = rows
-            elif role in (None, "positions") and columns in width and rows >= _FEWEST_POSITIONS:
-                counted = "CumSum" in _before(index, graph)
-                self.positions = rows - _PADDING_POSITIONS if counted else rows
-
-
-def _before(name: str, graph: ModelProto) -> set[str]:
-    """The operators that a tensor is computed by."""
-    writers = {output: node for node in graph.graph.node for output in node.output}
-    operators, names, seen = set(), [name], set()
-    while names:
-        node = writers.get(names.pop())
-        if node is not None and node.name not in seen:
-            seen.add(node.name)
-            operators.add(node.op_type)
-            names += node.input
-    return operators
-
-
-def _tables(graph: ModelProto) -> Iterator[tuple[str, tuple[int, int], str]]:
-    """Two-dimensional weights that a Gather reads: name, size, and what its index was moved from."""
-    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
-    writers = {name: node for node in graph.graph.node for name in node.output}
-    for node in graph.graph.node:
-        if node.op_type == "Gather" and len(sizes.get(node.input[0], ())) == 2:
-            rows, columns = sizes[node.input[0]]
-            yield node.input[0], (rows, columns), _moved_from(node.input[1], writers)
-
-
-def _moved_from(name: str, writers: Mapping[str, NodeProto]) -> str:
-    """The tensor that moves and casts made this one from."""
-    while name in writers and writers[name].op_type in (*MOVING_OPS, "Cast"):
-        name = writers[name].input[0]
-    return name

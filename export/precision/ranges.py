@@ -169,7 +169,8 @@ def record(ranges: Ranges, graph: GraphIndex, limit: float) -> RangeRecord:
         limit: the low precision's largest number; a block's headroom is this over its largest magnitude.
     """
     blocks = module_groups(graph.nodes)
-    masked = {name for path in graph.masks for name in path.tensors}
+    # Positions stay FP32 whatever they are, and their logarithm is infinite at 0.
+    masked = {name for path in graph.masks for name in path.tensors} | graph.positions
     largest: dict[str, float] = {}
     for node in graph.nodes:
         for name in output_names(node):

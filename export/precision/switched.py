@@ -155,5 +155,5 @@ def _low_form(node: NodeProto, prefix: str, types: Mapping[str, int], low: LowTy
 def _rounding(name: str, out: str, low: LowType) -> list[NodeProto]:
     return [
         helper.make_node("Cast", [name], [f"{out}/low"], name=f"{out}/low", to=low.element),
-        helper.make_node("Cast", [f"{out}/low"], [out], name=out, to=FLOAT),
+        helper.make_node("Cast", [f"{out}/low"], [out], name=f"{out}/rounded", to=FLOAT),
     ]

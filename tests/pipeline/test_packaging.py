@@ -126,3 +126,15 @@ def test_import_contracts_see_every_module_through_the_links() -> None:
         for path in (REPOSITORY / folder).glob("*.py"):
             expected = name if path.stem == "__init__" else f"{name}.{path.stem}"
             assert expected in modules
+
+
+def test_make_clean_keeps_deployed_versions(tmp_path: Path) -> None:
+    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    version = tmp_path / "model_repository/trec/1/model.py"
+    built = tmp_path / "build/wheel"
+    for file in (version, built):
+        file.parent.mkdir(parents=True)
+        file.write_text("")
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    assert version.is_file()
+    assert not built.parent.exists()

@@ -14,7 +14,7 @@ from onnx import TensorProto
 from bertmp import build_engine, convert
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json
-from bertmp.export.engine.graph_limits import longest_length
+from bertmp.export.precision.length_limit import longest_length
 from tests.export.engine_graphs import POSITIONS, save_graph
 from tests.export.precision_graphs import WIDTH, Builder, tensor
 
@@ -39,6 +39,21 @@ class TestLengths:
     def test_it_is_found_by_running_the_graph(self, tmp_path: Path) -> None:
         graph = save_graph(tmp_path / "small.onnx")
         assert [longest_length(graph, most) for most in (8, POSITIONS, 512)] == [8, POSITIONS, POSITIONS]
+
+    def test_padding_tokens_do_not_hide_it(self, tmp_path: Path) -> None:
+        """RoBERTa gives tokens of the padding, 1, no position of their own."""
+        g = Builder()
+        real = g.node("Cast", g.node("Not", g.node("Equal", "input_ids", g.constant(1, np.int64))), to=7)
+        count = g.node("Mul", g.node("CumSum", real, g.constant(1, np.int64)), real)
+        position = g.node("Add", count, g.constant(1, np.int64))
+        vectors = g.node(
+            "Add",
+            g.node("Gather", g.drawn(50, WIDTH), "input_ids"),
+            g.node("Gather", g.drawn(130, WIDTH), position),
+        )
+        inputs = [tensor("input_ids", ["batch", "length"], TensorProto.INT64)]
+        onnx.save(g.model(g.product(vectors), inputs=inputs), tmp_path / "in.onnx")
+        assert longest_length(tmp_path / "in.onnx", 512) == 128
 
     def test_a_graph_that_does_not_run_here_is_left_to_the_builder(self, tmp_path: Path) -> None:
         g = Builder()

@@ -57,6 +57,20 @@ def test_on_a_processor_the_fp32_graph_is_optimised_and_answers_the_same(exporte
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+def test_a_provider_that_is_compiled_in_and_not_usable_is_not_recorded(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine with the GPU package and no GPU: the session silently falls back to the processor."""
+    compiled = ["CUDAExecutionProvider", CPU]
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("ONNX Runtime can use a GPU here")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: compiled)
+    result = build_session(exported, providers=compiled)
+    assert result.provider == CPU
+    assert result.source == "model.onnx"
+    assert open_session(exported).get_providers() == [CPU]
+
+
 def test_a_stale_session_is_refused(exported: Path) -> None:
     result = build_session(exported, providers=[CPU])
     whole = result.graph.read_bytes()

@@ -113,6 +113,37 @@ class TestConversion:
         assert np.abs(after - before).max() < 0.02
 
 
+def test_an_encoder_of_it_converts_with_texts_and_without(tmp_path: Path) -> None:
+    """Its nodes are named after the tensors that they write, as some exporters do."""
+    g = Builder()
+    table = g.drawn(50, HEADS * WIDTH)
+    hidden = g.node("Gather", table, "input_ids", out="hidden")
+    seen = g.node(
+        "Unsqueeze", g.node("Cast", "attention_mask", to=TensorProto.BOOL), g.constant([1, 2], np.int64)
+    )
+    parts = [g.node("MatMul", hidden, g.drawn(64, 64, scale=0.2)) for _ in range(3)]
+    mixed = g.node("Attention", *parts, seen, q_num_heads=HEADS, kv_num_heads=HEADS, out="mixed")
+    inputs = [
+        tensor(name, ["batch", "length"], TensorProto.INT64) for name in ("input_ids", "attention_mask")
+    ]
+    graph = g.model(g.node("MatMul", mixed, g.drawn(64, 3), out="logits"), inputs=inputs, opset=23)
+    for node in graph.graph.node:
+        node.name = node.output[0]
+    onnx.save(graph, tmp_path / "in.onnx")
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"])
+    )
+    (tmp_path / "texts.txt").write_text("a b c\nd e f g h\nb a\n")
+    plain = convert(tmp_path / "in.onnx", tmp_path / "plain.onnx")
+    calibrated = convert(
+        tmp_path / "in.onnx", tmp_path / "calibrated.onnx", calibration=tmp_path / "texts.txt"
+    )
+    for result in (plain, calibrated):
+        assert {node.op: node.precision for node in result.planned.plan.nodes}["Softmax"] == "fp32"
+    assert calibrated.planned.plan.search is not None
+    assert calibrated.planned.plan.search.error < 0.05
+
+
 class TestExplain:
     @staticmethod
     def findings(tmp_path: Path, **attributes: Any) -> list[Finding]:

@@ -227,6 +227,17 @@ def test_without_the_checkpoint_the_fp32_graph_is_the_reference(
         parity(bundle, labelled, checkpoint=tmp_path / "gone")
 
 
+def test_a_model_for_pairs_is_not_compared_on_single_texts(bundle: Path, labelled: Path) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps({**config, "text_pairs": True}))
+    manifest = Manifest.load(bundle)
+    entry = manifest.stages["export"]
+    entry = replace(entry, outputs={name: Bundle(bundle).sha256(name) for name in entry.outputs})
+    manifest.with_stage("export", entry).save(bundle)
+    with pytest.raises(InputError, match="trained on pairs of texts"):
+        parity(bundle, labelled)
+
+
 def test_another_checkpoint_is_not_the_reference(
     bundle: Path, labelled: Path, checkpoint: Path, tmp_path: Path
 ) -> None:

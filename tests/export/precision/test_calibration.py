@@ -18,7 +18,7 @@ from bertmp.export.precision.fp16_emulation import Evaluator
 from bertmp.export.precision.ranges import measure
 from tests.conftest import RunBertmp
 from tests.export.conftest import POSITIONS, Questions
-from tests.export.precision_graphs import make_plan
+from tests.export.precision_graphs import Builder, make_plan, tensor
 from tests.models import small_tokenizer
 
 WORDS = ("a", "cat", "sat", "on", "the", "mat")
@@ -227,3 +227,20 @@ def test_a_file_that_is_read_as_conll_is_said_to_be(
     assert done.returncode == 0, done.stderr
     assert done.stderr == f"{data}: read as CoNLL, 2 sentences\n"
     json.loads(done.stdout)
+
+
+def test_texts_are_truncated_where_the_graphs_positions_end(folder: Path) -> None:
+    """The folder beside the graph knows no limit; the graph's table of positions is one."""
+    g = Builder()
+    length = g.node("Gather", g.node("Shape", "input_ids"), g.constant(1, np.int64))
+    places = g.node("Range", g.constant(0, np.int64), length, g.constant(1, np.int64))
+    vectors = g.node(
+        "Add", g.node("Gather", g.drawn(120, 8), "input_ids"), g.node("Gather", g.drawn(20, 8), places)
+    )
+    inputs = [tensor("input_ids", ["batch", "length"], TensorProto.INT64)]
+    onnx.save(g.model(g.product(vectors), inputs=inputs), folder / "in.onnx")
+    (folder / "texts.txt").write_text("a cat sat\n" + "on the mat " * 30)
+    result = convert(folder / "in.onnx", folder / "out.onnx", calibration=folder / "texts.txt")
+    assert result.planned.plan.search is not None
+    without = convert(folder / "in.onnx", folder / "out.onnx")
+    assert without.planned.plan.ranges is not None

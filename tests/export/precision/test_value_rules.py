@@ -32,35 +32,44 @@ def in_true_fp16(graph: ModelProto, **feeds: np.ndarray) -> np.ndarray:
 
 class TestPositions:
     @staticmethod
-    def rotary(from_range: bool) -> ModelProto:
+    def rotary(source: str) -> ModelProto:
         """`x` `[batch, length, WIDTH]` times the cosine of its position's angles."""
         g = Builder()
         x = g.product("x")
-        if from_range:
+        if source == "a table of numbers":
+            table = g.constant(np.arange(2000))
+            length = g.node("Gather", g.node("Shape", "x"), g.constant([1], np.int64))
+            positions = g.node("Slice", table, g.constant([0], np.int64), length)
+        elif source == "made inside":
             shape = g.node("Shape", "x")
             length = g.node("Gather", shape, g.constant(1, np.int64))
             positions = g.node("Range", g.constant(0, np.int64), length, g.constant(1, np.int64))
         else:
             positions = "positions"
-        angles = g.node("Cast", positions, to=TensorProto.FLOAT)
+        is_integer = source in ("made inside", "an input")
+        angles = g.node("Cast", positions, to=TensorProto.FLOAT) if is_integer else positions
         angles = g.node("Unsqueeze", angles, g.constant([1], np.int64))
         angles = g.node("MatMul", angles, g.constant(np.linspace(1, 0.1, WIDTH)[None]))
+        kind = TensorProto.INT64 if is_integer else TensorProto.FLOAT
         graph = g.model(g.product(g.node("Mul", x, g.node("Cos", angles))), inputs=[
             tensor("x", ["batch", "length", WIDTH]),
-            *([] if from_range else [tensor("positions", ["length"], TensorProto.INT64)]),
+            *([tensor("positions", ["length"], kind)] if "input" in source else []),
         ])  # fmt: skip
         graph.graph.output[0].CopyFrom(tensor(graph.graph.output[0].name, ["batch", "length", WIDTH]))
         return graph
 
-    @pytest.mark.parametrize("from_range", [True, False], ids=["made inside", "an input"])
-    def test_angles_are_exact_at_every_length(self, from_range: bool, tmp_path: Path) -> None:
-        graph = self.rotary(from_range)
+    @pytest.mark.parametrize(
+        "source", ["made inside", "an input", "a table of numbers", "an input of numbers"]
+    )
+    def test_angles_are_exact_at_every_length(self, source: str, tmp_path: Path) -> None:
+        graph = self.rotary(source)
         onnx.save(graph, tmp_path / "in.onnx")
         mixed = convert(tmp_path / "in.onnx", tmp_path / "out.onnx")
         assert "angle" in reasons(mixed.planned.plan)["Cos"]
         assert reasons(mixed.planned.plan)["MatMul"] & {"angle", "position"}
         x = np.random.default_rng(0).normal(size=(1, 1500, WIDTH)).astype(np.float32)
-        feeds = {"x": x} if from_range else {"x": x, "positions": np.arange(1500)}
+        kind = np.int64 if source == "an input" else np.float32
+        feeds = {"x": x} | ({"positions": np.arange(1500, dtype=kind)} if "input" in source else {})
         exact, low = (in_true_fp16(one, **feeds) for one in (graph, onnx.load(mixed.graph)))
         assert np.abs(low - exact).max() < 0.02
 
@@ -137,7 +146,10 @@ class TestGuards:
 
 def test_explain_finds_them_in_a_graph_that_others_converted(tmp_path: Path) -> None:
     """Everything in FP16, as converters do that look at nothing."""
-    for name, graph in (("rotary", TestPositions.rotary(True)), ("pooled", TestGuards.pooled("mean"))):
+    for name, graph in (
+        ("rotary", TestPositions.rotary("made inside")),
+        ("pooled", TestGuards.pooled("mean")),
+    ):
         for node in graph.graph.node:
             for attribute in node.attribute:
                 if attribute.name == "to" and attribute.i == TensorProto.FLOAT:

@@ -9,18 +9,23 @@ import numpy as np
 
 from bertmp.core.errors import InputError, MissingComponent
 from bertmp.export.graph.ort_sessions import onnxruntime_module, open_session
+from bertmp.export.graph.weights import WeightlessGraph
+from bertmp.export.precision.graph_inputs import role_of
 
 _TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
+_TOKEN = 2
+"""Neither BERT's padding, 0, nor RoBERTa's, 1, whose tokens have no positions of their own."""
 
-def longest_length(graph: Path, most: int) -> int | None:
+
+def longest_length(graph: Path | WeightlessGraph, most: int) -> int | None:
     """The most tokens that a graph takes, up to `most`, found by running it on one text.
 
     A graph fixes its number of positions in its weights alone: a table of that many rows. TensorRT's builder
     does not say which profile goes beyond it.
 
     Args:
-        graph: an ONNX file with inputs of integers, `[batch, length]` or `[batch]`.
+        graph: a graph with inputs of integers, `[batch, length]` or `[batch]`.
 
     Returns:
         None where it cannot be found: ONNX Runtime does not load the graph, it fixes its shapes, or it runs
@@ -46,15 +51,21 @@ def longest_length(graph: Path, most: int) -> int | None:
 
 def _runs(session: Any, length: int) -> bool:
     """Whether the graph runs on one text of a length."""
-    ort = onnxruntime_module()
-    options = ort.RunOptions()
+    options = onnxruntime_module().RunOptions()
     options.log_severity_level = 4  # a failed run is an answer here
-    feed: dict[str, np.ndarray] = {
-        value.name: np.ones((1, length)[: len(value.shape)], _TYPES[value.type])
-        for value in session.get_inputs()
-    }
+    feed = {value.name: _values(value, length) for value in session.get_inputs()}
     try:
         session.run(None, feed, options)
     except Exception:  # the runtime's own exceptions share no other base
         return False
     return True
+
+
+def _values(value: Any, length: int) -> np.ndarray:
+    """What one input is fed: tokens, a mask without padding, the first type, or positions."""
+    shape = (1, length)[: len(value.shape)]
+    role = role_of(value.name)
+    if role == "positions":
+        return np.arange(length, dtype=_TYPES[value.type]).reshape(shape)
+    number = {"mask": 1, "types": 0}.get(role or "ids", _TOKEN)
+    return np.full(shape, number, _TYPES[value.type])
