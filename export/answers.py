@@ -168,7 +168,7 @@ class Entities:
 
     def found(self, logits: np.ndarray, row: Tokens) -> list[Answer]:
         """The entities of one row; FP32 `[length, labels]`."""
-        probabilities, best = softmax(logits), logits.argmax(axis=-1)
+        sure, best = softmax(logits).max(axis=-1), logits.argmax(axis=-1).tolist()
         groups: list[tuple[str, list[int]]] = []
         text = None
         for place, span in enumerate(row.spans):
@@ -179,14 +179,14 @@ class Entities:
                 groups.append((kind, []))
             groups[-1][1].append(place)
             text = span[0]
-        return [self._entity(kind, places, probabilities, row) for kind, places in groups if kind != OUTSIDE]
+        return [self._entity(kind, places, sure, row) for kind, places in groups if kind != OUTSIDE]
 
-    def _entity(self, kind: str, places: list[int], probabilities: np.ndarray, row: Tokens) -> Answer:
+    def _entity(self, kind: str, places: list[int], sure: np.ndarray, row: Tokens) -> Answer:
         first, last = row.spans[places[0]], row.spans[places[-1]]
         assert first is not None
         assert last is not None
         span = (first[0], first[1], last[2])
-        score = number(probabilities[places].max(axis=-1).mean(dtype=np.float64))
+        score = number(sum(float(sure[place]) for place in places) / len(places))
         text = row.texts[span[0]][span[1] : span[2]]
         return {"label": kind, **row.place(span), "score": score, "text": text}
 

@@ -38,14 +38,16 @@ def length_sorted_batches(lengths: Sequence[int] | np.ndarray, batch_size: int) 
     return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
 
 
-def close_batches(lengths: Sequence[int], rows: int, tokens: int, spread: int) -> Iterator[list[int]]:
+def close_batches(
+    lengths: Sequence[int], rows: int, spread: int, tokens: int | None = None
+) -> Iterator[list[int]]:
     """Rows from short to long in batches of almost equal length, for consumers of padded batches.
 
     Args:
         lengths: tokens of each row.
         rows: the most rows of a batch.
-        tokens: the most tokens of a batch, padding included; a row that is longer is a batch of its own.
         spread: the most padding tokens that a row may get.
+        tokens: the most tokens of a batch, padding included; a row that is longer is a batch of its own.
 
     Yields:
         The rows of a batch; every row occurs once.
@@ -54,8 +56,8 @@ def close_batches(lengths: Sequence[int], rows: int, tokens: int, spread: int) -
     start = 0
     for end in range(1, len(order) + 1):
         if end < len(order):
-            longest = lengths[order[end]]
-            fits = (end + 1 - start) * longest <= tokens and end - start < rows
+            longest, count = lengths[order[end]], end + 1 - start
+            fits = count <= rows and (tokens is None or count * longest <= tokens)
             if fits and longest <= lengths[order[start]] + spread:
                 continue
         yield order[start:end]

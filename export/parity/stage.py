@@ -12,7 +12,7 @@ import numpy as np
 
 from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.progress import ProgressCallback
-from bertmp.data.batches import pad_batch
+from bertmp.data.batches import close_batches, pad_batch
 from bertmp.data.tokenizer import Encoded
 from bertmp.export.consistency.check import Consistency
 from bertmp.export.consistency.probe import Probe
@@ -171,16 +171,8 @@ def batches(inputs: ParityInputs, size: int = BATCH_SIZE, spread: int = LENGTH_S
     Yields:
         The rows of a batch, and the graph's inputs for them by name, INT64 `[batch, length]`.
     """
-    order = sorted(range(len(inputs.encoded)), key=lambda row: len(inputs.encoded[row]))
-    start = 0
-    while start < len(order):
-        longest = len(inputs.encoded[order[start]]) + spread
-        end = start + 1
-        while end < min(start + size, len(order)) and len(inputs.encoded[order[end]]) <= longest:
-            end += 1
-        rows = order[start:end]
+    for rows in close_batches([len(encoded) for encoded in inputs.encoded], size, spread):
         yield rows, pad_batch([inputs.encoded[row] for row in rows], inputs.pad_id)
-        start = end
 
 
 def answer_all(

@@ -155,7 +155,7 @@ class Predictor:
         bundle, tokens = self.source.bundle, TOKENS
         if bundle.task in FILLING:
             tokens = min(tokens, VALUES // int(bundle.config["vocab_size"]))
-        return close_batches(lengths, CPU_ROWS if self.provider == "CPU" else GPU_ROWS, tokens, SPREAD)
+        return close_batches(lengths, CPU_ROWS if self.provider == "CPU" else GPU_ROWS, SPREAD, tokens)
 
     def _require_finite(self, outputs: dict[str, np.ndarray], rows: Sequence[TextRow], where: str) -> None:
         for array in outputs.values():

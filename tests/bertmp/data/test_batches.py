@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bertmp.data.batches import length_sorted_batches, pad_batch, shuffled_batches, split_batch
+from bertmp.data.batches import close_batches, length_sorted_batches, pad_batch, shuffled_batches, split_batch
 from bertmp.data.tokenizer import Encoded
 
 ROWS = [Encoded([2, 7, 3], [0, 0, 1], False), Encoded([2, 3], [0, 0], False)]
@@ -45,3 +47,22 @@ def test_length_sorted_batches_start_with_the_longest() -> None:
 
 def test_split_batch_short_batch_leaves_parts_empty() -> None:
     assert [part.tolist() for part in split_batch(np.array([4, 7]), 3)] == [[4], [7], []]
+
+
+@given(st.lists(st.integers(1, 60)), st.integers(1, 9), st.integers(0, 5), st.none() | st.integers(1, 90))
+def test_close_batches_keep_every_limit_and_every_row(
+    lengths: list[int], rows: int, spread: int, tokens: int | None
+) -> None:
+    batches = list(close_batches(lengths, rows, spread, tokens))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest, shortest = max(lengths[row] for row in batch), min(lengths[row] for row in batch)
+        assert len(batch) <= rows
+        assert longest - shortest <= spread
+        assert tokens is None or len(batch) == 1 or len(batch) * longest <= tokens
+
+
+def test_close_batches_are_as_large_as_the_limits_allow() -> None:
+    assert list(close_batches([3, 9, 3, 4, 3], rows=8, spread=1)) == [[0, 2, 4, 3], [1]]
+    assert list(close_batches([3, 9, 3, 4, 3], rows=3, spread=9)) == [[0, 2, 4], [3, 1]]
+    assert list(close_batches([3, 9, 3, 4, 3], rows=8, spread=9, tokens=9)) == [[0, 2, 4], [3], [1]]

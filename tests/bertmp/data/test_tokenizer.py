@@ -168,3 +168,28 @@ def test_a_tokenizer_that_a_vocabulary_does_not_give_is_refused(
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match=r"which vocab\.txt alone does not give"):
         Tokenizer.load(folder)
+
+
+def test_spans_say_where_each_token_stands_in_its_text(minilm: Path) -> None:
+    tokenizer = Tokenizer.load(minilm, 9)
+    first, second = "ÉCOLE 😀 [MASK]", "unaffable words that are cut"
+    (encoded,) = tokenizer.encode([first], [second], spans=True)
+    (plain,) = tokenizer.encode([first], [second])
+    assert (encoded.input_ids, encoded.truncated) == (plain.input_ids, True)
+    assert plain.spans == ()
+    tokens = tokenizer.tokens()
+    found = [
+        (tokens[number], span and (first, second)[span[0]][span[1] : span[2]])
+        for number, span in zip(encoded.input_ids, encoded.spans, strict=True)
+    ]
+    assert found == [
+        ("[CLS]", None),
+        ("ecole", "ÉCOLE"),
+        ("[UNK]", "😀"),
+        ("[MASK]", "[MASK]"),
+        ("[SEP]", None),
+        ("una", "una"),
+        ("##ffa", "ffa"),
+        ("##ble", "ble"),
+        ("[SEP]", None),
+    ]
