@@ -176,6 +176,14 @@ def _notes(result: ParityReport) -> Iterator[str]:
     for stage in result.stages:
         if stage.status == "not run":
             yield f"{stage.name} was not run: {stage.reason}"
+    for stage in result.stages:
+        if stage.localisation is not None:
+            yield f"{stage.name}: {stage.localisation.sentence}"
+            if stage.localisation.keep_fp32 is not None:
+                yield f"what repairs it, as tried: {stage.localisation.keep_fp32.line}"
+        for score in stage.scores:
+            if score.non_inferiority.verdict in ("worse", "better"):
+                yield f"{stage.name}: {score.name} is {score.non_inferiority.verdict} than FP32's"
     compared = {stage.name: stage.consistency for stage in result.stages if stage.consistency}
     if compared:
         largest = (f"{name} {found.difference:.1e}" for name, found in compared.items())

@@ -9,6 +9,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_toml, sha256_file
 from bertmp.core.options import keywords_of
@@ -24,12 +26,14 @@ from bertmp.export.parity.gates import (
     of_precision,
     override,
 )
+from bertmp.export.parity.localise_stage import localise_stage
 from bertmp.export.parity.measures import Flip, measure
 from bertmp.export.parity.parity_options import ParityOptions
 from bertmp.export.parity.reading import ParityData, read_inputs
 from bertmp.export.parity.report import FILES, environment, write_report
 from bertmp.export.parity.result import DataSummary, FlipRow, ParityReport, StageReport, summarise_bundle
-from bertmp.export.parity.stage import Skipped, StageOutput, StageRun, run_all
+from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput, StageRun, run_all
+from bertmp.export.parity.task_scores import compare_scores
 from bertmp.export.parity.tasks import UNKNOWN, TaskView
 from bertmp.export.parity.verdict import check_stage_names, find_unchecked
 from bertmp.export.parity.weight_sizes import WeightSizes, weight_sizes
@@ -73,6 +77,8 @@ def parity(options: ParityOptions) -> ParityReport:
     reports = {stage.name: _stage_report(ran[stage.name], answered, reference, examples) for stage in stages}
     low = low_stage(opened)
     reports[low] = _with_sizes(reports[low], weight_sizes(opened))
+    gates = {row.name: _gates(row, limits) for row in reports.values()}
+    reports.update(_localised(opened, reports, gates, examples.inputs, options))
     rows, source = tuple(reports.values()), examples.examples.source
     not_run = [(row.name, row.reason) for row in rows if row.status == "not run"]
     not_run += [(name, "no --server was given") for name in options.require if name not in reports]
@@ -88,7 +94,7 @@ def parity(options: ParityOptions) -> ParityReport:
             source, sha256_file(source), texts, labelled, truncated, examples.inputs.pairs is not None
         ),
         stages=rows,
-        gates=tuple(gate for row in rows for gate in _gates(row, limits)),
+        gates=tuple(gate for row in rows for gate in gates[row.name]),
         unchecked=find_unchecked(not_run, counting, options.require, options.allow_incomplete),
         flips=tuple(flip for row in rows for flip in _flip_rows(row, examples)),
         contents=contents,
@@ -103,6 +109,35 @@ def parity(options: ParityOptions) -> ParityReport:
             todo = f"start it again; the report of the other stages is {folder / 'report.html'}"
             raise InputError(run.interruption.what, run.interruption.where, todo) from run.interruption
     return result
+
+
+_OF_ERRORS = (
+    "max_error",
+    "max_probability_error",
+    "flips",
+    "unexplained_flips",
+    "non_finite",
+    "accuracy_points",
+)
+
+
+def _localised(
+    bundle: Bundle,
+    reports: Mapping[str, StageReport],
+    gates: Mapping[str, Sequence[Gate]],
+    inputs: ParityInputs,
+    options: ParityOptions,
+) -> dict[str, StageReport]:
+    """The first stage whose answers are off, with where in the graph that begins."""
+    for name, row in reports.items():
+        failed = any(gate.name in _OF_ERRORS and not gate.passed for gate in gates[name])
+        if not failed or row.measures is None or row.status != "run":
+            continue
+        units = np.argsort(-row.measures.row_errors, kind="stable")
+        worst = list(dict.fromkeys(inputs.all_units.rows[units].tolist()))
+        found = localise_stage(bundle, name, inputs, worst, options.progress, options.checkpoint)
+        return {name: replace(row, localisation=found)}
+    return {}
 
 
 def _counting(bundle: Bundle, asked: Sequence[str]) -> set[str]:
@@ -150,6 +185,9 @@ def _stage_report(
     except ValueError as error:
         return replace(failed, reason=str(error))
     measured = replace(failed, reason="", measures=metrics, serves=serves, served=served)
+    if ran.name != reference:
+        scores = compare_scores(answered[reference], answer, inputs, examples.classes)
+        measured = replace(measured, scores=scores)
     return replace(measured, status="reference" if ran.name == reference else "run", details=answer.details)
 
 

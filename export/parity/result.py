@@ -15,6 +15,7 @@ from bertmp.export.engine.verify import verification_of
 from bertmp.export.parity.gates import (
     Gate,
 )
+from bertmp.export.parity.localise import Localisation
 from bertmp.export.parity.measures import (
     Flip,
     StageMetrics,
@@ -22,6 +23,7 @@ from bertmp.export.parity.measures import (
 )
 from bertmp.export.parity.verdict import Unchecked, Verdict, decide_verdict
 from bertmp.export.precision.plan import NodePlan, PrecisionPlan, RangeRecord
+from bertmp.metrics.comparison import MetricComparison
 
 FORMAT = 1
 
@@ -46,6 +48,8 @@ class StageReport:
         details: further facts about the stage.
         verification: what was verified of a stage that did not run.
         consistency: its answers compared with each other; None where they were not.
+        scores: the task's metrics beside the reference's; empty where the right answers are not known.
+        localisation: of the first stage that failed, where it goes wrong; None for others.
     """
 
     name: str
@@ -59,6 +63,8 @@ class StageReport:
     details: Mapping[str, Any] = field(default_factory=dict)
     verification: Mapping[str, Any] = field(default_factory=dict)
     consistency: Consistency | None = None
+    scores: tuple[MetricComparison, ...] = ()
+    localisation: Localisation | None = None
 
     @property
     def texts_per_second(self) -> float | None:
@@ -79,6 +85,8 @@ class StageReport:
             "details": dict(self.details),
             "verification": dict(self.verification),
             "consistency": self.consistency and self.consistency.to_json(),
+            "scores": [one.to_json() for one in self.scores],
+            "localisation": self.localisation and self.localisation.to_json(),
         }
 
 

@@ -194,6 +194,9 @@ def test_parity_compares_every_head(task: str, bundle: Make, tmp_path: Path) -> 
     assert exact.texts == low.texts == 24
     assert exact.max_error < 5e-5 < low.max_error < 0.05
     assert (low.accuracy is not None) == ("classification" in task or task in ("masked-lm", "pretraining"))
+    labelled = task not in ("next-sentence", "encoder")
+    assert bool(result.stage("onnx-fp16").scores) == labelled
+    assert all(score.non_inferiority.verdict != "worse" for score in result.stage("onnx-fp16").scores)
     units = {"token-classification": 100, "pretraining": 24, "masked-lm": 24, "encoder": 90}
     assert len(low.row_errors) >= units.get(task, 24)
 
@@ -213,6 +216,11 @@ def test_parity_finds_a_changed_weight_of_every_head(task: str, bundle: Make, tm
     manifest.with_stage("export", entry).with_stage("convert", converted).save(folder)
     result = parity(folder, examples(task, tmp_path))
     assert ("onnx-fp32", "max_error") in [(gate.stage, gate.name) for gate in result.failed_gates]
+    where = result.stage("onnx-fp32").localisation
+    assert where is not None
+    assert where.block == "bert.encoder.layer.0"
+    assert where.node is not None
+    assert "output/dense" in where.node.node
 
 
 def test_a_head_that_the_checkpoint_lacks_is_not_exported(checkpoint: Make, tmp_path: Path) -> None:

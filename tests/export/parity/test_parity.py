@@ -186,6 +186,11 @@ def test_a_damaged_graph_fails_and_the_report_says_where(bundle: Path, labelled:
     page = (result.folder / "report.html").read_text()
     assert "<title>failed" in page
     assert LABELS[2] not in page  # a label is text, not markup
+    where = result.stage("onnx-fp16").localisation
+    assert where is not None
+    assert where.block == "bert.encoder.layer.0"
+    assert "Where does onnx-fp16 go wrong?" in page
+    assert "bert.encoder.layer.0" in page
 
 
 def test_unlabelled_texts_are_compared_without_accuracy(
