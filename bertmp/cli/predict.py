@@ -30,7 +30,7 @@ def _lines(result: Prediction) -> list[str]:
         lines.append(f"{result.truncated:,} of {result.texts:,} texts were too long and were truncated")
     if result.against is not None:
         lines.append(_comparison(result.against, result.texts))
-    return lines
+    return [*lines, *result.notes]
 
 
 def _comparison(found: ComparisonResult, texts: int) -> str:

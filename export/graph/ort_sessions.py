@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,28 @@ def onnxruntime_module() -> Any:
             "ONNX Runtime is not installed", str(error), "pip install 'bertmp[cpu]' or 'bertmp[gpu]'"
         ) from error
     return onnxruntime
+
+
+_CUDA: Provider = ("CUDAExecutionProvider", {"use_tf32": "0"})
+"""TF32 rounds the factors of a product to 10 bits: an FP32 graph would no longer be one."""
+
+
+def best_providers() -> list[Provider]:
+    """CUDA without TF32 where ONNX Runtime can use it, else the CPU.
+
+    Raises:
+        MissingComponent: ONNX Runtime is not installed.
+    """
+    has_cuda = _CUDA[0] in onnxruntime_module().get_available_providers()
+    return [_CUDA, CPU] if has_cuda else [CPU]
+
+
+def arithmetic_note(precision: str, provider: str) -> str:
+    """How a provider computes a graph of this precision where that is not in it; empty otherwise."""
+    if precision == "fp32" or provider != CPU or platform.machine() not in ("x86_64", "AMD64"):
+        return ""
+    low = precision.upper()
+    return f"{low} weights with FP32 arithmetic: the x86 CPU provider has no {low} kernels and casts"
 
 
 def open_session(

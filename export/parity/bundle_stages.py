@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from bertmp.export.engine.compatibility import open_engine, require_runtime
 from bertmp.export.engine.engine_options import Profile, Shape
 from bertmp.export.engine.runtime import load_engine, why_not
 from bertmp.export.engine.verify import verification_of
-from bertmp.export.graph.ort_sessions import CPU, onnxruntime_module, open_session
+from bertmp.export.graph.ort_sessions import arithmetic_note, best_providers, open_session
 from bertmp.export.parity.stage import Feed, ParityInputs, Skipped, Stage, StageOutput, answer_all
 from bertmp.export.parity.tasks import TaskView
 
@@ -116,11 +115,6 @@ class TorchStage:
         return replace(answered, details={"runs on": "torch, CPU"}, consistency=found)
 
 
-_CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
-"""TF32 rounds the factors of a product to 10 bits: an FP32 graph would no longer be one."""
-_LOW_ON_CPU = "{0} weights with FP32 arithmetic: the x86 CPU provider has no {0} kernels and casts"
-
-
 @dataclass(frozen=True)
 class OnnxStage:
     """One graph, on the GPU where ONNX Runtime can use one, else on the CPU.
@@ -144,9 +138,7 @@ class OnnxStage:
         if self.graph is None:
             return Skipped("the bundle has no low-precision graph")
         try:
-            # CUDA without TF32 where there is one, else the CPU.
-            has_cuda = _CUDA[0] in onnxruntime_module().get_available_providers()
-            session = open_session(self.graph, providers=[_CUDA, CPU] if has_cuda else [CPU])
+            session = open_session(self.graph, providers=best_providers())
         except InputError as error:
             if "NOT_IMPLEMENTED" not in str(error):
                 raise error.__cause__ or error from None  # the runtime's own: the stage failed, not the input
@@ -163,8 +155,9 @@ class OnnxStage:
         details: dict[str, object] = {
             "runs on": f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}"
         }
-        if self.half and provider == CPU and platform.machine() in ("x86_64", "AMD64"):
-            details["arithmetic"] = _LOW_ON_CPU.format(self.name.removeprefix("onnx-").upper())
+        note = arithmetic_note(self.name.removeprefix("onnx-"), provider) if self.half else ""
+        if note:
+            details["arithmetic"] = note
         found = check_graph(inputs, answer, inputs.low_tolerance if self.half else FP32)
         return replace(answered, details=details, consistency=found)
 

@@ -68,7 +68,8 @@ def try_keeping_fp32(
         examples: what is run.
 
     Returns:
-        The smallest set that is about as good as the largest; None where all of `wrong` are in FP32 already.
+        The smallest set that is about as good as the largest; None where all of `wrong` are in FP32 already,
+        or the fault is not one of precision.
     """
     index, evaluator = GraphIndex(reference), Evaluator(reference, examples)
     plan = plan_of(reference, other, low)
@@ -78,7 +79,8 @@ def try_keeping_fp32(
     for patterns in _candidates(index, wrong, blocks, lowered):
         candidates.setdefault(frozenset(lowered & _matching(patterns, index)), patterns)
     candidates.pop(frozenset(), None)
-    if not candidates:
+    # Where the same precisions of the reference are right, it is other weights or another operator.
+    if not candidates or _halves(evaluator.measure(plan).max_error, before):
         return None
 
     def error_with(names: Collection[str]) -> float:
@@ -92,8 +94,11 @@ def try_keeping_fp32(
         if np.isfinite(error) and error <= _NEAR_BEST * best:
             chosen, after = names, error
             break
-    repairs = bool(np.isfinite(after)) and after <= before / 2
-    return KeepFp32(candidates[chosen], before, after, repairs)
+    return KeepFp32(candidates[chosen], before, after, _halves(after, before))
+
+
+def _halves(after: float, before: float) -> bool:
+    return bool(np.isfinite(after)) and after <= before / 2
 
 
 def plan_of(reference: ModelProto, other: ModelProto, low: LowType) -> PrecisionPlan:

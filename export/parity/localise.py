@@ -166,14 +166,15 @@ def localise(
         reference: the FP32 graph.
         other: a graph of the same model in any precision; its nodes have the same names.
         feeds: the graphs' inputs by name, a few rows each: one feed after the other is run. Some
-            need padding, else a wrong mask does not show.
+            need padding, else a wrong mask does not show; rows that are all padding are left out.
         source: what the feeds are from, for messages.
 
     Raises:
         InputError: no feeds, or graphs that have too little in common or do not take them.
     """
+    feeds = [kept for kept in map(_without_empty_rows, feeds) if len(next(iter(kept.values())))]
     if not feeds:
-        raise InputError("no rows to compare the graphs on", source, "give at least one")
+        raise InputError("no rows to compare the graphs on", source, "give at least one with a token")
     graph = SideBySide(reference, other)
     errors = graph.measure(feeds, source, progress)
     limit = ROUNDINGS * graph.low.roundoff if graph.low else FP32_ROUNDINGS * _FP32_ROUNDOFF
@@ -208,6 +209,13 @@ def _growing(compared: _Compared) -> int | None:
         if whole[pair.reference] > max(_GROWN * compared.limit, GROWTH * before):
             return number
     return None
+
+
+def _without_empty_rows(feed: Feed) -> Feed:
+    """The feed without rows that are all padding: their softmax is over masked scores alone, and it is the
+    rounding of the mask's constant that decides it."""
+    rows = _mask(feed).any(axis=1)
+    return feed if rows.all() else {name: values[rows] for name, values in feed.items()}
 
 
 def _mask(feed: Feed) -> np.ndarray:

@@ -17,7 +17,7 @@ from bertmp.export.parity.bundle_stages import ONNX_FP32, TorchStage
 from bertmp.export.parity.localise import Localisation, localise
 from bertmp.export.parity.stage import ParityInputs
 
-ROWS = 32
+ROWS = 16
 """The most rows that are run."""
 
 _BATCH, _TOKENS = 8, 2048

@@ -59,6 +59,7 @@ class Prediction(JsonSerializable):
         seconds: wall time, with everything.
         texts_per_second: over the time after the graphs were loaded.
         against: the comparison; None where none was asked for.
+        notes: how a graph was computed, where that is not in its precision.
     """
 
     bundle: Path
@@ -72,6 +73,7 @@ class Prediction(JsonSerializable):
     seconds: float
     texts_per_second: float
     against: ComparisonResult | None = None
+    notes: tuple[str, ...] = ()
 
 
 @keywords_of(PredictOptions)
@@ -111,6 +113,7 @@ def predict(options: PredictOptions) -> Prediction:
         seconds=ended - started,
         texts_per_second=texts.rows / (ended - loaded),
         against=tally.comparison(others[0]) if others else None,
+        notes=tuple(dict.fromkeys(one.note for one in predictors if one.note)),
     )
 
 

@@ -14,7 +14,7 @@ from bertmp.data.text_stream import TextRow
 from bertmp.data.tokenizer import Encoded
 from bertmp.export.answers import Answer, Decoder, Tokens, decoder_of
 from bertmp.export.bundle import CONVERT, EXPORT, FP32_GRAPH, Bundle
-from bertmp.export.graph.ort_sessions import CPU, onnxruntime_module, open_session
+from bertmp.export.graph.ort_sessions import arithmetic_note, best_providers, open_session
 from bertmp.export.prediction.predict_options import Precision, PredictOptions
 
 FILLING = ("masked-lm", "pretraining")
@@ -78,10 +78,8 @@ class Source:
             MissingComponent: it is not installed.
         """
         graph = self.bundle.folder / ((self.precision != "fp32" and self.bundle.low_graph) or FP32_GRAPH)
-        cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})  # TF32 would round FP32's factors to 10 bits
-        has_cuda = cuda[0] in onnxruntime_module().get_available_providers()
         try:
-            session = open_session(graph, providers=[cuda, CPU] if has_cuda else [CPU])
+            session = open_session(graph, providers=best_providers())
         except InputError as error:
             if "NOT_IMPLEMENTED" not in str(error):
                 raise
@@ -118,6 +116,11 @@ class Predictor:
     def provider(self) -> str:
         """Where it runs, such as `CPU`."""
         return str(self.session.get_providers()[0]).removesuffix("ExecutionProvider")
+
+    @property
+    def note(self) -> str:
+        """How it computes, where that is not in the graph's precision; empty otherwise."""
+        return arithmetic_note(self.source.precision, str(self.session.get_providers()[0]))
 
     def answer(self, rows: Sequence[TextRow], advance: Callable[[int], None], where: str) -> list[Answer]:
         """The answers in the order of `rows`, each with `truncated` and `tokens`.

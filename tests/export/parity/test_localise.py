@@ -118,6 +118,20 @@ def _feed(rows: list) -> Feed:  # type: ignore[type-arg]
     return pad_batch(rows, 0, (len(rows), max(map(len, rows)) + 1))
 
 
+def test_rows_that_are_all_padding_are_left_out(
+    graph: ModelProto, other: ModelProto, feeds: list[Feed]
+) -> None:
+    """Scores that are all masked differ by the mask's roundings; no text has such a row."""
+    softmax, add = (f"{NODES}.1/attention/self/{name}" for name in ("Softmax", "Add"))
+    low = converted(other, (softmax, add, "bert/Mul", "bert/Sub"))
+    empty = {name: np.array(values) for name, values in feeds[0].items()}
+    empty["attention_mask"][2] = 0
+    found = localise(graph, low, [empty])
+    assert (found.node, found.texts) == (None, 4)
+    whole = {name: np.array(values[:1]) for name, values in empty.items()}
+    assert localise(graph, low, [whole]).texts == 1
+
+
 def test_a_scaled_weight_is_found(graph: ModelProto, other: ModelProto, feeds: list[Feed]) -> None:
     change(other, f"{LAYER}.3.intermediate.dense.weight/transposed", lambda values: values * np.float32(1.01))
     found = localise(graph, other, feeds)
@@ -198,6 +212,16 @@ def large_scores(graph: ModelProto) -> None:
     """Every score of a query is larger by the same few hundred, which its softmax takes away again."""
     for name in ("query", "key"):
         change(graph, f"{LAYER}.2.attention.self.{name}.bias", lambda values: values + 8)
+
+
+def test_a_wrong_weight_of_a_16_bit_graph_is_no_fault_of_precision(
+    graph: ModelProto, other: ModelProto, feeds: list[Feed]
+) -> None:
+    change(other, f"{LAYER}.3.intermediate.dense.weight/transposed", lambda values: values * np.float32(1.01))
+    found = localise(graph, converted(other), feeds)
+    assert found.node is not None
+    assert found.node.node == f"{NODES}.3/intermediate/dense/MatMul"
+    assert (found.jumps, found.keep_fp32) == (1, None)
 
 
 def test_a_softmax_left_in_fp16_is_found(graph: ModelProto, other: ModelProto, feeds: list[Feed]) -> None:

@@ -371,6 +371,16 @@ def test_the_command_prints_one_line_or_one_object(
     assert found["out"] == str(out)
     assert found["against"]["precision"] == "fp16"
     assert found["texts_per_second"] > 0
+    assert found["provider"] != "CPU" or "FP16 weights with FP32 arithmetic" in found["notes"][0]
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 5
+    done = run_bertmp("predict", bundle, "--data", data, "--out", out, "--against", bundle)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, truncated, against, *_ = done.stdout.splitlines()
+    assert first.startswith(f"{out}: 5 answers of {bundle} (classification, FP32, ")
+    assert truncated == "1 of 5 texts were too long and were truncated"
+    changed, largest = found["against"]["changed"], found["against"]["largest_difference"]
+    assert against.startswith(f"against {bundle} (FP16): {changed} of 5 answers change; largest difference")
+    assert f"{largest:.3g}, line {found['against']['line']}" in against
     assert len(out.read_text(encoding="utf-8").splitlines()) == 5
     done = run_bertmp("predict", bundle, "--data", tmp_path / "none.txt", "--out", out)
     assert done.returncode == 2
