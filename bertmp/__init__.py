@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bertmp.export.engine.onnxruntime_session import build_session as build_session
     from bertmp.export.lint.explain import explain as explain
     from bertmp.export.onnx_export import export_checkpoint as export_checkpoint
+    from bertmp.export.parity.compare import compare as compare
     from bertmp.export.parity.parity import parity as parity
     from bertmp.export.precision.convert import convert as convert
     from bertmp.export.prediction.predict import predict as predict
@@ -39,6 +40,7 @@ _MODULES = {
     "bench_engine": "bertmp.export.engine.bench",
     "build_engine": "bertmp.export.engine.build",
     "build_session": "bertmp.export.engine.onnxruntime_session",
+    "compare": "bertmp.export.parity.compare",
     "convert": "bertmp.export.precision.convert",
     "deploy": "bertmp.serve.deploy",
     "doctor": "bertmp.environment.doctor",

@@ -16,7 +16,7 @@ HEAVY = (
 )
 COMMANDS = (
     *("doctor", "setup", "download", "prepare", "train", "export", "convert", "explain", "build-engine"),
-    *("parity", "predict"),
+    *("parity", "compare", "predict"),
     *("deploy", "rollback", "models", "serve", "infer", "bench"),
 )
 
