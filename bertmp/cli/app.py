@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from bertmp.cli import compare, engine, environment, export, predict
+from bertmp.cli import compare, engine, environment, export, predict, verify
 from bertmp.cli import serve as serving
 from bertmp.cli.command import add_command
 
@@ -34,6 +34,7 @@ COMMANDS = (
     ("build-engine", engine.build_engine, "bertmp build-engine BUNDLE --profile 1x8:8x64:32x128"),
     ("parity", engine.parity, "bertmp parity bundle --data test.tsv --server localhost:8001 --model trec"),
     ("compare", compare.compare, "bertmp compare bundle-1 bundle-2"),
+    ("verify", verify.verify, "bertmp verify bundle"),
     (
         "predict",
         predict.predict,

@@ -12,10 +12,12 @@ from typing import cast
 import numpy as np
 
 from bertmp.core.errors import InputError
+from bertmp.core.hardware import nvidia_driver
 from bertmp.core.io import read_toml, sha256_file
 from bertmp.core.options import keywords_of
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
 from bertmp.export.parity.bundle_stages import ONNX_FP32, TORCH, chain, low_stage
+from bertmp.export.parity.certificate import CERTIFICATE, make_certificate
 from bertmp.export.parity.gates import (
     DEFAULTS,
     Evidence,
@@ -45,8 +47,9 @@ DEFAULT_FOLDER = "parity"
 def parity(options: ParityOptions) -> ParityReport:
     """Compares every stage of a bundle with its FP32 checkpoint on the examples of `data`.
 
-    Writes `report.html`, `report.json` and `junit.xml`, and the manifest's entry `parity`, whether the gates
-    pass or not; an error or an interruption leaves both as they were.
+    Writes `report.html`, `report.json`, `junit.xml`, `certificate.json` (into the bundle as well) and the
+    manifest's entry `parity`, whether the gates pass or not; an error or an interruption leaves all as they
+    were.
 
     Raises:
         InputError: a bad or stale bundle, bad data, a stage that does not exist, or a server that stopped
@@ -102,7 +105,7 @@ def parity(options: ParityOptions) -> ParityReport:
         seconds=time.monotonic() - started,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    write_report(result)
+    write_report(result, make_certificate(opened, result, nvidia_driver()))
     _record(opened, result, limits)
     for run in ran.values():
         if run.interruption is not None:
@@ -277,7 +280,8 @@ def _record(bundle: Bundle, result: ParityReport, limits: Mapping[str, Limits]) 
     """Adds the stage to the manifest."""
     engine = [ENGINE, NETWORK] if BUILD_ENGINE in bundle.manifest.stages else []
     inputs = [FP32_GRAPH, *filter(None, [bundle.low_graph]), PLAN, *engine]
-    home, outputs = bundle.folder.resolve(), [(result.folder / name).resolve() for name in FILES]
+    home, written = bundle.folder.resolve(), [result.folder / name for name in FILES]
+    outputs = [path.resolve() for path in (*written, bundle.folder / CERTIFICATE)]
     gates = {
         stage: {name: value for name, value in vars(limit).items() if value is not None}
         for stage, limit in limits.items()

@@ -8,6 +8,7 @@ import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -15,11 +16,12 @@ from markupsafe import Markup
 from bertmp.core.hardware import machine
 from bertmp.core.io import write_text
 from bertmp.export.bundle import tool_versions
+from bertmp.export.parity.certificate import CERTIFICATE
 from bertmp.export.parity.gates import Gate
 from bertmp.export.parity.result import ParityReport, StageReport
 from bertmp.report import page
 
-FILES = ("report.html", "report.json", "junit.xml")
+FILES = ("report.html", "report.json", "junit.xml", CERTIFICATE)
 
 _ARTEFACTS = {
     "torch-fp32": "checkpoint",
@@ -70,22 +72,28 @@ class Tile:
     stage: str = ""
 
 
-def write_report(result: ParityReport) -> None:
-    """Writes the three files into the result's folder, each atomically.
+def write_report(result: ParityReport, certificate: Mapping[str, Any]) -> None:
+    """Writes the files into the result's folder, each atomically, and the certificate into the bundle, too.
 
-    All three are made before the first is written, so that an error leaves no mixture of old and new. Other
+    All are made before the first is written, so that an error leaves no mixture of old and new. Other
     files in the folder stay.
 
     Raises:
         InputError: the disk is full or the folder cannot be written.
     """
     contents = {
-        "report.json": json.dumps(result.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.json": _json(result.to_json()),
+        CERTIFICATE: _json(certificate),
         "junit.xml": junit_xml(result),
         "report.html": render(result),
     }
     for name, content in contents.items():
         write_text(result.folder / name, content)
+    write_text(result.bundle / CERTIFICATE, contents[CERTIFICATE])
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def render(result: ParityReport) -> str:

@@ -16,7 +16,7 @@ HEAVY = (
 )
 COMMANDS = (
     *("doctor", "setup", "download", "prepare", "train", "export", "convert", "explain", "build-engine"),
-    *("parity", "compare", "predict"),
+    *("parity", "compare", "verify", "predict"),
     *("deploy", "rollback", "models", "serve", "infer", "bench"),
 )
 

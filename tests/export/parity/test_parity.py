@@ -35,14 +35,14 @@ def test_parity_reads_the_manifest_once_and_each_file_once(
 ) -> None:
     from bertmp.export import bundle as bundles
 
-    hashed: list[str] = []
+    hashed: list[Path] = []
     read: list[str] = []
     sha256_file, read_json = bundles.sha256_file, bundles.read_json
-    monkeypatch.setattr(bundles, "sha256_file", lambda path: hashed.append(path.name) or sha256_file(path))
+    monkeypatch.setattr(bundles, "sha256_file", lambda path: hashed.append(path) or sha256_file(path))
     monkeypatch.setattr(bundles, "read_json", lambda path: read.append(path.name) or read_json(path))
     parity(bundle, labelled)
     assert read.count("manifest.json") == 1
-    assert {"model.onnx", "model.fp16.onnx", "precision-plan.json"} <= set(hashed)
+    assert {"model.onnx", "model.fp16.onnx", "precision-plan.json"} <= {path.name for path in hashed}
     assert len(hashed) == len(set(hashed))
 
 

@@ -1,0 +1,183 @@
+"""`bertmp verify`: checks a bundle against its certificate, without a network, a GPU or a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bertmp.core.errors import InputError
+from bertmp.core.io import JsonSerializable, read_json, sha256_file
+from bertmp.core.options import keywords_of
+from bertmp.export.bundle import PARITY, Bundle, Manifest
+from bertmp.export.parity.certificate import (
+    CERTIFICATE,
+    CHECKPOINT,
+    DATA,
+    Certificate,
+    certified_files,
+    parse_certificate,
+)
+from bertmp.export.parity.verify_options import VerifyOptions
+
+
+@dataclass(frozen=True)
+class Finding(JsonSerializable):
+    """A subject of the certificate, or a file, and what is to be said of it."""
+
+    name: str
+    what: str
+
+    def sentence(self) -> str:
+        """`model.onnx differs`."""
+        return f"{self.name} {self.what}"
+
+
+@dataclass(frozen=True)
+class Verification(JsonSerializable):
+    """What `verify` found.
+
+    Attributes:
+        bundle: the bundle's folder.
+        verdict: the certificate's; empty where it is missing or damaged.
+        created: when the certificate was made: ISO 8601, UTC; empty as well.
+        not_checked: the stages that parity had not checked, with the reason.
+        matching: the subjects that are what the certificate says.
+        changes: what is not; nothing may have changed in a bundle that is verified.
+        not_compared: the subjects outside the bundle that are not on this machine.
+        signed: whether somebody vouches for the certificate.
+    """
+
+    bundle: Path
+    verdict: str
+    created: str
+    not_checked: tuple[str, ...]
+    matching: tuple[str, ...]
+    changes: tuple[Finding, ...]
+    not_compared: tuple[Finding, ...]
+    signed: bool = False
+
+    @property
+    def verified(self) -> bool:
+        """Whether nothing has changed and the verdict is `passed`."""
+        return not self.changes
+
+    def to_json(self) -> dict[str, Any]:
+        return {"verified": self.verified, **super().to_json()}
+
+
+@keywords_of(VerifyOptions)
+def verify(options: VerifyOptions) -> Verification:
+    """Checks a bundle against its certificate, and names what has changed since parity.
+
+    Raises:
+        InputError: not a bundle, or a `checkpoint` or `data` that is not there.
+    """
+    folder = Path(options.bundle)
+    if not folder.is_dir():
+        raise InputError("no such bundle", folder, "make one with 'bertmp export'")
+    bundle = Bundle(folder, Manifest.load(folder))
+    if options.data is not None and not Path(options.data).is_file():
+        raise InputError("no such file", options.data, "check the path")
+    recorded = list(_against_manifest(bundle))
+    try:
+        if not (folder / CERTIFICATE).is_file():
+            raise ValueError("is missing: run 'bertmp parity'")
+        certificate = _read(folder / CERTIFICATE)
+    except ValueError as error:
+        known = [one for one in recorded if one.name != CERTIFICATE]
+        return Verification(folder, "", "", (), (), (Finding(CERTIFICATE, str(error)), *known), ())
+    outside = dict(_outside(certificate, options))
+    inside = {name: bundle.folder / name for name in certificate.digests if name not in outside}
+    found = {name: bundle.sha256(name) if path.is_file() else "" for name, path in inside.items()}
+    found.update((name, one) for name, one in outside.items() if not isinstance(one, Finding))
+    matching = tuple(name for name, digest in certificate.digests.items() if found.get(name) == digest)
+    changes = [Finding(name, "differs" if found[name] else "is missing") for name in found]
+    changes = [one for one in changes if one.name not in matching]
+    return Verification(
+        bundle=folder,
+        verdict=certificate.verdict,
+        created=certificate.created,
+        not_checked=certificate.not_checked,
+        matching=matching,
+        changes=(*_of_verdict(certificate), *changes, *_unbound(bundle, certificate), *recorded),
+        not_compared=tuple(one for one in outside.values() if isinstance(one, Finding)),
+    )
+
+
+def _read(path: Path) -> Certificate:
+    """Reads the certificate.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return parse_certificate(read_json(path))
+    except InputError as error:
+        raise ValueError(f"is damaged: {error.what}") from error
+    except ValueError as error:
+        raise ValueError(f"is damaged: {error}") from error
+
+
+def _of_verdict(certificate: Certificate) -> list[Finding]:
+    if certificate.verdict == "passed":
+        return []
+    return [Finding("the verdict", f"is {certificate.verdict}, not passed")]
+
+
+def _unbound(bundle: Bundle, certificate: Certificate) -> Iterator[Finding]:
+    """What a stage has written since, which the certificate says nothing of."""
+    for name in certified_files(bundle.manifest):
+        if name not in certificate.digests:
+            yield Finding(name, "is not in the certificate")
+
+
+def _against_manifest(bundle: Bundle) -> Iterator[Finding]:
+    """The report and the certificate must be those that parity wrote."""
+    record = bundle.manifest.stages.get(PARITY)
+    if record is None:
+        yield Finding("manifest.json", "has no entry of parity")
+        return
+    if CERTIFICATE not in record.outputs:
+        yield Finding(CERTIFICATE, "is not in the manifest")
+    for name, digest in record.outputs.items():
+        if not (bundle.folder / name).is_file():
+            yield Finding(name, "is missing")
+        elif bundle.sha256(name) != digest:
+            yield Finding(name, "differs")
+
+
+def _outside(certificate: Certificate, options: VerifyOptions) -> Iterator[tuple[str, str | Finding]]:
+    """The SHA-256 of the data and of the checkpoint, or why it is not known."""
+    data = Path(options.data or certificate.data)
+    yield DATA, sha256_file(data) if data.is_file() else _absent(DATA, data)
+    if CHECKPOINT in certificate.digests:
+        yield CHECKPOINT, _fingerprint(certificate, options.checkpoint)
+
+
+def _fingerprint(certificate: Certificate, chosen: Path | None) -> str | Finding:
+    """The SHA-256 of the checkpoint's weights, or why it is not known.
+
+    Raises:
+        InputError: the user chose a folder without weights.
+    """
+    if chosen is None and not certificate.checkpoint:
+        return Finding(CHECKPOINT, "was not compared: the manifest named no folder")
+    folder = Path(chosen or certificate.checkpoint)
+    if chosen is None and not folder.is_dir():
+        return _absent(CHECKPOINT, folder)
+    try:
+        from bertmp.model.weights import fingerprint
+    except ImportError:  # on a machine that only serves
+        return Finding(CHECKPOINT, "was not compared: torch is not installed")
+    try:
+        return fingerprint(folder)
+    except InputError:
+        if chosen is not None:
+            raise
+        return _absent(CHECKPOINT, folder)
+
+
+def _absent(name: str, path: Path) -> Finding:
+    return Finding(name, f"was not compared: it is not on this machine ({path})")
