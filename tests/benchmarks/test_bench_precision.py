@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 import torch
 
 from benchmarks.converters.load_check import onnxruntime_complaint, tensorrt_complaint
@@ -43,6 +44,7 @@ def test_a_widened_model_has_the_small_ones_activations_twice() -> None:
     assert 0.6 < float(weights.std() / before.std()) < 0.8
 
 
+@pytest.mark.slow
 def test_score_own_conversion_matches_reference(questions: Questions, tmp_path: Path) -> None:
     data = tmp_path / "data.tsv"
     texts = questions.texts.read_text(encoding="utf-8").splitlines()

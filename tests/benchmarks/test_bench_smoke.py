@@ -173,6 +173,7 @@ def test_without_a_gpu_it_is_one_line_and_code_4(module: str) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_the_gpus_tests_are_sound() -> None:
     """The quick ones, on the CPU; `BERTMP_REHEARSE=1 pytest tests/gpu` takes all."""
     chosen = "test_packed or gradients_are_those or named or static or fp32_under_autocast"

@@ -90,6 +90,7 @@ def test_changelog_renamed_options_are_listed() -> None:
     assert unlisted == []
 
 
+@pytest.mark.slow
 def test_example_end_to_end_passes_parity(minilm: Path, trec: Path, tmp_path: Path) -> None:
     example = load(REPOSITORY / "examples" / "train_to_parity.py")
     report = example.main(tmp_path, steps=20, examples=20)

@@ -28,6 +28,8 @@ from bertmp.training.distributed.sharding import fork_attention_dropout_rng
 from bertmp.training.metrics import read_metrics
 from tests.conftest import REPOSITORY, RunBertmp
 
+pytestmark = pytest.mark.slow  # two and four processes on two cores
+
 COMMON: dict[str, Any] = {
     "precision": "fp32",
     "batch_size": 8,

@@ -284,6 +284,7 @@ class TestRuns:
         assert result.evaluation is not None
         assert set(result.evaluation.figures) == {"loss", "mlm_loss", "mlm_accuracy"}
 
+    @pytest.mark.slow
     def test_memory_does_not_grow_with_the_corpus(self, data: Path, tiny: Path, tmp_path: Path) -> None:
         """Ten times the corpus, the same steps: the peak grows by the index, a few bytes a sample."""
         lines = data.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -41,6 +41,7 @@ def test_a_command_that_fails_is_told_of() -> None:
 
 
 @needs_builder
+@pytest.mark.slow
 def test_every_stage_is_measured(tmp_path: Path) -> None:
     results = measure("tiny", TINY, tmp_path)
     assert set(results["seconds"]) == set(results["peak_memory_bytes"]) == {stage.name for stage in STAGES}
