@@ -18,16 +18,18 @@ from onnx import ModelProto
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import sha256_file
-from bertmp.core.progress import ProgressCallback, null_progress
+from bertmp.core.progress import Notice, ProgressCallback, null_progress
 from bertmp.data.readers import Columns, Examples, read_examples
 from bertmp.data.tokenizer import Encoded, Tokenizer
 from bertmp.export.graph.ort_sessions import Feed
 from bertmp.export.precision.graph_inputs import LONGEST, Rows, graph_inputs
-from bertmp.export.precision.graph_tables import greatest_length_of
+from bertmp.export.precision.graph_tables import Tables, greatest_length_of
 
 EXAMPLES = 64
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _PADDED = 4
+_LEAST_SHARE = 0.9
+"""A graph's table may have more rows than its tokenizer has tokens, to a round number; not many more."""
 _BATCH = 16
 
 
@@ -112,6 +114,10 @@ def read_calibration(
     longest = greatest_length_of(graph, inputs, Path(tokenizer))
     limit = longest or LONGEST
     reader = read_tokenizer(Path(tokenizer), limit)
+    words = Tables(graph, inputs).words
+    if reader.vocabulary_size < _LEAST_SHARE * words:
+        known = f"the tokenizer of {tokenizer} has {reader.vocabulary_size} tokens"
+        progress(Notice(f"{known}, the graph's table {words} rows: is it the graph's own?"))
     rows = sorted(reader.encode(examples.texts, examples.pairs), key=len)
     batches = [*_of_equal_length(rows), _padded(rows)]
     if longest:

@@ -244,3 +244,15 @@ def test_texts_are_truncated_where_the_graphs_positions_end(folder: Path) -> Non
     assert result.planned.plan.search is not None
     without = convert(folder / "in.onnx", folder / "out.onnx")
     assert without.planned.plan.ranges is not None
+
+
+def test_a_tokenizer_of_another_vocabulary_is_said(folder: Path) -> None:
+    """Its ids fit into the graph's table, so nothing else would show."""
+    (folder / "texts.txt").write_text("a cat sat\n")
+    seen: list[object] = []
+    for rows in (99, 30522):
+        graph = reader({"input_ids": TensorProto.INT64}, rows=rows)
+        seen.clear()
+        read_calibration(folder / "texts.txt", folder, graph, progress=lambda *state: seen.append(state[0]))
+        said = [text for text in seen if "is it the graph's own?" in str(text)]
+        assert bool(said) == (rows == 30522)
