@@ -3,7 +3,7 @@
 #
 #   make quickstart   the whole pipeline on TREC questions, from set-up to two served answers
 #   make test         lint, types and tests
-#   make test-slow    the tests that have no room in it
+#   make test-slow    the tests that take too long for it
 #   make bench-train  fine-tuning and pre-training against transformers: benchmarks/results/train.json
 #   make bench-precision  FP16 conversion against other converters: benchmarks/results/precision.json
 #   make bench-pipeline  time and memory from checkpoint to engine: benchmarks/results/pipeline.json

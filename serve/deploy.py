@@ -86,7 +86,8 @@ def deploy(options: DeployOptions) -> Deployment:
         if folders.names_signature():  # its files may be missing: the fingerprint covers the signature, too
             _require_same_signature(folders, deployable)
         if missing := missing_files(folders, current.version):
-            note = f"the identical version {current.version} lacks {name_files(missing)}: deployed anew"
+            lacks = f"the identical version {current.version} lacks {name_files(missing)}"
+            note = f"{lacks}: deployed again, as a new version"
             return _deploy_new(folders, log, replace(deployable, notes=(note, *deployable.notes)), server)
         current = replace(current, parity=deployable.parity)
         log.put(current).with_live(current.version).save()

@@ -181,9 +181,9 @@ def _notes(result: ParityReport) -> Iterator[str]:
             yield f"{stage.name}: {stage.localisation.sentence}"
             if stage.localisation.keep_fp32 is not None:
                 yield f"what repairs it, as tried: {stage.localisation.keep_fp32.line}"
-        for score in stage.scores:
-            if score.non_inferiority.verdict in ("worse", "better"):
-                yield f"{stage.name}: {score.name} is {score.non_inferiority.verdict} than FP32's"
+        for metric in stage.task_metrics:
+            if metric.non_inferiority.verdict in ("worse", "better"):
+                yield f"{stage.name}: {metric.name} is {metric.non_inferiority.verdict} than FP32's"
     compared = {stage.name: stage.consistency for stage in result.stages if stage.consistency}
     if compared:
         largest = (f"{name} {found.difference:.1e}" for name, found in compared.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bertmp.core.errors import InputError
 from bertmp.core.options import Options, argument, option
 from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.readers import Columns
@@ -50,6 +51,14 @@ class DataOptions(TextColumnOptions):
     """The columns of a data file; formats without column names ignore them."""
 
     label_column: str = option(default="label", group=DATA, help="Name of the label's column.")
+    label_separator: str = option(
+        default=",", group=DATA, help="What separates an example's labels where it may have several."
+    )
+
+    def check(self) -> None:
+        TextColumnOptions.check(self)
+        if not self.label_separator:
+            raise InputError("--label-separator is empty", "--label-separator", "give one character or more")
 
 
 class PrepareOptions(TextColumnOptions):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
+
+from bertmp.core.errors import InputError
+from bertmp.data.readers import Examples
 
 
 class LabelMatch(NamedTuple):
@@ -43,3 +49,33 @@ def match_labels(found: Iterable[str], classes: Sequence[str]) -> LabelMatch | N
 def _shown(match: Mapping[str, str]) -> str:
     pairs = [f"{label} is {name}" for label, name in match.items()]
     return ", ".join(pairs[:5]) + (f" and {len(pairs) - 5} more" if len(pairs) > 5 else "")
+
+
+def split_labels(examples: Examples, separator: str) -> list[set[str]]:
+    """The labels of each example: its label, or those that `separator` separates."""
+    fields = examples.labels or ()
+    if not separator:
+        return [{field} for field in fields]
+    return [{label.strip() for label in field.split(separator) if label.strip()} for field in fields]
+
+
+def numbers_of(examples: Examples, todo: str = "give each text a number") -> np.ndarray:
+    """The labels as numbers, FP32 `[examples]`.
+
+    Raises:
+        InputError: a label is not a finite number; names the first one's line.
+    """
+    limit = float(np.finfo(np.float32).max)
+    values = [_number(label) for label in examples.labels or ()]
+    for line, label, value in zip(examples.lines, examples.labels or (), values, strict=True):
+        if not abs(value) <= limit:
+            where = f"{examples.source}, line {line}"
+            raise InputError(f"the label '{label}' is not a number", where, todo)
+    return np.array(values, dtype=np.float32)
+
+
+def _number(label: str) -> float:
+    try:
+        return float(label)
+    except ValueError:
+        return math.nan

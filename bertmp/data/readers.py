@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bertmp.core.errors import InputError
 from bertmp.core.progress import Notice, ProgressCallback, null_progress
-from bertmp.data.streams import Record, delimited_records, named_fields, numbered_lines, open_text, records
+from bertmp.data.streams import delimited_records, named_fields, numbered_lines, open_text, records
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def read_examples(
     if not rows:
         raise InputError("the data file has no rows", path, "give it at least one text")
     if kind == ".conll":
-        progress(_read_as_conll(path, len(rows)))
+        progress(conll_notice(path, len(rows)))
     examples = _gather(rows, columns, path)
     if need_labels and examples.labels is None:
         what = f"no labels: the file has no column '{columns.label}'"
@@ -297,12 +297,13 @@ def _strings(value: Mapping[str, object], columns: Columns, where: str) -> dict[
     return row
 
 
-def _read_as_conll(path: Path, sentences: int) -> Notice:
+def conll_notice(path: Path, sentences: int) -> Notice:
+    """What to tell a user whose file was read as CoNLL."""
     return Notice(f"{path}: read as CoNLL, {sentences:,} {'sentence' if sentences == 1 else 'sentences'}")
 
 
 def _read_conll(path: Path, columns: Columns) -> Iterator[Row]:
-    for number, (words, _) in enumerate(_sentences_of_lines(path, columns.encoding), 1):
+    for number, (words, _) in enumerate(sentences_of_lines(path, columns.encoding), 1):
         yield number, {columns.text: " ".join(words)}
 
 
@@ -327,61 +328,18 @@ def is_conll(path: Path, columns: Columns) -> bool:
     return same and "O" in tags and all(_TAG.fullmatch(tag) for tag in tags)
 
 
-_SENTENCE_KINDS = (".txt", ".tsv", ".conll", ".jsonl", ".parquet")
 _DOCUMENT = "-DOCSTART-"
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """The sentences of a data file, in its order.
-
-    Attributes:
-        words: the words of each sentence, at least one.
-        labels: one label per word.
-        source: the file, for messages.
-    """
-
-    words: Sequence[Sequence[str]]
-    labels: Sequence[Sequence[str]]
-    source: Path
-
-
-def read_sentences(
-    path: Path,
-    words: str = "tokens",
-    labels: str = "labels",
-    encoding: str | None = None,
-    progress: ProgressCallback = null_progress,
-) -> Sentences:
-    """Reads a data file.
-
-    Args:
-        path: the file.
-        words, labels: names of the columns, for formats with column names.
-        encoding: the file's; None for UTF-8 or the one that a byte order mark names.
-        progress: told that the file was read as CoNLL, where it was.
-
-    Raises:
-        InputError: a missing or empty file, an unknown extension, bytes that are not UTF-8, a line without a
-            label, or lists that differ in length or contain something other than words.
-    """
-    path = Path(path)
-    kind = kind_of(path, _SENTENCE_KINDS)
-    lists = kind in (".jsonl", ".parquet")
-    rows = list(
-        _sentences_of_lists(path, words, labels, encoding) if lists else _sentences_of_lines(path, encoding)
-    )
-    if not rows:
-        raise InputError("the data file has no sentences", path, "give it at least one")
-    if not lists:
-        progress(_read_as_conll(path, len(rows)))
-    return Sentences([row[0] for row in rows], [row[1] for row in rows], path)
 
 
 Sentence = tuple[list[str], list[str]]
 
 
-def _sentences_of_lines(path: Path, encoding: str | None = None) -> Iterator[Sentence]:
+def sentences_of_lines(path: Path, encoding: str | None = None) -> Iterator[Sentence]:
+    """The sentences of a CoNLL file, its first column as words and its last as their labels.
+
+    Raises:
+        InputError: a line without a label, or with a label of several words.
+    """
     words: list[str] = []
     labels: list[str] = []
     with open_text(path, encoding=encoding) as stream:
@@ -408,27 +366,3 @@ def _fields(line: str) -> list[str]:
     if not line.strip():
         return []
     return [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
-
-
-def _sentences_of_lists(path: Path, words: str, labels: str, encoding: str | None) -> Iterator[Sentence]:
-    for _, record, where, _ in records(path, (words, labels), encoding=encoding):
-        row = (_words(record, words, where), _words(record, labels, where))
-        if len(row[0]) != len(row[1]):
-            what = f"{len(row[0])} {words} and {len(row[1])} {labels}"
-            raise InputError(what, where, "give each word one label")
-        if row[0]:
-            yield row
-
-
-def _words(record: Record, name: str, where: str) -> list[str]:
-    """A list of words or labels, numbers as text."""
-    value = record.get(name)
-    if value is None:
-        todo = "add them, or name the columns with --text-column and --label-column"
-        raise InputError(f"no {name}", where, todo)
-    if not isinstance(value, list):
-        raise InputError(f"{name} is not a list", where, "give a list of words and a list of their labels")
-    for item in value:
-        if not isinstance(item, (str, int)) or str(item) == "" or not is_unicode(str(item)):
-            raise InputError(f"{item!r} among the {name}", where, "give a list of words or of labels")
-    return [str(item) for item in value]

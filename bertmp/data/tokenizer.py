@@ -218,7 +218,7 @@ def length_limit(folder: Path, positions: int) -> int:
         positions: the rows of its position embeddings.
 
     Raises:
-        InputError: the limit is not a number, or leaves no room for a text.
+        InputError: the limit is not a number, or is too small for a text.
     """
     path = folder / "tokenizer_config.json"
     limit = _object(path).get("model_max_length")

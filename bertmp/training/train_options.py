@@ -177,7 +177,6 @@ class TrainOptions(
         "positions.")
     multi_label: bool = option(
         default=False, help="In classification, an example may have several labels, or none.")
-    label_separator: str = option(default=",", help="What separates an example's labels, with --multi-label.")
     progress: ProgressCallback = option(
         default=null_progress, on_command_line=False, help="Called with log lines and the state of the run.")
 
@@ -190,8 +189,6 @@ class TrainOptions(
             raise InputError(f"{flag} is {value}", flag, "give at most the batch size")
         if self.label_smoothing and self.task in ("regression", "pretraining"):
             raise InputError(f"{self.task} has no --label-smoothing", "--label-smoothing", "leave it out")
-        if not self.label_separator:
-            raise InputError("--label-separator is empty", "--label-separator", "give one character or more")
         if self.multi_label and self.task != "classification":
             raise InputError(f"{self.task} has no --multi-label", "--multi-label", "leave it out")
         if (self.patience or self.keep_best) and self.eval_data is None:

@@ -22,7 +22,7 @@ def drop_wrong_shapes(graph: ModelProto, note: Callable[[str], None]) -> None:
     """Removes declared shapes that the operators contradict, so that what ONNX Runtime runs can be read.
 
     Dimensions of 0 or less of inputs and outputs become free. The shapes of tensors inside the graph and of
-    its outputs are inferred anew where they contradict what follows from the inputs. Element types are left
+    its outputs are inferred again where they contradict what follows from the inputs. Element types are left
     alone: a graph whose types contradict each other is invalid, and stays so.
 
     Args:
@@ -47,7 +47,7 @@ def drop_wrong_shapes(graph: ModelProto, note: Callable[[str], None]) -> None:
         if inside:
             _drop_shapes(graph.graph.value_info)
         where = wrong + (["tensors inside the graph"] if inside else [])
-        note(f"declared shapes of {' and '.join(where)} contradict the operators: inferred anew")
+        note(f"declared shapes of {' and '.join(where)} contradict the operators: inferred again")
         return
 
 

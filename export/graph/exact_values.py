@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -127,8 +126,8 @@ def _is_outer_product(node: ir.Node) -> bool:
     """Whether a product multiplies by a constant vector, as positions are by frequencies."""
     if node.op_type not in ("MatMul", "Gemm", "Einsum"):
         return False
-    shapes = [value.const_value.shape for value in node.inputs if value is not None and value.const_value]
-    return any(shape.numpy() and max(shape.numpy()) == math.prod(shape.numpy()) for shape in shapes)
+    tensors = _constants([node]).values()
+    return any(tensor.size == max(tensor.shape.numpy(), default=0) for tensor in tensors)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _stage(stage: StageReport, result: ParityReport) -> dict[str, Any]:
         **result.summary()["stages"][stage.name],
         "verdict": result.verdict_on(stage),
         "size_ratio": stage.size_ratio,
-        "scores": [one.to_json() for one in stage.scores],
+        "task_metrics": [one.to_json() for one in stage.task_metrics],
         "details": dict(stage.details),
     }
 

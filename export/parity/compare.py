@@ -144,8 +144,8 @@ def _compare_stage(name: str, old: StageFigures | None, new: StageFigures | None
         sides = values[0].get(measure), values[1].get(measure)
         loss = _loss(measure, old, new) if None not in sides else ""
         yield Change(name, measure, *sides, bool(loss), f"{name}: {loss}" if loss else "")
-    for score in dict.fromkeys([*old.scores, *new.scores]):
-        yield _score(name, score, old, new)
+    for metric in dict.fromkeys([*old.task_metrics, *new.task_metrics]):
+        yield _task_metric(name, metric, old, new)
 
 
 def _stage_verdict(name: str, old: StageFigures, new: StageFigures) -> Change:
@@ -209,17 +209,17 @@ def _loss(measure: str, old: StageFigures, new: StageFigures) -> str:
     return f"{after:g} of {units[0]:g} labels change, {before:g} of {units[1]:g} did"
 
 
-def _score(name: str, score: str, old: StageFigures, new: StageFigures) -> Change:
+def _task_metric(name: str, metric: str, old: StageFigures, new: StageFigures) -> Change:
     """A metric of the task: worse beyond the margin, or newly judged worse than the reference's."""
-    one, two = old.scores.get(score), new.scores.get(score)
+    one, two = old.task_metrics.get(metric), new.task_metrics.get(metric)
     sides = (None if one is None else one.value, None if two is None else two.value)
     sentence = ""
     if one is not None and two is not None:
-        loss = two.value - one.value if score in _LOWER_IS_BETTER else one.value - two.value
-        margin = ACCURACY_LOSS if score == "accuracy" else MARGIN * abs(one.value)
-        known = score == "accuracy" and "accuracy" in new.measures  # judged there, not twice
+        loss = two.value - one.value if metric in _LOWER_IS_BETTER else one.value - two.value
+        margin = ACCURACY_LOSS if metric == "accuracy" else MARGIN * abs(one.value)
+        known = metric == "accuracy" and "accuracy" in new.measures  # judged there, not twice
         if not known and not math.isnan(one.value) and not loss <= margin + _ROUNDING:
-            sentence = f"{name}: {score} {one.value:.4g} is now {two.value:.4g}"
+            sentence = f"{name}: {metric} {one.value:.4g} is now {two.value:.4g}"
         elif two.verdict == "worse" != one.verdict:
-            sentence = f"{name}: {score} is now worse than the reference's and was {one.verdict}"
-    return Change(name, f"score {score}", *sides, bool(sentence), sentence)
+            sentence = f"{name}: {metric} is now worse than the reference's and was {one.verdict}"
+    return Change(name, f"metric {metric}", *sides, bool(sentence), sentence)

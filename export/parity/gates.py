@@ -9,7 +9,7 @@ from typing import Any
 
 from bertmp.core.errors import InputError
 from bertmp.export.consistency.check import Consistency
-from bertmp.export.parity.measures import StageMetrics, finite
+from bertmp.export.parity.stage_metrics import StageMetrics, finite
 
 
 @dataclass(frozen=True)

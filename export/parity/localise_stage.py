@@ -69,7 +69,7 @@ def _graphs(bundle: Bundle, stage_name: str, checkpoint: Path | None) -> tuple[M
 
 
 def _exported_again(bundle: Bundle, checkpoint: Path | None) -> ModelProto | None:
-    """The graph of the bundle's checkpoint, traced anew; None where it cannot be the reference."""
+    """The graph of the bundle's checkpoint, traced again; None where it cannot be the reference."""
     from bertmp.model.checkpoint import load_checkpoint
 
     export = bundle.stage(EXPORT, "bertmp export")

@@ -11,12 +11,13 @@ from typing import cast
 
 import numpy as np
 
-from bertmp.core.errors import InputError
+from bertmp.core.errors import InputError, short_message
 from bertmp.core.hardware import nvidia_driver
 from bertmp.core.io import read_toml, sha256_file
 from bertmp.core.options import keywords_of
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
 from bertmp.export.parity.bundle_stages import ONNX_FP32, TORCH, chain, low_stage
+from bertmp.export.parity.bundle_summary import summarise_bundle
 from bertmp.export.parity.certificate import CERTIFICATE, make_certificate
 from bertmp.export.parity.gates import (
     DEFAULTS,
@@ -29,13 +30,18 @@ from bertmp.export.parity.gates import (
     override,
 )
 from bertmp.export.parity.localise_stage import localise_stage
-from bertmp.export.parity.measures import Flip, measure
 from bertmp.export.parity.parity_options import ParityOptions
 from bertmp.export.parity.reading import ParityData, read_inputs
 from bertmp.export.parity.report import FILES, environment, write_report
-from bertmp.export.parity.result import DataSummary, FlipRow, ParityReport, StageReport, summarise_bundle
+from bertmp.export.parity.result import (
+    DataSummary,
+    FlipRow,
+    ParityReport,
+    StageReport,
+)
 from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput, StageRun, run_all
-from bertmp.export.parity.task_scores import compare_scores
+from bertmp.export.parity.stage_metrics import Flip, measure
+from bertmp.export.parity.task_metrics import compare_task_metrics
 from bertmp.export.parity.tasks import UNKNOWN, TaskView
 from bertmp.export.parity.verdict import check_stage_names, find_unchecked
 from bertmp.export.parity.weight_sizes import WeightSizes, weight_sizes
@@ -69,7 +75,7 @@ def parity(options: ParityOptions) -> ParityReport:
     names = [stage.name for stage in stages]
     check_stage_names(options.require, names, "--require")
     check_stage_names(options.allow_incomplete, names, "--allow-incomplete")
-    columns = options.columns(options.label_column)
+    columns = options.columns(options.label_column, options.label_separator)
     contents = summarise_bundle(opened)
     examples = read_inputs(opened, options.data, columns, options.progress)
     # Served stages go first: a server that is not there shows before the long part.
@@ -122,6 +128,7 @@ _OF_ERRORS = (
     "non_finite",
     "accuracy_points",
 )
+"""Gates that fail where answers are off."""
 
 
 def _localised(
@@ -138,7 +145,13 @@ def _localised(
             continue
         units = np.argsort(-row.measures.row_errors, kind="stable")
         worst = list(dict.fromkeys(inputs.all_units.rows[units].tolist()))
-        found = localise_stage(bundle, name, inputs, worst, options.progress, options.checkpoint)
+        try:
+            found = localise_stage(bundle, name, inputs, worst, options.progress, options.checkpoint)
+        except MemoryError:
+            raise
+        except Exception as error:  # a graph of another structure; the failure is reported all the same
+            details = {**row.details, "where it goes wrong": f"not found: {short_message(error)}"}
+            return {name: replace(row, details=details)}
         return {name: replace(row, localisation=found)}
     return {}
 
@@ -189,8 +202,8 @@ def _stage_report(
         return replace(failed, reason=str(error))
     measured = replace(failed, reason="", measures=metrics, serves=serves, served=served)
     if ran.name != reference:
-        scores = compare_scores(answered[reference], answer, inputs, examples.classes)
-        measured = replace(measured, scores=scores)
+        compared = compare_task_metrics(answered[reference], answer, inputs, examples.classes)
+        measured = replace(measured, task_metrics=compared)
     return replace(measured, status="reference" if ran.name == reference else "run", details=answer.details)
 
 

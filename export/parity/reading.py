@@ -10,8 +10,14 @@ import numpy as np
 
 from bertmp.core.errors import InputError
 from bertmp.core.progress import ProgressCallback, null_progress
-from bertmp.data.labels import match_labels
-from bertmp.data.readers import Columns, Examples, is_conll, read_examples, read_sentences
+from bertmp.data.labels import match_labels, numbers_of, split_labels
+from bertmp.data.readers import (
+    Columns,
+    Examples,
+    is_conll,
+    read_examples,
+)
+from bertmp.data.sentences import read_sentences
 from bertmp.data.tokenizer import Encoded
 from bertmp.export.bundle import BUILD_ENGINE, Bundle
 from bertmp.export.consistency.probe import probe_of
@@ -54,9 +60,9 @@ def read_inputs(
     if view is None:
         what = f"parity does not know the task {bundle.task}"
         raise InputError(what, bundle.folder, f"compare a model for {', '.join(VIEWS)}")
-    columns = columns or Columns()
-    if view.kind == "multi-label":
-        columns = replace(columns, separator=SEPARATOR)
+    columns = columns or Columns(separator=",")
+    if view.kind != "multi-label":
+        columns = replace(columns, separator="")
     if view.task == "token-classification" and (_has_words(data, columns)):
         examples, encoded, words = _read_words(bundle, data, columns, progress)
     else:
@@ -66,9 +72,13 @@ def read_inputs(
             raise InputError(what, examples.source, "name the second text's column with --text-pair-column")
         encoded, words = bundle.tokenizer.encode(examples.texts, examples.pairs), None
     units = units_of(view, encoded)
-    truth, note = _truth(bundle, view, examples, encoded, words)
+    truth, note = _truth(bundle, view, examples, encoded, words, columns.separator)
     if view.task in ("masked-lm", "pretraining"):
         encoded, truth = mask_tokens(encoded, units, bundle.tokenizer.id_of("[MASK]"))
+        masked = len(np.unique(units.rows))
+        if masked < len(encoded):
+            compared = f"{len(units)} masked tokens are compared, of {masked} of the {len(encoded)} texts."
+            note = " ".join(filter(None, [note, compared]))
     pad_id, names = bundle.tokenizer.pad_id, [f"line {line}" for line in examples.lines]
     built = bundle.manifest.stages.get(BUILD_ENGINE)
     inputs = ParityInputs(
@@ -111,6 +121,7 @@ def _truth(
     examples: Examples,
     encoded: Sequence[Encoded],
     words: Sequence[Sequence[str]] | None,
+    separator: str,
 ) -> tuple[np.ndarray | None, str]:
     """What is right of each unit, and how the labels were matched with the model's classes."""
     if words is not None:
@@ -120,10 +131,10 @@ def _truth(
     if view.task == "classification":
         return _classes(bundle, examples)
     if view.task == "multi-label-classification":
-        return _label_sets(bundle, examples), ""
+        return _label_sets(bundle, examples, separator), ""
     if view.task == "regression":
-        return _numbers(examples), ""
-    return None, ""
+        return numbers_of(examples), ""
+    return None, f"The file's labels are not used: they are not those of a model for {view.task}."
 
 
 def _classes(bundle: Bundle, examples: Examples) -> tuple[np.ndarray, str]:
@@ -141,31 +152,14 @@ def _require_known(bundle: Bundle, label: str, where: str) -> None:
         raise InputError(what, where, f"use one of {', '.join(bundle.labels)}")
 
 
-def _label_sets(bundle: Bundle, examples: Examples) -> np.ndarray:
-    """FP32 `[examples, labels]`; the labels of an example are separated by commas."""
+def _label_sets(bundle: Bundle, examples: Examples, separator: str) -> np.ndarray:
+    """FP32 `[examples, labels]`: 1 where a text has a label."""
     found = np.zeros((len(examples), len(bundle.labels)), np.float32)
-    for row, (line, field) in enumerate(zip(examples.lines, examples.labels or (), strict=True)):
-        for label in filter(None, (part.strip() for part in field.split(SEPARATOR))):
+    for row, (line, labels) in enumerate(zip(examples.lines, split_labels(examples, separator), strict=True)):
+        for label in sorted(labels):
             _require_known(bundle, label, f"{examples.source}, line {line}")
             found[row, bundle.labels.index(label)] = 1
     return found
-
-
-SEPARATOR = ","
-"""What separates the labels of a multi-label example."""
-
-
-def _numbers(examples: Examples) -> np.ndarray:
-    values = []
-    for line, label in zip(examples.lines, examples.labels or (), strict=True):
-        try:
-            values.append(float(label))
-        except ValueError as error:
-            where = f"{examples.source}, line {line}"
-            raise InputError(
-                f"the label '{label}' is not a number", where, "give each text a number"
-            ) from error
-    return np.array(values, np.float32)
 
 
 def _truth_of_words(

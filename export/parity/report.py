@@ -104,7 +104,7 @@ def render(result: ParityReport) -> str:
         report=result,
         name=result.bundle.resolve().name,
         tiles=_tiles(result),
-        scored=any(stage.scores for stage in result.stages),
+        scored=any(stage.task_metrics for stage in result.stages),
         infinity=math.inf,
         stages=[(stage, result.verdict_on(stage)) for stage in result.stages],
         gates=[_gate_row(gate) for gate in result.gates],

@@ -30,7 +30,7 @@ class GateFigures:
 
 
 @dataclass(frozen=True)
-class ScoreFigures:
+class MetricFigures:
     """A metric of the task: the stage's value, and whether it is as good as the reference's."""
 
     value: float
@@ -48,7 +48,7 @@ class StageFigures:
         measures: name → number; infinity for a number that was not finite; empty where nothing was measured.
         size_ratio, consistent: as in the report; None where the stage has none.
         gates: gate → decision.
-        scores: metric → its value here.
+        task_metrics: metric → its value here.
     """
 
     name: str
@@ -59,7 +59,7 @@ class StageFigures:
     size_ratio: float | None
     consistent: bool | None
     gates: Mapping[str, GateFigures]
-    scores: Mapping[str, ScoreFigures]
+    task_metrics: Mapping[str, MetricFigures]
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,9 @@ def _stage(raw: Mapping[str, Any], gates: Mapping[str, GateFigures]) -> StageFig
         size_ratio=None if raw["size_ratio"] is None else _number(raw["size_ratio"]),
         consistent=None if found is None else all(_checked(one["passed"], bool) for one in found["results"]),
         gates=gates,
-        scores={
-            score["name"]: ScoreFigures(_number(score["after"]), score["non_inferiority"]["verdict"])
-            for score in raw["scores"]
+        task_metrics={
+            metric["name"]: MetricFigures(_number(metric["after"]), metric["non_inferiority"]["verdict"])
+            for metric in raw["task_metrics"]
         },
     )
 

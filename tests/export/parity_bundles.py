@@ -11,11 +11,11 @@ import onnx
 
 from bertmp.export.bundle import Bundle, Manifest
 from bertmp.export.parity.bundle_stages import OnnxStage
-from bertmp.export.parity.measures import (
+from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
+from bertmp.export.parity.stage_metrics import (
     answers_of,
     probabilities_of,
 )
-from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 from tests.export.inconsistent_graphs import Fault
 
 LABELS = ("animal", "place", "<b>&\"'")

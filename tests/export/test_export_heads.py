@@ -195,18 +195,19 @@ def test_parity_compares_every_head(task: str, bundle: Make, tmp_path: Path) -> 
     assert exact.max_error < 5e-5 < low.max_error < 0.05
     assert (low.accuracy is not None) == ("classification" in task or task in ("masked-lm", "pretraining"))
     labelled = task not in ("next-sentence", "encoder")
-    assert bool(result.stage("onnx-fp16").scores) == labelled
-    assert all(score.non_inferiority.verdict != "worse" for score in result.stage("onnx-fp16").scores)
+    assert bool(result.stage("onnx-fp16").task_metrics) == labelled
+    assert all(metric.non_inferiority.verdict != "worse" for metric in result.stage("onnx-fp16").task_metrics)
     units = {"token-classification": 100, "pretraining": 24, "masked-lm": 24, "encoder": 90}
     assert len(low.row_errors) >= units.get(task, 24)
 
 
-@pytest.mark.parametrize("task", OUTPUTS)
-def test_parity_finds_a_changed_weight_of_every_head(task: str, bundle: Make, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(bundle(task), tmp_path / "bundle"))
+def change_a_weight(folder: Path, rename: bool = False) -> None:
+    """Makes a weight of the FP32 graph 5 % larger, which the manifest does not show."""
     graph = onnx.load(folder / "model.onnx")
     weight = next(tensor for tensor in graph.graph.initializer if "layer.0.output.dense" in tensor.name)
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.05, weight.name))
+    for number, node in enumerate(graph.graph.node if rename else ()):
+        node.name = f"renamed_{number}"
     onnx.save(graph, folder / "model.onnx")
     manifest = Manifest.load(folder)
     entry = manifest.stages["export"]
@@ -214,6 +215,53 @@ def test_parity_finds_a_changed_weight_of_every_head(task: str, bundle: Make, tm
     converted = manifest.stages["convert"]
     converted = replace(converted, inputs={name: Bundle(folder).sha256(name) for name in converted.inputs})
     manifest.with_stage("export", entry).with_stage("convert", converted).save(folder)
+
+
+def test_a_failure_is_reported_where_its_place_cannot_be_found(bundle: Make, tmp_path: Path) -> None:
+    """Somebody else's exporter named the nodes: there is nothing to compare node by node."""
+    folder = Path(shutil.copytree(bundle("classification"), tmp_path / "bundle"))
+    change_a_weight(folder, rename=True)
+    result = parity(folder, examples("classification", tmp_path))
+    assert result.verdict == "failed"
+    stage = result.stage("onnx-fp32")
+    assert stage.localisation is None
+    assert "nodes are in both graphs" in stage.details["where it goes wrong"]
+    assert "where it goes wrong" in (folder / "parity/report.html").read_text()
+
+
+def test_labels_are_separated_as_the_option_says(bundle: Make, tmp_path: Path) -> None:
+    data = tmp_path / "data.tsv"
+    data.write_text("label\ttext\nO;B-X\tthe cat\nI-X\ta mat\n")
+    folder = Path(shutil.copytree(bundle("multi-label-classification"), tmp_path / "bundle"))
+    assert parity(folder, data, label_separator=";").stage("onnx-fp16").task_metrics
+    with pytest.raises(InputError, match="does not know the label 'O;B-X'"):
+        parity(folder, data)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "much"])
+def test_values_of_a_regression_are_finite_numbers(value: str, bundle: Make, tmp_path: Path) -> None:
+    data = tmp_path / "data.tsv"
+    data.write_text(f"label\ttext\n1.5\tthe cat\n{value}\ta mat\n")
+    with pytest.raises(InputError, match=rf"'{value}' is not a number .*line 3"):
+        parity(bundle("regression"), data)
+
+
+def test_what_of_the_texts_is_not_compared_is_said(bundle: Make, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle("masked-lm"), tmp_path / "bundle"))
+    (tmp_path / "data.txt").write_text("the cat sat\n" * 600)
+    result = parity(folder, tmp_path / "data.txt")
+    exact = result.stage("onnx-fp32").measures
+    assert exact is not None
+    assert exact.texts < 600
+    assert f"of {exact.texts} of the 600 texts" in result.note
+    (tmp_path / "labelled.tsv").write_text("label\ttext\nO\tthe cat\n")
+    assert "labels are not used" in parity(folder, tmp_path / "labelled.tsv").note
+
+
+@pytest.mark.parametrize("task", OUTPUTS)
+def test_parity_finds_a_changed_weight_of_every_head(task: str, bundle: Make, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle(task), tmp_path / "bundle"))
+    change_a_weight(folder)
     result = parity(folder, examples(task, tmp_path))
     assert ("onnx-fp32", "max_error") in [(gate.stage, gate.name) for gate in result.failed_gates]
     where = result.stage("onnx-fp32").localisation

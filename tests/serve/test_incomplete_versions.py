@@ -45,7 +45,7 @@ def two_versions(bundle: Path, other_bundle: Path, tmp_path: Path) -> Path:
         *("trec/2/settings.json", "trec/2/tokenizer.json", "trec/2/lib/tokenizers/tokenizers.abi3.so"),
     ],
 )
-def test_deploy_of_the_live_bundle_with_a_lost_file_deploys_it_anew(
+def test_deploy_of_the_live_bundle_with_a_lost_file_deploys_it_again(
     two_versions: Path, other_bundle: Path, lost: str
 ) -> None:
     remove(two_versions / lost)
@@ -59,7 +59,7 @@ def test_deploy_of_the_live_bundle_with_a_lost_file_deploys_it_anew(
     assert (again.version, again.new) == (3, False), "now it is complete"
 
 
-def test_deploy_of_the_live_bundle_with_external_weights_lost_deploys_it_anew(
+def test_deploy_of_the_live_bundle_with_external_weights_lost_deploys_it_again(
     bundle: Path, tmp_path: Path
 ) -> None:
     large = altered(bundle, tmp_path / "large")
@@ -74,7 +74,7 @@ def test_deploy_of_the_live_bundle_with_external_weights_lost_deploys_it_anew(
     assert "trec_encoder/1/model.onnx.data" in result.notes[0]
 
 
-def test_deploy_of_the_live_bundle_with_damaged_settings_deploys_it_anew(
+def test_deploy_of_the_live_bundle_with_damaged_settings_deploys_it_again(
     two_versions: Path, other_bundle: Path
 ) -> None:
     (two_versions / "trec/2/settings.json").write_text("{")

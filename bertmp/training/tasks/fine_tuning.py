@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -13,8 +12,13 @@ import numpy as np
 import torch
 
 from bertmp.core.errors import InputError
-from bertmp.data.labels import match_labels
-from bertmp.data.readers import Columns, Examples, Sentences, read_examples, read_sentences
+from bertmp.data.labels import match_labels, numbers_of, split_labels
+from bertmp.data.readers import (
+    Columns,
+    Examples,
+    read_examples,
+)
+from bertmp.data.sentences import Sentences, read_sentences
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.model.config import BertConfig, unnamed_labels
 from bertmp.model.heads import MultiLabelClassifier
@@ -22,6 +26,8 @@ from bertmp.model.heads.fine_tuning import IGNORE_INDEX
 from bertmp.model.packed import Batch, pack
 from bertmp.training.tasks.task import Encodings, Task
 from bertmp.training.train_options import TrainOptions
+
+_NO_NUMBER = "give each text a number, or train classification"
 
 MANY_LABELS = 100
 """More labels than this, most of them used once, are taken for a wrong column."""
@@ -36,16 +42,16 @@ def read_classification(settings: TrainOptions) -> Task:
     """
     columns = _columns_of(settings)
     train, test = _read_files(settings, columns)
-    counts = Counter(chain.from_iterable(_split_labels(train, columns)))
+    counts = Counter(chain.from_iterable(split_labels(train, columns.separator)))
     if not settings.multi_label:
         labels = _classes(counts, "examples", settings.data)
     elif not (labels := _sorted(counts)):
         raise InputError("no text has a label", settings.data, "give some of the texts labels")
-    tested = set(chain.from_iterable(_split_labels(test, columns))) if test is not None else set()
+    tested = set(chain.from_iterable(split_labels(test, columns.separator))) if test is not None else set()
     labels, index = _classes_of_checkpoint(settings, labels, tested, test)
 
     def encode(examples: Examples, tokenizer: Tokenizer) -> Encodings:
-        found = _split_labels(examples, columns)
+        found = split_labels(examples, columns.separator)
         if settings.multi_label:  # FP32 [examples, labels]: 1 where a text has a label
             targets = np.zeros((len(examples), len(labels)), dtype=np.float32)
             for row, names in enumerate(found):
@@ -65,7 +71,11 @@ def read_regression(settings: TrainOptions) -> Task:
         InputError: a label is not a finite number; see `read_examples` for the rest.
     """
     train, test = _read_files(settings, _columns_of(settings))
-    values = {examples.source: _numbers(examples) for examples in (train, test) if examples is not None}
+    values = {
+        examples.source: numbers_of(examples, _NO_NUMBER)
+        for examples in (train, test)
+        if examples is not None
+    }
 
     def encode(examples: Examples, tokenizer: Tokenizer) -> Encodings:
         encoded = tokenizer.encode(examples.texts, examples.pairs)
@@ -138,14 +148,6 @@ def _read_files(settings: TrainOptions, columns: Columns) -> tuple[Examples, Exa
     return train, test
 
 
-def _split_labels(examples: Examples, columns: Columns) -> list[set[str]]:
-    """The labels of each example: its label, or those that `columns.separator` separates."""
-    fields = examples.labels or ()
-    if not columns.separator:
-        return [{field} for field in fields]
-    return [{label.strip() for label in field.split(columns.separator) if label.strip()} for field in fields]
-
-
 def _sorted(labels: Iterable[str]) -> tuple[str, ...]:
     """Distinct labels, by number where all are numbers, else by name."""
     return tuple(sorted(labels, key=int if all(label.isdecimal() for label in labels) else None))
@@ -206,26 +208,3 @@ def _class_counts(counts: Counter[str], index: dict[str, int], labels: tuple[str
     for label, count in counts.items():
         found[index[label]] += count
     return found
-
-
-def _numbers(examples: Examples) -> np.ndarray:
-    """The labels as numbers, FP32 `[examples]`.
-
-    Raises:
-        InputError: a label is not a number; names the first one's line.
-    """
-    limit = float(np.finfo(np.float32).max)
-    values = [_number(label) for label in examples.labels or ()]
-    for line, label, value in zip(examples.lines, examples.labels or (), values, strict=True):
-        if not abs(value) <= limit:
-            where = f"{examples.source}, line {line}"
-            todo = "give each text a number, or train classification"
-            raise InputError(f"the label '{label}' is not a number", where, todo)
-    return np.array(values, dtype=np.float32)
-
-
-def _number(label: str) -> float:
-    try:
-        return float(label)
-    except ValueError:
-        return math.nan

@@ -9,7 +9,11 @@ import pytest
 
 from bertmp.core.errors import InputError
 from bertmp.data.labels import match_labels
-from bertmp.data.readers import Columns, read_examples, read_sentences
+from bertmp.data.readers import (
+    Columns,
+    read_examples,
+)
+from bertmp.data.sentences import read_sentences
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:

@@ -15,7 +15,7 @@ import transformers
 
 from bertmp import train
 from bertmp.core.errors import InputError
-from bertmp.data.readers import read_sentences
+from bertmp.data.sentences import read_sentences
 from bertmp.model.heads.fine_tuning import IGNORE_INDEX
 from bertmp.training.tasks import READERS, Task
 from bertmp.training.train_options import TrainOptions

@@ -245,7 +245,7 @@ class TestRuns:
         opened = transformers.BertForPreTraining.from_pretrained(result.checkpoint)
         assert opened.config.architectures == ["BertForPreTraining"]
 
-    def test_a_damaged_preparation_is_made_anew(
+    def test_a_damaged_preparation_is_made_again(
         self, data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("BERTMP_HOME", str(tmp_path / "home"))

@@ -157,7 +157,7 @@ class TestDeclaredShapes:
         [(("batch", 3), ""), (("batch", 2), "of t1"), (("batch", "length", 3), "of t1")],
         ids=["right", "another width", "another rank"],
     )
-    def test_of_outputs_are_inferred_anew(self, output: tuple[int | str], note: str, tmp_path: Path) -> None:
+    def test_of_outputs_are_inferred_again(self, output: tuple[int | str], note: str, tmp_path: Path) -> None:
         graph = self.graph()
         self.declare(graph.graph.output[0], *output)
         result = convert(save(graph, tmp_path), tmp_path / "out.onnx")
@@ -172,7 +172,7 @@ class TestDeclaredShapes:
         notes: list[str] = []
         read_graph(save(graph, tmp_path), notes.append)
         assert notes == [
-            "declared shapes of tensors inside the graph contradict the operators: inferred anew"
+            "declared shapes of tensors inside the graph contradict the operators: inferred again"
         ]
         assert [finding.rule for finding in explain(tmp_path / "in.onnx").findings] == ["declared-shapes"]
 

@@ -10,10 +10,10 @@ import pytest
 
 from bertmp import export_checkpoint
 from bertmp.export.bundle import Bundle
-from bertmp.export.parity.measures import (
+from bertmp.export.parity.reading import read_inputs
+from bertmp.export.parity.stage_metrics import (
     answers_of,
 )
-from bertmp.export.parity.reading import read_inputs
 from tests.export.parity_bundles import LABELS, SPECIAL, WORDS, answer_of
 
 

@@ -57,7 +57,7 @@ class TestRealReports:
         assert {one.stage for one in result.figures} >= {"torch-fp32", "onnx-fp32", "onnx-fp16", "triton"}
         assert all(one.before == one.after for one in result.figures)
 
-    def test_every_measure_and_score_has_its_figure(self, sound: Path) -> None:
+    def test_every_measure_and_task_metric_has_its_figure(self, sound: Path) -> None:
         report = json.loads((sound / "report.json").read_text())
         stage = stage_of(report, "onnx-fp16")
         found = {
@@ -67,8 +67,8 @@ class TestRealReports:
             assert found[name] == stage["measures"][name]
         assert found["size_ratio"] == stage["size_ratio"]
         assert found["consistent"] is True
-        assert {name: found[f"score {name}"] for name in ("accuracy", "macro_f1", "matthews")} == {
-            one["name"]: one["after"] for one in stage["scores"]
+        assert {name: found[f"metric {name}"] for name in ("accuracy", "macro_f1", "matthews")} == {
+            one["name"]: one["after"] for one in stage["task_metrics"]
         }
 
     def test_a_damaged_graph(self, bundle: Path, labelled: Path, sound: Path) -> None:
@@ -135,11 +135,11 @@ def set_measure(name: str, value: float | None) -> Edit:
     return edit
 
 
-def set_score(value: Any, verdict: str = "equal") -> Edit:
+def set_metric(value: Any, verdict: str = "equal") -> Edit:
     def edit(report: dict[str, Any]) -> None:
-        for score in stage_of(report, "onnx-fp16")["scores"]:
-            if score["name"] == "matthews":
-                score["after"], score["non_inferiority"]["verdict"] = value, verdict
+        for metric in stage_of(report, "onnx-fp16")["task_metrics"]:
+            if metric["name"] == "matthews":
+                metric["after"], metric["non_inferiority"]["verdict"] = value, verdict
 
     return edit
 
@@ -159,11 +159,11 @@ def set_score(value: Any, verdict: str = "equal") -> Edit:
         pytest.param(set_measure("non_finite", 0), set_measure("non_finite", 1), ["non_finite"]),
         pytest.param(set_measure("accuracy", 0.95), set_measure("accuracy", 0.949), []),
         pytest.param(set_measure("accuracy", 0.95), set_measure("accuracy", 0.9489), ["accuracy"]),
-        pytest.param(set_score(0.8), set_score(0.7995), []),
-        pytest.param(set_score(0.8), set_score(0.799), ["score matthews"]),
-        pytest.param(set_score(0.8), set_score("nan"), ["score matthews"]),
-        pytest.param(set_score(0.8), set_score(0.8, "worse"), ["score matthews"]),
-        pytest.param(set_score(0.8, "worse"), set_score(0.8, "worse"), []),
+        pytest.param(set_metric(0.8), set_metric(0.7995), []),
+        pytest.param(set_metric(0.8), set_metric(0.799), ["metric matthews"]),
+        pytest.param(set_metric(0.8), set_metric("nan"), ["metric matthews"]),
+        pytest.param(set_metric(0.8), set_metric(0.8, "worse"), ["metric matthews"]),
+        pytest.param(set_metric(0.8, "worse"), set_metric(0.8, "worse"), []),
     ],
 )
 def test_what_is_worse(sound: Path, tmp_path: Path, old: Edit, new: Edit, worse: list[str]) -> None:

@@ -22,7 +22,7 @@ from bertmp.export.parity.gates import (
     of_precision,
     override,
 )
-from bertmp.export.parity.measures import (
+from bertmp.export.parity.stage_metrics import (
     Flip,
     StageMetrics,
 )

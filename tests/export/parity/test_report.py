@@ -13,25 +13,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bertmp.export.parity.bundle_summary import BundleSummary, FileSummary, RuleSummary
 from bertmp.export.parity.gates import (
     Evidence,
     decide,
     limits_of,
 )
-from bertmp.export.parity.measures import (
-    measure,
-)
 from bertmp.export.parity.report import junit_xml, render
 from bertmp.export.parity.result import (
-    BundleSummary,
     DataSummary,
-    FileSummary,
     FlipRow,
     ParityReport,
-    RuleSummary,
     StageReport,
 )
 from bertmp.export.parity.stage import StageOutput
+from bertmp.export.parity.stage_metrics import (
+    measure,
+)
 from bertmp.report.page import LogScale, scientific
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m"

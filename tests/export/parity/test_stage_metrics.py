@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from bertmp.export.parity.measures import (
+from bertmp.export.parity.stage import StageOutput
+from bertmp.export.parity.stage_metrics import (
     answers_of,
     measure,
     probabilities_of,
 )
-from bertmp.export.parity.stage import StageOutput
 
 LOGITS = arrays.arrays(
     np.float32,

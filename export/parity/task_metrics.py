@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertmp.export.parity.measures import answers_of
 from bertmp.export.parity.stage import ParityInputs, StageOutput
+from bertmp.export.parity.stage_metrics import answers_of
 from bertmp.export.parity.tasks import UNKNOWN
 from bertmp.metrics.comparison import MetricComparison, compare_metrics
 from bertmp.metrics.spans import has_entity_tags, span_counts
@@ -17,7 +17,7 @@ _MANY = 20_000
 """With more texts, fewer samples are drawn: the interval is narrow, and each sample takes long."""
 
 
-def compare_scores(
+def compare_task_metrics(
     reference: StageOutput, output: StageOutput, inputs: ParityInputs, classes: Sequence[str]
 ) -> tuple[MetricComparison, ...]:
     """Every metric of the task; none where the right answers are not known.

@@ -60,7 +60,7 @@ class StageMetrics:
         correct, reference_correct: right labels of the stage and of the reference, among `judged` units; None
             if unlabelled.
         judged: how many units have a known label.
-        examples: how many examples there are.
+        examples: how many examples have units.
         allowance: the factor of a limit on absolute errors: 1 for labels of texts, whose logits are of a few
             units; for other heads as many times more as their numbers are larger, since FP32 and FP16 round
             in proportion.
@@ -186,7 +186,7 @@ def measure(
         correct=next(right),
         reference_correct=next(right),
         allowance=1.0 if view.task == "classification" else max(1.0, float(sizes.max()) / USUAL_LOGIT),
-        examples=len(row_errors) if units is None else int(units.rows[-1]) + 1 if len(units) else 0,
+        examples=len(row_errors) if units is None else len(np.unique(units.rows)),
     )
 
 
