@@ -141,7 +141,7 @@ def describe_parity(result: Any) -> str:
         if metrics:
             what = f"max logit error {metrics['max_error']:.1e}, {metrics['flips']} label flips"
         lines.append(f"{stage['name']:11} {what}")
-    return "\n".join([*lines, "passed" if result["passed"] else "not passed"])
+    return "\n".join([*lines, result["verdict"]])
 
 
 def describe_deploy(result: Any) -> str:

@@ -21,7 +21,7 @@ from bertmp.export.parity.stage_metrics import (
 from bertmp.export.parity.verdict import Unchecked, Verdict, decide_verdict
 from bertmp.metrics.comparison import MetricComparison
 
-FORMAT = 1
+FORMAT = 2
 
 Status = Literal["reference", "run", "not run", "failed"]
 StageVerdict = Literal["reference", "passed", "verified", "not run", "failed"]
