@@ -12,6 +12,7 @@ import pytest
 
 import bertmp
 from bertmp.core.errors import InputError
+from bertmp.export.parity.result import FORMAT
 from tests.export.parity_bundles import Served, damage
 
 Edit = Callable[[dict[str, Any]], None]
@@ -192,7 +193,7 @@ class TestUnusable:
     @pytest.mark.parametrize(
         ("edit", "message"),
         [
-            (lambda report: report.update(format=99), "a parity report of format 99, not 1"),
+            (lambda report: report.update(format=99), f"a parity report of format 99, not {FORMAT}"),
             (lambda report: report.pop("stages"), "not a parity report"),
             (lambda report: report.update(verdict="fine"), "the parity report is damaged"),
             (lambda report: report.update(stages={"a": 1}), "the parity report is damaged"),
