@@ -19,6 +19,7 @@ from bertmp.export.bundle import BUILD_ENGINE, ENGINE, FP32_GRAPH, NETWORK, PARI
 from bertmp.export.parity.bundle_stages import ONNX_FP32, TORCH, chain, low_stage
 from bertmp.export.parity.bundle_summary import summarise_bundle
 from bertmp.export.parity.certificate import CERTIFICATE, make_certificate
+from bertmp.export.parity.flip_rows import flip_rows
 from bertmp.export.parity.gates import (
     DEFAULTS,
     Evidence,
@@ -31,20 +32,17 @@ from bertmp.export.parity.gates import (
 )
 from bertmp.export.parity.localise_stage import localise_stage
 from bertmp.export.parity.parity_options import ParityOptions
-from bertmp.export.parity.reading import ParityData, read_inputs
+from bertmp.export.parity.reading import read_inputs
 from bertmp.export.parity.report import FILES, environment, write_report
 from bertmp.export.parity.result import (
     DataSummary,
-    FlipRow,
     ParityReport,
     StageReport,
 )
 from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput, StageRun, run_all
-from bertmp.export.parity.stage_metrics import Flip, measure
-from bertmp.export.parity.task_metrics import compare_task_metrics
-from bertmp.export.parity.tasks import UNKNOWN, TaskView
+from bertmp.export.parity.stage_report import stage_report, with_sizes
 from bertmp.export.parity.verdict import check_stage_names, find_unchecked
-from bertmp.export.parity.weight_sizes import WeightSizes, weight_sizes
+from bertmp.export.parity.weight_sizes import weight_sizes
 
 DEFAULT_FOLDER = "parity"
 
@@ -83,9 +81,9 @@ def parity(options: ParityOptions) -> ParityReport:
     answered = {name: run.answer for name, run in ran.items() if isinstance(run.answer, StageOutput)}
     # The checkpoint, else the FP32 graph; empty where neither answered.
     reference = next((name for name in (TORCH, ONNX_FP32) if name in answered), "")
-    reports = {stage.name: _stage_report(ran[stage.name], answered, reference, examples) for stage in stages}
+    reports = {stage.name: stage_report(ran[stage.name], answered, reference, examples) for stage in stages}
     low = low_stage(opened)
-    reports[low] = _with_sizes(reports[low], weight_sizes(opened))
+    reports[low] = with_sizes(reports[low], weight_sizes(opened))
     gates = {row.name: _gates(row, limits) for row in reports.values()}
     reports.update(_localised(opened, reports, gates, examples.inputs, options))
     rows, source = tuple(reports.values()), examples.examples.source
@@ -105,7 +103,7 @@ def parity(options: ParityOptions) -> ParityReport:
         stages=rows,
         gates=tuple(gate for row in rows for gate in gates[row.name]),
         unchecked=find_unchecked(not_run, counting, options.require, options.allow_incomplete),
-        flips=tuple(flip for row in rows for flip in _flip_rows(row, examples)),
+        flips=tuple(flip for row in rows for flip in flip_rows(row, examples)),
         contents=contents,
         environment=environment(),
         seconds=time.monotonic() - started,
@@ -176,69 +174,6 @@ def _note(ran: Mapping[str, StageRun], reference: str) -> str:
     return f"{TORCH} did not run ({why}), so {stand_in}."
 
 
-def _stage_report(
-    ran: StageRun, answered: Mapping[str, StageOutput], reference: str, examples: ParityData
-) -> StageReport:
-    """Measures one stage; a stage whose answers cannot be compared has failed."""
-    answer = ran.answer
-    if isinstance(answer, Skipped):
-        return StageReport(ran.name, "not run", answer.reason, verification=answer.verification)
-    why = ran.failure or "there is no reference to compare with"
-    found = None if answer is None else answer.consistency
-    failed = StageReport(ran.name, "failed", why, ran.seconds, consistency=found)
-    if answer is None or not reference:
-        return failed
-    labels = answer.details.get("labels")
-    # A served model names its labels: the same in another order would be other answers.
-    if isinstance(labels, (list, tuple)) and list(labels) != list(examples.classes):
-        why = f"it serves the labels {', '.join(map(str, labels))}, not {', '.join(examples.classes)}"
-        return replace(failed, reason=why)
-    serves, inputs = _serves(answer, answered, reference), examples.inputs
-    how = (inputs.truth, inputs.view, inputs.all_units)
-    try:
-        metrics = measure(answered[reference], answer, *how)
-        served = measure(answered[serves], answer, *how) if serves in answered else None
-    except ValueError as error:
-        return replace(failed, reason=str(error))
-    measured = replace(failed, reason="", measures=metrics, serves=serves, served=served)
-    if ran.name != reference:
-        compared = compare_task_metrics(answered[reference], answer, inputs, examples.classes)
-        measured = replace(measured, task_metrics=compared)
-    return replace(measured, status="reference" if ran.name == reference else "run", details=answer.details)
-
-
-def _with_sizes(row: StageReport, sizes: WeightSizes | None) -> StageReport:
-    """The low-precision graph's row with the sizes of its weights, or why there is nothing to compare."""
-    if sizes is None:
-        return row
-    if sizes.ratio is None:
-        return replace(row, details={**row.details, "weights": "the plan keeps them all in FP32"})
-    return replace(row, size_ratio=sizes.ratio)
-
-
-def _serves(answer: StageOutput, answered: Mapping[str, StageOutput], reference: str) -> str:
-    """The stage whose graph or engine a served model runs; empty for a stage that is not served.
-
-    The stage says it where the server does (`serves` among its details). Where the server names neither a
-    platform nor a file of one precision, it is the stage whose answers it repeats, else the FP32 graph.
-    """
-    if answer.answers is None and answer.probabilities is None:
-        return ""
-    if declared := str(answer.details.get("serves", "")):
-        return declared
-    graphs = [ONNX_FP32, *(name for name in answered if name.startswith("onnx-") and name != ONNX_FP32)]
-    same = (name for name in graphs if name in answered and _repeats(answer, answered[name]))
-    return next(same, ONNX_FP32 if ONNX_FP32 in answered else reference)
-
-
-def _repeats(answer: StageOutput, graph: StageOutput) -> bool:
-    try:
-        found = measure(graph, answer, None)
-    except ValueError:  # of another shape
-        return False
-    return all(gate.passed for gate in decide("", Evidence(found), DEFAULTS["triton"]))
-
-
 def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
     wanted, metrics = limits_of(row.name, limits), row.served or row.measures
     if row.status == "reference":  # against itself every other gate would hold
@@ -258,35 +193,6 @@ def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
     failure = row.reason if row.status == "failed" else ""
     verified = bool(row.verification.get("verified")) if row.verification else None
     return decide(row.name, Evidence(metrics, failure, row.size_ratio, verified, row.consistency), wanted)
-
-
-def _flip_rows(row: StageReport, examples: ParityData) -> list[FlipRow]:
-    inputs, labels, found = examples.inputs, examples.classes, []
-    for flip in row.measures.flips if row.measures else ():
-        line, pairs = examples.examples.lines[flip.row], inputs.pairs
-        text = inputs.texts[flip.row] + (f" ⏎ {pairs[flip.row]}" if pairs is not None else "")
-        before, after = (_named(value, labels, inputs.view) for value in (flip.reference, flip.answer))
-        found.append(FlipRow(row.name, line, text, _true_name(flip, examples), before, after, flip))
-    return found
-
-
-def _named(answer: int, classes: Sequence[str], view: TaskView) -> str:
-    """An answer in words: the class, or the labels whose bits are set; a token's id without classes."""
-    if view.kind == "multi-label":
-        return ", ".join(name for place, name in enumerate(classes) if answer >> place & 1) or "none"
-    return classes[answer] if view.output == "logits" else str(answer)
-
-
-def _true_name(flip: Flip, examples: ParityData) -> str:
-    """What is right of a unit; empty where nobody says."""
-    truth, view = examples.inputs.truth, examples.inputs.view
-    if truth is None:
-        return ""
-    if view.kind == "multi-label":
-        marked = zip(examples.classes, truth[flip.unit], strict=True)
-        return ", ".join(name for name, value in marked if value) or "none"
-    known = int(truth[flip.unit])
-    return "" if known == UNKNOWN else _named(known, examples.classes, view)
 
 
 def _record(bundle: Bundle, result: ParityReport, limits: Mapping[str, Limits]) -> None:
