@@ -128,7 +128,7 @@ def _convert(graph: ModelProto, bundle: Bundle, options: ExportOptions) -> Plann
         CONVERT,
         inputs=[FP32_GRAPH],
         outputs=[*(file.name for file in written), PLAN],
-        tools=["bertmp", "onnx", "onnxruntime", "numpy"],
+        tools=["bertmp", "onnx", "onnx-ir", "onnxruntime", "numpy"],
         settings=options.to_json(PrecisionOptions),
         results={**planned.summary(), "size_ratio": ratio},
         seconds=time.monotonic() - started,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -14,6 +15,7 @@ from typing_extensions import Self
 from bertmp.core.errors import InputError
 from bertmp.core.io import JsonSerializable
 from bertmp.core.options import keywords_of
+from bertmp.serve.model_config import FILES
 from bertmp.serve.serving_options import InferOptions, Protocol, read_texts
 
 PORTS: Mapping[Protocol, int] = {"grpc": 8001, "http": 8000}
@@ -276,6 +278,20 @@ class Client(TritonClient):
             InputError: an unknown model, ids that the server refuses, or a dead server.
         """
         return self.infer(model, inputs, ("logits",), version)[0]["logits"]
+
+    def files(self, model: str, text: str, version: str = "") -> dict[str, str]:
+        """SHA-256 of the files behind a text model's version, by name; empty where the model does not say.
+
+        Args:
+            text: any text that the model accepts; the files are named with an answer.
+
+        Raises:
+            InputError: an unknown model, or a dead server.
+        """
+        if all(entry["name"] != FILES for entry in self.config(model)["output"]):
+            return {}  # deployed by an earlier version of bertmp
+        found, _ = self.infer(model, {"TEXT": _bytes_tensor([text])}, (FILES,), version)
+        return dict(json.loads(found[FILES].reshape(-1)[0]))
 
     def labels(self, model: str, text: str) -> list[str]:
         """The model's classes in the order of its probabilities, as the server itself names them.

@@ -104,7 +104,9 @@ class Deployable:
         if not missing_libraries():
             copy_tokenizers(folder / LIBRARIES)
         tokenizer = self.bundle.tokenizer
-        settings = text_settings(name, self.signature, tokenizer.pad_id, tokenizer.max_length)
+        sources = {file: ENGINE if file == PLAN else file for file in self.encoder_files}
+        sha256 = {file: self.bundle.sha256(source) for file, source in sources.items()}
+        settings = text_settings(name, self.signature, tokenizer.pad_id, tokenizer.max_length, sha256)
         write_json(folder / SETTINGS, {**settings, **listed_files(self.encoder_files, folder)})
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,9 @@ VERSION_COMPATIBLE = "version_compatible"
 
 SETTINGS = "settings.json"
 """The file in a text model's version that its code reads first."""
+
+FILES = "FILES"
+"""A text model's output: the SHA-256 of the version's graph, engine and tokenizer, a JSON object by file."""
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -176,9 +180,18 @@ def text_model(name: str, signature: ModelSignature, host: Host) -> Any:
     config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=dims, label_filename="labels.txt")
     config.output.add(name="TRUNCATED", data_type=pb.TYPE_BOOL, dims=[1])
     config.output.add(name="TOKENS", data_type=pb.TYPE_INT32, dims=[1])
+    config.output.add(name=FILES, data_type=pb.TYPE_STRING, dims=[1])
     config.instance_group.add(count=INSTANCES, kind=pb.ModelInstanceGroup.KIND_CPU)
     config.parameters["length_step"].string_value = str(GPU_LENGTH_STEP if host == "gpu" else 1)
     return config
+
+
+def add_files_output(config: Any) -> bool:
+    """Adds the output `FILES` to a text model's configuration; False where it has it already."""
+    if any(output.name == FILES for output in config.output):
+        return False
+    config.output.add(name=FILES, data_type=pb.TYPE_STRING, dims=[1])
+    return True
 
 
 def gpu_encoder(name: str, signature: ModelSignature, profiles: int, version_compatible: bool = False) -> Any:
@@ -244,10 +257,13 @@ def _model(name: str, versions: int) -> Any:
     return config
 
 
-def text_settings(name: str, signature: ModelSignature, pad_id: int, max_length: int) -> dict[str, Any]:
+def text_settings(
+    name: str, signature: ModelSignature, pad_id: int, max_length: int, sha256: Mapping[str, str]
+) -> dict[str, Any]:
     """`settings.json` of a text model's version, read by its model.py.
 
     Args:
+        sha256: of the files of the encoder's version, by name.
         pad_id: id of the padding token.
         max_length: the most tokens of a text, `[CLS]` and `[SEP]` included; longer ones are truncated.
     """
@@ -258,4 +274,5 @@ def text_settings(name: str, signature: ModelSignature, pad_id: int, max_length:
         "max_length": max_length,
         "max_text_bytes": MAX_TEXT_BYTES,
         "pad_id": pad_id,
+        "sha256": dict(sha256),
     }

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bertmp.core.errors import InputError
 from bertmp.data.tokenizer import Encoded
+from bertmp.export.bundle import FP32_GRAPH
 from bertmp.export.parity.stage import ParityInputs, Skipped, StageInterrupted, StageOutput
 from bertmp.serve.client import SCHEMES, Answers, Client
+from bertmp.serve.deployable import PLAN
 from bertmp.serve.model_config import encoder_name
 from bertmp.serve.served_consistency import check_encoder, check_texts, served_graph
 from bertmp.serve.serving_options import Protocol
@@ -71,6 +73,7 @@ class TritonStage:
             limits = (inputs.probe, inputs.low_tolerance, inputs.profiles)
             found = check_encoder(client, self.model, newest, *limits)
             found = check_texts(client, self.model, newest, found)
+        served = client.files(self.model, inputs.texts[0], str(newest)) if inputs.files else {}
         answered = [label for part in answers for label in part.labels]
         if unknown := set(answered) - set(labels):
             what = f"the server answered '{min(unknown)}', which is not one of its labels"
@@ -85,9 +88,11 @@ class TritonStage:
                 "protocol": self.protocol,
                 "versions": sorted({version for part in answers for version in part.versions}),
                 "labels": labels,
+                **({} if served else {"files": "not known: deployed by an earlier version of bertmp"}),
                 "truncated": int(sum(part.truncated.sum() for part in answers)),
             },
             consistency=found,
+            other_files=_other_files(served, inputs.files, serves.get("serves") == "engine"),
         )
 
     def _logits(self, client: Client, rows: Sequence[Encoded], version: str) -> np.ndarray:
@@ -101,6 +106,20 @@ class TritonStage:
             found = client.encode(encoder_name(self.model), inputs, version)
             logits.update(zip(numbers, found, strict=True))
         return np.stack([logits[number] for number in range(len(rows))])
+
+
+def _other_files(
+    served: Mapping[str, str], bundle: Mapping[str, str], engine: bool
+) -> tuple[str, ...] | None:
+    """The files that decide a served model's answers and are not the bundle's; None where it names none.
+
+    Args:
+        engine: whether the server runs the engine and not the graph.
+    """
+    if not served:
+        return None
+    unused = FP32_GRAPH if engine else PLAN
+    return tuple(name for name, sha256 in served.items() if name != unused and bundle.get(name) != sha256)
 
 
 def served_stages(urls: Sequence[str], model: str, default: Protocol) -> tuple[TritonStage, ...]:

@@ -19,6 +19,7 @@ from bertmp.core.io import atomic_folder, file_lock, write_text, writing_to
 from bertmp.serve.model_config import (
     SETTINGS,
     ModelSignature,
+    add_files_output,
     encoder_name,
     model_files,
     read_model_config,
@@ -81,7 +82,7 @@ class ModelFolders:
         """Writes both models' configurations.
 
         Files that have the same signature already stay as they are, so that a person's tuning survives;
-        only what the engine decides follows it.
+        only what the engine decides follows it, and outputs that are new are added.
 
         Args:
             profiles: the engine's optimisation profiles; None where the version has no engine.
@@ -96,6 +97,10 @@ class ModelFolders:
             config = read_model_config(file)
             if set_engine(config, profiles, version_compatible):
                 write_text(file, render(config))
+        for path in ("config.pbtxt", "configs/cpu.pbtxt") if keeps else ():  # those of 0.1 lack an output
+            config = read_model_config(self.text / path)
+            if add_files_output(config):
+                write_text(self.text / path, render(config))
 
     def _has_signature(self, signature: ModelSignature) -> bool:
         return self.names_signature() and read_signature(self.repository, self.name) == signature

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -27,6 +27,8 @@ class Limits:
         non_finite: how many numbers may be NaN or infinite.
         verified: whether the precision of every layer must be verified where the stage does not run.
         consistent: whether the same row must get the same answer in every batch and at any padding.
+        as_planned: whether a low-precision graph must be the one that its plan makes of the FP32 graph.
+        same_files: whether a served model must have been deployed from this bundle's graph and tokenizer.
     """
 
     max_error: float | None = None
@@ -38,6 +40,8 @@ class Limits:
     non_finite: int | None = 0
     verified: bool = False
     consistent: bool = True
+    same_files: bool = True
+    as_planned: bool = True
 
 
 _HALF = Limits(max_error=0.05, accuracy_points=0.2, unexplained_flips=0)
@@ -83,6 +87,9 @@ class Evidence:
             that has none.
         verified: whether every layer's precision was verified; None where nothing was to be verified.
         consistency: its answers compared with each other; None where they were not.
+        as_planned: what first differs from the graph that the plan makes; empty where nothing does, None
+            where that was not compared.
+        other_files: files of a served model that are not the bundle's; None where nothing is known of them.
     """
 
     measures: StageMetrics | None = None
@@ -90,6 +97,8 @@ class Evidence:
     size_ratio: float | None = None
     verified: bool | None = None
     consistency: Consistency | None = None
+    other_files: Sequence[str] | None = None
+    as_planned: str | None = None
 
 
 def limits_of(stage: str, limits: Mapping[str, Limits] = DEFAULTS) -> Limits:
@@ -128,6 +137,16 @@ def decide(stage: str, evidence: Evidence, limits: Limits) -> tuple[Gate, ...]:
     found = evidence.consistency
     if limits.consistent and found is not None:
         gates.append(Gate(stage, "consistent", True, found.passed, found.passed, found.sentence()))
+    files = evidence.other_files
+    if limits.same_files and files is not None:
+        other = f"the served version has another {' and '.join(files)} than the bundle"
+        sentence = other if files else "the served version has the bundle's graph and tokenizer"
+        gates.append(Gate(stage, "same_files", True, not files, not files, sentence))
+    difference = evidence.as_planned
+    if limits.as_planned and difference is not None:
+        made = "the graph is the one that its plan makes of model.onnx"
+        sentence = f"the graph is not the one that its plan makes: {difference}" if difference else made
+        gates.append(Gate(stage, "as_planned", True, not difference, not difference, sentence))
     return tuple(gates)
 
 

@@ -16,6 +16,7 @@ from bertmp.core.hardware import nvidia_driver
 from bertmp.core.io import read_toml, sha256_file
 from bertmp.core.options import keywords_of
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
+from bertmp.export.parity.as_planned import check_as_planned
 from bertmp.export.parity.bundle_stages import ONNX_FP32, TORCH, chain, low_stage
 from bertmp.export.parity.bundle_summary import summarise_bundle
 from bertmp.export.parity.certificate import CERTIFICATE, make_certificate
@@ -40,7 +41,7 @@ from bertmp.export.parity.result import (
     StageReport,
 )
 from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput, StageRun, run_all
-from bertmp.export.parity.stage_report import stage_report, with_sizes
+from bertmp.export.parity.stage_report import as_planned, stage_report, with_sizes
 from bertmp.export.parity.verdict import check_stage_names, find_unchecked
 from bertmp.export.parity.weight_sizes import weight_sizes
 
@@ -83,7 +84,8 @@ def parity(options: ParityOptions) -> ParityReport:
     reference = next((name for name in (TORCH, ONNX_FP32) if name in answered), "")
     reports = {stage.name: stage_report(ran[stage.name], answered, reference, examples) for stage in stages}
     low = low_stage(opened)
-    reports[low] = with_sizes(reports[low], weight_sizes(opened))
+    options.progress("applying the plan again")
+    reports[low] = as_planned(with_sizes(reports[low], weight_sizes(opened)), check_as_planned(opened))
     gates = {row.name: _gates(row, limits) for row in reports.values()}
     reports.update(_localised(opened, reports, gates, examples.inputs, options))
     rows, source = tuple(reports.values()), examples.examples.source
@@ -125,6 +127,7 @@ _OF_ERRORS = (
     "unexplained_flips",
     "non_finite",
     "accuracy_points",
+    "as_planned",
 )
 """Gates that fail where answers are off."""
 
@@ -192,7 +195,8 @@ def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
         metrics = row.measures
     failure = row.reason if row.status == "failed" else ""
     verified = bool(row.verification.get("verified")) if row.verification else None
-    return decide(row.name, Evidence(metrics, failure, row.size_ratio, verified, row.consistency), wanted)
+    seen = (row.size_ratio, verified, row.consistency, row.other_files, row.as_planned)
+    return decide(row.name, Evidence(metrics, failure, *seen), wanted)
 
 
 def _record(bundle: Bundle, result: ParityReport, limits: Mapping[str, Limits]) -> None:

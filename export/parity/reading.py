@@ -19,12 +19,14 @@ from bertmp.data.readers import (
 )
 from bertmp.data.sentences import read_sentences
 from bertmp.data.tokenizer import Encoded
-from bertmp.export.bundle import BUILD_ENGINE, Bundle
+from bertmp.export.bundle import BUILD_ENGINE, CONVERT, EXPORT, Bundle
 from bertmp.export.consistency.probe import probe_of
 from bertmp.export.consistency.tolerance import low_tolerance
 from bertmp.export.engine.engine_options import recorded_profiles
 from bertmp.export.parity.stage import ParityInputs
 from bertmp.export.parity.tasks import UNKNOWN, VIEWS, TaskView, Units, mask_tokens, units_of
+
+_MADE_BY = (EXPORT, CONVERT, BUILD_ENGINE)
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,22 @@ def read_inputs(
         () if built is None else recorded_profiles(built),
         view,
         units,
+        _files(bundle),
     )
     return ParityData(
         inputs, examples, bundle.labels if view.kind in ("classes", "multi-label") else (), note
     )
+
+
+def _files(bundle: Bundle) -> dict[str, str]:
+    """SHA-256 of the bundle's graphs, engine and tokenizer, by file name."""
+    stages = [bundle.manifest.stages[name] for name in _MADE_BY if name in bundle.manifest.stages]
+    return {
+        Path(file).name: bundle.sha256(file)
+        for stage in stages
+        for file in stage.outputs
+        if (bundle.folder / file).is_file()
+    }
 
 
 def _has_words(data: Path, columns: Columns) -> bool:

@@ -49,6 +49,8 @@ _GATE_NAMES = {
     "size_ratio": "size of the 16-bit weights",
     "verified": "precision verified",
     "consistent": "self-consistent",
+    "as_planned": "the plan's graph",
+    "same_files": "the bundle's files",
 }
 
 

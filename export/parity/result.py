@@ -45,6 +45,9 @@ class StageReport:
         verification: what was verified of a stage that did not run.
         consistency: its answers compared with each other; None where they were not.
         task_metrics: the task's metrics beside the reference's; empty where the right answers are not known.
+        other_files: files of a served model that are not the bundle's; None where nothing is known of them.
+        as_planned: what first differs from the graph that the plan makes; empty where nothing does, None for
+            other stages.
         localisation: of the first stage that failed, where it goes wrong; None for others.
     """
 
@@ -60,6 +63,8 @@ class StageReport:
     verification: Mapping[str, Any] = field(default_factory=dict)
     consistency: Consistency | None = None
     task_metrics: tuple[MetricComparison, ...] = ()
+    other_files: tuple[str, ...] | None = None
+    as_planned: str | None = None
     localisation: Localisation | None = None
 
     @property
@@ -82,6 +87,8 @@ class StageReport:
             "verification": dict(self.verification),
             "consistency": self.consistency and self.consistency.to_json(),
             "task_metrics": [one.to_json() for one in self.task_metrics],
+            "other_files": None if self.other_files is None else list(self.other_files),
+            "as_planned": self.as_planned,
             "localisation": self.localisation and self.localisation.to_json(),
         }
 

@@ -40,6 +40,7 @@ class ParityInputs:
         profiles: those of the bundle's engine; empty without one.
         view: how the task's answers are compared.
         units: what gets an answer; None for one unit per example.
+        files: SHA-256 of the bundle's files, by the names that they have where they are served.
     """
 
     texts: Sequence[str]
@@ -52,6 +53,7 @@ class ParityInputs:
     profiles: Sequence[Profile] = ()
     view: TaskView = VIEWS["classification"]
     units: Units | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def all_units(self) -> Units:
@@ -68,6 +70,7 @@ class StageOutput:
         probabilities: FP32 `[units, labels]` of a served model, else None.
         answers: the class indices of a served model, else None.
         others: further outputs by name, FP32 `[examples, width]`.
+        other_files: files of a served model that are not the bundle's; None where nothing is known of them.
         details: further facts for the report, plain JSON values (versions, protocols, providers).
         consistency: the stage's answers compared with each other; None where they were not.
     """
@@ -78,6 +81,7 @@ class StageOutput:
     details: dict[str, object] = field(default_factory=dict)
     consistency: Consistency | None = None
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
+    other_files: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

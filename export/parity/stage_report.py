@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from bertmp.export.parity.as_planned import PlanCheck
 from bertmp.export.parity.bundle_stages import ONNX_FP32
 from bertmp.export.parity.gates import DEFAULTS, Evidence, decide
 from bertmp.export.parity.reading import ParityData
@@ -23,8 +24,10 @@ def stage_report(
     if isinstance(answer, Skipped):
         return StageReport(ran.name, "not run", answer.reason, verification=answer.verification)
     why = ran.failure or "there is no reference to compare with"
-    found = None if answer is None else answer.consistency
-    failed = StageReport(ran.name, "failed", why, ran.seconds, consistency=found)
+    consistency, other_files = (answer.consistency, answer.other_files) if answer else (None, None)
+    failed = StageReport(
+        ran.name, "failed", why, ran.seconds, consistency=consistency, other_files=other_files
+    )
     if answer is None or not reference:
         return failed
     labels = answer.details.get("labels")
@@ -53,6 +56,15 @@ def with_sizes(row: StageReport, sizes: WeightSizes | None) -> StageReport:
     if sizes.ratio is None:
         return replace(row, details={**row.details, "weights": "the plan keeps them all in FP32"})
     return replace(row, size_ratio=sizes.ratio)
+
+
+def as_planned(row: StageReport, check: PlanCheck | None) -> StageReport:
+    """The low-precision graph's row with what was found of its plan, or why that was not compared."""
+    if check is None:
+        return row
+    if check.not_compared:
+        return replace(row, details={**row.details, "plan": f"not applied again: {check.not_compared}"})
+    return replace(row, as_planned=check.difference)
 
 
 def _serves(answer: StageOutput, answered: Mapping[str, StageOutput], reference: str) -> str:

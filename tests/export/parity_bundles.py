@@ -72,8 +72,11 @@ def mix_up(bundle: Path, fault: Fault) -> None:
 
 
 def adopt(bundle: Path) -> None:
-    """Makes the files of the stage `convert` what the manifest says."""
-    manifest = Manifest.load(bundle)
-    entry = manifest.stages["convert"]
-    entry = replace(entry, outputs={name: Bundle(bundle).sha256(name) for name in entry.outputs})
-    manifest.with_stage("convert", entry).save(bundle)
+    """Makes the files of the stages `export` and `convert` what the manifest says."""
+    manifest, files = Manifest.load(bundle), Bundle(bundle)
+    for name in ("export", "convert"):
+        entry = manifest.stages[name]
+        recorded = ({file: files.sha256(file) for file in part} for part in (entry.inputs, entry.outputs))
+        inputs, outputs = recorded
+        manifest = manifest.with_stage(name, replace(entry, inputs=inputs, outputs=outputs))
+    manifest.save(bundle)

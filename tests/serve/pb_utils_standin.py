@@ -83,6 +83,9 @@ class InferenceRequest:
     def inputs(self) -> list[Tensor]:
         return self._inputs
 
+    def requested_output_names(self) -> list[str]:
+        return self._outputs
+
     def exec(self) -> InferenceResponse:
         found = ENCODERS[self._model]({tensor.name(): tensor.as_numpy() for tensor in self._inputs})
         return InferenceResponse([Tensor(name, found[name], self._memory) for name in self._outputs])

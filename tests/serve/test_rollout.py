@@ -156,7 +156,7 @@ def test_deploy_of_a_text_model_that_mixes_up_its_texts_keeps_the_live_one(
 ) -> None:
     deploy(bundle, "kept_texts", served.repository, served.running.grpc)
     code = deployable.TEXT_CODE.read_text(encoding="utf-8")
-    mixing = code.replace("logits[rows])", "logits[rows][::-1])")
+    mixing = code.replace("logits[rows], wanted)", "logits[rows][::-1], wanted)")
     assert mixing != code
     (tmp_path / "model.py").write_text(mixing, encoding="utf-8")
     monkeypatch.setattr(deployable, "TEXT_CODE", tmp_path / "model.py")

@@ -32,7 +32,8 @@ served.initialize(
     {"model_repository": f"{repository}/trec", "model_version": "1", "model_config": json.dumps(config)}
 )
 rows = np.array([text.encode() for text in texts], dtype=object).reshape(-1, 1)
-request = pb_utils.InferenceRequest(inputs=[pb_utils.Tensor("TEXT", rows)])
+outputs = ["LABEL", "PROBABILITIES", "TRUNCATED", "TOKENS", "FILES"]
+request = pb_utils.InferenceRequest(requested_output_names=outputs, inputs=[pb_utils.Tensor("TEXT", rows)])
 (response,) = asyncio.run(served.execute([request]))
 found = {tensor.name(): tensor.as_numpy().reshape(-1) for tensor in response.output_tensors()}
 imported = sorted({name.split(".")[0] for name in sys.modules})

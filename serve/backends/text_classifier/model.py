@@ -1,4 +1,4 @@
-"""A text classifier for Triton's Python backend: TEXT → LABEL, PROBABILITIES, TRUNCATED, TOKENS.
+"""A text classifier for Triton's Python backend: TEXT → LABEL, PROBABILITIES, TRUNCATED, TOKENS, FILES.
 
 The tokenizer lies beside this file, and in `lib/` the package that reads it, which stock containers lack. The
 numbers come from the encoder model of the same version, called inside the server. The texts of all requests
@@ -8,6 +8,7 @@ of one call are tokenized together and grouped by length: on a CPU, batches with
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import sys
@@ -37,6 +38,9 @@ class TritonPythonModel:
         self.labels = np.array([label.encode() for label in self.settings["labels"]], dtype=object)
         self.length_step = int(parameters["length_step"]["string_value"])
         self.tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+        with open(os.path.join(folder, "tokenizer.json"), "rb") as stream:
+            files = {"tokenizer.json": hashlib.sha256(stream.read()).hexdigest()}
+        self.files = json.dumps({**self.settings.get("sha256", {}), **files}).encode()
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(self.settings["max_length"])
 
@@ -60,7 +64,8 @@ class TritonPythonModel:
             if failed is not None:
                 responses.append(pb_utils.InferenceResponse(error=failed))
             else:
-                responses.append(self._answer(encodings[rows.start : rows.stop], logits[rows]))
+                wanted = requests[number].requested_output_names()
+                responses.append(self._answer(encodings[rows.start : rows.stop], logits[rows], wanted))
         return responses
 
     def _read(self, request: Any) -> list[str]:
@@ -105,17 +110,19 @@ class TritonPythonModel:
             ],
         )
 
-    def _answer(self, encodings: Sequence[Any], logits: np.ndarray) -> Any:
-        """The response with each text's label, its probabilities, and how much of it was read."""
+    def _answer(self, encodings: Sequence[Any], logits: np.ndarray, wanted: Sequence[str]) -> Any:
+        """The response: each text's label, its probabilities, how much of it was read, and by which files."""
         truncated = [bool(encoding.overflowing) for encoding in encodings]
         counts = [len(encoding) for encoding in encodings]
+        found = {
+            "LABEL": self.labels[logits.argmax(axis=1)].reshape(-1, 1),
+            "PROBABILITIES": softmax(logits),
+            "TRUNCATED": np.array(truncated, dtype=bool).reshape(-1, 1),
+            "TOKENS": np.array(counts, dtype=np.int32).reshape(-1, 1),
+            "FILES": np.array([self.files] * len(counts), dtype=object).reshape(-1, 1),
+        }
         return pb_utils.InferenceResponse(
-            output_tensors=[
-                pb_utils.Tensor("LABEL", self.labels[logits.argmax(axis=1)].reshape(-1, 1)),
-                pb_utils.Tensor("PROBABILITIES", softmax(logits)),
-                pb_utils.Tensor("TRUNCATED", np.array(truncated, dtype=bool).reshape(-1, 1)),
-                pb_utils.Tensor("TOKENS", np.array(counts, dtype=np.int32).reshape(-1, 1)),
-            ]
+            output_tensors=[pb_utils.Tensor(name, found[name]) for name in found if name in wanted]
         )
 
 
