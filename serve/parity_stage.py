@@ -56,6 +56,18 @@ class TritonStage:
                 what = "the server stopped answering"
                 raise StageInterrupted(what, client.address, "start it again") from error
 
+    def answered_empty(self, texts: Sequence[str]) -> Sequence[str]:
+        """Those of the texts, which are empty or blank, that the model answers; see `EmptyTexts`."""
+        answered = []
+        with Client(self.url, self.protocol) as client:
+            for text in texts:
+                try:
+                    client.classify(self.model, [text])
+                except InputError:  # as it should; a dead server answers nothing either
+                    continue
+                answered.append(text)
+        return answered
+
     def _ask(self, client: Client, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput:
         labels = client.labels(self.model, inputs.texts[0])
         serves = served_graph(client.config(encoder_name(self.model)))

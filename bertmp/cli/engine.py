@@ -188,6 +188,9 @@ def _notes(result: ParityReport) -> Iterator[str]:
     if compared:
         largest = (f"{name} {found.difference:.1e}" for name, found in compared.items())
         yield f"largest difference of two answers to the same row: {', '.join(largest)}"
+    if result.adversarial is not None:
+        counts = (f"{one.stage} {one.asked}" for one in result.adversarial.stages)
+        yield f"adversarial inputs of seed {result.adversarial.seed} asked: {', '.join(counts)}"
     if result.note:
         yield result.note
     if result.data.truncated:

@@ -111,6 +111,13 @@ class Tokenizer:
         known = self._fast.get_vocab(with_added_tokens=True).values()
         return sorted(set(known) - special - {self.pad_id, *map(self._fast.token_to_id, NEEDED)})
 
+    @cached_property
+    def special_ids(self) -> list[int]:
+        """The ids of all special and added tokens, those that stand for text among them."""
+        found = (self._fast.token_to_id(token) for token in (*NEEDED, "[MASK]"))
+        named = (number for number in found if number is not None)
+        return sorted({*self._fast.get_added_tokens_decoder(), *named, self.pad_id})
+
     def framed(self, pieces: Sequence[Sequence[int]]) -> Encoded:
         """Token ids as a text, or as a text pair, with special tokens and token types as in `encode`.
 

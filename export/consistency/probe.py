@@ -86,7 +86,7 @@ def filled_batch(rows: Sequence[Encoded], pad_id: int, shape: Size) -> dict[str,
     Rows that only fill the batch have one unmasked token, so that the softmax is defined.
     """
     batch = pad_batch(rows, pad_id, shape)
-    batch["attention_mask"][:, 0] = 1
+    batch["attention_mask"][len(rows) :, 0] = 1
     return batch
 
 

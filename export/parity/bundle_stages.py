@@ -214,7 +214,7 @@ class EngineStage:
         engine = load_engine(place)
         built, profiles = f"{file.builder} {file.builder_version}", list(file.profiles)
         details: dict[str, object] = {"builder": built, "gpu": engine.device.name, "profiles": profiles}
-        plan = plan_batches([len(encoded) for encoded in inputs.encoded], engine.profiles)
+        plan = engine_batches(inputs, engine.profiles)
         chosen = ((rows, fill_batch(inputs, rows, shape)) for rows, shape in plan)
         answered = answer_all(inputs, engine, advance, chosen)
         found = None
@@ -229,6 +229,19 @@ class EngineStage:
         network = read_json(self.bundle.folder / NETWORK)
         found = {**network, **verification_of(network)}
         return {name: found[name] for name in ("builder", "builder_version", "verified", "counts", "summary")}
+
+
+def engine_batches(inputs: ParityInputs, profiles: Sequence[Profile]) -> Iterator[tuple[list[int], Shape]]:
+    """The batches in which an engine is asked; see `plan_batches`.
+
+    A batch that the inputs arrange is asked as it is where it fits into a profile.
+    """
+    for batch in inputs.arranged or [range(len(inputs.encoded))]:
+        lengths = [len(inputs.encoded[row]) for row in batch]
+        whole = [one for one in profiles if one.max.batch >= len(batch) and one.max.length >= max(lengths)]
+        shortest = sorted(whole, key=lambda one: one.max.length)[:1] if inputs.arranged else []
+        for places, shape in plan_batches(lengths, shortest or profiles):
+            yield [batch[place] for place in places], shape
 
 
 def plan_batches(lengths: Sequence[int], profiles: Sequence[Profile]) -> Iterator[tuple[list[int], Shape]]:

@@ -71,6 +71,7 @@ def _predicate(bundle: Bundle, result: ParityReport, driver: NvidiaDriver) -> di
         "served": [_served(stage) for stage in result.stages if stage.name in SERVED],
         "stages": {stage.name: _stage(stage, result) for stage in result.stages},
         "gates": [asdict(gate) for gate in result.gates],
+        "adversarial": result.adversarial and result.adversarial.made(),
         "tools": dict(result.environment),
         "created": result.created,
     }

@@ -29,6 +29,7 @@ class Limits:
         consistent: whether the same row must get the same answer in every batch and at any padding.
         as_planned: whether a low-precision graph must be the one that its plan makes of the FP32 graph.
         same_files: whether a served model must have been deployed from this bundle's graph and tokenizer.
+        adversarial: whether the adversarial inputs, too, must be answered within these limits.
     """
 
     max_error: float | None = None
@@ -42,6 +43,7 @@ class Limits:
     consistent: bool = True
     same_files: bool = True
     as_planned: bool = True
+    adversarial: bool = True
 
 
 _HALF = Limits(max_error=0.05, accuracy_points=0.2, unexplained_flips=0)
@@ -104,6 +106,32 @@ class Evidence:
 def limits_of(stage: str, limits: Mapping[str, Limits] = DEFAULTS) -> Limits:
     """A stage's limits; `triton-grpc` has those of `triton` unless it has its own."""
     return limits.get(stage) or limits.get(stage.partition("-")[0]) or Limits()
+
+
+def limits_in_role(
+    stage: str, limits: Mapping[str, Limits], *, is_reference: bool, serves: str
+) -> tuple[Limits, bool]:
+    """A stage's limits, and whether they are for its answers against those of what it serves.
+
+    A served model that runs in 16 bits is held to what its graph or engine is held to, against FP32, except
+    where the gates file has limits of its own for the served stage.
+
+    Args:
+        is_reference: whether all others are compared with this stage: against itself most gates would hold.
+        serves: the stage whose graph or engine a served model runs; empty for others.
+    """
+    wanted = limits_of(stage, limits)
+    if is_reference:
+        kept = ("non_finite", "consistent", "adversarial")
+        return Limits(**{name: getattr(wanted, name) for name in kept}), False
+    if serves not in DEFAULTS or DEFAULTS[serves].unexplained_flips is None:
+        return wanted, bool(serves)
+    given = {name: value for name, value in vars(wanted).items() if value != vars(DEFAULTS["triton"])[name]}
+    half = limits_of(serves, limits)
+    # Logits that are off by x move no softmax by more than x / 2.
+    bound = None if half.max_error is None else half.max_error / 2
+    fitted = replace(half, size_ratio=None, verified=False, max_probability_error=bound)
+    return replace(fitted, **given), False
 
 
 def of_precision(limits: Mapping[str, Limits], precision: str) -> Mapping[str, Limits]:

@@ -16,6 +16,9 @@ from bertmp.core.hardware import nvidia_driver
 from bertmp.core.io import read_toml, sha256_file
 from bertmp.core.options import keywords_of
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
+from bertmp.export.parity.adversarial import AdversarialSet, adversarial_inputs
+from bertmp.export.parity.adversarial_findings import GATE, Findings
+from bertmp.export.parity.adversarial_run import ask, find_all, report_of
 from bertmp.export.parity.as_planned import check_as_planned
 from bertmp.export.parity.bundle_stages import ONNX_FP32, TORCH, chain, low_stage
 from bertmp.export.parity.bundle_summary import summarise_bundle
@@ -27,7 +30,7 @@ from bertmp.export.parity.gates import (
     Gate,
     Limits,
     decide,
-    limits_of,
+    limits_in_role,
     of_precision,
     override,
 )
@@ -86,8 +89,16 @@ def parity(options: ParityOptions) -> ParityReport:
     low = low_stage(opened)
     options.progress("applying the plan again")
     reports[low] = as_planned(with_sizes(reports[low], weight_sizes(opened)), check_as_planned(opened))
-    gates = {row.name: _gates(row, limits) for row in reports.values()}
-    reports.update(_localised(opened, reports, gates, examples.inputs, options))
+    asked = adversarial_inputs(opened, examples.inputs.pairs is not None, options.seed)
+    answers = {
+        stage.name: ask(stage, asked, stage in options.extra_stages, options.progress)
+        for stage in stages
+        if stage.name in answered
+    }
+    found = find_all(answers, asked, limits, reference, reports)
+    of_adversarial = {name: (one.gate,) for name, one in found.items()}
+    gates = {name: (*_gates(row, limits), *of_adversarial.get(name, ())) for name, row in reports.items()}
+    reports.update(_localised(opened, reports, gates, options, examples.inputs, (asked, found)))
     rows, source = tuple(reports.values()), examples.examples.source
     not_run = [(row.name, row.reason) for row in rows if row.status == "not run"]
     not_run += [(name, "no --server was given") for name in options.require if name not in reports]
@@ -110,6 +121,7 @@ def parity(options: ParityOptions) -> ParityReport:
         environment=environment(),
         seconds=time.monotonic() - started,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        adversarial=report_of(asked, answers, found),
     )
     write_report(result, make_certificate(opened, result, nvidia_driver()))
     _record(opened, result, limits)
@@ -136,18 +148,25 @@ def _localised(
     bundle: Bundle,
     reports: Mapping[str, StageReport],
     gates: Mapping[str, Sequence[Gate]],
-    inputs: ParityInputs,
     options: ParityOptions,
+    inputs: ParityInputs,
+    adversarial: tuple[AdversarialSet, Mapping[str, Findings]],
 ) -> dict[str, StageReport]:
     """The first stage whose answers are off, with where in the graph that begins."""
+    asked, findings = adversarial
     for name, row in reports.items():
-        failed = any(gate.name in _OF_ERRORS and not gate.passed for gate in gates[name])
-        if not failed or row.measures is None or row.status != "run":
+        failed = {gate.name for gate in gates[name] if not gate.passed}
+        if row.measures is None or row.status != "run":
             continue
-        units = np.argsort(-row.measures.row_errors, kind="stable")
-        worst = list(dict.fromkeys(inputs.all_units.rows[units].tolist()))
+        if failed.intersection(_OF_ERRORS):
+            units = np.argsort(-row.measures.row_errors, kind="stable")
+            rows, worst = inputs, list(dict.fromkeys(inputs.all_units.rows[units].tolist()))
+        elif GATE in failed:
+            rows, worst = asked.at(asked.batches)[1], [one.number for one in findings[name].failing]
+        else:
+            continue
         try:
-            found = localise_stage(bundle, name, inputs, worst, options.progress, options.checkpoint)
+            found = localise_stage(bundle, name, rows, worst, options.progress, options.checkpoint)
         except MemoryError:
             raise
         except Exception as error:  # a graph of another structure; the failure is reported all the same
@@ -178,21 +197,10 @@ def _note(ran: Mapping[str, StageRun], reference: str) -> str:
 
 
 def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
-    wanted, metrics = limits_of(row.name, limits), row.served or row.measures
-    if row.status == "reference":  # against itself every other gate would hold
-        wanted = Limits(non_finite=wanted.non_finite, consistent=wanted.consistent)
-    elif row.serves and row.serves in DEFAULTS and DEFAULTS[row.serves].unexplained_flips is not None:
-        # What is served runs in 16 bits: it is held to what its graph or engine is held to, against FP32,
-        # except where the gates file has limits of its own for the served stage.
-        given = {
-            name: value for name, value in vars(wanted).items() if value != vars(DEFAULTS["triton"])[name]
-        }
-        half = limits_of(row.serves, limits)
-        # Logits that are off by x move no softmax by more than x / 2.
-        bound = None if half.max_error is None else half.max_error / 2
-        fitted = replace(half, size_ratio=None, verified=False, max_probability_error=bound)
-        wanted = replace(fitted, **given)
-        metrics = row.measures
+    wanted, as_served = limits_in_role(
+        row.name, limits, is_reference=row.status == "reference", serves=row.serves
+    )
+    metrics = row.served if as_served and row.served else row.measures
     failure = row.reason if row.status == "failed" else ""
     verified = bool(row.verification.get("verified")) if row.verification else None
     seen = (row.size_ratio, verified, row.consistency, row.other_files, row.as_planned)

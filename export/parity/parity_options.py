@@ -39,6 +39,10 @@ class ParityOptions(DataOptions):
     allow_incomplete: Sequence[str] = option(
         default=(), metavar="STAGE", help="A stage that the verdict does not wait for; it is recorded.",
     )
+    seed: int = option(
+        default=0, minimum=0, maximum=2**32 - 1,
+        help="What the adversarial inputs are drawn with: the same seed makes the same inputs.",
+    )
     # fmt: on
     extra_stages: Sequence[Stage] = option(
         default=(), on_command_line=False, help="Served models, compared after the bundle's own stages."

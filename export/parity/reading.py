@@ -208,4 +208,5 @@ def at_rows(inputs: ParityInputs, rows: Sequence[int]) -> ParityInputs:
         encoded=[inputs.encoded[row] for row in rows],
         probe=None,
         units=Units(numbers, places),
+        arranged=(),
     )

@@ -51,6 +51,7 @@ _GATE_NAMES = {
     "consistent": "self-consistent",
     "as_planned": "the plan's graph",
     "same_files": "the bundle's files",
+    "adversarial": "adversarial inputs",
 }
 
 

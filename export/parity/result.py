@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bertmp.export.consistency.check import Consistency
+from bertmp.export.parity.adversarial_findings import AdversarialReport
 from bertmp.export.parity.bundle_summary import BundleSummary
 from bertmp.export.parity.gates import (
     Gate,
@@ -159,6 +160,7 @@ class ParityReport:
         environment: the machine and the versions.
         seconds: wall time.
         created: ISO 8601, UTC.
+        adversarial: what was found on the inputs that were made for the model; None where none were asked.
     """
 
     bundle: Path
@@ -174,6 +176,7 @@ class ParityReport:
     environment: Mapping[str, str]
     seconds: float
     created: str
+    adversarial: AdversarialReport | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -232,6 +235,7 @@ class ParityReport:
             "data_sha256": self.data.sha256,
             "truncated": self.data.truncated,
             "pairs": self.data.pairs,
+            "adversarial": self.adversarial and self.adversarial.made(),
             "failed_gates": [f"{gate.stage}.{gate.name}" for gate in self.failed_gates],
             "stages": {stage.name: _figures(stage) for stage in self.stages},
         }
@@ -251,6 +255,7 @@ class ParityReport:
             "stages": [stage.to_json() for stage in self.stages],
             "gates": [asdict(gate) for gate in self.gates],
             "flips": [row.to_json() for row in self.flips],
+            "adversarial": self.adversarial and self.adversarial.to_json(),
             "bundle_summary": self.contents.to_json(),
             "environment": dict(self.environment),
             "seconds": round(self.seconds, 3),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class ParityInputs:
         view: how the task's answers are compared.
         units: what gets an answer; None for one unit per example.
         files: SHA-256 of the bundle's files, by the names that they have where they are served.
+        arranged: the batches to ask, by row; empty where any will do. A row without tokens is all padding
+            and never alone in its batch.
     """
 
     texts: Sequence[str]
@@ -54,6 +56,7 @@ class ParityInputs:
     view: TaskView = VIEWS["classification"]
     units: Units | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    arranged: Sequence[Sequence[int]] = ()
 
     @cached_property
     def all_units(self) -> Units:
@@ -105,6 +108,14 @@ class Stage(Protocol):
 
     def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | Skipped:
         """Answers all examples, in their order; calls `advance(n)` after every n examples."""
+
+
+@runtime_checkable
+class EmptyTexts(Protocol):
+    """A stage that takes texts and can say what it does with an empty one."""
+
+    def answered_empty(self, texts: Sequence[str]) -> Sequence[str]:
+        """Those of the texts, all of them empty or blank, that it answers where it should refuse them."""
 
 
 @dataclass(frozen=True)
@@ -172,11 +183,14 @@ Batches = Iterable[tuple[list[int], Feed]]
 def batches(inputs: ParityInputs, size: int = BATCH_SIZE, spread: int = LENGTH_SPREAD) -> Batches:
     """The examples from short to long, at most `size` per batch, none padded by more than `spread` tokens.
 
+    Where the inputs are arranged, their own batches.
+
     Yields:
         The rows of a batch, and the graph's inputs for them by name, INT64 `[batch, length]`.
     """
-    for rows in close_batches([len(encoded) for encoded in inputs.encoded], size, spread):
-        yield rows, pad_batch([inputs.encoded[row] for row in rows], inputs.pad_id)
+    lengths = [len(encoded) for encoded in inputs.encoded]
+    for rows in inputs.arranged or close_batches(lengths, size, spread):
+        yield list(rows), pad_batch([inputs.encoded[row] for row in rows], inputs.pad_id)
 
 
 def answer_all(

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.export.engine_graphs import LABELS
 
 
-class _Tail:
+class Tail:
     """Nodes after the graph's former `logits`."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -45,20 +45,20 @@ class _Tail:
 
 def roll_rows(model: onnx.ModelProto) -> None:
     """Each row gets its neighbour's answer; alone its own."""
-    tail = _Tail(model)
+    tail = Tail(model)
     tail.finish(tail.rolled())
 
 
 def roll_large_batches(model: onnx.ModelProto) -> None:
     """The same in batches above 16 alone."""
-    tail = _Tail(model)
+    tail = Tail(model)
     large = tail.node("Greater", tail.size(0), tail.constant([16]))
     tail.finish(tail.node("Where", large, tail.rolled(), "sound"))
 
 
 def centre_batch(model: onnx.ModelProto) -> None:
     """A batch's mean is subtracted, whatever its order; a row alone keeps its answer."""
-    tail = _Tail(model)
+    tail = Tail(model)
     mean = tail.node("ReduceMean", "sound", tail.constant([0]), keepdims=1)
     several = tail.node("Greater", tail.size(0), tail.constant([1]))
     tail.finish(tail.node("Where", several, tail.node("Sub", "sound", mean), "sound"))
@@ -66,7 +66,7 @@ def centre_batch(model: onnx.ModelProto) -> None:
 
 def add_place(model: onnx.ModelProto) -> None:
     """A row's place in the batch is added to its first logit."""
-    tail = _Tail(model)
+    tail = Tail(model)
     zero, one = tail.constant(0), tail.constant(1)
     places = tail.node("Range", zero, tail.node("Squeeze", tail.size(0)), one)
     column = tail.node("Unsqueeze", tail.node("Cast", places, to=TensorProto.FLOAT), tail.constant([1]))
@@ -76,7 +76,7 @@ def add_place(model: onnx.ModelProto) -> None:
 
 def add_length(model: onnx.ModelProto) -> None:
     """A thousandth of the padded length is added to every logit: no label changes."""
-    tail = _Tail(model)
+    tail = Tail(model)
     length = tail.node("Cast", tail.size(1), to=TensorProto.FLOAT)
     tail.finish(tail.node("Add", "sound", tail.node("Mul", length, tail.constant([0.001], np.float32))))
 
