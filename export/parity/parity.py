@@ -158,11 +158,12 @@ def _localised(
         failed = {gate.name for gate in gates[name] if not gate.passed}
         if row.measures is None or row.status != "run":
             continue
-        if failed.intersection(_OF_ERRORS):
+        off = failed.intersection(_OF_ERRORS)
+        if GATE in failed and off <= {"as_planned"}:  # no example shows it
+            rows, worst = asked.at(asked.batches)[1], [one.number for one in findings[name].failing]
+        elif off:
             units = np.argsort(-row.measures.row_errors, kind="stable")
             rows, worst = inputs, list(dict.fromkeys(inputs.all_units.rows[units].tolist()))
-        elif GATE in failed:
-            rows, worst = asked.at(asked.batches)[1], [one.number for one in findings[name].failing]
         else:
             continue
         try:

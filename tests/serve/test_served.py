@@ -120,6 +120,16 @@ def test_parity_of_a_repository_that_serves_the_fp16_graph(
     assert stage.consistency.passed, stage.consistency.sentence()
     assert {result.shape for result in stage.consistency.results} >= {"32x16", "5x64", "32 texts"}
     assert not [gate for gate in result.failed_gates if gate.stage == "triton"]
+    assert result.adversarial is not None
+    [asked] = [one for one in result.adversarial.stages if one.stage == "triton"]
+    assert asked.refuses_empty is True
+    assert 30 < asked.asked < result.adversarial.inputs  # the texts alone
+    assert "adversarial" in {gate.name for gate in result.gates if gate.stage == "triton"}
+
+
+def test_a_text_that_is_not_empty_counts_as_answered(served: Served) -> None:
+    stage = TritonStage(served.running.grpc, "trec")
+    assert stage.answered_empty(["", "Who ?", " \t"]) == ["Who ?"]
 
 
 def test_parity_stage_with_pairs_is_skipped(served: Served) -> None:
