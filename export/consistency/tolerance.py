@@ -62,8 +62,13 @@ def tolerance_of(plan: PrecisionPlan) -> Tolerance:
     if plan.search is not None and math.isfinite(plan.search.error):
         words = f"the plan's measured error, and at least two steps of {plan.target.upper()}"
         return Tolerance(max(0.0, plan.search.error), max(2 * step, FP32.relative), words)
-    words = f"{_STORED_ROUNDINGS} steps of {plan.target.upper()}: the plan's error was not measured"
-    return Tolerance(0.0, _STORED_ROUNDINGS * step, words)
+    return unmeasured_tolerance(plan.target)
+
+
+def unmeasured_tolerance(precision: str) -> Tolerance:
+    """The tolerance of what runs in `fp16` or `bf16` with an error that nobody has measured."""
+    words = f"{_STORED_ROUNDINGS} steps of {precision.upper()}: the error was not measured"
+    return Tolerance(0.0, _STORED_ROUNDINGS * _STEP[precision], words)
 
 
 def low_tolerance(bundle: Bundle) -> Tolerance:

@@ -11,19 +11,21 @@ import numpy as np
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json
 from bertmp.export.bundle import BUILD_ENGINE, CONVERT, EXPORT, FP32_GRAPH, NETWORK, Bundle
-from bertmp.export.consistency.check import Consistency, Outputs, check_consistency
-from bertmp.export.consistency.probe import filled_batch, graph_shapes, profile_shapes
-from bertmp.export.consistency.tolerance import FP32, Tolerance
+from bertmp.export.consistency.check import Outputs, check_consistency
+from bertmp.export.consistency.probe import filled_batch, profile_shapes
+from bertmp.export.consistency.tolerance import FP32
 from bertmp.export.engine.builders import Toolchain, probe
 from bertmp.export.engine.compatibility import open_engine, require_runtime
 from bertmp.export.engine.engine_options import Profile, Shape
 from bertmp.export.engine.runtime import load_engine, why_not
 from bertmp.export.engine.verify import verification_of
 from bertmp.export.graph.ort_sessions import arithmetic_note, best_providers, open_session
+from bertmp.export.parity.emulated_stage import EmulatedStage
+from bertmp.export.parity.self_check import check_graph, labels_output
 from bertmp.export.parity.stage import Feed, ParityInputs, Skipped, Stage, StageOutput, answer_all
-from bertmp.export.parity.tasks import TaskView
+from bertmp.export.parity.torch_stages import AmpStage, TorchStage
 
-TORCH, ONNX_FP32 = "torch-fp32", "onnx-fp32"
+ONNX_FP32 = "onnx-fp32"
 
 
 def low_stage(bundle: Bundle) -> str:
@@ -31,8 +33,13 @@ def low_stage(bundle: Bundle) -> str:
     return f"onnx-{bundle.low_precision}"
 
 
+def emulated_stage(bundle: Bundle) -> str:
+    """The name of the stage that emulates that graph: `onnx-fp16-emulated` or `onnx-bf16-emulated`."""
+    return f"{low_stage(bundle)}-emulated"
+
+
 def chain(bundle: Bundle, checkpoint: Path | None) -> tuple[Stage, ...]:
-    """The checkpoint, both graphs and the engine.
+    """The checkpoint, also under autocast, both graphs, the low one also in emulation, and the engine.
 
     Args:
         checkpoint: in place of the folder that the manifest names.
@@ -48,71 +55,15 @@ def chain(bundle: Bundle, checkpoint: Path | None) -> tuple[Stage, ...]:
     sha256 = export.results.get("checkpoint_sha256") or export.settings.get("checkpoint_sha256") or ""
     folder = Path(str(recorded)) if recorded else None
     low = bundle.lowest_graph if bundle.low_graph else None
+    trained = TorchStage(folder, str(sha256), chosen=checkpoint is not None)
     return (
-        TorchStage(folder, str(sha256), chosen=checkpoint is not None),
+        trained,
+        AmpStage(trained, bundle.low_precision),
         OnnxStage(ONNX_FP32, bundle.folder / FP32_GRAPH, half=False),
         OnnxStage(low_stage(bundle), low, half=True),
+        EmulatedStage(emulated_stage(bundle), low, bundle.low_precision),
         EngineStage(bundle),
     )
-
-
-@dataclass(frozen=True)
-class TorchStage:
-    """The checkpoint in torch on the CPU, FP32 throughout.
-
-    Attributes:
-        folder: the checkpoint; None where the manifest has none.
-        sha256: of the weights that were exported; empty where the manifest has none.
-        chosen: whether the user named the folder, so that a wrong one is an error and not a reason.
-    """
-
-    folder: Path | None
-    sha256: str
-    chosen: bool = False
-    name: str = TORCH
-
-    def obstacle(self) -> str:
-        """Why the checkpoint cannot be the reference; empty where it can."""
-        from bertmp.model.weights import fingerprint
-
-        if self.folder is None:
-            return "the manifest names no checkpoint"
-        try:
-            found = fingerprint(self.folder)
-        except InputError:
-            return f"the checkpoint is not on this machine: {self.folder}"
-        if self.sha256 and found != self.sha256:
-            return f"the checkpoint is not the one that was exported: {self.folder}"
-        return ""
-
-    def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | Skipped:
-        """Answers all examples.
-
-        Raises:
-            InputError: the user named a checkpoint that cannot be the reference, or its files are
-                damaged.
-        """
-        if obstacle := self.obstacle():
-            if self.chosen:
-                todo = "name the folder that was exported with --checkpoint"
-                raise InputError(obstacle.split(": ")[0], str(self.folder), todo)
-            return Skipped(obstacle)
-        assert self.folder is not None
-        import torch
-
-        from bertmp.model.checkpoint import load_checkpoint
-
-        model = load_checkpoint(self.folder, inputs.view.task).model
-
-        def answer(feed: Feed) -> Outputs:
-            found = model(*map(torch.from_numpy, feed.values()))
-            tensors = found if isinstance(found, tuple) else (found,)
-            return {name: tensor.numpy() for name, tensor in zip(model.outputs, tensors, strict=True)}
-
-        with torch.inference_mode():
-            answered = answer_all(inputs, answer, advance)
-            found = check_graph(inputs, answer, FP32)
-        return replace(answered, details={"runs on": "torch, CPU"}, consistency=found)
 
 
 @dataclass(frozen=True)
@@ -160,21 +111,6 @@ class OnnxStage:
             details["arithmetic"] = note
         found = check_graph(inputs, answer, inputs.low_tolerance if self.half else FP32)
         return replace(answered, details=details, consistency=found)
-
-
-def check_graph(
-    inputs: ParityInputs, answer: Callable[[Feed], Outputs], tolerance: Tolerance
-) -> Consistency | None:
-    """Compares the answers of a graph, which takes any shape, with each other; None without a probe."""
-    if inputs.probe is None:
-        return None
-    shapes = graph_shapes(inputs.probe)
-    return check_consistency(answer, inputs.probe, shapes, tolerance, labels_output(inputs.view))
-
-
-def labels_output(view: TaskView) -> str:
-    """The output whose largest number names a class; empty for heads without one."""
-    return view.output if view.kind == "classes" else ""
 
 
 STEP = 8

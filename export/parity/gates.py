@@ -48,11 +48,17 @@ class Limits:
 
 _HALF = Limits(max_error=0.05, accuracy_points=0.2, unexplained_flips=0)
 
+_NONE = Limits(non_finite=None, consistent=False, adversarial=False)
+"""Nothing of torch under autocast ships, and its products are in 16 bits whatever the plan keeps in FP32."""
+
 DEFAULTS: Mapping[str, Limits] = {
     "torch-fp32": Limits(),
+    "torch-amp": _NONE,
     "onnx-fp32": Limits(max_error=5e-5),
     "onnx-fp16": replace(_HALF, size_ratio=0.51),
     "onnx-bf16": replace(_HALF, max_error=0.25, size_ratio=0.51),
+    "onnx-fp16-emulated": _HALF,
+    "onnx-bf16-emulated": replace(_HALF, max_error=0.25),
     "engine": replace(_HALF, verified=True),
     "triton": Limits(max_probability_error=1e-5, flips=0),
 }

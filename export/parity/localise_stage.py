@@ -13,9 +13,10 @@ from bertmp.export.bundle import EXPORT, FP32_GRAPH, LOW_GRAPHS, Bundle
 from bertmp.export.graph.loading import load_graph
 from bertmp.export.graph.ort_sessions import Feed
 from bertmp.export.graph.tracing import OPSET, export_graph
-from bertmp.export.parity.bundle_stages import ONNX_FP32, TorchStage
+from bertmp.export.parity.bundle_stages import ONNX_FP32
 from bertmp.export.parity.localise import Localisation, localise
 from bertmp.export.parity.stage import ParityInputs
+from bertmp.export.parity.torch_stages import TorchStage
 
 ROWS = 16
 """The most rows that are run."""

@@ -20,7 +20,7 @@ from bertmp.export.parity.adversarial import AdversarialSet, adversarial_inputs
 from bertmp.export.parity.adversarial_findings import GATE, Findings
 from bertmp.export.parity.adversarial_run import ask, find_all, report_of
 from bertmp.export.parity.as_planned import check_as_planned
-from bertmp.export.parity.bundle_stages import ONNX_FP32, TORCH, chain, low_stage
+from bertmp.export.parity.bundle_stages import ONNX_FP32, chain, emulated_stage, low_stage
 from bertmp.export.parity.bundle_summary import summarise_bundle
 from bertmp.export.parity.certificate import CERTIFICATE, make_certificate
 from bertmp.export.parity.flip_rows import flip_rows
@@ -45,6 +45,7 @@ from bertmp.export.parity.result import (
 )
 from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput, StageRun, run_all
 from bertmp.export.parity.stage_report import as_planned, stage_report, with_sizes
+from bertmp.export.parity.torch_stages import TORCH, TORCH_AMP
 from bertmp.export.parity.verdict import check_stage_names, find_unchecked
 from bertmp.export.parity.weight_sizes import weight_sizes
 
@@ -156,7 +157,8 @@ def _localised(
     asked, findings = adversarial
     for name, row in reports.items():
         failed = {gate.name for gate in gates[name] if not gate.passed}
-        if row.measures is None or row.status != "run":
+        # No graph is made from what torch computes under autocast.
+        if row.measures is None or row.status != "run" or name == TORCH_AMP:
             continue
         off = failed.intersection(_OF_ERRORS)
         if GATE in failed and off <= {"as_planned"}:  # no example shows it
@@ -184,7 +186,7 @@ def _counting(bundle: Bundle, asked: Sequence[str]) -> set[str]:
     """
     built = bundle.manifest.stages.get(BUILD_ENGINE)
     engine = built is not None and built.results.get("builder") != "tensorrt-rtx"
-    low = [low_stage(bundle)] if bundle.low_graph else []
+    low = [low_stage(bundle), emulated_stage(bundle)] if bundle.low_graph else []
     return {TORCH, ONNX_FP32, *low, *asked, *(["engine"] if engine else [])}
 
 

@@ -25,13 +25,17 @@ FILES = ("report.html", "report.json", "junit.xml", CERTIFICATE)
 
 _ARTEFACTS = {
     "torch-fp32": "checkpoint",
+    "torch-amp": "checkpoint",
     "onnx-fp32": "model.onnx",
     "engine": "model.plan",
 }
 _VERBS = {
+    "torch-amp": "autocast",
     "onnx-fp32": "export",
     "onnx-fp16": "convert",
     "onnx-bf16": "convert",
+    "onnx-fp16-emulated": "round",
+    "onnx-bf16-emulated": "round",
     "engine": "build",
     "triton": "deploy",
 }
@@ -124,7 +128,8 @@ def _chain(result: ParityReport) -> list[page.ChainLink]:
     kind = "labelled" if data.labelled else "unlabelled"
     links = [page.ChainLink("data", data.file.name, f"{data.texts:,}", f"{kind} inputs")]
     contents = result.contents
-    files = {**_ARTEFACTS, f"onnx-{contents.low_precision}": contents.low_graph or ""}
+    low, file = f"onnx-{contents.low_precision}", contents.low_graph or ""
+    files = {**_ARTEFACTS, low: file, f"{low}-emulated": file}
     for stage in result.stages:
         subtitle = f"serves {stage.serves}" if stage.serves else files.get(stage.name, "")
         verb = _VERBS.get(stage.name) or _VERBS.get(stage.name.partition("-")[0], "")
@@ -154,7 +159,9 @@ def _series(result: ParityReport) -> list[page.ErrorSeries]:
 
 def _tiles(result: ParityReport) -> list[Tile]:
     """Accuracy first, then the worst error, the flips, the file's size: what one asks first."""
-    compared = {one.name: one.measures for one in result.stages if one.measures and one.status == "run"}
+    judged = {gate.stage for gate in result.gates}
+    ran = [one for one in result.stages if one.status == "run" and one.name in judged]
+    compared = {one.name: one.measures for one in ran if one.measures}
     reference = next((one for one in result.stages if one.status == "reference"), None)
     tiles = []
     if reference and reference.measures and reference.measures.accuracy is not None:
@@ -166,7 +173,8 @@ def _tiles(result: ParityReport) -> list[Tile]:
     if errors := {name: metrics.max_error for name, metrics in compared.items()}:
         worst = max(errors, key=lambda name: errors[name])
         tiles.append(Tile(page.scientific(errors[worst]), "largest logit error", worst))
-        tiles.append(Tile(str(len({row.line for row in result.flips})), "examples whose label changed"))
+        changed = len({row.line for row in result.flips if row.stage in judged})
+        tiles.append(Tile(str(changed), "examples whose label changed"))
     if (ratio := result.contents.size_ratio) is not None:
         low = result.contents.low_precision.upper()
         tiles.append(Tile(f"{ratio:.3f}", f"{low} file against FP32"))

@@ -140,7 +140,8 @@ def _stage(raw: Mapping[str, Any], gates: Mapping[str, GateFigures]) -> StageFig
     measures = {name: _number(measured[name]) for name in _MEASURES} if measured else {}
     if measured and measured["accuracy"] is not None:
         measures["accuracy"] = _number(measured["accuracy"])
-    verdict: StageVerdict = "passed" if status == "run" else cast(StageVerdict, status)
+    judged: StageVerdict = "passed" if gates else "not judged"
+    verdict: StageVerdict = judged if status == "run" else cast(StageVerdict, status)
     if status == "not run" and raw["verification"].get("verified"):
         verdict = "verified"
     if not all(gate.passed for gate in gates.values()):

@@ -25,7 +25,7 @@ from bertmp.metrics.comparison import MetricComparison
 FORMAT = 2
 
 Status = Literal["reference", "run", "not run", "failed"]
-StageVerdict = Literal["reference", "passed", "verified", "not run", "failed"]
+StageVerdict = Literal["reference", "passed", "verified", "not judged", "not run", "failed"]
 
 
 @dataclass(frozen=True)
@@ -209,12 +209,18 @@ class ParityReport:
         return tuple(gate for gate in self.gates if not gate.passed)
 
     def verdict_on(self, stage: StageReport) -> StageVerdict:
-        """The verdict on a stage; `verified` where it did not run but its precision holds."""
-        if any(gate.stage == stage.name and not gate.passed for gate in self.gates):
+        """The verdict on a stage.
+
+        `verified` where it did not run but its precision holds, `not judged` where it ran and has no gates.
+        """
+        gates = [gate for gate in self.gates if gate.stage == stage.name]
+        if not all(gate.passed for gate in gates):
             return "failed"
         if stage.status == "not run" and stage.verification.get("verified"):
             return "verified"
-        return "passed" if stage.status == "run" else stage.status
+        if stage.status != "run":
+            return stage.status
+        return "passed" if gates else "not judged"
 
     def stage(self, name: str) -> StageReport:
         """One stage by its name.

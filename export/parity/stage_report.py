@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from bertmp.export.bundle import LOW_GRAPHS
 from bertmp.export.parity.as_planned import PlanCheck
 from bertmp.export.parity.bundle_stages import ONNX_FP32
 from bertmp.export.parity.gates import DEFAULTS, Evidence, decide
@@ -77,7 +78,7 @@ def _serves(answer: StageOutput, answered: Mapping[str, StageOutput], reference:
         return ""
     if declared := str(answer.details.get("serves", "")):
         return declared
-    graphs = [ONNX_FP32, *(name for name in answered if name.startswith("onnx-") and name != ONNX_FP32)]
+    graphs = [ONNX_FP32, *(f"onnx-{precision}" for precision in LOW_GRAPHS)]
     same = (name for name in graphs if name in answered and _repeats(answer, answered[name]))
     return next(same, ONNX_FP32 if ONNX_FP32 in answered else reference)
 
