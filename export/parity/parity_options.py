@@ -43,6 +43,11 @@ class ParityOptions(DataOptions):
         default=0, minimum=0, maximum=2**32 - 1,
         help="What the adversarial inputs are drawn with: the same seed makes the same inputs.",
     )
+    sign: Path | None = option(
+        default=None, metavar="KEY",
+        help="Sign the bundle and its certificate with this private key (PEM; elliptic curve P-256, P-384 or "
+        "P-521), unless the verdict is failed. BERTMP_SIGN_PASSWORD has the password of an encrypted key.",
+    )
     # fmt: on
     extra_stages: Sequence[Stage] = option(
         default=(), on_command_line=False, help="Served models, compared after the bundle's own stages."
