@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from bertmp.core.errors import InputError
+from bertmp.core.io import read_toml
 from bertmp.export.consistency.check import Consistency
 from bertmp.export.parity.stage_metrics import StageMetrics, finite
 
@@ -202,6 +204,20 @@ def _measured(stage: str, metrics: StageMetrics, limits: Limits) -> Iterator[Gat
     if limit is not None and points is not None:
         sentence = f"accuracy changed by {points:+.3g} points, {limit:g} either way allowed"
         yield Gate(stage, "accuracy_points", limit, points, abs(points) <= limit, sentence)
+
+
+def read_limits(given: Mapping[str, object] | Path | str | None, precision: str) -> Mapping[str, Limits]:
+    """The limits of a run: those of a gates file, of a Python caller, or the built-in ones.
+
+    Args:
+        given: the file, or stage → `Limits`; None for the built-in limits.
+        precision: see `of_precision`.
+
+    Raises:
+        InputError: the file cannot be read, or names an unknown stage or gate.
+    """
+    limits = override(read_toml(Path(given)), str(given)) if isinstance(given, (str, Path)) else given
+    return of_precision(cast(Mapping[str, Limits], limits or DEFAULTS), precision)
 
 
 def override(tables: Mapping[str, Any], where: str) -> dict[str, Limits]:

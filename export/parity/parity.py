@@ -6,14 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from bertmp.core.errors import InputError, short_message
 from bertmp.core.hardware import nvidia_driver
-from bertmp.core.io import read_toml, sha256_file
+from bertmp.core.io import sha256_file
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import Notice
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
@@ -24,16 +22,15 @@ from bertmp.export.parity.as_planned import check_as_planned
 from bertmp.export.parity.bundle_stages import ONNX_FP32, TORCH, chain, low_stage
 from bertmp.export.parity.bundle_summary import summarise_bundle
 from bertmp.export.parity.certificate import CERTIFICATE, make_certificate
+from bertmp.export.parity.failing_inputs import failed_batches, failed_examples, save_failing
 from bertmp.export.parity.flip_rows import flip_rows
 from bertmp.export.parity.gates import (
-    DEFAULTS,
     Evidence,
     Gate,
     Limits,
     decide,
     limits_in_role,
-    of_precision,
-    override,
+    read_limits,
 )
 from bertmp.export.parity.localise_stage import localise_stage
 from bertmp.export.parity.model_card import model_card
@@ -72,9 +69,7 @@ def parity(options: ParityOptions) -> ParityReport:
     folder = options.report or opened.folder / DEFAULT_FOLDER
     if folder.exists() and not folder.is_dir():
         raise InputError("not a folder", folder, "name another folder with --report")
-    given = options.gates
-    limits = override(read_toml(Path(given)), str(given)) if isinstance(given, (str, Path)) else given
-    limits = of_precision(cast(Mapping[str, Limits], limits or DEFAULTS), opened.low_precision)
+    limits = read_limits(options.gates, opened.low_precision)
     signer = None if options.sign is None else Signer(options.sign, opened.folder)
     own = chain(opened, options.checkpoint)
     stages = (*own, *options.extra_stages)
@@ -128,6 +123,9 @@ def parity(options: ParityOptions) -> ParityReport:
         adversarial=report_of(asked, answers, found),
     )
     write_report(result, make_certificate(opened, result, nvidia_driver()), model_card(opened, result))
+    failed, left_out = failed_examples(rows, gates, examples)
+    failed = [*failed_batches(asked, found), *failed]
+    save_failing(folder, opened.task, options.seed, failed, left_out, examples.inputs.pad_id)
     _record(opened, result, limits)
     for run in ran.values():
         if run.interruption is not None:
