@@ -12,7 +12,7 @@
 #   make bench-gpu    the benchmark that needs CUDA: benchmarks/results/gpu.json; neither installs anything
 #
 # PYTHON=python3.12           another Python (3.10 or later) for .venv
-# EXTRAS=gpu,dev              other extras of pyproject.toml
+# EXTRAS=gpu,dev,sign         other extras of pyproject.toml
 # TORCH_INDEX=URL             an additional package index for torch: PyTorch's CPU index saves a
 #                             machine without a GPU several gigabytes of CUDA libraries
 # TEST_SECONDS=600            time limit of the tests (SLOW_TEST_SECONDS=1500: of the slow ones)
@@ -20,7 +20,7 @@
 # BENCH_OPTIONS=--quick       more options for a benchmark
 
 PYTHON ?= python3
-EXTRAS ?= cpu,dev
+EXTRAS ?= cpu,dev,sign
 TORCH_INDEX ?=
 TEST_SECONDS ?= 600
 SLOW_TEST_SECONDS ?= 1500

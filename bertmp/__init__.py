@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bertmp.export.onnx_export import export_checkpoint as export_checkpoint
     from bertmp.export.parity.compare import compare as compare
     from bertmp.export.parity.parity import parity as parity
+    from bertmp.export.parity.replay import replay as replay
     from bertmp.export.parity.verify import verify as verify
     from bertmp.export.precision.convert import convert as convert
     from bertmp.export.prediction.predict import predict as predict
@@ -57,6 +58,7 @@ _MODULES = {
     "serve_repository": "bertmp.serve.server",
     "setup": "bertmp.environment.triton_install",
     "train": "bertmp.training.train",
+    "replay": "bertmp.export.parity.replay",
     "verify": "bertmp.export.parity.verify",
 }
 

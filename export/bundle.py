@@ -23,6 +23,7 @@ LOW_GRAPHS = {"fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx"}
 """Low precision → the file of its graph."""
 FP16_GRAPH = LOW_GRAPHS["fp16"]
 PLAN = "precision-plan.json"
+MANIFEST = "manifest.json"
 CONFIG = "config.json"
 LABELS = "labels.txt"
 ENGINE = "engine/model.plan"
@@ -86,9 +87,9 @@ class Manifest:
         """
         from pydantic import TypeAdapter, ValidationError
 
-        path = bundle / "manifest.json"
+        path = bundle / MANIFEST
         if not path.is_file():
-            raise InputError("not a bundle: it has no manifest.json", bundle, "make one with 'bertmp export'")
+            raise InputError(f"not a bundle: it has no {MANIFEST}", bundle, "make one with 'bertmp export'")
         data = read_json(path)
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InputError("manifest of an unknown format", path, "export the checkpoint again")
@@ -100,7 +101,7 @@ class Manifest:
     def save(self, bundle: Path) -> None:
         """Writes `bundle/manifest.json` atomically."""
         stages = {name: asdict(entry) for name, entry in self.stages.items()}
-        write_json(bundle / "manifest.json", {"format": FORMAT, "stages": stages})
+        write_json(bundle / MANIFEST, {"format": FORMAT, "stages": stages})
 
     def with_stage(self, name: str, record: StageRecord) -> Manifest:
         """The manifest with `record` under `name`; the stage's earlier entry is replaced."""

@@ -11,6 +11,7 @@ from bertmp.core.options import keywords_of
 from bertmp.export.bundle import Bundle
 from bertmp.export.consistency.check import Consistency
 from bertmp.export.engine.compatibility import release_of_server
+from bertmp.export.parity.signature import require_signed
 from bertmp.serve import rollout
 from bertmp.serve.client import Client, connect
 from bertmp.serve.deployable import Deployable, DeployableEngine, inspect_bundle
@@ -42,6 +43,7 @@ class Deployment(JsonSerializable):
         notes: what else the user should know.
         consistency: its answers compared with each other; None where no server was named, and after a
             rollback.
+        signed_by: SHA-256 of the public key that it was checked against; empty where none was trusted.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Deployment(JsonSerializable):
     server: str | None
     notes: tuple[str, ...] = ()
     consistency: Consistency | None = None
+    signed_by: str = ""
 
 
 @keywords_of(DeployOptions)
@@ -66,9 +69,14 @@ def deploy(options: DeployOptions) -> Deployment:
     Raises:
         InputError: a bundle that is stale or not a classifier, an engine of another TensorRT than the
             release has, labels or inputs other than the live version's, or a dead server.
-        GateFailed: parity did not pass, the server refuses the version, or the version contradicts itself.
+        GateFailed: parity did not pass, the bundle is not as the trusted key signed it, the server refuses
+            the version, or the version contradicts itself.
+        MissingComponent: a key is trusted and model-signing is not installed.
     """
-    deployable = inspect_bundle(Bundle.open(options.bundle), allow_incomplete=options.allow_incomplete)
+    # First of all: what is not as it was signed is not read.
+    trusted = None if options.trust is None else require_signed(options.bundle, options.trust)
+    bundle = Bundle.open(options.bundle)
+    deployable = inspect_bundle(bundle, allow_incomplete=options.allow_incomplete, trusted=trusted)
     if options.triton_release is not None and deployable.engine is not None:
         deployable.engine.require_release(options.triton_release)
     folders = ModelFolders(options.repository, options.name)
@@ -89,7 +97,8 @@ def deploy(options: DeployOptions) -> Deployment:
             lacks = f"the identical version {current.version} lacks {name_files(missing)}"
             note = f"{lacks}: deployed again, as a new version"
             return _deploy_new(folders, log, replace(deployable, notes=(note, *deployable.notes)), server)
-        current = replace(current, parity=deployable.parity)
+        signed_by = deployable.signed_by or current.signed_by
+        current = replace(current, parity=deployable.parity, signed_by=signed_by)
         log.put(current).with_live(current.version).save()
         found = None if server is None else rollout.promote(server, folders, current.version, deployable)
         notes = ("an identical version is live", *deployable.notes)
@@ -151,7 +160,14 @@ def _deploy_new(
     folders: ModelFolders, log: VersionLog, deployable: Deployable, server: Client | None
 ) -> Deployment:
     version = folders.next_version()
-    record = VersionRecord(folders.name, version, "live", deployable.fingerprint, deployable.parity)
+    record = VersionRecord(
+        folders.name,
+        version,
+        "live",
+        deployable.fingerprint,
+        deployable.parity,
+        signed_by=deployable.signed_by,
+    )
     engine = deployable.engine
     compatible = engine is not None and engine.version_compatible
     folders.write_configs(deployable.signature, None if engine is None else len(engine.profiles), compatible)
@@ -234,5 +250,13 @@ def _deployment(
     folders: ModelFolders, record: VersionRecord, server: Client | None, *, new: bool, notes: tuple[str, ...]
 ) -> Deployment:
     address = None if server is None else f"{server.protocol}://{server.address}"
-    repository = str(folders.repository)
-    return Deployment(folders.name, record.version, repository, new, record.parity_verdict, address, notes)
+    return Deployment(
+        name=folders.name,
+        version=record.version,
+        repository=str(folders.repository),
+        new=new,
+        parity=record.parity_verdict,
+        server=address,
+        notes=notes,
+        signed_by=record.signed_by,
+    )

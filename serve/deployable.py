@@ -19,6 +19,7 @@ from bertmp.core.io import sha256_file, write_json
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, EXPORT, FP32_GRAPH, PARITY, Bundle
 from bertmp.export.engine.compatibility import RELEASES, find_release, releases_for, require_match
 from bertmp.export.engine.engine_options import Profile, Shape, recorded_profiles, uncovered
+from bertmp.export.parity.signature import BundleSignature
 from bertmp.serve.model_config import MAX_BATCH, SETTINGS, ModelSignature, signature_of, text_settings
 from bertmp.serve.server_config import BACKENDS
 from bertmp.serve.version_files import listed_files
@@ -75,6 +76,7 @@ class Deployable:
         parity: the scalars of its parity; None where it was not checked.
         fingerprint: SHA-256 over everything that decides the answers.
         notes: what the user who deploys it should know.
+        trusted: the signature that was checked; None where no key was trusted.
     """
 
     bundle: Bundle
@@ -84,6 +86,12 @@ class Deployable:
     parity: Mapping[str, Any] | None
     fingerprint: str
     notes: tuple[str, ...]
+    trusted: BundleSignature | None = None
+
+    @property
+    def signed_by(self) -> str:
+        """SHA-256 of the public key that it is signed with; empty where none was trusted."""
+        return self.trusted.key if self.trusted else ""
 
     @property
     def encoder_files(self) -> tuple[str, ...]:
@@ -93,14 +101,14 @@ class Deployable:
     def fill_encoder(self, folder: Path) -> None:
         """Copies the files of the encoder's version into an empty folder."""
         for name in self.graphs:
-            shutil.copyfile(self.bundle.folder / name, folder / name)
+            self._copy(name, folder / name)
         if self.engine is not None:
-            shutil.copyfile(self.engine.plan, folder / PLAN)
+            self._copy(ENGINE, folder / PLAN)
 
     def fill_text(self, name: str, folder: Path) -> None:
         """Writes the files of the text model's version into an empty folder."""
         shutil.copyfile(TEXT_CODE, folder / "model.py")
-        shutil.copyfile(self.bundle.folder / TOKENIZER, folder / TOKENIZER)
+        self._copy(TOKENIZER, folder / TOKENIZER)
         if not missing_libraries():
             copy_tokenizers(folder / LIBRARIES)
         tokenizer = self.bundle.tokenizer
@@ -109,12 +117,26 @@ class Deployable:
         settings = text_settings(name, self.signature, tokenizer.pad_id, tokenizer.max_length, sha256)
         write_json(folder / SETTINGS, {**settings, **listed_files(self.encoder_files, folder)})
 
+    def _copy(self, name: str, target: Path) -> None:
+        """Copies one of the bundle's files; the copy is what was signed, whatever happened meanwhile.
 
-def inspect_bundle(bundle: Bundle, *, allow_incomplete: bool = False) -> Deployable:
+        Raises:
+            GateFailed: it is not.
+        """
+        shutil.copyfile(self.bundle.folder / name, target)
+        if self.trusted is not None and sha256_file(target) != self.trusted.files.get(name):
+            what = f"{name} changed while the bundle was deployed"
+            raise GateFailed(what, self.bundle.folder, "see who writes to it, and deploy it again")
+
+
+def inspect_bundle(
+    bundle: Bundle, *, allow_incomplete: bool = False, trusted: BundleSignature | None = None
+) -> Deployable:
     """Decides whether a bundle may be deployed.
 
     Args:
         allow_incomplete: whether it may although parity left something out that counts.
+        trusted: the signature that was checked; None where no key is trusted.
 
     Raises:
         InputError: it is stale, not a classifier, or has an engine for batches smaller than MAX_BATCH.
@@ -152,6 +174,7 @@ def inspect_bundle(bundle: Bundle, *, allow_incomplete: bool = False) -> Deploya
         parity=parity,
         fingerprint=hashlib.sha256(content).hexdigest(),
         notes=(*notes, *filter(None, [missing_libraries(), unseen])),
+        trusted=trusted,
     )
 
 

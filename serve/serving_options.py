@@ -42,6 +42,11 @@ class DeployOptions(Options):
     allow_incomplete: bool = option(
         default=False, help="Deploy it although parity left something out that counts; it is recorded."
     )
+    trust: Path | None = option(
+        default=None,
+        metavar="KEY",
+        help="Deploy it only as signed with this public key's private half (PEM); it is recorded.",
+    )
 
 
 class RollbackOptions(Options):

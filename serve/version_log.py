@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ class VersionRecord(JsonSerializable):
         parity: the scalars of the bundle's parity, `passed` among them; None where it was not checked.
         created: ISO 8601, UTC.
         note: why it was refused, or that the record was made from the folder; empty otherwise.
+        signed_by: SHA-256 of the public key that it was checked against; empty where none was trusted.
     """
 
     name: str
@@ -40,6 +41,14 @@ class VersionRecord(JsonSerializable):
     parity: Mapping[str, Any] | None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     note: str = ""
+    signed_by: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without `signed_by` where that is empty: 0.1 did not know it."""
+        values = super().to_json()
+        return (
+            values if self.signed_by else {name: one for name, one in values.items() if name != "signed_by"}
+        )
 
     @classmethod
     def of_folder(cls, folder: Path) -> VersionRecord:
@@ -90,7 +99,7 @@ class VersionLog:
     def save(self) -> None:
         """Writes the file, completely or not at all."""
         entries = [
-            {key: value for key, value in asdict(entry).items() if key != "name"} for entry in self.records
+            {key: value for key, value in entry.to_json().items() if key != "name"} for entry in self.records
         ]
         write_json(self.path, {"format": FORMAT, "versions": entries})
 

@@ -6,20 +6,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import bertmp
 from bertmp.cli.command import CommandResult, new_table, progress_bar
 from bertmp.core.errors import InputError
 from bertmp.core.options import declared_options, option
 from bertmp.export.engine.engine_options import EngineOptions
-from bertmp.export.parity.parity_options import ParityOptions
+from bertmp.export.parity.parity_options import ComparisonOptions, ParityOptions, ReplayOptions
 
 if TYPE_CHECKING:
     from bertmp.data.readers import Columns
     from bertmp.export.engine.bench import EngineBench
     from bertmp.export.engine.build import EngineResult
     from bertmp.export.engine.onnxruntime_session import SessionResult
+    from bertmp.export.parity.replay import ReplayReport
     from bertmp.export.parity.result import ParityReport, StageReport
 
 
@@ -125,9 +126,18 @@ _SHOWN = (
 SERVED = "Served model"
 
 
-class ParityCommandOptions(ParityOptions):
-    """Those of `bertmp.parity`, and the served model that is compared as well."""
+class ParityCommandOptions(ComparisonOptions):
+    """Those of `bertmp.parity` and `bertmp.replay`, and the served model that is compared as well."""
 
+    data: Path | None = option(
+        default=None, metavar="FILE", help="Labelled or unlabelled examples; needed unless there is --replay."
+    )
+    replay: Path | None = option(
+        default=None,
+        metavar="FILE",
+        help="In place of --data, the failing-inputs.json of a report: those inputs alone are asked again; "
+        "neither the manifest nor the certificate changes.",
+    )
     server: Sequence[str] = option(
         default=(),
         group=SERVED,
@@ -143,6 +153,9 @@ class ParityCommandOptions(ParityOptions):
         if bool(self.server) != (self.model is not None):
             missing = "--model" if self.server else "--server"
             raise InputError(f"no {missing}", "", "--server URL and --model NAME go together")
+        if (self.data is None) == (self.replay is None):
+            what = "no --data" if self.data is None else "both --data and --replay"
+            raise InputError(what, "", "give --data FILE, or --replay FILE")
 
 
 def parity(options: ParityCommandOptions) -> CommandResult:
@@ -153,22 +166,56 @@ def parity(options: ParityCommandOptions) -> CommandResult:
 
         served = served_stages(options.server, options.model, options.protocol)
     with progress_bar() as progress:
-        result = bertmp.parity(replace(options, extra_stages=served, progress=progress))
-    code = {"passed": 0, "failed": 1, "incomplete": 5}[result.verdict]
-    return CommandResult(result.to_json(), lambda console: _show_parity(console, result), code)
+        given = replace(options, extra_stages=served, progress=progress)
+        if options.replay is not None:
+            replayed = bertmp.replay(_narrowed(given, ReplayOptions))
+            show = lambda console: _show_replay(console, replayed)  # noqa: E731
+            return CommandResult(replayed.to_json(), show, _CODES[replayed.verdict])
+        result = bertmp.parity(_narrowed(given, ParityOptions))
+    return CommandResult(
+        result.to_json(), lambda console: _show_parity(console, result), _CODES[result.verdict]
+    )
+
+
+_CODES = {"passed": 0, "failed": 1, "incomplete": 5}
+_COLOURS = {"passed": "green", "failed": "red", "incomplete": "yellow"}
+
+O = TypeVar("O", bound=ComparisonOptions)  # noqa: E741
+
+
+def _narrowed(options: ParityCommandOptions, kind: type[O]) -> O:
+    """The options that a public function takes."""
+    return kind(**{one.name: getattr(options, one.name) for one in declared_options(kind)})
+
+
+def _show_replay(console: Any, result: ReplayReport) -> None:
+    from rich.markup import escape
+
+    console.print(f"replay [{_COLOURS[result.verdict]}]{result.verdict}[/] of {escape(str(result.file))}")
+    for gate in result.gates:
+        mark = "[green]passed[/]" if gate.passed else "[red]failed[/]"
+        console.print(f"{mark} {escape(f'{gate.stage}: {gate.sentence}')}")
+    for stage, reason in result.not_asked.items():
+        console.print(escape(f"{stage} was not asked: {reason}"))
+    if result.note:
+        console.print(escape(result.note))
+    console.print("a replay is no verdict: run `bertmp parity BUNDLE --data FILE` for one")
 
 
 def _show_parity(console: Any, result: ParityReport) -> None:
     from rich.markup import escape
 
-    colour = {"passed": "green", "failed": "red", "incomplete": "yellow"}[result.verdict]
-    console.print(f"parity [{colour}]{result.verdict}[/]: {escape(result.headline())}")
+    from bertmp.export.parity.failing_inputs import FAILING_INPUTS
+
+    console.print(f"parity [{_COLOURS[result.verdict]}]{result.verdict}[/]: {escape(result.headline())}")
     rows = ((stage.name, result.verdict_on(stage), *_figures(stage)) for stage in result.stages)
     console.print(new_table(rows, ("stage", ""), _FIGURE_NAMES))
     for note in _notes(result):
         console.print(escape(note))
     for gate in result.failed_gates:
         console.print(f"[red]failed[/] {escape(f'{gate.stage} {gate.name}: {gate.sentence}')}")
+    if (saved := result.folder / FAILING_INPUTS).is_file():
+        console.print(escape(f"inputs that failed, for --replay: {saved}"))
     console.print(escape(f"report: {result.folder / 'report.html'}"))
 
 

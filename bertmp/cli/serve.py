@@ -95,6 +95,8 @@ def _deployment(result: Deployment) -> str:
     notes = [note for note in result.notes if not note.startswith("parity:")]
     if result.new and result.server is None:
         notes.append("a running server goes on with its own version: --server URL makes it switch")
+    if result.signed_by:
+        notes.append(f"signed with the key {result.signed_by}")
     if result.consistency is not None:
         notes.append(result.consistency.sentence())
     return "\n".join([head, *(f"  {note}" for note in notes)])

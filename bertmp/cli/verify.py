@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
 
 def verify(options: VerifyOptions) -> CommandResult:
-    """Check a bundle against parity's certificate, offline; exit 1 if anything has changed."""
+    """Check a bundle's certificate and, with --trust, its signature, offline; exit 1 if anything changed."""
     result = bertmp.verify(options)
     return CommandResult(result.to_json(), "\n".join(_lines(result)), 0 if result.verified else 1)
 
 
 def _lines(result: Verification) -> Iterator[str]:
+    if result.signature in ("of another key", "damaged"):  # then nothing else is worth a line
+        yield f"not verified: {result.changes[0].sentence()}"
+        return
     matching = f"{len(result.matching)} files are those of the certificate"
     made = f" of {result.created}" if result.created else ""
     if result.verified:
@@ -32,5 +35,9 @@ def _lines(result: Verification) -> Iterator[str]:
         yield one.sentence()
     for stage in result.not_checked:
         yield f"parity had not checked {stage}"
-    if result.verdict and not result.signed:
+    if result.signed:
+        yield f"signed with the key {result.signed_by}"
+    elif result.signature == "not checked":
+        yield "the bundle is signed, and its signature was not checked: --trust KEY checks it"
+    elif result.verdict:
         yield "the certificate is unsigned: whoever can write the bundle can write it, too"

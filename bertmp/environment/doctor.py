@@ -121,6 +121,8 @@ _PACKAGES = (
     _Package("onnxruntime", _CPU, ("onnxruntime-gpu", "onnxruntime-openvino"), _PROVIDERS),
     _Package("tensorrt", _GPU, _TENSORRT, "import tensorrt"),
     _Package("tensorrt-rtx", _CPU, trial="import tensorrt_rtx"),
+    # For `parity --sign`, `verify --trust` and `deploy --trust` alone.
+    _Package("model-signing", "pip install '.[sign]' in the clone", trial="import model_signing.signing"),
 )
 
 

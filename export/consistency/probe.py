@@ -56,7 +56,8 @@ def probe_of(encoded: Sequence[Encoded], names: Sequence[str], pad_id: int, max_
         encoded: at least one example.
         names: what messages call each.
     """
-    distinct = {(*row.input_ids, -1, *row.token_type_ids): number for number, row in enumerate(encoded)}
+    # Hashes, since the ids of 100,000 examples as keys would take more memory than the examples.
+    distinct = {hash((*row.input_ids, -1, *row.token_type_ids)): at for at, row in enumerate(encoded)}
     order = sorted(distinct.values(), key=lambda number: (len(encoded[number]), number))
     chosen = {order[round(share * (len(order) - 1))] for share in np.linspace(0, 1, ROWS)}
     picked = sorted(chosen, key=order.index)

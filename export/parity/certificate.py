@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
 
 from bertmp.core.hardware import NvidiaDriver
-from bertmp.core.io import plain
+from bertmp.core.io import JsonSerializable, plain
 from bertmp.export.bundle import BUILD_ENGINE, CONVERT, EXPORT, FP32_GRAPH, Bundle, Manifest
 from bertmp.export.parity.verdict import SERVED, Verdict
 
@@ -35,17 +35,21 @@ def make_certificate(bundle: Bundle, result: ParityReport, driver: NvidiaDriver)
     """
     digests = {name: bundle.sha256(name) for name in certified_files(bundle.manifest)}
     digests[DATA] = result.data.sha256
-    exported = bundle.manifest.stages[EXPORT]
-    # Version 0.1 kept it among the settings.
-    checkpoint = exported.results.get("checkpoint_sha256") or exported.settings.get("checkpoint_sha256")
-    if checkpoint:
-        digests[CHECKPOINT] = str(checkpoint)
+    if checkpoint := checkpoint_sha256(bundle.manifest):
+        digests[CHECKPOINT] = checkpoint
     return {
         "_type": STATEMENT,
         "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in digests.items()],
         "predicateType": PREDICATE,
         "predicate": plain(_predicate(bundle, result, driver)),
     }
+
+
+def checkpoint_sha256(manifest: Manifest) -> str:
+    """SHA-256 of the weights that were exported; empty where the manifest has none."""
+    exported = manifest.stages[EXPORT]
+    # Version 0.1 kept it among the settings.
+    return str(exported.results.get("checkpoint_sha256") or exported.settings.get("checkpoint_sha256") or "")
 
 
 def certified_files(manifest: Manifest) -> dict[str, str]:
@@ -61,7 +65,7 @@ def _predicate(bundle: Bundle, result: ParityReport, driver: NvidiaDriver) -> di
         "headline": result.headline(),
         "reference": result.reference,
         "note": result.note,
-        "not_checked": _not_checked(result),
+        "not_checked": not_checked(result),
         "checkpoint": bundle.manifest.stages[EXPORT].settings.get("checkpoint"),
         # From the root: the same words must not mean another file in another folder.
         "data": {**asdict(data), "file": data.file.resolve()},
@@ -77,7 +81,7 @@ def _predicate(bundle: Bundle, result: ParityReport, driver: NvidiaDriver) -> di
     }
 
 
-def _not_checked(result: ParityReport) -> list[dict[str, Any]]:
+def not_checked(result: ParityReport) -> list[dict[str, Any]]:
     """Every stage that did not run, and whether the verdict waits for it."""
     counting = {one.stage: one for one in result.unchecked}
     reasons = {stage.name: stage.reason for stage in result.stages if stage.status == "not run"}
@@ -106,6 +110,18 @@ def _stage(stage: StageReport, result: ParityReport) -> dict[str, Any]:
         "task_metrics": [one.to_json() for one in stage.task_metrics],
         "details": dict(stage.details),
     }
+
+
+@dataclass(frozen=True)
+class Finding(JsonSerializable):
+    """A subject of the certificate, or a file, and what is to be said of it."""
+
+    name: str
+    what: str
+
+    def sentence(self) -> str:
+        """`model.onnx differs`."""
+        return f"{self.name} {self.what}"
 
 
 @dataclass(frozen=True)

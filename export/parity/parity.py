@@ -6,15 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from bertmp.core.errors import InputError, short_message
 from bertmp.core.hardware import nvidia_driver
-from bertmp.core.io import read_toml, sha256_file
+from bertmp.core.io import sha256_file
 from bertmp.core.options import keywords_of
+from bertmp.core.progress import Notice
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
 from bertmp.export.parity.adversarial import AdversarialSet, adversarial_inputs
 from bertmp.export.parity.adversarial_findings import GATE, Findings
@@ -23,18 +22,18 @@ from bertmp.export.parity.as_planned import check_as_planned
 from bertmp.export.parity.bundle_stages import ONNX_FP32, chain, emulated_stage, low_stage
 from bertmp.export.parity.bundle_summary import summarise_bundle
 from bertmp.export.parity.certificate import CERTIFICATE, make_certificate
+from bertmp.export.parity.failing_inputs import failed_batches, failed_examples, save_failing
 from bertmp.export.parity.flip_rows import flip_rows
 from bertmp.export.parity.gates import (
-    DEFAULTS,
     Evidence,
     Gate,
     Limits,
     decide,
     limits_in_role,
-    of_precision,
-    override,
+    read_limits,
 )
 from bertmp.export.parity.localise_stage import localise_stage
+from bertmp.export.parity.model_card import model_card
 from bertmp.export.parity.parity_options import ParityOptions
 from bertmp.export.parity.reading import read_inputs
 from bertmp.export.parity.report import FILES, environment, write_report
@@ -43,6 +42,7 @@ from bertmp.export.parity.result import (
     ParityReport,
     StageReport,
 )
+from bertmp.export.parity.signature import SIGNATURE, Signer, does_not_ship
 from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput, StageRun, run_all
 from bertmp.export.parity.stage_report import as_planned, stage_report, with_sizes
 from bertmp.export.parity.torch_stages import TORCH, TORCH_AMP
@@ -56,23 +56,22 @@ DEFAULT_FOLDER = "parity"
 def parity(options: ParityOptions) -> ParityReport:
     """Compares every stage of a bundle with its FP32 checkpoint on the examples of `data`.
 
-    Writes `report.html`, `report.json`, `junit.xml`, `certificate.json` (into the bundle as well) and the
-    manifest's entry `parity`, whether the gates pass or not; an error or an interruption leaves all as they
-    were.
+    Writes `report.html`, `report.json`, `junit.xml`, `MODEL_CARD.md`, `certificate.json` (into the bundle as
+    well) and the manifest's entry `parity`, whether the gates pass or not; an error or an interruption leaves
+    all as they were. With `sign`, the bundle is signed last, unless the verdict is failed.
 
     Raises:
         InputError: a bad or stale bundle, bad data, a stage that does not exist, or a server that stopped
             answering midway (the report is written before that is raised).
-        MissingComponent: ONNX Runtime is not installed.
+        MissingComponent: ONNX Runtime, or model-signing for `sign`, is not installed.
     """
     started = time.monotonic()
     opened = Bundle.open(options.bundle)
     folder = options.report or opened.folder / DEFAULT_FOLDER
     if folder.exists() and not folder.is_dir():
         raise InputError("not a folder", folder, "name another folder with --report")
-    given = options.gates
-    limits = override(read_toml(Path(given)), str(given)) if isinstance(given, (str, Path)) else given
-    limits = of_precision(cast(Mapping[str, Limits], limits or DEFAULTS), opened.low_precision)
+    limits = read_limits(options.gates, opened.low_precision)
+    signer = None if options.sign is None else Signer(options.sign, opened.folder)
     own = chain(opened, options.checkpoint)
     stages = (*own, *options.extra_stages)
     names = [stage.name for stage in stages]
@@ -124,12 +123,20 @@ def parity(options: ParityOptions) -> ParityReport:
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         adversarial=report_of(asked, answers, found),
     )
-    write_report(result, make_certificate(opened, result, nvidia_driver()))
+    write_report(result, make_certificate(opened, result, nvidia_driver()), model_card(opened, result))
+    failed, left_out = failed_examples(rows, gates, examples)
+    failed = [*failed_batches(asked, found), *failed]
+    save_failing(folder, opened.task, options.seed, failed, left_out, examples.inputs.pad_id)
     _record(opened, result, limits)
     for run in ran.values():
         if run.interruption is not None:
             todo = f"start it again; the report of the other stages is {folder / 'report.html'}"
             raise InputError(run.interruption.what, run.interruption.where, todo) from run.interruption
+    if signer is not None and result.verdict == "failed":
+        options.progress(Notice("not signed: the verdict is failed"))
+    elif signer is not None:
+        signer.sign(does_not_ship(opened, (folder, opened.folder / DEFAULT_FOLDER), FILES))
+        options.progress(Notice(f"signed: {opened.folder / SIGNATURE}"))
     return result
 
 

@@ -18,10 +18,11 @@ from bertmp.core.io import write_text
 from bertmp.export.bundle import tool_versions
 from bertmp.export.parity.certificate import CERTIFICATE
 from bertmp.export.parity.gates import Gate
+from bertmp.export.parity.model_card import MODEL_CARD
 from bertmp.export.parity.result import ParityReport, StageReport
 from bertmp.report import page
 
-FILES = ("report.html", "report.json", "junit.xml", CERTIFICATE)
+FILES = ("report.html", "report.json", "junit.xml", MODEL_CARD, CERTIFICATE)
 
 _ARTEFACTS = {
     "torch-fp32": "checkpoint",
@@ -79,7 +80,7 @@ class Tile:
     stage: str = ""
 
 
-def write_report(result: ParityReport, certificate: Mapping[str, Any]) -> None:
+def write_report(result: ParityReport, certificate: Mapping[str, Any], card: str) -> None:
     """Writes the files into the result's folder, each atomically, and the certificate into the bundle, too.
 
     All are made before the first is written, so that an error leaves no mixture of old and new. Other
@@ -90,6 +91,7 @@ def write_report(result: ParityReport, certificate: Mapping[str, Any]) -> None:
     """
     contents = {
         "report.json": _json(result.to_json()),
+        MODEL_CARD: card,
         CERTIFICATE: _json(certificate),
         "junit.xml": junit_xml(result),
         "report.html": render(result),

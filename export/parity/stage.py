@@ -208,19 +208,18 @@ def answer_all(
     """
     view, units, examples = inputs.view, inputs.all_units, len(inputs.encoded)
     starts = units.starts(examples)
-    found: dict[int, np.ndarray] = {}
-    others: dict[str, dict[int, np.ndarray]] = {}
+    found = np.zeros((0, 0), np.float32)
+    others: dict[str, np.ndarray] = {}
     for rows, feed in batches(inputs) if chosen is None else chosen:
         outputs = answer(feed)
         numbers = np.asarray(outputs[view.output], np.float32)
-        found.update(zip(rows, gather(numbers, rows, units, starts), strict=True))
+        if not len(found):
+            found = np.zeros((int(starts[-1]), numbers.shape[-1]), np.float32)
+        for row, values in zip(rows, gather(numbers, rows, units, starts), strict=True):
+            found[starts[row] : starts[row + 1]] = values
         for name in view.others:
             if name in outputs:
-                values = np.asarray(outputs[name], np.float32)
-                others.setdefault(name, {}).update(zip(rows, values[: len(rows)].copy(), strict=True))
+                values = np.asarray(outputs[name], np.float32)[: len(rows)]
+                others.setdefault(name, np.zeros((examples, *values.shape[1:]), np.float32))[rows] = values
         advance(len(rows))
-    order = range(examples)
-    return StageOutput(
-        np.concatenate([found[row] for row in order]),
-        others={name: np.stack([values[row] for row in order]) for name, values in others.items()},
-    )
+    return StageOutput(found, others=others)

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import JsonSerializable, read_json, sha256_file
 from bertmp.core.options import keywords_of
-from bertmp.export.bundle import PARITY, Bundle, Manifest
+from bertmp.export.bundle import MANIFEST, PARITY, Bundle, Manifest
 from bertmp.export.parity.certificate import (
     CERTIFICATE,
     CHECKPOINT,
     DATA,
     Certificate,
+    Finding,
     certified_files,
     parse_certificate,
 )
+from bertmp.export.parity.signature import SIGNATURE, SignatureState, check_signature, not_trusted
 from bertmp.export.parity.verify_options import VerifyOptions
-
-
-@dataclass(frozen=True)
-class Finding(JsonSerializable):
-    """A subject of the certificate, or a file, and what is to be said of it."""
-
-    name: str
-    what: str
-
-    def sentence(self) -> str:
-        """`model.onnx differs`."""
-        return f"{self.name} {self.what}"
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,9 @@ class Verification(JsonSerializable):
         matching: the subjects that are what the certificate says.
         changes: what is not; nothing may have changed in a bundle that is verified.
         not_compared: the subjects outside the bundle that are not on this machine.
-        signed: whether somebody vouches for the certificate.
+        signature: `unsigned`, `not checked` (no key was given), `signed` (with the trusted key), `damaged` or
+            `of another key`.
+        signed_by: SHA-256 of the trusted key that it is signed with; empty otherwise.
     """
 
     bundle: Path
@@ -56,24 +48,57 @@ class Verification(JsonSerializable):
     matching: tuple[str, ...]
     changes: tuple[Finding, ...]
     not_compared: tuple[Finding, ...]
-    signed: bool = False
+    signature: SignatureState | Literal["not checked"] = "unsigned"
+    signed_by: str = ""
 
     @property
     def verified(self) -> bool:
-        """Whether nothing has changed and the verdict is `passed`."""
+        """Whether nothing has changed and the verdict is `passed`; with a trusted key, it is signed too."""
         return not self.changes
 
+    @property
+    def signed(self) -> bool:
+        """Whether the holder of the trusted key vouches for the bundle and its certificate."""
+        return self.signature == "signed"
+
     def to_json(self) -> dict[str, Any]:
-        return {"verified": self.verified, **super().to_json()}
+        return {"verified": self.verified, **super().to_json(), "signed": self.signed}
 
 
 @keywords_of(VerifyOptions)
 def verify(options: VerifyOptions) -> Verification:
     """Checks a bundle against its certificate, and names what has changed since parity.
 
+    With `trust`, it must be as the holder of that key signed it, too.
+
     Raises:
-        InputError: not a bundle, or a `checkpoint` or `data` that is not there.
+        InputError: not a bundle, a `checkpoint` or `data` that is not there, or no public key in `trust`.
+        MissingComponent: `trust` is given and model-signing is not installed.
     """
+    folder = Path(options.bundle)
+    if options.trust is None:
+        there = (folder / SIGNATURE).is_file()
+        found = _against_certificate(options)
+        return replace(found, signature="not checked" if there else "unsigned")
+    signature = check_signature(folder, options.trust)
+    changes = signature.changes
+    if any(one.name == MANIFEST for one in changes):  # what it says now is nobody's word
+        found = Verification(folder, "", "", (), (), (), ())
+    else:
+        found = _against_certificate(options)
+    if signature.state == "unsigned":
+        changes = (Finding(SIGNATURE, "is missing: the bundle is unsigned"),)
+    elif signature.state != "signed":
+        changes = (Finding(SIGNATURE, not_trusted(signature, options.trust)),)
+    return replace(
+        found,
+        changes=tuple(dict.fromkeys((*changes, *found.changes))),
+        signature=signature.state,
+        signed_by=signature.key,
+    )
+
+
+def _against_certificate(options: VerifyOptions) -> Verification:
     folder = Path(options.bundle)
     if not folder.is_dir():
         raise InputError("no such bundle", folder, "make one with 'bertmp export'")
@@ -137,7 +162,7 @@ def _against_manifest(bundle: Bundle) -> Iterator[Finding]:
     """The report and the certificate must be those that parity wrote."""
     record = bundle.manifest.stages.get(PARITY)
     if record is None:
-        yield Finding("manifest.json", "has no entry of parity")
+        yield Finding(MANIFEST, "has no entry of parity")
         return
     if CERTIFICATE not in record.outputs:
         yield Finding(CERTIFICATE, "is not in the manifest")

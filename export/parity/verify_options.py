@@ -21,3 +21,8 @@ class VerifyOptions(Options):
         metavar="FILE",
         help="The data file; default: the file that parity read, if it is there.",
     )
+    trust: Path | None = option(
+        default=None,
+        metavar="KEY",
+        help="The public key (PEM) that the bundle must be signed with; without it, no signature is checked.",
+    )

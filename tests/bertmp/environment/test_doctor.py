@@ -127,7 +127,16 @@ def test_doctor_for_people(run_bertmp) -> None:  # type: ignore[no-untyped-def]
 
 def test_doctor_in_an_environment_with_hardly_anything(tmp_path: Path) -> None:
     """A fresh environment that has our packages except every one that doctor looks for."""
-    looked_for = ("torch", "onnx", "tokenizers", "safetensors", "pyarrow", "triton", "tensorrt")
+    looked_for = (
+        "torch",
+        "onnx",
+        "tokenizers",
+        "safetensors",
+        "pyarrow",
+        "triton",
+        "tensorrt",
+        "model_signing",
+    )
     absent = (*looked_for, "numpy", "pip", "bertmp")
     light = tmp_path / "light"
     light.mkdir()

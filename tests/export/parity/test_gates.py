@@ -72,6 +72,12 @@ def test_a_limit_itself_still_holds(limit: float, value: float) -> None:
         ("onnx-fp16", {"correct": np.arange(1000) < 898}, []),
         ("onnx-fp16", {"correct": np.arange(1000) < 897}, ["accuracy_points"]),
         ("onnx-fp16", {"correct": np.arange(1000) < 903}, ["accuracy_points"]),
+        ("onnx-fp16", {"correct": np.arange(300) < 269, "reference_correct": np.arange(300) < 270}, []),
+        (
+            "onnx-fp16",
+            {"correct": np.arange(300) < 268, "reference_correct": np.arange(300) < 270},
+            ["accuracy_points"],
+        ),
         ("onnx-fp16", {"flips": (replace(FLIP, explained=True),)}, []),
         ("onnx-fp16", {"flips": (FLIP,)}, ["unexplained_flips"]),
         ("engine", {"max_error": 0.06}, ["max_error"]),
