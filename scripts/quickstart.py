@@ -140,7 +140,7 @@ def describe_parity(result: Any) -> str:
         what = stage["reason"] and f"{stage['status']}: {stage['reason']}"
         if metrics:
             what = f"max logit error {metrics['max_error']:.1e}, {metrics['flips']} label flips"
-        lines.append(f"{stage['name']:11} {what}")
+        lines.append(f"{stage['name']:18} {what}")
     return "\n".join([*lines, result["verdict"]])
 
 

@@ -13,11 +13,12 @@ from bertmp.core.options import keywords_of
 from bertmp.export.bundle import Bundle
 from bertmp.export.parity.adversarial_findings import AdversarialReport
 from bertmp.export.parity.adversarial_run import ask, find_all, report_of
-from bertmp.export.parity.bundle_stages import ONNX_FP32, TORCH, chain
+from bertmp.export.parity.bundle_stages import ONNX_FP32, chain
 from bertmp.export.parity.failing_inputs import read_failing
 from bertmp.export.parity.gates import Gate, read_limits
 from bertmp.export.parity.parity_options import ReplayOptions
 from bertmp.export.parity.tasks import VIEWS
+from bertmp.export.parity.torch_stages import TORCH
 from bertmp.export.parity.verdict import Verdict, decide_verdict, find_unchecked
 
 REPLAY = "replay.json"

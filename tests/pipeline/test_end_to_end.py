@@ -61,7 +61,11 @@ def test_every_stage_answers_like_the_checkpoint(pipeline: Pipeline, tmp_path: P
         report = parity(pipeline.bundle, pipeline.test, report=tmp_path, extra_stages=[stage])
         assert report.passed, report.failed_gates
         by_name = {stage["name"]: stage for stage in report.to_json()["stages"]}
-        assert list(by_name) == ["torch-fp32", "onnx-fp32", "onnx-fp16", "engine", "triton"]
+        low = ["onnx-fp16", "onnx-fp16-emulated"]
+        assert list(by_name) == ["torch-fp32", "torch-amp", "onnx-fp32", *low, "engine", "triton"]
+        assert (
+            by_name["onnx-fp16"]["measures"]["max_error"] < by_name[low[1]]["measures"]["max_error"] <= 0.05
+        )
         assert by_name["torch-fp32"]["measures"]["accuracy"] > 0.5
         assert by_name["onnx-fp32"]["measures"]["max_error"] <= 5e-5
         assert 0 < by_name["onnx-fp16"]["measures"]["max_error"] <= 0.05

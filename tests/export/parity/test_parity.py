@@ -53,8 +53,10 @@ def test_a_sound_bundle_passes_every_gate(bundle: Path, labelled: Path) -> None:
     assert result.data.truncated == 1
     assert [(stage.name, stage.status) for stage in result.stages] == [
         ("torch-fp32", "reference"),
+        ("torch-amp", "run"),
         ("onnx-fp32", "run"),
         ("onnx-fp16", "run"),
+        ("onnx-fp16-emulated", "run"),
         ("engine", "not run"),
     ]
     exact, half = result.stage("onnx-fp32").measures, result.stage("onnx-fp16").measures
@@ -78,7 +80,8 @@ def test_a_bf16_graph_is_a_stage_of_its_own_name(
         outputs = {file if name.endswith(".onnx") else name: sha for name, sha in entry.outputs.items()}
         manifest.with_stage("convert", replace(entry, outputs=outputs)).save(bundle)
     result = parity(bundle, labelled)
-    assert [stage.name for stage in result.stages] == ["torch-fp32", "onnx-fp32", "onnx-bf16", "engine"]
+    low = ["onnx-bf16", "onnx-bf16-emulated"]
+    assert [stage.name for stage in result.stages] == ["torch-fp32", "torch-amp", "onnx-fp32", *low, "engine"]
     assert result.stage("onnx-bf16").size_ratio == pytest.approx(0.5, abs=0.02)
     assert file in Bundle.open(bundle).stage("parity", "bertmp parity").inputs
     page = (result.folder / "report.html").read_text()
@@ -156,9 +159,11 @@ def test_the_three_files_tell_the_same(bundle: Path, labelled: Path) -> None:
     assert written == json.loads(json.dumps(result.to_json()))
     root = ElementTree.parse(result.folder / "junit.xml").getroot()
     cases = root.findall(".//testcase")
-    assert int(root.get("tests", "0")) == len(cases) == len(result.gates) + 1
+    assert int(root.get("tests", "0")) == len(cases) == len(result.gates) + 2
     assert int(root.get("failures", "-1")) == len(root.findall(".//failure")) == 0
-    assert int(root.get("skipped", "-1")) == len(root.findall(".//skipped")) == 1
+    skipped = [case.get("classname") for case in cases if case.find("skipped") is not None]
+    assert int(root.get("skipped", "-1")) == len(skipped)
+    assert skipped == ["parity.torch-amp", "parity.engine"]
     page = (result.folder / "report.html").read_text()
     assert f"{len(result.gates)} of {len(result.gates)} gates passed" in " ".join(page.split())
 
@@ -306,7 +311,7 @@ def test_limits_can_be_set(bundle: Path, labelled: Path) -> None:
 
 def test_every_stage_that_runs_is_compared_with_itself(bundle: Path, labelled: Path) -> None:
     result = parity(bundle, labelled)
-    for stage in result.stages[:3]:
+    for stage in result.stages[:5]:
         found = stage.consistency
         assert found is not None
         assert found.passed, found.sentence()
@@ -319,6 +324,7 @@ def test_every_stage_that_runs_is_compared_with_itself(bundle: Path, labelled: P
         "torch-fp32",
         "onnx-fp32",
         "onnx-fp16",
+        "onnx-fp16-emulated",
     ]
     page = " ".join((result.folder / "report.html").read_text().split())
     assert "permuted rows</td><td>32x16</td>" in page
