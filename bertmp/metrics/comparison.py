@@ -160,3 +160,8 @@ TASK_METRICS: dict[str, tuple[Metric, ...]] = {
 
 Pre-training is compared as `masked-lm` and `next-sentence`.
 """
+
+LOWER_IS_BETTER = frozenset(
+    metric.name for metrics in TASK_METRICS.values() for metric in metrics if not metric.higher_is_better
+)
+"""The metrics that are errors, losses or perplexities."""

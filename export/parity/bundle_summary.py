@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bertmp.core.io import read_json
-from bertmp.export.bundle import BUILD_ENGINE, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
+from bertmp.export.bundle import BUILD_ENGINE, EXPORT, FP32_GRAPH, NETWORK, PARITY, PLAN, Bundle
 from bertmp.export.engine.verify import verification_of
 from bertmp.export.parity.stage_metrics import finite
 from bertmp.export.precision.plan import NodePlan, PrecisionPlan, RangeRecord
@@ -60,6 +60,8 @@ class BundleSummary:
         network: layer type → precision → number of layers of the engine; empty where it is not listed.
         low_graph: the low-precision graph's file; None without one.
         low_precision: `fp16` or `bf16`.
+        checkpoint, checkpoint_sha256: the folder that was exported and its weights' fingerprint; empty where
+            the manifest does not say.
     """
 
     files: tuple[FileSummary, ...] = ()
@@ -71,6 +73,8 @@ class BundleSummary:
     network: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     low_graph: str | None = None
     low_precision: str = "fp16"
+    checkpoint: str = ""
+    checkpoint_sha256: str = ""
 
     def size_of(self, name: str) -> int | None:
         """A file's size in bytes; None where no stage wrote it."""
@@ -104,7 +108,7 @@ def summarise_bundle(bundle: Bundle) -> BundleSummary:
         for name, sha256 in record.outputs.items()
         if (bundle.folder / name).is_file()
     )
-    engine = manifest.stages.get(BUILD_ENGINE)
+    engine, export = manifest.stages.get(BUILD_ENGINE), manifest.stages.get(EXPORT)
     plan_file, network_file = bundle.folder / PLAN, bundle.folder / NETWORK
     plan = PrecisionPlan.load(plan_file) if plan_file.is_file() else None
     return BundleSummary(
@@ -117,6 +121,8 @@ def summarise_bundle(bundle: Bundle) -> BundleSummary:
         network=_layers(read_json(network_file)) if engine and network_file.is_file() else {},
         low_graph=bundle.low_graph,
         low_precision=bundle.low_precision,
+        checkpoint=str(export.settings.get("checkpoint") or "") if export else "",
+        checkpoint_sha256=str(export.results.get("checkpoint_sha256") or "") if export else "",
     )
 
 

@@ -11,7 +11,7 @@ from bertmp.core.io import JsonSerializable
 from bertmp.core.options import keywords_of
 from bertmp.export.parity.compare_options import CompareOptions
 from bertmp.export.parity.report_reading import ReportFigures, ReportHead, StageFigures, read_report
-from bertmp.metrics.comparison import TASK_METRICS
+from bertmp.metrics.comparison import LOWER_IS_BETTER
 from bertmp.metrics.non_inferiority import MARGIN
 
 ERROR_FACTOR = 2.0
@@ -24,9 +24,6 @@ ACCURACY_LOSS = 0.001
 _ROUNDING = 1e-12
 _LIMIT_OF = {"max_error": "max_error", "mean_error": "max_error"}
 """The gate whose limit says how large an error matters; one of its own where it is not named."""
-_LOWER_IS_BETTER = {
-    metric.name for metrics in TASK_METRICS.values() for metric in metrics if not metric.higher_is_better
-}
 _VERDICTS = ("passed", "incomplete", "failed")
 
 
@@ -215,7 +212,7 @@ def _task_metric(name: str, metric: str, old: StageFigures, new: StageFigures) -
     sides = (None if one is None else one.value, None if two is None else two.value)
     sentence = ""
     if one is not None and two is not None:
-        loss = two.value - one.value if metric in _LOWER_IS_BETTER else one.value - two.value
+        loss = two.value - one.value if metric in LOWER_IS_BETTER else one.value - two.value
         margin = ACCURACY_LOSS if metric == "accuracy" else MARGIN * abs(one.value)
         known = metric == "accuracy" and "accuracy" in new.measures  # judged there, not twice
         if not known and not math.isnan(one.value) and not loss <= margin + _ROUNDING:

@@ -23,11 +23,13 @@ from onnx import ModelProto
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import JsonSerializable
+from bertmp.export.graph.graph_index import GraphIndex
 from bertmp.export.graph.nodes import blocks_of, input_names, name_of
 from bertmp.export.graph.ort_sessions import Feed
 from bertmp.export.graph.types import LOW_TYPES
 from bertmp.export.parity.keep_fp32 import KeepFp32, try_keeping_fp32
-from bertmp.export.parity.side_by_side import Pair, PairErrors, SideBySide
+from bertmp.export.parity.side_by_side import PairErrors, SideBySide
+from bertmp.export.parity.side_by_side_nodes import Pair
 from bertmp.export.precision.calibration import Calibration
 from bertmp.export.precision.ranges import Progress
 
@@ -224,27 +226,40 @@ def _mask(feed: Feed) -> np.ndarray:
 
 
 def _block_errors(compared: _Compared) -> tuple[BlockError, ...]:
-    members: dict[str, list[int]] = {}
-    for number, pair in enumerate(compared.graph.pairs):
-        block = compared.blocks[pair.node]
-        members[block] = [*members.pop(block, ()), number]  # a block stands where its last node stands
+    members = members_of_blocks(compared.graph.pairs, compared.blocks)
     return tuple(_block_error(block, numbers, compared) for block, numbers in members.items())
+
+
+def members_of_blocks(pairs: Sequence[Pair], blocks: Mapping[str, str]) -> dict[str, list[int]]:
+    """Block → the places of its pairs; the blocks in the order in which they end."""
+    members: dict[str, list[int]] = {}
+    for number, pair in enumerate(pairs):
+        block = blocks[pair.node]
+        members[block] = [*members.pop(block, ()), number]  # a block stands where its last node stands
+    return members
 
 
 def _block_error(block: str, numbers: Sequence[int], compared: _Compared) -> BlockError:
     pairs, errors = compared.graph.pairs, compared.errors
-    leaving = [number for number in numbers if _leaves(pairs[number], block, compared)] or numbers
+    index = compared.graph.index
+    leaving = [number for number in numbers if leaves(pairs[number], index, compared.blocks)] or numbers
     error = max(float(errors.whole[number]) for number in leaving)
     largest = max((float(errors.largest[n]) for n in numbers if not pairs[n].masked), default=0.0)
     own = max(float(errors.own[number]) for number in numbers)
     return BlockError(block, error, _decibels(error), own, compared.largest_low / largest if largest else inf)
 
 
-def _leaves(pair: Pair, block: str, compared: _Compared) -> bool:
-    """Whether another block reads the tensor, or it is an output of the graph."""
-    index = compared.graph.index
+def leaves(pair: Pair, index: GraphIndex, blocks: Mapping[str, str]) -> bool:
+    """Whether another block reads the tensor, or it is an output of the graph.
+
+    Args:
+        index: the reference.
+        blocks: node name → block.
+    """
     readers = index.readers(pair.reference)
-    return pair.reference in index.outputs or any(compared.blocks[name_of(one)] != block for one in readers)
+    return pair.reference in index.outputs or any(
+        blocks[name_of(one)] != blocks[pair.node] for one in readers
+    )
 
 
 def _node_error(compared: _Compared, number: int, feed: Feed, source: str, *, grows: bool) -> NodeError:

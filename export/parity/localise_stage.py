@@ -51,7 +51,7 @@ def localise_stage(
     graphs = _graphs(bundle, stage_name, checkpoint) if rows else None
     if graphs is None:
         return None
-    feeds = _feeds(inputs, rows[:ROWS], bundle.max_positions)
+    feeds = padded_feeds(inputs, rows[:ROWS], bundle.max_positions)
     what = f"where {stage_name} goes wrong, batch"
     return localise(
         *graphs, feeds, source="the examples", progress=lambda done, total: progress(what, done, total)
@@ -83,8 +83,13 @@ def _exported_again(bundle: Bundle, checkpoint: Path | None) -> ModelProto | Non
     return export_graph(model, int(export.settings.get("opset", OPSET)))
 
 
-def _feeds(inputs: ParityInputs, rows: Sequence[int], longest: int) -> list[Feed]:
-    """The rows in small batches of similar length, each with padding: without, a wrong mask does not show."""
+def padded_feeds(inputs: ParityInputs, rows: Sequence[int], longest: int) -> list[Feed]:
+    """The rows in small batches of similar length, each with padding: without, a wrong mask does not show.
+
+    Args:
+        rows: of `inputs`.
+        longest: the model's positions; rows that fill them have no padding.
+    """
     encoded = sorted((inputs.encoded[row] for row in rows), key=len)
     feeds: list[Feed] = []
     while encoded:

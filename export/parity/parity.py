@@ -19,9 +19,11 @@ from bertmp.export.parity.adversarial import AdversarialSet, adversarial_inputs
 from bertmp.export.parity.adversarial_findings import GATE, Findings
 from bertmp.export.parity.adversarial_run import ask, find_all, report_of
 from bertmp.export.parity.as_planned import check_as_planned
+from bertmp.export.parity.block_errors import measure_block_errors
 from bertmp.export.parity.bundle_stages import ONNX_FP32, chain, emulated_stage, low_stage
 from bertmp.export.parity.bundle_summary import summarise_bundle
 from bertmp.export.parity.certificate import CERTIFICATE, make_certificate
+from bertmp.export.parity.confusion import confusion_of
 from bertmp.export.parity.failing_inputs import failed_batches, failed_examples, save_failing
 from bertmp.export.parity.flip_rows import flip_rows
 from bertmp.export.parity.gates import (
@@ -100,6 +102,7 @@ def parity(options: ParityOptions) -> ParityReport:
     gates = {name: (*_gates(row, limits), *of_adversarial.get(name, ())) for name, row in reports.items()}
     reports.update(_localised(opened, reports, gates, options, examples.inputs, (asked, found)))
     rows, source = tuple(reports.values()), examples.examples.source
+    compared = [row.name for row in rows if row.status in ("reference", "run")]
     not_run = [(row.name, row.reason) for row in rows if row.status == "not run"]
     not_run += [(name, "no --server was given") for name in options.require if name not in reports]
     counting = _counting(opened, [stage.name for stage in options.extra_stages])
@@ -118,6 +121,8 @@ def parity(options: ParityOptions) -> ParityReport:
         unchecked=find_unchecked(not_run, counting, options.require, options.allow_incomplete),
         flips=tuple(flip for row in rows for flip in flip_rows(row, examples)),
         contents=contents,
+        block_errors=measure_block_errors(opened, examples.inputs, options.progress),
+        confusion=confusion_of(answered, compared, examples.inputs, examples.classes),
         environment=environment(),
         seconds=time.monotonic() - started,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from bertmp.export.consistency.check import Consistency
 from bertmp.export.parity.adversarial_findings import AdversarialReport
+from bertmp.export.parity.block_errors import BlockErrors
 from bertmp.export.parity.bundle_summary import BundleSummary
+from bertmp.export.parity.confusion import Confusion
 from bertmp.export.parity.gates import (
     Gate,
 )
@@ -157,6 +159,8 @@ class ParityReport:
         unchecked: the stages that count and were not checked.
         flips: every example whose label changed in some stage.
         contents: the summary of the bundle.
+        block_errors: the low-precision graph's error by block and length.
+        confusion: right labels against answers; None for tasks without, or where nobody says what is right.
         environment: the machine and the versions.
         seconds: wall time.
         created: ISO 8601, UTC.
@@ -173,6 +177,8 @@ class ParityReport:
     unchecked: tuple[Unchecked, ...]
     flips: tuple[FlipRow, ...]
     contents: BundleSummary
+    block_errors: BlockErrors
+    confusion: Confusion | None
     environment: Mapping[str, str]
     seconds: float
     created: str
@@ -263,6 +269,8 @@ class ParityReport:
             "flips": [row.to_json() for row in self.flips],
             "adversarial": self.adversarial and self.adversarial.to_json(),
             "bundle_summary": self.contents.to_json(),
+            "block_errors": self.block_errors.to_json(),
+            "confusion": self.confusion and self.confusion.to_json(),
             "environment": dict(self.environment),
             "seconds": round(self.seconds, 3),
             "created": self.created,

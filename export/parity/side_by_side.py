@@ -12,9 +12,9 @@ numbers, and of tensors it holds a few at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -22,39 +22,30 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 from bertmp.core.errors import InputError
 from bertmp.export.graph.graph_index import GraphIndex
 from bertmp.export.graph.ort_sessions import Feed, open_measuring_session, run
-from bertmp.export.graph.types import FLOAT, LOW_TYPES, LowType, element_types, opset_of
+from bertmp.export.graph.types import FLOAT, LOW_TYPES, element_types, opset_of
 from bertmp.export.graph.weights import WeightlessGraph, split_weights, tensor_values
+from bertmp.export.parity.side_by_side_nodes import (
+    ALONE,
+    ARRIVES,
+    FLOOR,
+    MASKED,
+    OTHER,
+    SAFE,
+    Pair,
+    arrival_nodes,
+    copied_node,
+    measuring_nodes,
+    needed_nodes,
+)
 from bertmp.export.precision.fp16_emulation import rounded
 from bertmp.export.precision.planner import SAFE_MASK_BIAS
 from bertmp.export.precision.ranges import MEASURED, Progress
 
-_OTHER, _ALONE, _ARRIVES = "other/", "alone/", "arrives/"
-_FLOOR, _MASKED = f"{MEASURED}floor", -4096.0
-"""Masked scores are compared as this number: how far below the others they lie changes no softmax."""
-_SAFE = f"{MEASURED}safe_mask"
-_SUMS = ("reference", "alone", "whole")
-_ENDS = (*_SUMS, "largest")
+End = Literal["reference", "alone", "whole", "largest"]
+_SUMS: tuple[End, ...] = ("reference", "alone", "whole")
+_ENDS: tuple[End, ...] = (*_SUMS, "largest")
 
 _LOW = {low.element: low for low in LOW_TYPES.values()}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A floating-point tensor that both graphs compute.
-
-    Attributes:
-        node, op: the node that writes it, in the reference.
-        reference, other: the tensor's name in the one graph and in the other.
-        low: its 16-bit type in the other graph; None for FP32.
-        masked: whether it holds a mask's large numbers.
-    """
-
-    node: str
-    op: str
-    reference: str
-    other: str
-    low: LowType | None
-    masked: bool
 
 
 @dataclass(frozen=True)
@@ -112,14 +103,8 @@ class SideBySide:
         Raises:
             InputError: the graphs do not take the feeds.
         """
-        names = [f"{MEASURED}{pair.other}/{end}" for pair in self.pairs for end in _ENDS]
-        session = self._session(names, scalar=True)
-        found = np.zeros((len(feeds), len(self.pairs), len(_ENDS)))
-        for number, feed in enumerate(feeds):
-            progress(number, len(feeds))
-            values = run(session, names, feed, file)
-            found[number] = np.array(values, np.float64).reshape(len(self.pairs), len(_ENDS))
-        progress(len(feeds), len(feeds))
+        wanted = [(pair, end) for pair in self.pairs for end in _ENDS]
+        found = self.read(wanted, feeds, file, progress).reshape(len(feeds), len(self.pairs), len(_ENDS))
         norm, alone, whole = found[:, :, : len(_SUMS)].sum(axis=0).T
         by_feed = np.where(np.isfinite(found), found, np.inf).argmax(axis=0)
         return PairErrors(
@@ -130,18 +115,50 @@ class SideBySide:
             worst_whole=by_feed[:, _ENDS.index("whole")],
         )
 
+    def read(
+        self, wanted: Sequence[tuple[Pair, End]], feeds: Sequence[Feed], file: str, progress: Progress
+    ) -> np.ndarray:
+        """Some numbers of some pairs on every feed; only what they need is computed.
+
+        Args:
+            wanted: pairs with what is read of each: the sum of squares of the `reference`, of the error of
+                the node `alone` or of the `whole` graph, or the reference's `largest` magnitude.
+            file: what the feeds are from, for messages.
+
+        Returns:
+            FP64 `[feeds, wanted]`.
+
+        Raises:
+            InputError: the graphs do not take the feeds.
+        """
+        names = [f"{MEASURED}{pair.other}/{end}" for pair, end in wanted]
+        session = self._session(names, scalar=True)
+        found = np.zeros((len(feeds), len(names)))
+        for number, feed in enumerate(feeds):
+            progress(number, len(feeds))
+            found[number] = run(session, names, feed, file)
+        progress(len(feeds), len(feeds))
+        return found
+
     def values(self, pair: Pair, feed: Feed, file: str, *, alone: bool) -> tuple[np.ndarray, np.ndarray]:
         """One tensor on one feed: the reference's, and the other graph's or what its node makes alone."""
-        names = [pair.reference, f"{_ALONE if alone else _OTHER}{pair.other}"]
+        names = [pair.reference, f"{ALONE if alone else OTHER}{pair.other}"]
         expected, found = run(self._session(names), names, feed, file)
         return expected, found
 
     def _session(self, names: Sequence[str], *, scalar: bool = False) -> Any:
-        outputs = self._graph.model.graph.output
-        del outputs[:]
         shape: list[int] | None = [] if scalar else None
-        outputs.extend(helper.make_tensor_value_info(name, FLOAT, shape) for name in names)
-        return open_measuring_session(self._graph)
+        graph, model = self._graph.model.graph, ModelProto()
+        model.CopyFrom(self._graph.model)
+        nodes = needed_nodes(graph.node, names)
+        read = {name for node in nodes for name in node.input}
+        del model.graph.output[:], model.graph.node[:], model.graph.initializer[:]
+        model.graph.output.extend(helper.make_tensor_value_info(name, FLOAT, shape) for name in names)
+        model.graph.node.extend(nodes)
+        # The runtime drops what nothing reads, and then refuses a value for it.
+        model.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
+        weights = {name: values for name, values in self._graph.weights.items() if name in read}
+        return open_measuring_session(WeightlessGraph(model, weights))
 
     def _matched(self, reference: ModelProto, other: ModelProto) -> tuple[Pair, ...]:
         masked = {name for path in self.index.masks for name in path.tensors}
@@ -157,7 +174,7 @@ class SideBySide:
     def _combined(self, mine: WeightlessGraph, theirs: WeightlessGraph) -> WeightlessGraph:
         renamed, weights = _merge_weights(mine, theirs)
         graph = mine.model.graph
-        for name, value in ((_FLOOR, _MASKED), (_SAFE, SAFE_MASK_BIAS)):
+        for name, value in ((FLOOR, MASKED), (SAFE, SAFE_MASK_BIAS)):
             graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
         position = {node.name: at for at, node in enumerate(graph.node)}
         own, nodes, emitted, arrived = list(graph.node), [], 0, set[str]()
@@ -168,15 +185,15 @@ class SideBySide:
             needed = max(emitted, position.get(node.name, -1) + 1)
             nodes += own[emitted:needed]
             emitted = needed
-            nodes.append(_copied(node, _OTHER, kept))
+            nodes.append(copied_node(node, OTHER, kept))
             for name in node.input:
                 if name in self._by_other and name not in arrived:
                     arrived.add(name)
-                    nodes += _arrival(self._by_other[name])
-            nodes.append(_copied(node, _ALONE, kept | self._arriving(node)))
+                    nodes += arrival_nodes(self._by_other[name])
+            nodes.append(copied_node(node, ALONE, kept | self._arriving(node)))
             for name in node.output:
                 if name in self._by_other:
-                    nodes += _measures(self._by_other[name])
+                    nodes += measuring_nodes(self._by_other[name])
         nodes += own[emitted:]
         del graph.node[:]
         graph.node.extend(nodes)
@@ -185,7 +202,7 @@ class SideBySide:
     def _arriving(self, node: NodeProto) -> dict[str, str]:
         """What a node reads → where the reference's values for it are."""
         pairs = [self._by_other[name] for name in node.input if name in self._by_other]
-        return {pair.other: f"{_ARRIVES}{pair.other}" if pair.low else pair.reference for pair in pairs}
+        return {pair.other: f"{ARRIVES}{pair.other}" if pair.low else pair.reference for pair in pairs}
 
 
 def _check_comparable(reference: ModelProto, other: ModelProto) -> None:
@@ -218,7 +235,7 @@ def _merge_weights(
         if tensor.name in own and _same(tensor, own[tensor.name], mine, theirs):
             names[tensor.name] = tensor.name
             continue
-        names[tensor.name] = f"{_OTHER}{tensor.name}"
+        names[tensor.name] = f"{OTHER}{tensor.name}"
         copy = TensorProto()
         copy.CopyFrom(tensor)
         copy.name = names[tensor.name]
@@ -236,50 +253,6 @@ def _same(tensor: TensorProto, own: TensorProto, mine: WeightlessGraph, theirs: 
     first = mine.weights[own.name] if own.name in mine.weights else tensor_values(own)
     second = theirs.weights[tensor.name] if tensor.name in theirs.weights else tensor_values(tensor)
     return bool(np.array_equal(first, second))
-
-
-def _copied(node: NodeProto, prefix: str, names: Mapping[str, str]) -> NodeProto:
-    """A node under another name; what it reads is in `names` or has the prefix, too."""
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    copy.name = f"{prefix}{node.name}"
-    copy.input[:] = [names.get(name, f"{prefix}{name}") if name else "" for name in node.input]
-    copy.output[:] = [f"{prefix}{name}" if name else "" for name in node.output]
-    return copy
-
-
-def _arrival(pair: Pair) -> Iterator[NodeProto]:
-    """The reference's tensor, rounded to the type that it has in the other graph."""
-    if pair.low is None:
-        return
-    at, name = f"{_ARRIVES}{pair.other}", pair.reference
-    if pair.masked:  # the other graph may have a smaller constant, so that nothing overflows
-        yield helper.make_node("Max", [name, _SAFE], [f"{at}/safe"], name=f"{at}/safe")
-        name = f"{at}/safe"
-    yield helper.make_node("Cast", [name], [f"{at}/low"], name=f"{at}/low", to=pair.low.element)
-    yield helper.make_node("Cast", [f"{at}/low"], [at], name=at, to=FLOAT)
-
-
-def _measures(pair: Pair) -> Iterator[NodeProto]:
-    """The sums of squares of the reference, of the node's own error and of the whole error; the largest."""
-    at, names = f"{MEASURED}{pair.other}", [pair.reference, f"{_ALONE}{pair.other}", f"{_OTHER}{pair.other}"]
-    if pair.masked:
-        for position, name in enumerate(names):
-            names[position] = f"{at}/raised_{position}"
-            yield helper.make_node("Max", [name, _FLOOR], [names[position]], name=names[position])
-    for end, operator, inputs in (
-        ("alone_error", "Sub", [names[1], names[0]]),
-        ("whole_error", "Sub", [names[2], names[0]]),
-        ("magnitude", "Abs", [names[0]]),
-    ):
-        yield helper.make_node(operator, inputs, [f"{at}/{end}"], name=f"{at}/{end}")
-    for end, operator, source in (
-        ("reference", "ReduceSumSquare", names[0]),
-        ("alone", "ReduceSumSquare", f"{at}/alone_error"),
-        ("whole", "ReduceSumSquare", f"{at}/whole_error"),
-        ("largest", "ReduceMax", f"{at}/magnitude"),
-    ):
-        yield helper.make_node(operator, [source], [f"{at}/{end}"], name=f"{at}/{end}", keepdims=0)
 
 
 def _relative(error: np.ndarray, norm: np.ndarray) -> np.ndarray:

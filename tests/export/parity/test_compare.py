@@ -82,7 +82,7 @@ class TestRealReports:
         assert {("onnx-fp16", name) for name in ("gate max_error", "max_error", "mean_error", "flips")} <= {
             *found
         }
-        assert {stage for stage, _ in found} == {"", "onnx-fp16"}
+        assert {stage for stage, _ in found} == {"", "onnx-fp16", "onnx-fp16-emulated"}
         assert result.notes == ()
         # The other way round it is a repair.
         assert not bertmp.compare(bundle, sound).worse

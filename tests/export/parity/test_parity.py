@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -185,7 +186,7 @@ def test_a_damaged_graph_fails_and_the_report_says_where(bundle: Path, labelled:
     damage(bundle, 0.5)
     result = parity(bundle, labelled)
     assert not result.passed
-    assert {gate.stage for gate in result.failed_gates} == {"onnx-fp16"}
+    assert {gate.stage for gate in result.failed_gates} == {"onnx-fp16", "onnx-fp16-emulated"}
     assert "max_error" in {gate.name for gate in result.failed_gates}
     assert result.flips
     assert Manifest.load(bundle).stages["parity"].results["passed"] is False
@@ -327,7 +328,7 @@ def test_every_stage_that_runs_is_compared_with_itself(bundle: Path, labelled: P
         "onnx-fp16-emulated",
     ]
     page = " ".join((result.folder / "report.html").read_text().split())
-    assert "permuted rows</td><td>32x16</td>" in page
+    assert re.search(r"permuted rows</td><td>\d+x\d+, the worst of 5</td>", page)
 
 
 def test_a_served_stage_gets_the_profiles_of_the_bundles_engine(bundle: Path, labelled: Path) -> None:

@@ -13,13 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bertmp.export.parity.block_errors import BlockErrors, LengthBin
 from bertmp.export.parity.bundle_summary import BundleSummary, FileSummary, RuleSummary
+from bertmp.export.parity.confusion import Confusion
 from bertmp.export.parity.gates import (
     Evidence,
     decide,
     limits_of,
 )
-from bertmp.export.parity.report import junit_xml, render
+from bertmp.export.parity.junit import junit_xml
+from bertmp.export.parity.report_page import render
 from bertmp.export.parity.result import (
     DataSummary,
     FlipRow,
@@ -30,9 +33,21 @@ from bertmp.export.parity.stage import StageOutput
 from bertmp.export.parity.stage_metrics import (
     measure,
 )
-from bertmp.report.page import LogScale, scientific
+from bertmp.report.page import scientific
+from bertmp.report.svg import LogScale
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m"
+
+
+BLOCK_ERRORS = BlockErrors(
+    reason="",
+    precision="fp16",
+    blocks=("bert.embeddings", "bert.encoder.layer.0", f"bert.{HOSTILE}"),
+    bins=(LengthBin(1, 8, 3), LengthBin(513, None, 1)),
+    errors=((0.0, 3e-4), (0.02, 0.5), (float("inf"), 1e-7)),
+    headroom=(9000.0, 1.5, float("inf")),
+    seconds=0.1,
+)
 
 
 def report_of(error: float = 1e-3) -> ParityReport:
@@ -73,6 +88,10 @@ def report_of(error: float = 1e-3) -> ParityReport:
             rules=(RuleSummary("softmax", (HOSTILE,), {"Softmax": 1}, (HOSTILE,)),),
             engine={"builder": "tensorrt-rtx"},
             network={"SOFTMAX": {"FLOAT": 1}},
+        ),
+        block_errors=BLOCK_ERRORS,
+        confusion=Confusion(
+            "torch-fp32", "onnx-fp16", ("a", HOSTILE), np.eye(2, dtype=int), np.ones((2, 2), int)
         ),
         environment={"machine": HOSTILE},
         seconds=2,
@@ -115,7 +134,7 @@ def test_the_page_needs_nothing_from_outside_and_holds_no_markup_of_the_data(err
     assert not re.search(r"https?://|url\(|@import", page)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
-    assert page.count("<svg") == 3  # chain, distribution, one scatter
+    assert page.count("<svg") == 2  # the distribution and the scatter of one stage
 
 
 def test_the_pictures_are_well_formed() -> None:
