@@ -18,6 +18,9 @@ from bertmp.export.parity.stage_metrics import (
 )
 from tests.export.inconsistent_graphs import Fault
 
+LOW = ("onnx-fp16", "onnx-fp16-emulated")
+"""The stages of a bundle's FP16 graph."""
+
 LABELS = ("animal", "place", "<b>&\"'")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = tuple(f"w{number}" for number in range(8000))

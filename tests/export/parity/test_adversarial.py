@@ -30,7 +30,7 @@ from tests.export.adversarial_faults import (
     spoil_unknown,
 )
 from tests.export.inconsistent_graphs import Fault
-from tests.export.parity_bundles import LABELS, Served, mix_up
+from tests.export.parity_bundles import LABELS, LOW, Served, mix_up
 from tests.models import head, small_tokenizer
 
 
@@ -119,7 +119,7 @@ def test_a_sound_model_of_every_head_passes(task: str, tmp_path: Path) -> None:
     assert [gate.stage for gate in result.gates if gate.name == "adversarial"] == [
         "torch-fp32",
         "onnx-fp32",
-        "onnx-fp16",
+        *LOW,
     ]
     low = [row for row in result.adversarial.rows if row.stage == "onnx-fp16"]  # type: ignore[union-attr]
     assert sum(row.asked for row in low) == result.adversarial.inputs  # type: ignore[union-attr]
@@ -158,12 +158,12 @@ def test_the_files_tell_what_was_asked(bundle: Path, short: Path) -> None:
     assert made is not None
     written = json.loads((result.folder / "report.json").read_text())["adversarial"]
     assert (written["seed"], written["inputs"]) == (3, len(made_for(bundle, 3).inputs))
-    assert {row["stage"] for row in written["rows"]} == {"torch-fp32", "onnx-fp32", "onnx-fp16"}
+    assert {row["stage"] for row in written["rows"]} == {"torch-fp32", "onnx-fp32", *LOW}
     kept = Manifest.load(bundle).stages["parity"].results["adversarial"]
     certificate = json.loads((bundle / "certificate.json").read_text())
     assert kept == certificate["predicate"]["adversarial"] == {"seed": 3, "inputs": made.inputs}
     cases = ElementTree.parse(result.folder / "junit.xml").findall(".//testcase[@name='adversarial']")
-    assert len(cases) == 3
+    assert len(cases) == 4
     page = " ".join((result.folder / "report.html").read_text().split())
     assert f"{made.inputs} inputs made for this model with the seed 3" in page
     assert "<td>beside a padding row</td>" in page
@@ -171,10 +171,10 @@ def test_the_files_tell_what_was_asked(bundle: Path, short: Path) -> None:
 
 def test_the_gate_can_be_left_out(bundle: Path, short: Path) -> None:
     mix_up(bundle, divide_by_tokens)
-    off = override({"onnx-fp16": {"adversarial": False}}, "")
+    off = override({stage: {"adversarial": False} for stage in LOW}, "")
     result = parity(bundle, short, gates=off)
     assert [gate.name for gate in result.failed_gates] == ["as_planned"]
-    assert "onnx-fp16" not in {gate.stage for gate in result.gates if gate.name == "adversarial"}
+    assert not {*LOW} & {gate.stage for gate in result.gates if gate.name == "adversarial"}
 
 
 # ---- faults
@@ -195,10 +195,10 @@ def test_a_fault_that_no_ordinary_text_shows_is_found(
 ) -> None:
     mix_up(bundle, fault)
     result = parity(bundle, short)
-    [gate] = [gate for gate in result.failed_gates if gate.name != "as_planned"]
-    assert (gate.stage, gate.name) == ("onnx-fp16", "adversarial")
-    assert words in gate.sentence
-    assert any(f"the kind {kind}" in gate.sentence for kind in kinds)
+    failed = [gate for gate in result.failed_gates if gate.name != "as_planned"]
+    assert [(gate.stage, gate.name) for gate in failed] == [(stage, "adversarial") for stage in LOW]
+    assert all(words in gate.sentence for gate in failed)
+    assert any(f"the kind {kind}" in gate.sentence for gate in failed for kind in kinds)
     found = broken_kinds(result, "onnx-fp16")
     assert found >= kinds
     assert result.verdict == "failed"

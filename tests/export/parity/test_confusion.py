@@ -76,6 +76,6 @@ def test_a_real_report_has_both_matrices(bundle: Path, labelled: Path) -> None:
     assert result.confusion is not None
     assert result.confusion.before.sum() == result.data.texts
     assert np.trace(result.confusion.before) == 59  # the data file is wrong once
-    assert (result.confusion.reference, result.confusion.stage) == ("torch-fp32", "onnx-fp16")
+    assert (result.confusion.reference, result.confusion.stage) == ("torch-fp32", "onnx-fp16-emulated")
     page = (result.folder / "report.html").read_text()
     assert page.count('class="heat counts') == 2

@@ -28,7 +28,7 @@ from bertmp.export.parity.reading import read_inputs
 from bertmp.export.parity.report import FILES
 from bertmp.export.parity.stage import StageOutput
 from tests.export.inconsistent_graphs import Fault, add_length, centre_batch, roll_large_batches
-from tests.export.parity_bundles import LABELS, Served, adopt, damage, mix_up
+from tests.export.parity_bundles import LABELS, LOW, Served, adopt, damage, mix_up
 
 
 def test_parity_reads_the_manifest_once_and_each_file_once(
@@ -56,8 +56,7 @@ def test_a_sound_bundle_passes_every_gate(bundle: Path, labelled: Path) -> None:
         ("torch-fp32", "reference"),
         ("torch-amp", "run"),
         ("onnx-fp32", "run"),
-        ("onnx-fp16", "run"),
-        ("onnx-fp16-emulated", "run"),
+        *((stage, "run") for stage in LOW),
         ("engine", "not run"),
     ]
     exact, half = result.stage("onnx-fp32").measures, result.stage("onnx-fp16").measures
@@ -186,7 +185,7 @@ def test_a_damaged_graph_fails_and_the_report_says_where(bundle: Path, labelled:
     damage(bundle, 0.5)
     result = parity(bundle, labelled)
     assert not result.passed
-    assert {gate.stage for gate in result.failed_gates} == {"onnx-fp16", "onnx-fp16-emulated"}
+    assert {gate.stage for gate in result.failed_gates} == {*LOW}
     assert "max_error" in {gate.name for gate in result.failed_gates}
     assert result.flips
     assert Manifest.load(bundle).stages["parity"].results["passed"] is False
@@ -324,8 +323,7 @@ def test_every_stage_that_runs_is_compared_with_itself(bundle: Path, labelled: P
     assert [gate.stage for gate in result.gates if gate.name == "consistent"] == [
         "torch-fp32",
         "onnx-fp32",
-        "onnx-fp16",
-        "onnx-fp16-emulated",
+        *LOW,
     ]
     page = " ".join((result.folder / "report.html").read_text().split())
     assert re.search(r"permuted rows</td><td>\d+x\d+, the worst of 5</td>", page)
@@ -348,12 +346,12 @@ def test_a_graph_that_contradicts_itself_fails(
 ) -> None:
     mix_up(bundle, fault)
     result = parity(bundle, labelled)
-    [gate] = [gate for gate in result.failed_gates if gate.name == "consistent"]
-    assert (gate.stage, gate.measured) == ("onnx-fp16", False)
-    assert f"{check} at " in gate.sentence
+    failed = [gate for gate in result.failed_gates if gate.name == "consistent"]
+    assert [(gate.stage, gate.measured) for gate in failed] == [(stage, False) for stage in LOW]
+    assert all(f"{check} at " in gate.sentence for gate in failed)
     assert Manifest.load(bundle).stages["parity"].results["stages"]["onnx-fp16"]["consistent"] is False
     assert result.verdict_on(result.stage("onnx-fp16")) == "failed"
-    off = parity(bundle, labelled, gates=override({"onnx-fp16": {"consistent": False}}, ""))
+    off = parity(bundle, labelled, gates=override({stage: {"consistent": False} for stage in LOW}, ""))
     assert "consistent" not in {gate.name for gate in off.failed_gates}
 
 
@@ -364,9 +362,10 @@ def test_the_command_names_a_contradiction_that_no_compared_answer_shows(
     done = run_bertmp("parity", bundle, "--data", labelled)
     assert done.returncode == 1, done.stdout
     failed = [line for line in done.stdout.splitlines() if line.startswith("failed ")]
-    assert len(failed) == 2
+    assert len(failed) == 3
     assert failed[0].startswith("failed onnx-fp16 consistent: it contradicts itself: identical_rows at 32x16")
     assert failed[1].startswith("failed onnx-fp16 as_planned: ")
+    assert failed[2].startswith(f"failed {LOW[1]} consistent: it contradicts itself: identical_rows at 32x16")
     written = json.loads((bundle / "parity" / "report.json").read_text())
     [stage] = [stage for stage in written["stages"] if stage["name"] == "onnx-fp16"]
     broken = {(one["check"], one["shape"]) for one in stage["consistency"]["results"] if not one["passed"]}
