@@ -8,6 +8,7 @@
 #   make bench-precision  FP16 conversion against other converters: benchmarks/results/precision.json
 #   make bench-pipeline  time and memory from checkpoint to engine: benchmarks/results/pipeline.json
 #   make docs         the documentation site: build/site
+#   make screenshot   the README's picture of a parity report, from the last quickstart; needs Chromium
 #   make test-gpu     the tests that need CUDA; from a plain checkout, with the packages that PYTHON has
 #   make bench-gpu    the benchmark that needs CUDA: benchmarks/results/gpu.json; neither installs anything
 #
@@ -35,7 +36,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRAS)
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup triton data quickstart test test-slow docs bench-train bench-precision bench-pipeline test-gpu bench-gpu lint clean
+.PHONY: help setup triton data quickstart test test-slow docs screenshot bench-train bench-precision bench-pipeline test-gpu bench-gpu lint clean
 
 # $(call stage,TITLE,COMMAND): runs it between two lines that say what it is and how long it took.
 define stage
@@ -83,6 +84,9 @@ test: triton data lint
 
 test-slow: triton data
 	$(call stage,slow tests,$(call pytest,$(SLOW_TEST_SECONDS),-m slow))
+
+screenshot: setup
+	@$(BIN)/python scripts/screenshot.py build/quickstart/report/report.html docs/report.png
 
 docs: $(INSTALLED)
 	$(call stage,documentation packages,$(PIP) -c constraints.txt -e '.[docs]')

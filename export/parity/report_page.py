@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from bertmp.export.consistency.check import CheckResult
 from bertmp.export.graph.types import LOW_TYPES
+from bertmp.export.parity.adversarial_findings import KindRow
 from bertmp.export.parity.block_errors import BlockErrors
 from bertmp.export.parity.confusion import Confusion
 from bertmp.export.parity.gates import Gate
@@ -104,6 +105,21 @@ class CheckRow:
 
 
 @dataclass(frozen=True)
+class KindTable:
+    """The adversarial inputs: a row for each kind, a column for each stage.
+
+    Attributes:
+        stages: the columns.
+        rows: kind → how many inputs it has, and what each stage made of them; None where it was not asked.
+        failed: the rows to explain.
+    """
+
+    stages: list[str]
+    rows: dict[str, tuple[int, list[KindRow | None]]]
+    failed: list[KindRow]
+
+
+@dataclass(frozen=True)
 class Matrix:
     """A confusion matrix as cells, and whose answers it counts."""
 
@@ -122,6 +138,7 @@ def render(result: ParityReport) -> str:
         tiles=_tiles(result),
         stages=[(stage, result.verdict_on(stage)) for stage in result.stages],
         gates=[_gate_row(gate) for gate in result.gates],
+        kinds=_kind_table(result),
         chain=_chain(result),
         checks=_check_rows(result),
         blocks=_block_rows(result.block_errors),
@@ -202,6 +219,18 @@ def _gate_row(gate: Gate) -> GateRow:
     measured = "not finite" if gate.measured is None else page.scientific(size)
     unit, sign = (" points", "±") if gate.name == "accuracy_points" else ("", "≤ ")
     return GateRow(gate, title, measured + unit, f"{sign}{page.scientific(gate.limit)}{unit}", used)
+
+
+def _kind_table(result: ParityReport) -> KindTable | None:
+    if result.adversarial is None:
+        return None
+    found, stages = result.adversarial.rows, [one.stage for one in result.adversarial.stages]
+    cells = {(row.kind, row.stage): row for row in found}
+    rows = {}
+    for kind in dict.fromkeys(row.kind for row in found):
+        of_kind = [cells.get((kind, stage)) for stage in stages]
+        rows[kind] = (max(row.asked for row in of_kind if row), of_kind)
+    return KindTable(stages, rows, [row for row in found if not row.passed])
 
 
 def _check_rows(result: ParityReport) -> list[CheckRow]:

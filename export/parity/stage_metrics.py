@@ -51,7 +51,8 @@ class StageMetrics:
         max_error, mean_error: absolute error over all numbers; the largest over further outputs, too.
         scale: the largest number of the reference.
         error_999: the absolute error that 99.9 % of the numbers do not exceed.
-        max_relative_error: the largest error over the largest number of the reference's same unit.
+        max_relative_error, mean_relative_error, relative_error_999: of each unit, its largest error over the
+            largest number of the reference's same unit: the largest, the mean, and what 99.9 % do not exceed.
         max_probability_error: the largest absolute error of a probability.
         max_divergence: the largest Kullback-Leibler divergence of a unit's probabilities, in nats; None where
             there are none.
@@ -73,6 +74,8 @@ class StageMetrics:
     scale: float
     error_999: float
     max_relative_error: float
+    mean_relative_error: float
+    relative_error_999: float
     max_probability_error: float
     max_divergence: float | None
     flips: tuple[Flip, ...]
@@ -120,6 +123,8 @@ class StageMetrics:
             "mean_error": finite(self.mean_error),
             "error_quantiles": {**quantiles, "p99.9": finite(self.error_999)},
             "max_relative_error": finite(self.max_relative_error),
+            "mean_relative_error": finite(self.mean_relative_error),
+            "relative_error_quantiles": {"p99.9": finite(self.relative_error_999)},
             "max_probability_error": finite(self.max_probability_error),
             "max_divergence": None if divergence is None else finite(divergence),
             "flips": len(self.flips),
@@ -179,6 +184,8 @@ def measure(
         scale=float(sizes.max()),
         error_999=float(np.quantile(errors, 0.999, method="higher")),
         max_relative_error=float(relative.max()),
+        mean_relative_error=float(relative.mean()),
+        relative_error_999=float(np.quantile(relative, 0.999, method="higher")),
         max_probability_error=off,
         max_divergence=divergence,
         flips=_flips(before, after, margins, row_errors, view, units),
