@@ -85,7 +85,7 @@ test: triton data lint
 test-slow: triton data
 	$(call stage,slow tests,$(call pytest,$(SLOW_TEST_SECONDS),-m slow))
 
-screenshot: setup
+screenshot: $(INSTALLED)
 	@$(BIN)/python scripts/screenshot.py build/quickstart/report/report.html docs/report.png
 
 docs: $(INSTALLED)
