@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -58,8 +58,13 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def packed(self) -> Encoded:
+        """The same in a fifth of the memory: INT64 arrays in place of lists."""
+        ids, types = array("q", self.input_ids), array("q", self.token_type_ids)
+        return replace(self, input_ids=ids, token_type_ids=types)
 
-_AT_ONCE = 4096
+
+AT_ONCE = 4096
 """Texts that are encoded in one call."""
 
 
@@ -192,8 +197,8 @@ class Tokenizer:
         self, inputs: Sequence[Any], special: int, words: bool, spans: bool = False
     ) -> list[Encoded]:
         """The encoded inputs, some at a time: the library's own encodings take ten times as much memory."""
-        starts = range(0, len(inputs), _AT_ONCE)
-        parts = (self._encode(inputs[start : start + _AT_ONCE], special, words, spans) for start in starts)
+        starts = range(0, len(inputs), AT_ONCE)
+        parts = (self._encode(inputs[start : start + AT_ONCE], special, words, spans) for start in starts)
         return [encoded for part in parts for encoded in part]
 
     def _encode(self, inputs: Sequence[Any], special: int, words: bool, spans: bool = False) -> list[Encoded]:
@@ -213,8 +218,8 @@ class Tokenizer:
         cut_rows = set(long)
         return [
             Encoded(
-                input_ids=array("i", one.ids),  # a list takes ten times as much
-                token_type_ids=array("i", one.type_ids),
+                input_ids=list(one.ids),
+                token_type_ids=list(one.type_ids),
                 truncated=row in cut_rows,
                 first=_first_subwords(one) if words else _NO_WORDS,
                 spans=_spans(one) if spans else (),

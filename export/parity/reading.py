@@ -18,7 +18,7 @@ from bertmp.data.readers import (
     read_examples,
 )
 from bertmp.data.sentences import read_sentences
-from bertmp.data.tokenizer import Encoded
+from bertmp.data.tokenizer import AT_ONCE, Encoded, Tokenizer
 from bertmp.export.bundle import BUILD_ENGINE, CONVERT, EXPORT, Bundle
 from bertmp.export.consistency.probe import probe_of
 from bertmp.export.consistency.tolerance import low_tolerance
@@ -72,7 +72,7 @@ def read_inputs(
         if bundle.config.get("text_pairs") and examples.pairs is None:
             what = "the model was trained on pairs of texts, and the file has single ones"
             raise InputError(what, examples.source, "name the second text's column with --text-pair-column")
-        encoded, words = bundle.tokenizer.encode(examples.texts, examples.pairs), None
+        encoded, words = _encode(bundle.tokenizer, examples), None
     units = units_of(view, encoded)
     truth, note = _truth(bundle, view, examples, encoded, words, columns.separator)
     if view.task in ("masked-lm", "pretraining"):
@@ -99,6 +99,16 @@ def read_inputs(
     return ParityData(
         inputs, examples, bundle.labels if view.kind in ("classes", "multi-label") else (), note
     )
+
+
+def _encode(tokenizer: Tokenizer, examples: Examples) -> list[Encoded]:
+    """The texts' token ids, packed: they stay in memory until the last stage has answered."""
+    found: list[Encoded] = []
+    for start in range(0, len(examples.texts), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        pairs = None if examples.pairs is None else examples.pairs[part]
+        found += [row.packed() for row in tokenizer.encode(examples.texts[part], pairs)]
+    return found
 
 
 def _files(bundle: Bundle) -> dict[str, str]:
