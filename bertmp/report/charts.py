@@ -18,7 +18,7 @@ from bertmp.report.svg import LogScale, box, line, picture, text
 MOST_POINTS = 2000
 """Points of a scatter plot; of more inputs, every second or third is drawn, and so on."""
 
-_WIDTH = 400.0
+_WIDTH, _ROOM = 400.0, 115.0
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,15 @@ def histogram_chart(series: ErrorSeries, scale: LogScale) -> str:
         parts += [line(x, top, x, base, "grid"), text(x, base + 17, power(tick), "tick", anchor)]
     parts.append(line(scale.start, base, scale.end, base, "axis"))
     parts += _bars(series, scale, top, base)
+    limit = None if series.limit is None else scale(series.limit)
     if math.isfinite(series.largest):
-        parts += _marked(scale(series.largest), top - 14, base, f"max {scientific(series.largest)}", "worst")
-    if series.limit is not None:
-        parts += _marked(scale(series.limit), top - 30, base, f"limit {scientific(series.limit)}", "limit")
+        x, words = scale(series.largest), f"max {scientific(series.largest)}"
+        # Away from the limit's line, where there is room for the words.
+        to_left = limit is not None and x < limit < x + _ROOM < _WIDTH and x > _ROOM
+        parts += _marked(x, top - 14, base, words, "worst", to_left=to_left or x > _WIDTH / 2)
+    if limit is not None:
+        words = f"limit {scientific(series.limit or 0)}"
+        parts += _marked(limit, top - 30, base, words, "limit", to_left=limit > _WIDTH / 2)
     return picture(_WIDTH, base + 24, f"{series.name}: distribution of the logit errors", parts)
 
 
@@ -89,9 +94,9 @@ def _bars(series: ErrorSeries, scale: LogScale, top: float, base: float) -> list
     ]
 
 
-def _marked(x: float, top: float, base: float, words: str, kind: str) -> list[str]:
-    """A vertical line with its words beside its upper end, on the side that has room."""
-    anchor, off = ("start", 5) if x < _WIDTH / 2 else ("end", -5)
+def _marked(x: float, top: float, base: float, words: str, kind: str, *, to_left: bool) -> list[str]:
+    """A vertical line with its words beside its upper end."""
+    anchor, off = ("end", -5) if to_left else ("start", 5)
     return [line(x, top, x, base, kind), text(x + off, top + 10, words, f"small {kind}", anchor)]
 
 
@@ -163,5 +168,8 @@ def interval_chart(low: float, estimate: float, high: float, margin: float, scal
         parts += [line(scale(low), 12, scale(high), 12, "interval")]
         parts += [line(scale(end), 8, scale(end), 16, "interval") for end in (low, high)]
         parts.append(f'<circle cx="{scale(estimate):.1f}" cy="12" r="4" class="estimate"/>')
-    words = f"difference {estimate:+.4g}, interval {low:+.4g} to {high:+.4g}, margin {margin:+.4g}"
+    shown = [
+        f"{value:+.4g}" if math.isfinite(value) else "not finite" for value in (estimate, low, high, margin)
+    ]
+    words = "difference {}, interval {} to {}, margin {}".format(*shown)
     return picture(200, 24, words, parts)

@@ -205,7 +205,8 @@ def _measured(stage: str, metrics: StageMetrics, limits: Limits) -> Iterator[Gat
         if limit is not None and name == "max_error":
             limit *= metrics.allowance
         if limit is not None:
-            sentence = f"{words}: {value:.3g}, at most {limit:g} allowed"
+            shown = f"{value:.3g}" if math.isfinite(value) else "not finite"
+            sentence = f"{words}: {shown}, at most {limit:g} allowed"
             yield Gate(stage, name, limit, finite(value), value <= limit, sentence)
     limit, points = limits.accuracy_points, metrics.accuracy_points
     if limit is not None and points is not None and metrics.correct is not None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bertmp.core.io import plain
 from bertmp.export.consistency.check import Consistency
 from bertmp.export.parity.adversarial_findings import AdversarialReport
 from bertmp.export.parity.block_errors import BlockErrors
@@ -86,8 +87,8 @@ class StageReport:
             "serves": self.serves,
             "served": self.served and self.served.to_json(),
             "size_ratio": self.size_ratio,
-            "details": dict(self.details),
-            "verification": dict(self.verification),
+            "details": plain(self.details),
+            "verification": plain(self.verification),
             "consistency": self.consistency and self.consistency.to_json(),
             "task_metrics": [one.to_json() for one in self.task_metrics],
             "other_files": None if self.other_files is None else list(self.other_files),

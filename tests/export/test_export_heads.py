@@ -25,6 +25,7 @@ from bertmp.model.checkpoint import copy_tokenizer, load_checkpoint, save_checkp
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import HEADS
 from bertmp.serve.deployable import inspect_bundle
+from tests.export.parity.report_checks import complaints, raw_values
 from tests.models import batch, head, small_tokenizer
 
 CONFIG = BertConfig(
@@ -199,6 +200,10 @@ def test_parity_compares_every_head(task: str, bundle: Make, tmp_path: Path) -> 
     assert all(metric.non_inferiority.verdict != "worse" for metric in result.stage("onnx-fp16").task_metrics)
     units = {"token-classification": 100, "pretraining": 24, "masked-lm": 24, "encoder": 90}
     assert len(low.row_errors) >= units.get(task, 24)
+    assert complaints(json.loads((result.folder / "report.json").read_text())) == []
+    assert raw_values((result.folder / "report.html").read_text()) == []
+    assert result.block_errors.reason == ""
+    assert (result.confusion is not None) == (task in ("classification", "token-classification"))
 
 
 def change_a_weight(folder: Path, rename: bool = False) -> None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -33,8 +34,13 @@ from bertmp.export.parity.stage import StageOutput
 from bertmp.export.parity.stage_metrics import (
     measure,
 )
+from bertmp.export.parity.verdict import Unchecked
+from bertmp.metrics.comparison import MetricComparison
+from bertmp.metrics.intervals import Interval
+from bertmp.metrics.non_inferiority import non_inferiority
 from bertmp.report.page import scientific
 from bertmp.report.svg import LogScale
+from tests.export.parity.report_checks import complaints, raw_values
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m"
 
@@ -99,6 +105,18 @@ def report_of(error: float = 1e-3) -> ParityReport:
     )
 
 
+UNDEFINED = MetricComparison(
+    name="pearson",
+    before=float("nan"),
+    after=0.5,
+    non_inferiority=non_inferiority(
+        float("nan"), Interval(float("nan"), float("nan"), float("nan"), 0.95, 9, 3, "bootstrap")
+    ),
+    mcnemar_p=None,
+)
+"""Of a constant there is no correlation."""
+
+
 class Outside(HTMLParser):
     """Collects whatever would load or run something, and checks that tags close in order."""
 
@@ -137,6 +155,57 @@ def test_the_page_needs_nothing_from_outside_and_holds_no_markup_of_the_data(err
     assert page.count("<svg") == 2  # the distribution and the scatter of one stage
 
 
+VARIANTS = {
+    "failed": {},
+    "a number that is not finite": {"error": float("nan")},
+    "incomplete": {"unchecked": (Unchecked("engine", "no GPU", False),)},
+    "allowed": {"unchecked": (Unchecked("engine", "no GPU", True),)},
+    "without a reference": {
+        "reference": "",
+        "stages": (StageReport("torch-fp32", "failed", "x"),),
+        "gates": (),
+    },
+    "nothing known of the bundle": {"contents": BundleSummary(), "confusion": None, "environment": {}},
+    "no blocks": {"block_errors": BlockErrors("the bundle has no low-precision graph")},
+    "details of all kinds": {
+        "stages": (
+            StageReport(
+                "engine", "not run", "no GPU", details={"a": None, "b": True, "c": {}, "d": [{"e": [None]}]}
+            ),
+            StageReport(
+                "triton", "run", details={"f": float("nan"), "g": (1, float("inf")), "h": {"i": False}}
+            ),
+        )
+    },
+    "metrics without a value": {"stages": (StageReport("onnx-fp16", "run", task_metrics=(UNDEFINED,)),)},
+}
+
+
+@pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
+def test_no_page_holds_a_value_as_python_writes_it(change: dict[str, Any]) -> None:
+    others = {name: value for name, value in change.items() if name != "error"}
+    report = replace(report_of(change.get("error", 1e-3)), **others)
+    assert raw_values(render(report)) == []
+    assert complaints(report.to_json()) == []
+
+
+def test_a_hundred_thousand_texts_fit_two_megabytes() -> None:
+    """Every stage has its charts, every text is long, and every other one has another label."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (100_000, 3)).astype(np.float32)
+    other = logits + rng.normal(0, 2, logits.shape).astype(np.float32)
+    metrics = measure(StageOutput(logits), StageOutput(other), rng.integers(0, 3, len(logits)))
+    assert len(metrics.flips) > 20_000
+    stages = tuple(StageReport(f"stage-{number}", "run", seconds=1, measures=metrics) for number in range(9))
+    flips = tuple(
+        FlipRow("stage-0", one.row + 1, "<word> " * 3000, "a", "b", "c", one) for one in metrics.flips
+    )
+    page = render(replace(report_of(), stages=stages, flips=flips))
+    assert len(page.encode()) < 2_000_000
+    assert page.count("<svg") == 2 * len(stages)
+    assert f"The first 500 of {len(flips):,}" in page
+
+
 def test_the_pictures_are_well_formed() -> None:
     for drawing in re.findall(r"<svg.*?</svg>", render(report_of()), re.DOTALL):
         ElementTree.fromstring(drawing)
@@ -150,7 +219,7 @@ def test_the_flip_stands_in_the_table_and_in_the_picture() -> None:
     page = render(result)
     assert page.count('class="flip explained"') == 1
     assert "within error" in page
-    assert "None: every stage" in render(report_of(0.0))
+    assert "No label changed: every stage" in render(report_of(0.0))
 
 
 def test_without_a_reference_the_page_says_so() -> None:
