@@ -227,6 +227,14 @@ class Tokenizer:
             for row, one in enumerate(encodings)
         ]
 
+    def difference(self, other: Tokenizer) -> str:
+        """What makes the two encode texts in different ways; empty where nothing does."""
+        if self._fast.to_str() != other._fast.to_str():
+            return "vocabulary or normalisation"
+        if self.max_length != other.max_length:
+            return f"maximum length, {self.max_length} instead of {other.max_length},"
+        return "" if self.pad_id == other.pad_id else "padding token"
+
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json` for Hugging Face."""
         by_id = sorted(self._fast.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])

@@ -12,6 +12,7 @@ from bertmp.export.bundle import Bundle
 from bertmp.export.parity.adversarial import AdversarialSet, adversarial_inputs
 from bertmp.export.parity.adversarial_findings import GATE, Findings
 from bertmp.export.parity.adversarial_run import Answered, ask, find_all
+from bertmp.export.parity.as_exported import check_as_exported
 from bertmp.export.parity.as_planned import check_as_planned
 from bertmp.export.parity.bundle_stages import ONNX_FP32, low_stage
 from bertmp.export.parity.gates import Evidence, Gate, Limits, decide, limits_in_role
@@ -21,7 +22,7 @@ from bertmp.export.parity.reading import ParityData
 from bertmp.export.parity.result import StageReport
 from bertmp.export.parity.stage import ParityInputs, Stage, StageOutput, StageRun
 from bertmp.export.parity.stage_report import as_planned, stage_report, with_sizes
-from bertmp.export.parity.torch_stages import TORCH, TORCH_AMP
+from bertmp.export.parity.torch_stages import TORCH, TORCH_AMP, TorchStage
 from bertmp.export.parity.weight_sizes import weight_sizes
 
 
@@ -66,6 +67,13 @@ def compare_stages(
     low = low_stage(bundle)
     options.progress("applying the plan again")
     reports[low] = as_planned(with_sizes(reports[low], weight_sizes(bundle)), check_as_planned(bundle))
+    if reference == TORCH:
+        options.progress("comparing the bundle with its checkpoint")
+        checkpoint = next(stage for stage in stages if isinstance(stage, TorchStage)).folder
+        assert checkpoint is not None
+        files, weights = check_as_exported(bundle, checkpoint)
+        reports[TORCH] = replace(reports[TORCH], as_exported=files)
+        reports[ONNX_FP32] = replace(reports[ONNX_FP32], as_exported=weights)
     made = adversarial_inputs(bundle, examples.inputs.pairs is not None, options.seed)
     answers = {
         stage.name: ask(stage, made, stage in options.extra_stages, options.progress)
@@ -132,5 +140,5 @@ def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
     metrics = row.served if as_served and row.served else row.measures
     failure = row.reason if row.status == "failed" else ""
     verified = bool(row.verification.get("verified")) if row.verification else None
-    seen = (row.size_ratio, verified, row.consistency, row.other_files, row.as_planned)
+    seen = (row.size_ratio, verified, row.consistency, row.other_files, row.as_planned, row.as_exported)
     return decide(row.name, Evidence(metrics, failure, *seen), wanted)

@@ -31,6 +31,7 @@ class Limits:
         verified: whether the precision of every layer must be verified where the stage does not run.
         consistent: whether the same row must get the same answer in every batch and at any padding.
         as_planned: whether a low-precision graph must be the one that its plan makes of the FP32 graph.
+        as_exported: whether the bundle's labels, configuration, tokenizer, weights must be its checkpoint's.
         same_files: whether a served model must have been deployed from this bundle's graph and tokenizer.
         adversarial: whether the adversarial inputs, too, must be answered within these limits.
     """
@@ -46,6 +47,7 @@ class Limits:
     consistent: bool = True
     same_files: bool = True
     as_planned: bool = True
+    as_exported: bool = True
     adversarial: bool = True
 
 
@@ -100,6 +102,7 @@ class Evidence:
         consistency: its answers compared with each other; None where they were not.
         as_planned: what first differs from the graph that the plan makes; empty where nothing does, None
             where that was not compared.
+        as_exported: what first differs from the checkpoint; empty where nothing does, None for other stages.
         other_files: files of a served model that are not the bundle's; None where nothing is known of them.
     """
 
@@ -110,6 +113,7 @@ class Evidence:
     consistency: Consistency | None = None
     other_files: Sequence[str] | None = None
     as_planned: str | None = None
+    as_exported: str | None = None
 
 
 def limits_of(stage: str, limits: Mapping[str, Limits] = DEFAULTS) -> Limits:
@@ -184,6 +188,11 @@ def decide(stage: str, evidence: Evidence, limits: Limits) -> tuple[Gate, ...]:
         made = "the graph is the one that its plan makes of model.onnx"
         sentence = f"the graph is not the one that its plan makes: {difference}" if difference else made
         gates.append(Gate(stage, "as_planned", True, not difference, not difference, sentence))
+    difference = evidence.as_exported
+    if limits.as_exported and difference is not None:
+        made = "what the bundle has of the checkpoint is the checkpoint's"
+        sentence = f"the bundle is not what the checkpoint exports to: {difference}" if difference else made
+        gates.append(Gate(stage, "as_exported", True, not difference, not difference, sentence))
     return tuple(gates)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -22,10 +23,7 @@ from bertmp.export.parity.compared_stages import compare_stages
 from bertmp.export.parity.confusion import confusion_of
 from bertmp.export.parity.failing_inputs import failed_batches, failed_examples, save_failing
 from bertmp.export.parity.flip_rows import flip_rows
-from bertmp.export.parity.gates import (
-    Limits,
-    read_limits,
-)
+from bertmp.export.parity.gates import Gate, Limits, read_limits
 from bertmp.export.parity.model_card import model_card
 from bertmp.export.parity.parity_options import ParityOptions
 from bertmp.export.parity.reading import ParityData, read_inputs
@@ -59,8 +57,7 @@ def parity(options: ParityOptions) -> ParityReport:
     started = time.monotonic()
     opened = Bundle.open(options.bundle)
     folder = options.report or opened.folder / DEFAULT_FOLDER
-    if folder.exists() and not folder.is_dir():
-        raise InputError("not a folder", folder, "name another folder with --report")
+    _require_folder(folder)
     limits = read_limits(options.gates, opened.low_precision)
     signer = None if options.sign is None else Signer(options.sign, opened.folder)
     own = chain(opened, options.checkpoint)
@@ -74,6 +71,7 @@ def parity(options: ParityOptions) -> ParityReport:
     # Served stages go first: a server that is not there shows before the long part.
     ran = run_all((*options.extra_stages, *own), examples.inputs, options.progress)
     compared = compare_stages(opened, stages, ran, examples, limits, options)
+    gates = tuple(gate for row in compared.rows for gate in compared.gates[row.name])
     result = ParityReport(
         bundle=opened.folder,
         folder=folder,
@@ -81,8 +79,8 @@ def parity(options: ParityOptions) -> ParityReport:
         note=" ".join(filter(None, [_note(ran, compared.reference), examples.note])),
         data=_summary(examples),
         stages=compared.rows,
-        gates=tuple(gate for row in compared.rows for gate in compared.gates[row.name]),
-        unchecked=_unchecked(opened, compared.rows, options),
+        gates=gates,
+        unchecked=_unchecked(opened, compared.rows, gates, options),
         flips=tuple(flip for row in compared.rows for flip in flip_rows(row, examples)),
         contents=contents,
         block_errors=measure_block_errors(opened, examples.inputs, options.progress),
@@ -103,6 +101,15 @@ def parity(options: ParityOptions) -> ParityReport:
     return result
 
 
+def _require_folder(folder: Path) -> None:
+    """Refuses a report's folder that cannot be written, before the long part."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise InputError("not a folder", nearest, "name another folder with --report")
+    if not os.access(nearest, os.W_OK):
+        raise InputError("the folder cannot be written to", nearest, "name another folder with --report")
+
+
 def _summary(examples: ParityData) -> DataSummary:
     source, inputs = examples.examples.source, examples.inputs
     truncated = sum(encoded.truncated for encoded in inputs.encoded)
@@ -110,9 +117,22 @@ def _summary(examples: ParityData) -> DataSummary:
     return DataSummary(source, sha256_file(source), len(inputs.texts), labelled, truncated, pairs)
 
 
-def _unchecked(bundle: Bundle, rows: Sequence[StageReport], options: ParityOptions) -> tuple[Unchecked, ...]:
+def _unchecked(
+    bundle: Bundle, rows: Sequence[StageReport], gates: Sequence[Gate], options: ParityOptions
+) -> tuple[Unchecked, ...]:
     not_run = [(row.name, row.reason) for row in rows if row.status == "not run"]
     known = {row.name for row in rows}
+    not_run += [
+        (row.name, f"its plan was not applied again: {row.plan_not_compared}")
+        for row in rows
+        if row.plan_not_compared
+    ]
+    judged = {gate.stage for gate in gates}
+    not_run += [
+        (row.name, "the gates file leaves out all its gates")
+        for row in rows
+        if row.status in ("run", "reference") and row.name not in judged
+    ]
     not_run += [(name, "no --server was given") for name in options.require if name not in known]
     counting = _counting(bundle, [stage.name for stage in options.extra_stages])
     return find_unchecked(not_run, counting, options.require, options.allow_incomplete)

@@ -51,6 +51,7 @@ _GATE_NAMES = {
     "verified": "precision verified",
     "consistent": "self-consistent",
     "as_planned": "the plan's graph",
+    "as_exported": "the checkpoint's bundle",
     "same_files": "the bundle's files",
     "adversarial": "adversarial inputs",
 }

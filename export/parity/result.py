@@ -52,6 +52,9 @@ class StageReport:
         other_files: files of a served model that are not the bundle's; None where nothing is known of them.
         as_planned: what first differs from the graph that the plan makes; empty where nothing does, None for
             other stages.
+        plan_not_compared: why the plan was not applied again; empty where it was, and for other stages.
+        as_exported: of the checkpoint, what first differs from it in the bundle; empty where nothing does,
+            None for other stages.
         localisation: of the first stage that failed, where it goes wrong; None for others.
     """
 
@@ -69,6 +72,8 @@ class StageReport:
     task_metrics: tuple[MetricComparison, ...] = ()
     other_files: tuple[str, ...] | None = None
     as_planned: str | None = None
+    plan_not_compared: str = ""
+    as_exported: str | None = None
     localisation: Localisation | None = None
 
     @property
@@ -93,6 +98,8 @@ class StageReport:
             "task_metrics": [one.to_json() for one in self.task_metrics],
             "other_files": None if self.other_files is None else list(self.other_files),
             "as_planned": self.as_planned,
+            "plan_not_compared": self.plan_not_compared,
+            "as_exported": self.as_exported,
             "localisation": self.localisation and self.localisation.to_json(),
         }
 

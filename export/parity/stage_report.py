@@ -64,7 +64,7 @@ def as_planned(row: StageReport, check: PlanCheck | None) -> StageReport:
     if check is None:
         return row
     if check.not_compared:
-        return replace(row, details={**row.details, "plan": f"not applied again: {check.not_compared}"})
+        return replace(row, plan_not_compared=check.not_compared)
     return replace(row, as_planned=check.difference)
 
 

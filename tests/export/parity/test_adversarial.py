@@ -166,7 +166,7 @@ def test_the_files_tell_what_was_asked(bundle: Path, short: Path) -> None:
     assert len(cases) == 4
     page = " ".join((result.folder / "report.html").read_text().split())
     assert f"{made.inputs} inputs made for this model with the seed 3" in page
-    assert "<td>beside a padding row</td>" in page
+    assert '<th scope="row">beside a padding row</th>' in page
 
 
 def test_the_gate_can_be_left_out(bundle: Path, short: Path) -> None:

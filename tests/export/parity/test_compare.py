@@ -101,7 +101,7 @@ class TestRealReports:
         half = tmp_path / "half.tsv"
         half.write_text("".join(labelled.read_text().splitlines(keepends=True)[:30]))
         bertmp.parity(bundle, half, extra_stages=[Served(bundle / "model.onnx")])
-        (note,) = bertmp.compare(sound, bundle).notes
+        note = bertmp.compare(sound, bundle).notes[0]
         assert note.startswith("the reports are on different data: ")
         assert "(60 texts)" in note
         assert "(30 texts)" in note

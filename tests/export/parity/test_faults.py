@@ -14,7 +14,9 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 from bertmp import export_checkpoint, parity
+from bertmp.core.errors import InputError
 from bertmp.export.bundle import Manifest
+from bertmp.export.parity.gates import DEFAULTS
 from bertmp.export.parity.result import ParityReport
 from tests.export.conftest import Questions
 from tests.export.parity_bundles import adopt
@@ -160,11 +162,101 @@ def test_segments_that_a_graph_drops_are_found(
     assert found.block == "bert.embeddings"
 
 
-def test_a_converter_of_another_version_is_said(bundle: Path, data: Path) -> None:
+def test_a_converter_of_another_version_is_compared_all_the_same(bundle: Path, data: Path) -> None:
     manifest = Manifest.load(bundle)
     entry = manifest.stages["convert"]
     manifest.with_stage("convert", replace(entry, tools={**entry.tools, "onnx": "1.0"})).save(bundle)
+    assert parity(bundle, data).verdict == "passed"
+    plant(bundle, "model.fp16.onnx", weight_of_layer)  # now nobody can say whether the version is why
     result = parity(bundle, data)
-    assert result.verdict == "passed"
-    assert "as_planned" not in {gate.name for gate in result.gates}
-    assert result.stage("onnx-fp16").details["plan"] == "not applied again: converted by onnx 1.0"
+    assert result.verdict == "incomplete"
+    assert "onnx-fp16 was not checked: its plan was not applied again: onnx 1.0" in result.headline()
+
+
+def test_a_bundle_without_its_plan_is_incomplete(bundle: Path, data: Path) -> None:
+    manifest = Manifest.load(bundle)
+    entry = manifest.stages["convert"]
+    outputs = {name: sha for name, sha in entry.outputs.items() if name != "precision-plan.json"}
+    manifest.with_stage("convert", replace(entry, outputs=outputs)).save(bundle)
+    (bundle / "precision-plan.json").unlink()
+    assert parity(bundle, data).verdict == "incomplete"
+
+
+# ---- faults that are in all stages alike
+
+
+def other_label(bundle: Path) -> None:
+    first, second, *rest = (bundle / "labels.txt").read_text().splitlines()
+    (bundle / "labels.txt").write_text("\n".join([second, first, *rest]) + "\n")
+
+
+def cased(bundle: Path) -> None:
+    tokenizer = json.loads((bundle / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    (bundle / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def shorter(bundle: Path) -> None:
+    settings = json.loads((bundle / "tokenizer_config.json").read_text())
+    (bundle / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 8}))
+
+
+def fewer_positions(bundle: Path) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 32}))
+
+
+def unused_word(bundle: Path) -> None:
+    """The embedding of a word that no question has, in both graphs."""
+    for file in ("model.onnx", "model.fp16.onnx"):
+        graph = onnx.load(bundle / file)
+        [weights] = [one for one in graph.graph.initializer if "word_embeddings" in one.name]
+        values = numpy_helper.to_array(weights).copy()
+        values[999] = -values[998]
+        weights.CopyFrom(numpy_helper.from_array(values, weights.name))
+        onnx.save(graph, bundle / file)
+
+
+@pytest.mark.parametrize(
+    ("fault", "stage", "named"),
+    [
+        (other_label, "torch-fp32", "labels.txt has DESC, ABBR"),
+        (cased, "torch-fp32", "the tokenizer has another vocabulary or normalisation"),
+        (shorter, "torch-fp32", "the tokenizer has another maximum length, 8 instead of 64"),
+        (
+            fewer_positions,
+            "torch-fp32",
+            "config.json has the max_position_embeddings 32 where the checkpoint has 64",
+        ),
+        (unused_word, "onnx-fp32", "model.onnx has another bert.embeddings.word_embeddings.weight"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_bundle_that_is_not_its_checkpoints_is_found(
+    bundle: Path, data: Path, fault: Callable[[Path], None], stage: str, named: str
+) -> None:
+    fault(bundle)
+    adopt(bundle)
+    result = parity(bundle, data)
+    assert result.verdict == "failed"
+    assert failed_stages(result)[0] == stage
+    [gate] = [gate for gate in result.failed_gates if gate.name == "as_exported"]
+    assert named in gate.sentence
+
+
+def test_a_gates_file_that_leaves_everything_out_is_incomplete(
+    bundle: Path, data: Path, tmp_path: Path
+) -> None:
+    gates = tmp_path / "gates.toml"
+    off = "".join(f"{name} = false\n" for name in vars(DEFAULTS["onnx-fp16"]))
+    gates.write_text(f"[onnx-fp16]\n{off}")
+    result = parity(bundle, data, gates=gates)
+    assert result.verdict == "incomplete"
+    assert "onnx-fp16 was not checked: the gates file leaves out all its gates" in result.headline()
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_stages(bundle: Path, data: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(InputError, match="not a folder"):
+        parity(bundle, data, report=data / "sub", progress=lambda message, *_: said.append(message))
+    assert said == []

@@ -45,7 +45,7 @@ def test_a_served_engine_is_held_to_the_engines_gates(
     result = parity(bundle, labelled, extra_stages=[Served(bundle / "model.onnx", on_engine)])
     assert result.stage("triton").serves == "engine"
     assert result.passed == passes
-    assert [gate.name for gate in result.failed_gates] == ([] if passes else ["max_error"])
+    assert [gate.name for gate in result.failed_gates] == ([] if passes else ["max_error", "adversarial"])
 
 
 def _one_other_label(answer: StageOutput) -> StageOutput:
@@ -71,4 +71,6 @@ def test_a_served_model_that_answers_otherwise_fails(
     bundle: Path, labelled: Path, change: Callable[[StageOutput], StageOutput], broken: str
 ) -> None:
     result = parity(bundle, labelled, extra_stages=[Served(bundle / "model.onnx", change)])
-    assert [(gate.stage, gate.name) for gate in result.failed_gates] == [("triton", broken)]
+    failed = [(gate.stage, gate.name) for gate in result.failed_gates]
+    assert failed[0] == ("triton", broken)
+    assert failed[1:] in ([], [("triton", "adversarial")])  # the same fault shows there as well
