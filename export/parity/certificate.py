@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from bertmp.export.parity.result import ParityReport, StageReport
 
 CERTIFICATE = "certificate.json"
+REPORT_OUTSIDE = "report_outside"
+"""The manifest's entry with the SHA-256 of a report that lies outside the bundle, by path."""
+
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:bertmp:parity-certificate:v1"
 CHECKPOINT, DATA = "checkpoint", "data"

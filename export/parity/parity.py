@@ -18,7 +18,7 @@ from bertmp.export.parity.adversarial_run import report_of
 from bertmp.export.parity.block_errors import measure_block_errors
 from bertmp.export.parity.bundle_stages import ONNX_FP32, chain, emulated_stage, low_stage
 from bertmp.export.parity.bundle_summary import summarise_bundle
-from bertmp.export.parity.certificate import CERTIFICATE, make_certificate
+from bertmp.export.parity.certificate import CERTIFICATE, REPORT_OUTSIDE, make_certificate
 from bertmp.export.parity.compared_stages import compare_stages
 from bertmp.export.parity.confusion import confusion_of
 from bertmp.export.parity.failing_inputs import failed_batches, failed_examples, save_failing
@@ -181,6 +181,7 @@ def _record(bundle: Bundle, result: ParityReport, limits: Mapping[str, Limits]) 
     inputs = [FP32_GRAPH, *filter(None, [bundle.low_graph]), PLAN, *engine]
     home, written = bundle.folder.resolve(), [result.folder / name for name in FILES]
     outputs = [path.resolve() for path in (*written, bundle.folder / CERTIFICATE)]
+    outside = {str(path): sha256_file(path) for path in outputs if not path.is_relative_to(home)}
     gates = {
         stage: {name: value for name, value in vars(limit).items() if value is not None}
         for stage, limit in limits.items()
@@ -191,6 +192,6 @@ def _record(bundle: Bundle, result: ParityReport, limits: Mapping[str, Limits]) 
         outputs=[str(path.relative_to(home)) for path in outputs if path.is_relative_to(home)],
         tools=["bertmp", "torch", "onnxruntime", "tokenizers"],
         settings={"data": str(result.data.file), "gates": gates, "report": str(result.folder)},
-        results=result.summary(),
+        results={**result.summary(), **({REPORT_OUTSIDE: outside} if outside else {})},
         seconds=result.seconds,
     )

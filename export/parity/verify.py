@@ -15,6 +15,7 @@ from bertmp.export.parity.certificate import (
     CERTIFICATE,
     CHECKPOINT,
     DATA,
+    REPORT_OUTSIDE,
     Certificate,
     Finding,
     certified_files,
@@ -120,15 +121,27 @@ def _against_certificate(options: VerifyOptions) -> Verification:
     matching = tuple(name for name, digest in certificate.digests.items() if found.get(name) == digest)
     changes = [Finding(name, "differs" if found[name] else "is missing") for name in found]
     changes = [one for one in changes if one.name not in matching]
+    differing, gone = _report_outside(bundle)
     return Verification(
         bundle=folder,
         verdict=certificate.verdict,
         created=certificate.created,
         not_checked=certificate.not_checked,
         matching=matching,
-        changes=(*_of_verdict(certificate), *changes, *_unbound(bundle, certificate), *recorded),
-        not_compared=tuple(one for one in outside.values() if isinstance(one, Finding)),
+        changes=(*_of_verdict(certificate), *changes, *_unbound(bundle, certificate), *recorded, *differing),
+        not_compared=(*(one for one in outside.values() if isinstance(one, Finding)), *gone),
     )
+
+
+def _report_outside(bundle: Bundle) -> tuple[list[Finding], list[Finding]]:
+    """What differs of a report that lies outside the bundle, and what of it is no longer there."""
+    record = bundle.manifest.stages.get(PARITY)
+    files = record.results.get(REPORT_OUTSIDE, {}) if record else {}
+    there = {name: digest for name, digest in files.items() if Path(name).is_file()}
+    differing = [
+        Finding(name, "differs") for name, digest in there.items() if sha256_file(Path(name)) != digest
+    ]
+    return differing, [Finding(name, "is not there") for name in files if name not in there]
 
 
 def _read(path: Path) -> Certificate:

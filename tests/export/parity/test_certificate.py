@@ -261,3 +261,15 @@ def test_the_command_says_what_changed_and_that_nobody_signed(certified: Path, r
     done = run_bertmp("verify", certified.parent)
     assert done.returncode == 2
     assert done.stderr.startswith("error: not a bundle")
+
+
+def test_a_report_outside_the_bundle_is_compared(bundle: Path, labelled: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    parity(bundle, labelled, report=folder)
+    assert verify(bundle).verified
+    with (folder / "report.html").open("a") as stream:
+        stream.write(" ")
+    (folder / "junit.xml").unlink()
+    found = verify(bundle)
+    assert [one.sentence() for one in found.changes] == [f"{folder / 'report.html'} differs"]
+    assert [one.sentence() for one in found.not_compared] == [f"{folder / 'junit.xml'} is not there"]
