@@ -121,7 +121,7 @@ def _unchecked(
     bundle: Bundle, rows: Sequence[StageReport], gates: Sequence[Gate], options: ParityOptions
 ) -> tuple[Unchecked, ...]:
     not_run = [(row.name, row.reason) for row in rows if row.status == "not run"]
-    known = {row.name for row in rows}
+    known = {row.name for row in rows} | {row.name.partition("-")[0] for row in rows}  # triton-grpc is triton
     not_run += [
         (row.name, f"its plan was not applied again: {row.plan_not_compared}")
         for row in rows

@@ -74,3 +74,10 @@ def test_a_served_model_that_answers_otherwise_fails(
     failed = [(gate.stage, gate.name) for gate in result.failed_gates]
     assert failed[0] == ("triton", broken)
     assert failed[1:] in ([], [("triton", "adversarial")])  # the same fault shows there as well
+
+
+def test_a_stage_of_one_protocol_is_the_served_model_that_is_required(bundle: Path, labelled: Path) -> None:
+    over_grpc = Served(bundle / "model.onnx")
+    over_grpc.name = "triton-grpc"
+    result = parity(bundle, labelled, extra_stages=[over_grpc], require=["triton"])
+    assert result.verdict == "passed", result.headline()
