@@ -135,7 +135,8 @@ def _macro_and_matthews(right: NDArray, given: NDArray, true: NDArray) -> tuple[
     spreads = [rows * rows - sum(count * count for count in counts.tolist()) for counts in (given, true)]
     if min(spreads) <= 0:
         return macro, 0.0
-    return macro, (hits * rows - chance) / (math.sqrt(spreads[0]) * math.sqrt(spreads[1]))
+    found = (hits * rows - chance) / (math.sqrt(spreads[0]) * math.sqrt(spreads[1]))
+    return macro, max(-1.0, min(1.0, found))  # the roots are rounded: 1 could be 1 + 2e-16
 
 
 @dataclass(frozen=True)

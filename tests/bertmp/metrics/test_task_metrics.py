@@ -158,3 +158,9 @@ def test_all_metrics_are_json() -> None:
         assert json.loads(json.dumps(other.to_json())) == vars(other) | (
             {"label_f1": [1.0, 1.0]} if isinstance(other, metrics.MultiLabelMetrics) else {}
         )
+
+
+def test_a_perfect_matthews_is_never_above_one() -> None:
+    for first, second in ((a, b) for a in range(1, 30) for b in range(1, 30)):
+        truth = np.repeat([0, 1], [first, second])
+        assert 1 - 1e-12 < metrics.matthews(truth, truth) <= 1
