@@ -71,7 +71,7 @@ def histogram_chart(series: ErrorSeries, scale: LogScale) -> str:
     limit = None if series.limit is None else scale(series.limit)
     if math.isfinite(series.largest):
         x, words = scale(series.largest), f"max {scientific(series.largest)}"
-        # Away from the limit's line, where there is room for the words.
+        # Away from the limit's line, where the words do not cover it.
         to_left = limit is not None and x < limit < x + _ROOM < _WIDTH and x > _ROOM
         parts += _marked(x, top - 14, base, words, "worst", to_left=to_left or x > _WIDTH / 2)
     if limit is not None:

@@ -194,7 +194,7 @@ class _Rows:
         self.draw = random.Random(seed)
         self.words = single_token_words(self.tokenizer, _WORDS, self.draw)
         self.special = len(self.tokenizer.framed([[]] * (2 if pairs else 1)))
-        self.room = max(1, self.tokenizer.max_length - self.special)
+        self.longest = max(1, self.tokenizer.max_length - self.special)
         """Tokens of the longest text, or pair, that is not truncated."""
         self.inputs: list[AdversarialInput] = []
         self.batches: list[tuple[int, ...]] = []
@@ -203,21 +203,21 @@ class _Rows:
         alone = [self.text("one token", 1) for _ in range(3)]
         for row in alone:
             self.batch([row])
-        self.batch([self.text("mixed lengths", 1), self.text("maximum length", self.room)])
-        self.batch([self.text("one token too many", self.room + 1)])
+        self.batch([self.text("mixed lengths", 1), self.text("maximum length", self.longest)])
+        self.batch([self.text("one token too many", self.longest + 1)])
         if self.positions > self.tokenizer.max_length:
             self.batch([self.row("maximum length", self.ids(self.positions - self.special))])
         self._add_padding_row()
         for rows in _split(sorted(self.odd(), key=lambda row: len(row.encoded)), _ROWS_PER_BATCH):
             self.batch(rows)
-        most = min(_LONGEST_SHORT, self.room)
+        most = min(_LONGEST_SHORT, self.longest)
         self.batch(
             [self.text("largest batch", self.draw.randint(1, most)) for _ in range(self.largest_batch)]
         )
 
     def _add_padding_row(self) -> None:
         """Two rows by themselves, and the same two on both sides of a row that is all padding."""
-        lengths = [min(size, self.room) for size in (4, 7)]
+        lengths = [min(size, self.longest) for size in (4, 7)]
         pair = [self.text("batch of two", length) for length in lengths]
         first = self.batch(pair)[0]
         beside = [
@@ -229,7 +229,7 @@ class _Rows:
     def odd(self) -> Iterator[AdversarialInput]:
         """What is odd about its tokens, not about its length or its batch."""
         word, unknown = self.draw.choice(self.words), unknown_word(self.tokenizer)
-        count = min(_REPEATED, self.room)
+        count = min(_REPEATED, self.longest)
         for kind, texts in SCRIPTS.items():
             for number, text in enumerate(texts):
                 yield self.made(kind, text, second=bool(number % 2))
@@ -238,11 +238,11 @@ class _Rows:
         if unknown is not None:
             yield self.made("all [UNK]", " ".join([unknown] * count))
         tokens, known = self.tokenizer.tokens(), range(self.vocabulary)
-        for part in _split(self.tokenizer.special_ids, min(_IDS_PER_ROW, self.room)):
+        for part in _split(self.tokenizer.special_ids, min(_IDS_PER_ROW, self.longest)):
             yield self.row("special and added tokens", [number for number in part if number in known])
             yield self.made("special and added tokens", " ".join(tokens[number] for number in part))
         for highest in sorted({known[-1], min(len(tokens) - 1, known[-1])}):
-            yield self.row("highest id", [highest] * min(2, self.room))
+            yield self.row("highest id", [highest] * min(2, self.longest))
 
     def ids(self, count: int) -> list[int]:
         return self.draw.choices(self.tokenizer.word_ids or [self.tokenizer.id_of("[UNK]")], k=max(1, count))

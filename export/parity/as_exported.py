@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
+from bertmp.core.errors import InputError
 from bertmp.export.bundle import CONFIG, FP32_GRAPH, LABELS, Bundle
 from bertmp.export.graph.loading import load_graph
 from bertmp.export.graph.weights import tensor_values
@@ -20,21 +22,28 @@ _TRANSPOSED = "/transposed"
 """What follows a parameter's name where the graph has it the other way round."""
 
 
-def check_as_exported(bundle: Bundle, checkpoint: Path) -> tuple[str, str]:
-    """The first difference between a bundle and its checkpoint: of its texts' way in, and of its FP32 graph.
-
-    Both are empty where there is none.
+def check_as_exported(bundle: Bundle, checkpoint: Path) -> tuple[str, str | None]:
+    """The first difference between a bundle and its checkpoint.
 
     Args:
         checkpoint: the folder that was exported; its weights' fingerprint is checked already.
 
+    Returns:
+        That of the labels, the configuration or the tokenizer, and that of the FP32 graph's weights: empty
+        where there is none, None for a graph that cannot be read.
+
     Raises:
-        InputError: the checkpoint or the FP32 graph is damaged.
+        InputError: the checkpoint is damaged.
     """
     from bertmp.model.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(checkpoint, bundle.task)
-    return next(_differences(bundle, loaded), ""), next(_weight_differences(bundle, loaded.model), "")
+    differences = next(_differences(bundle, loaded), "")
+    try:
+        graph = load_graph(bundle.folder / FP32_GRAPH)
+    except InputError:
+        return differences, None  # its own stage fails on it
+    return differences, next(_weight_differences(graph, loaded.model), "")
 
 
 def _differences(bundle: Bundle, loaded: Any) -> Iterator[str]:
@@ -49,10 +58,10 @@ def _differences(bundle: Bundle, loaded: Any) -> Iterator[str]:
         yield f"the tokenizer has another {difference} than the checkpoint's"
 
 
-def _weight_differences(bundle: Bundle, model: Any) -> Iterator[str]:
+def _weight_differences(graph: ModelProto, model: Any) -> Iterator[str]:
     """The FP32 graph's weights that are not the checkpoint's, but for those that have other names there."""
     parameters = model.state_dict()
-    for tensor in load_graph(bundle.folder / FP32_GRAPH).graph.initializer:
+    for tensor in graph.graph.initializer:
         name = tensor.name.removesuffix(_TRANSPOSED)
         if name not in parameters:
             continue

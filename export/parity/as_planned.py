@@ -38,18 +38,18 @@ class PlanCheck:
 
 
 def check_as_planned(bundle: Bundle) -> PlanCheck | None:
-    """Applies the plan again; None without a low-precision graph, or with one that cannot be read.
+    """Applies the plan again; None without a low-precision graph, or with a graph that cannot be read.
 
     Raises:
-        InputError: the plan or the FP32 graph is damaged.
+        InputError: the plan is damaged.
     """
     if bundle.low_graph is None:
         return None
     if not (bundle.folder / PLAN).is_file():
         return PlanCheck(not_compared=f"the bundle has no {PLAN}")
-    plan, exact = PrecisionPlan.load(bundle.folder / PLAN), load_graph(bundle.folder / FP32_GRAPH)
+    plan = PrecisionPlan.load(bundle.folder / PLAN)
     try:
-        found = load_graph(bundle.lowest_graph)
+        exact, found = load_graph(bundle.folder / FP32_GRAPH), load_graph(bundle.lowest_graph)
     except InputError:
         return None  # its own stage fails on it
     try:
@@ -93,6 +93,8 @@ def _differences(planned: ModelProto, found: ModelProto, blocks: Mapping[str, st
         yield f"the plan does not make {added[0]}"
     if [value.name for value in planned.graph.output] != [value.name for value in found.graph.output]:
         yield "its outputs differ"
+    if list(planned.functions) != list(found.functions):
+        yield "it has functions of its own"
 
 
 def _by_name(graph: GraphProto) -> dict[str, NodeProto]:

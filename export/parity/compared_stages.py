@@ -65,7 +65,7 @@ def compare_stages(
     reference = next((name for name in (TORCH, ONNX_FP32) if name in answered), "")
     reports = {stage.name: stage_report(ran[stage.name], answered, reference, examples) for stage in stages}
     low = low_stage(bundle)
-    options.progress("applying the plan again")
+    options.progress("applying the precision plan again")
     reports[low] = as_planned(with_sizes(reports[low], weight_sizes(bundle)), check_as_planned(bundle))
     if reference == TORCH:
         options.progress("comparing the bundle with its checkpoint")

@@ -135,7 +135,7 @@ def limits_in_role(
     """
     wanted = limits_of(stage, limits)
     if is_reference:
-        kept = ("non_finite", "consistent", "adversarial")
+        kept = ("non_finite", "consistent", "adversarial", "as_exported")
         return Limits(**{name: getattr(wanted, name) for name in kept}), False
     if serves not in DEFAULTS or DEFAULTS[serves].unexplained_flips is None:
         return wanted, bool(serves)

@@ -44,6 +44,8 @@ class TorchStage:
             found = fingerprint(self.folder)
         except InputError:
             return f"the checkpoint is not on this machine: {self.folder}"
+        if not self.sha256 and not self.chosen:
+            return "the manifest does not say which weights were exported: name them with --checkpoint"
         if self.sha256 and found != self.sha256:
             return f"the checkpoint is not the one that was exported: {self.folder}"
         return ""

@@ -79,7 +79,7 @@ def test_every_stage_answers_like_the_checkpoint(pipeline: Pipeline, tmp_path: P
     suites = ElementTree.parse(tmp_path / "junit.xml").getroot().findall("testsuite")
     assert [suite.get("name") for suite in suites] == list(by_name)
     cases = {suite.get("name"): [case.get("name") for case in suite.iter("testcase")] for suite in suites}
-    assert cases["onnx-fp32"] == ["non_finite", "max_error", "consistent", "adversarial"]
+    assert cases["onnx-fp32"] == ["non_finite", "max_error", "consistent", "as_exported", "adversarial"]
     assert {"max_probability_error", "consistent"} <= set(cases["triton"])
 
 

@@ -109,10 +109,10 @@ def test_the_sound_model_passes(bundle: Path, data: Path, server: RunningServer,
 @pytest.mark.parametrize(
     ("model", "gates"),
     [
-        ("keep_case", {"flips", "max_probability_error", "same_files"}),
-        ("permute_answers", {"flips"}),
-        ("permute_names", {"runs"}),
-        ("mix_rows", {"flips", "max_probability_error", "consistent"}),
+        ("keep_case", {"flips", "max_probability_error", "same_files", "adversarial"}),
+        ("permute_answers", {"flips", "adversarial"}),
+        ("permute_names", {"runs", "adversarial"}),
+        ("mix_rows", {"flips", "max_probability_error", "consistent", "adversarial"}),
     ],
 )
 def test_a_fault_of_the_served_copy_is_found(

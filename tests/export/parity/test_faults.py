@@ -266,3 +266,13 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_stages(bundle: Pa
     with pytest.raises(InputError, match="not a folder"):
         parity(bundle, data, report=data / "sub", progress=lambda message, *_: said.append(message))
     assert said == []
+
+
+def test_a_manifest_that_does_not_say_what_was_exported_is_incomplete(bundle: Path, data: Path) -> None:
+    manifest = Manifest.load(bundle)
+    entry = manifest.stages["export"]
+    results = {name: value for name, value in entry.results.items() if name != "checkpoint_sha256"}
+    manifest.with_stage("export", replace(entry, results=results)).save(bundle)
+    result = parity(bundle, data)
+    assert result.verdict == "incomplete"
+    assert "does not say which weights were exported" in result.headline()
