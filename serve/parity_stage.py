@@ -152,7 +152,9 @@ def served_stages(urls: Sequence[str], model: str, default: Protocol) -> tuple[T
 
 def protocol_of(url: str, default: Protocol) -> Protocol:
     """The protocol that an address names."""
-    scheme, separator, _ = url.partition("://")
+    scheme, separator, host = url.partition("://")
+    if not (host if separator else url).strip("/"):
+        raise InputError("no server's address", f"--server {url}", "name its host and port")
     if not separator:
         return default
     protocols: tuple[Protocol, ...] = ("grpc", "http")

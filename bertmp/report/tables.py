@@ -21,6 +21,7 @@ class ChainLink:
         figure, caption: its most important number, in words.
         verdict: the gates' verdict; empty for the data.
         verb: what leads to it from the box before.
+        aside: whether it stands beside the chain: nothing is made from it.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ChainLink:
     caption: str
     verdict: str = ""
     verb: str = ""
+    aside: bool = False
 
     @property
     def mark(self) -> str:

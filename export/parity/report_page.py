@@ -15,6 +15,7 @@ from bertmp.export.parity.block_errors import BlockErrors
 from bertmp.export.parity.confusion import Confusion
 from bertmp.export.parity.gates import Gate
 from bertmp.export.parity.result import ParityReport, StageReport
+from bertmp.export.parity.torch_stages import TORCH_AMP
 from bertmp.metrics.comparison import LOWER_IS_BETTER, MetricComparison
 from bertmp.report import charts, page, tables
 
@@ -25,12 +26,9 @@ _ARTEFACTS = {
     "engine": "model.plan",
 }
 _VERBS = {
-    "torch-amp": "autocast",
     "onnx-fp32": "export",
     "onnx-fp16": "convert",
     "onnx-bf16": "convert",
-    "onnx-fp16-emulated": "emulate",
-    "onnx-bf16-emulated": "emulate",
     "engine": "build",
     "triton": "deploy",
 }
@@ -163,7 +161,9 @@ def _chain(result: ParityReport) -> list[tables.ChainLink]:
     for stage in result.stages:
         subtitle = f"serves {stage.serves}" if stage.serves else files.get(stage.name, "")
         verb = _VERBS.get(stage.name) or _VERBS.get(stage.name.partition("-")[0], "")
-        links.append(tables.ChainLink(stage.name, subtitle, *_figure(stage), result.verdict_on(stage), verb))
+        aside = stage.name == TORCH_AMP or stage.name.endswith("-emulated")
+        verdict = result.verdict_on(stage)
+        links.append(tables.ChainLink(stage.name, subtitle, *_figure(stage), verdict, verb, aside))
     return links
 
 

@@ -146,25 +146,29 @@ def overflowing(questions: Questions, trec: Path, tmp_path: Path) -> Callable[[F
     return run
 
 
+@pytest.mark.slow
 def test_an_overflow_that_the_provider_hides_is_found_and_its_block_named(
     overflowing: Callable[[Fault], ParityReport],
 ) -> None:
     """The sum before a LayerNorm, which undoes the factor, reaches 100,000: the provider keeps it in FP32."""
     result = overflowing(lambda graph: large_residual(graph, 1e5, 10.0))
     assert result.verdict == "failed"
-    assert failed_stages(result) == [EMULATED]
+    off = {gate.stage for gate in result.failed_gates if gate.name != "as_exported"}
+    assert off == {EMULATED}  # the fault is in the FP32 graph, too: it is another than the checkpoint's
     assert_overflow_is_named(result, EMULATED)
 
 
+@pytest.mark.slow
 def test_overflowing_values_are_found_and_their_block_named(
     overflowing: Callable[[Fault], ParityReport],
 ) -> None:
     """The provider rounds them too, before it transposes them: the stage before the emulation fails first."""
     result = overflowing(lambda graph: large_values(graph, 2.0**16))
     assert result.verdict == "failed"
-    assert failed_stages(result)[0] in ("onnx-fp16", EMULATED)
-    assert EMULATED in failed_stages(result)
-    assert_overflow_is_named(result, failed_stages(result)[0])
+    off = [gate.stage for gate in result.failed_gates if gate.name != "as_exported"]
+    assert off[0] in ("onnx-fp16", EMULATED)
+    assert EMULATED in off
+    assert_overflow_is_named(result, off[0])
 
 
 def assert_overflow_is_named(result: ParityReport, stage: str) -> None:

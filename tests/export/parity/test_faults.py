@@ -21,7 +21,7 @@ from bertmp.export.parity.result import ParityReport
 from tests.export.conftest import Questions
 from tests.export.parity_bundles import adopt
 
-SLOW = pytest.mark.slow
+pytestmark = pytest.mark.slow  # a real model of six layers, and parity on each of its faults
 LAYER = 3
 TEXTS = 120
 
@@ -107,8 +107,8 @@ def test_the_sound_bundle_passes(bundle: Path, data: Path) -> None:
     ("fault", "block"),
     [
         (weight_of_layer, f"bert.encoder.layer.{LAYER}"),
-        pytest.param(epsilon, "bert.embeddings", marks=SLOW),
-        pytest.param(mask, "bert", marks=SLOW),
+        (epsilon, "bert.embeddings"),
+        (mask, "bert"),
     ],
     ids=["weight", "epsilon", "mask"],
 )
@@ -127,8 +127,8 @@ def test_a_fault_of_the_fp32_graph_is_found_at_its_block(
     ("fault", "where"),
     [
         (weight_of_layer, f"bert.encoder.layer.{LAYER}.intermediate.dense.weight"),
-        pytest.param(epsilon, "in bert.embeddings", marks=SLOW),
-        pytest.param(mask, "bert/Mul/constant", marks=SLOW),
+        (epsilon, "in bert.embeddings"),
+        (mask, "bert/Mul/constant"),
     ],
     ids=["weight", "epsilon", "mask"],
 )
@@ -142,7 +142,6 @@ def test_a_fault_of_the_fp16_graph_is_found_although_it_is_within_the_limits(
     assert where in gate.sentence
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file", ["model.onnx", "model.fp16.onnx"])
 def test_segments_that_a_graph_drops_are_found(
     questions: Questions, trec: Path, tmp_path: Path, file: str

@@ -199,6 +199,17 @@ def test_a_damaged_graph_fails_and_the_report_says_where(bundle: Path, labelled:
     assert "bert.encoder.layer.0" in page
 
 
+def test_labels_in_another_order_than_the_checkpoints_fail(bundle: Path, labelled: Path) -> None:
+    first, second, third = (bundle / "labels.txt").read_text().splitlines()
+    (bundle / "labels.txt").write_text(f"{second}\n{first}\n{third}\n")
+    adopt(bundle)
+    result = parity(bundle, labelled)
+    assert [(gate.stage, gate.name) for gate in result.failed_gates] == [("torch-fp32", "as_exported")]
+    assert "labels.txt has place, animal" in result.failed_gates[0].sentence
+    off = override({"torch-fp32": {"as_exported": False}}, "")
+    assert "as_exported" not in {gate.name for gate in parity(bundle, labelled, gates=off).failed_gates}
+
+
 def test_unlabelled_texts_are_compared_without_accuracy(
     bundle: Path, texts: list[str], tmp_path: Path
 ) -> None:
@@ -408,6 +419,7 @@ def test_the_command_ends_with_1_where_a_gate_fails(
     [
         (["--gates", "gates.toml"], "unknown gate 'max_eror'"),
         (["--server", "localhost:1"], "no --model"),
+        (["--server", "grpc://", "--model", "x"], "no server's address (--server grpc://)"),
         (["--server", "localhost:1", "--server", "grpc://localhost:2", "--model", "x"], "two servers of one"),
         (["--require", "tirton"], "unknown stage 'tirton' (--require)"),
         (["--protocol", "carrier-pigeon"], "unknown value 'carrier-pigeon' (--protocol)"),
