@@ -263,7 +263,15 @@ def test_what_of_the_texts_is_not_compared_is_said(bundle: Make, tmp_path: Path)
     assert "labels are not used" in parity(folder, tmp_path / "labelled.tsv").note
 
 
-@pytest.mark.parametrize("task", OUTPUTS)
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(
+            task, marks=() if task in ("classification", "token-classification") else pytest.mark.slow
+        )
+        for task in OUTPUTS
+    ],
+)
 def test_parity_finds_a_changed_weight_of_every_head(task: str, bundle: Make, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(bundle(task), tmp_path / "bundle"))
     change_a_weight(folder)

@@ -103,7 +103,15 @@ def test_an_engines_inputs_fit_its_profiles(exported: Path, tmp_path: Path) -> N
 # ---- sound models
 
 
-@pytest.mark.parametrize("task", HEADS)
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(
+            task, marks=() if task in ("classification", "token-classification") else pytest.mark.slow
+        )
+        for task in HEADS
+    ],
+)
 def test_a_sound_model_of_every_head_passes(task: str, tmp_path: Path) -> None:
     tokenizer = small_tokenizer(tmp_path, ["who", "is", "the", "king"])
     labels = ("O", "B-X", "I-X") if HEADS[task].classes else ("LABEL_0",) if task == "regression" else ()

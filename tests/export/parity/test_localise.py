@@ -99,6 +99,7 @@ def test_sound_graphs_have_no_jump(graph: ModelProto, other: ModelProto, feeds: 
         assert all(block.relative_error > 0 for block in found.blocks if LAYER in block.block)
 
 
+@pytest.mark.slow
 def test_the_real_classifier_converted_by_the_rules_has_no_jump(questions: Questions) -> None:
     graph, file = questions.graph(), questions.texts
     inputs = parity_inputs(Bundle.open(questions.bundle), file)

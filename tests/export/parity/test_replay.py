@@ -88,6 +88,7 @@ def test_a_stage_that_had_failed_and_is_not_asked_makes_a_replay_incomplete(bund
     assert replay(bundle, file, extra_stages=[Served(bundle / "model.onnx")]).verdict == "passed"
 
 
+@pytest.mark.slow
 def test_the_command_replays_without_data(bundle: Path, data: Path, run_bertmp: Run) -> None:
     mix_up(bundle, spoil_unknown)
     assert run_bertmp("parity", bundle, "--data", data).returncode == 1

@@ -302,6 +302,7 @@ def test_a_missing_library_is_said(signed: Path, keys: Keys, monkeypatch: pytest
     assert verify(signed).signature == "not checked"
 
 
+@pytest.mark.slow
 def test_the_commands_sign_and_verify(
     bundle: Path, labelled: Path, keys: Keys, run_bertmp: RunBertmp
 ) -> None:
