@@ -47,7 +47,9 @@ class TritonStage:
             return Skipped("the served model takes one text, and these are pairs")
         with Client(self.url, self.protocol) as client:
             if not client.is_live():
-                return Skipped(f"no Triton server answers over {self.protocol} at {client.address}")
+                other = "http" if self.protocol == "grpc" else "grpc"
+                hint = f"for {other}, write --server {other}://{client.address}"
+                return Skipped(f"no Triton server answers over {self.protocol} at {client.address}: {hint}")
             try:
                 return self._ask(client, inputs, advance)
             except InputError as error:
@@ -134,13 +136,19 @@ def _other_files(
     return tuple(name for name, sha256 in served.items() if name != unused and bundle.get(name) != sha256)
 
 
-def served_stages(urls: Sequence[str], model: str, default: Protocol) -> tuple[TritonStage, ...]:
-    """A stage for each address: `grpc://HOST:PORT`, `http://HOST:PORT`, or without a scheme over `default`.
+def served_stages(urls: Sequence[str], model: str, chosen: Protocol | None = None) -> tuple[TritonStage, ...]:
+    """A stage for each address: `grpc://HOST:PORT`, `http://HOST:PORT`, or without a scheme over `chosen`.
+
+    Args:
+        chosen: gRPC where left out.
 
     Raises:
-        InputError: two addresses of one protocol.
+        InputError: two addresses of one protocol, or one that names another protocol than the chosen one.
     """
-    protocols = [protocol_of(url, default) for url in urls]
+    protocols = [protocol_of(url, chosen or "grpc") for url in urls]
+    if chosen and any(protocol != chosen for protocol in protocols):
+        what = f"--protocol {chosen} and an address of another protocol"
+        raise InputError(what, ", ".join(urls), "leave --protocol out")
     if len(set(protocols)) < len(protocols):
         raise InputError("two servers of one protocol", "--server", "give one for each protocol")
     names = ["triton"] if len(urls) == 1 else [f"triton-{protocol}" for protocol in protocols]

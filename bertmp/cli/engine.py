@@ -146,7 +146,11 @@ class ParityCommandOptions(ComparisonOptions):
         "http://HOST:PORT.",
     )
     model: str | None = option(default=None, group=SERVED, metavar="NAME", help="The model's name there.")
-    protocol: Literal["grpc", "http"] = option(default="grpc", group=SERVED, help="How the server is asked.")
+    protocol: Literal["grpc", "http"] | None = option(
+        default=None,
+        group=SERVED,
+        help="How a --server without grpc:// or http:// is asked; grpc if left out.",
+    )
 
     def check(self) -> None:
         super().check()
@@ -244,7 +248,7 @@ def _notes(result: ParityReport) -> Iterator[str]:
         yield f"{result.data.truncated} of {result.data.texts} texts were too long and were truncated"
 
 
-_FIGURE_NAMES = ("max error", "mean error", "flips", "accuracy", "examples/s")
+_FIGURE_NAMES = ("max error", "mean", "flips", "accuracy", "rows/s")
 
 
 def _figures(stage: StageReport) -> list[str]:
@@ -252,7 +256,7 @@ def _figures(stage: StageReport) -> list[str]:
     metrics = stage.measures
     if metrics is None:
         return []
-    errors = [f"{metrics.max_error:.2e}", f"{metrics.mean_error:.2e}", str(len(metrics.flips))]
+    errors = [f"{metrics.max_error:.1e}", f"{metrics.mean_error:.1e}", str(len(metrics.flips))]
     accuracy = "" if metrics.accuracy is None else f"{metrics.accuracy:.4f}"
     speed = f"{stage.texts_per_second:,.0f}" if stage.texts_per_second else ""
     return [*(["", "", ""] if stage.status == "reference" else errors), accuracy, speed]

@@ -20,6 +20,8 @@ def verify(options: VerifyOptions) -> CommandResult:
 
 
 def _lines(result: Verification) -> Iterator[str]:
+    from bertmp.export.parity.verify import VERDICT
+
     if result.signature in ("of another key", "damaged"):  # then nothing else is worth a line
         yield f"not verified: {result.changes[0].sentence()}"
         return
@@ -28,9 +30,9 @@ def _lines(result: Verification) -> Iterator[str]:
     if result.verified:
         yield f"verified: {matching}{made}, whose verdict is {result.verdict}"
     else:
-        yield f"changed: {len(result.changes)}; {matching}{made}"
+        yield f"not verified: {matching}{made}"
     for change in result.changes:
-        yield f"changed: {change.sentence()}"
+        yield change.sentence() if change.name == VERDICT else f"changed: {change.sentence()}"
     for one in result.not_compared:
         yield one.sentence()
     for stage in result.not_checked:

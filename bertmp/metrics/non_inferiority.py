@@ -18,6 +18,9 @@ MARGIN = 0.001
 
 _MOST_ROWS = 1e9
 
+FEWEST_ROWS = 30
+"""A bootstrap of fewer rows draws the same few again and again: its interval is too narrow to go by."""
+
 
 @dataclass(frozen=True)
 class NonInferiority(JsonSerializable):
@@ -58,10 +61,14 @@ def non_inferiority(
     verdict = _verdict(low, high, allowed)
     if not difference.changed and low == high:  # a bootstrap that saw no change knows nothing
         verdict = "inconclusive"
+    few = difference.method == "bootstrap" and difference.rows < FEWEST_ROWS
+    if few:
+        verdict = "inconclusive"
     needed = None
     if verdict == "inconclusive":
         estimate = difference.estimate if higher_is_better else -difference.estimate
         needed = _rows_needed(difference, (low, estimate, high), allowed)
+        needed = max(FEWEST_ROWS, needed or 0) if few else needed
     return NonInferiority(verdict, reference, allowed, difference, needed)
 
 

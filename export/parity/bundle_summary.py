@@ -51,6 +51,8 @@ class BundleSummary:
 
     Attributes:
         files: the files that its stages wrote.
+        task: what it was trained for.
+        labels: its classes in the order of the logits; empty for tasks without.
         precisions: `fp16`, `fp32`, `integer` → number of nodes; empty without a plan.
         rules: why nodes stay FP32, rule by rule.
         headroom: block → how many times its largest number fits into the low precision; empty where no ranges
@@ -65,6 +67,8 @@ class BundleSummary:
     """
 
     files: tuple[FileSummary, ...] = ()
+    task: str = ""
+    labels: tuple[str, ...] = ()
     precisions: Mapping[str, int] = field(default_factory=dict)
     rules: tuple[RuleSummary, ...] = ()
     headroom: Mapping[str, float] = field(default_factory=dict)
@@ -113,6 +117,8 @@ def summarise_bundle(bundle: Bundle) -> BundleSummary:
     plan = PrecisionPlan.load(plan_file) if plan_file.is_file() else None
     return BundleSummary(
         files=files,
+        task=bundle.task,
+        labels=tuple(bundle.labels),
         precisions=dict(Counter(node.precision for node in plan.nodes)) if plan else {},
         rules=_by_rule(plan.kept_fp32()) if plan else (),
         headroom=dict(plan.ranges.blocks) if plan and plan.ranges else {},

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from bertmp.core.errors import InputError
 from bertmp.core.io import JsonSerializable
 from bertmp.core.options import keywords_of
 from bertmp.export.parity.compare_options import CompareOptions
@@ -81,13 +82,20 @@ def compare(options: CompareOptions) -> ReportComparison:
     runs, or a figure that is worse by more than `ERROR_FACTOR`, `LIMIT_SHARE` and `ACCURACY_LOSS` allow.
 
     Raises:
-        InputError: a report is missing, damaged or of another format.
+        InputError: a report is missing, damaged or of another format, or they are about models for different
+            tasks.
     """
-    return compare_figures(read_report(options.before), read_report(options.after))
+    before, after = read_report(options.before), read_report(options.after)
+    tasks = before.head.task, after.head.task
+    if all(tasks) and tasks[0] != tasks[1]:
+        what = f"the reports are about different tasks: {tasks[0]} and {tasks[1]}"
+        raise InputError(what, after.head.file, "compare two reports on one task")
+    return compare_figures(before, after)
 
 
 def compare_figures(before: ReportFigures, after: ReportFigures) -> ReportComparison:
     """The same for two reports that have been read."""
+    before, after = _matched(before, after), _matched(after, before)
     old, new = before.head.verdict, after.head.verdict
     worse = _VERDICTS.index(new) > _VERDICTS.index(old)
     figures = [Change("", "verdict", old, new, worse, f"parity has {old} and is now {new}" if worse else "")]
@@ -99,6 +107,16 @@ def compare_figures(before: ReportFigures, after: ReportFigures) -> ReportCompar
     )
 
 
+def _matched(report: ReportFigures, other: ReportFigures) -> ReportFigures:
+    """The report, its `triton` under the name of its protocol where the other one was asked over both."""
+    named = {name: f"{name}-{stage.protocol}" for name, stage in report.stages.items()}
+    stages = {
+        named[name] if named[name] in other.stages and name not in other.stages else name: stage
+        for name, stage in report.stages.items()
+    }
+    return replace(report, stages=stages)
+
+
 def _notes(before: ReportFigures, after: ReportFigures) -> Iterator[str]:
     old, new = before.head, after.head
     if old.data_sha256 != new.data_sha256:
@@ -106,6 +124,8 @@ def _notes(before: ReportFigures, after: ReportFigures) -> Iterator[str]:
             f"the reports are on different data: {old.data} ({old.texts:,} texts) and {new.data} "
             f"({new.texts:,} texts), so a difference may be the data's"
         )
+    if old.labels != new.labels and old.task and new.task:
+        yield "the models have different labels, so their labels and metrics are not the same question"
     if old.reference != new.reference:
         references = " and ".join(head.reference or "nothing" for head in (old, new))
         yield f"the reports are measured against different stages: {references}"

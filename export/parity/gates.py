@@ -147,6 +147,27 @@ def limits_in_role(
     return replace(fitted, **given), False
 
 
+def changed_limits(limits: Mapping[str, Limits], precision: str, stages: Sequence[str]) -> str:
+    """How the limits of these stages differ from the built-in ones, in words; empty where they do not."""
+    changes, usual = [], of_precision(DEFAULTS, precision)
+    for stage in stages:
+        known, given = vars(limits_of(stage, usual)), vars(limits_of(stage, limits))
+        changes += [
+            f"{stage} {name} {_shown(known[name], given[name])}"
+            for name in known
+            if known[name] != given[name]
+        ]
+    return ", ".join(changes)
+
+
+def _shown(known: object, given: object) -> str:
+    if given is None or given is False:
+        return "off"
+    if known is None or isinstance(given, bool):
+        return "on" if isinstance(given, bool) else f"at most {given:g}"
+    return f"at most {given:g} and not {known:g}"
+
+
 def of_precision(limits: Mapping[str, Limits], precision: str) -> Mapping[str, Limits]:
     """The limits for a bundle whose graph is in `fp16` or `bf16`.
 

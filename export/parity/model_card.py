@@ -63,7 +63,7 @@ def model_card(bundle: Bundle, result: ParityReport) -> str:
         "How it was made": _making(bundle, result),
         "Accuracy": _accuracy(result),
         "What was not checked": _unchecked(result),
-        "How to run it": _running(),
+        "How to run it": _running(result),
         "Files": _files(bundle, result),
     }
     lines = [front_matter(_metadata(name, bundle, result)), "", f"# {plain(name)}"]
@@ -195,10 +195,13 @@ def _unchecked(result: ParityReport) -> Iterator[str]:
         yield f"- {plain(one['stage'])}: {plain(one['reason'])}{counts}"
 
 
-def _running() -> Iterator[str]:
+def _running(result: ParityReport) -> Iterator[str]:
+    """The commands that take the bundle as it is: `deploy` refuses one whose verdict is failed."""
     yield "```console"
     yield "$ bertmp predict BUNDLE --data texts.txt --out answers.jsonl"
-    yield "$ bertmp deploy BUNDLE --name NAME"
+    if result.verdict != "failed":
+        accepted = " --allow-incomplete" if result.verdict == "incomplete" else ""
+        yield f"$ bertmp deploy BUNDLE --name NAME{accepted}"
     yield "```"
 
 

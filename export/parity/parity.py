@@ -23,7 +23,7 @@ from bertmp.export.parity.compared_stages import compare_stages
 from bertmp.export.parity.confusion import confusion_of
 from bertmp.export.parity.failing_inputs import failed_batches, failed_examples, save_failing
 from bertmp.export.parity.flip_rows import flip_rows
-from bertmp.export.parity.gates import Gate, Limits, read_limits
+from bertmp.export.parity.gates import Gate, Limits, changed_limits, read_limits
 from bertmp.export.parity.model_card import model_card
 from bertmp.export.parity.parity_options import ParityOptions
 from bertmp.export.parity.reading import ParityData, read_inputs
@@ -76,7 +76,9 @@ def parity(options: ParityOptions) -> ParityReport:
         bundle=opened.folder,
         folder=folder,
         reference=compared.reference,
-        note=" ".join(filter(None, [_note(ran, compared.reference), examples.note])),
+        note=" ".join(
+            filter(None, [_note(ran, compared.reference), examples.note, _gates_note(opened, limits, names)])
+        ),
         data=_summary(examples),
         stages=compared.rows,
         gates=gates,
@@ -96,8 +98,11 @@ def parity(options: ParityOptions) -> ParityReport:
     save_failing(folder, opened.task, options.seed, failed, left_out, examples.inputs.pad_id)
     _record(opened, result, limits)
     _raise_interruption(ran, folder)
-    if signer is not None:
-        _sign(signer, opened, result, options.progress)
+    signed = signer is not None and _sign(signer, opened, result, options.progress)
+    if not signed and (opened.folder / SIGNATURE).is_file():
+        options.progress(
+            Notice(f"the signature in {SIGNATURE} is of an earlier run and no longer holds: --sign KEY")
+        )
     return result
 
 
@@ -146,13 +151,14 @@ def _raise_interruption(ran: Mapping[str, StageRun], folder: Path) -> None:
             raise InputError(run.interruption.what, run.interruption.where, todo) from run.interruption
 
 
-def _sign(signer: Signer, bundle: Bundle, result: ParityReport, progress: ProgressCallback) -> None:
-    """Signs the bundle, unless the verdict is failed."""
+def _sign(signer: Signer, bundle: Bundle, result: ParityReport, progress: ProgressCallback) -> bool:
+    """Signs the bundle, unless the verdict is failed; False then."""
     if result.verdict == "failed":
         progress(Notice("not signed: the verdict is failed"))
-        return
+        return False
     signer.sign(does_not_ship(bundle, (result.folder, bundle.folder / DEFAULT_FOLDER), FILES))
     progress(Notice(f"signed: {bundle.folder / SIGNATURE}"))
+    return True
 
 
 def _counting(bundle: Bundle, asked: Sequence[str]) -> set[str]:
@@ -164,6 +170,11 @@ def _counting(bundle: Bundle, asked: Sequence[str]) -> set[str]:
     engine = built is not None and built.results.get("builder") != "tensorrt-rtx"
     low = [low_stage(bundle), emulated_stage(bundle)] if bundle.low_graph else []
     return {TORCH, ONNX_FP32, *low, *asked, *(["engine"] if engine else [])}
+
+
+def _gates_note(bundle: Bundle, limits: Mapping[str, Limits], stages: Sequence[str]) -> str:
+    changed = changed_limits(limits, bundle.low_precision, stages)
+    return f"Other gates than the built-in ones: {changed}." if changed else ""
 
 
 def _note(ran: Mapping[str, StageRun], reference: str) -> str:

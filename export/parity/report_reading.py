@@ -49,6 +49,7 @@ class StageFigures:
         size_ratio, consistent: as in the report; None where the stage has none.
         gates: gate → decision.
         task_metrics: metric → its value here.
+        protocol: of a served model, how it was asked; empty for other stages.
     """
 
     name: str
@@ -60,11 +61,19 @@ class StageFigures:
     consistent: bool | None
     gates: Mapping[str, GateFigures]
     task_metrics: Mapping[str, MetricFigures]
+    protocol: str = ""
 
 
 @dataclass(frozen=True)
 class ReportHead(JsonSerializable):
-    """What a report is about: its file, verdict, reference, data and the time it was made (ISO 8601)."""
+    """What a report is about.
+
+    Attributes:
+        file, verdict, reference: as in the report.
+        data, data_sha256, texts: the examples' file, its fingerprint and their number.
+        created: ISO 8601, UTC.
+        task, labels: the model's; empty in a report that does not say.
+    """
 
     file: Path
     verdict: Verdict
@@ -73,6 +82,8 @@ class ReportHead(JsonSerializable):
     data_sha256: str
     texts: int
     created: str
+    task: str = ""
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,10 @@ def _figures(file: Path, raw: Mapping[str, Any]) -> ReportFigures:
     words = [raw["reference"], data["file"], data["sha256"], raw["created"]]
     reference, source, sha256, created = (_checked(word, str) for word in words)
     verdict = cast(Verdict, _one_of(raw["verdict"], get_args(Verdict)))
-    head = ReportHead(file, verdict, reference, source, sha256, _checked(data["texts"], int), created)
+    about = raw.get("bundle_summary", {})
+    model = _checked(about.get("task", ""), str), tuple(map(str, about.get("labels", ())))
+    texts = _checked(data["texts"], int)
+    head = ReportHead(file, verdict, reference, source, sha256, texts, created, *model)
     gates: dict[str, dict[str, GateFigures]] = {}
     for gate in raw["gates"]:
         numbers = _number(gate["limit"]), _number(gate["measured"])
@@ -159,6 +173,7 @@ def _stage(raw: Mapping[str, Any], gates: Mapping[str, GateFigures]) -> StageFig
             metric["name"]: MetricFigures(_number(metric["after"]), metric["non_inferiority"]["verdict"])
             for metric in raw["task_metrics"]
         },
+        protocol=str(raw["details"].get("protocol", "")),
     )
 
 

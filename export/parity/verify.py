@@ -24,6 +24,9 @@ from bertmp.export.parity.certificate import (
 from bertmp.export.parity.signature import SIGNATURE, SignatureState, check_signature, not_trusted
 from bertmp.export.parity.verify_options import VerifyOptions
 
+VERDICT = "the verdict"
+"""Whose finding is that parity had not passed: nothing has changed then."""
+
 
 @dataclass(frozen=True)
 class Verification(JsonSerializable):
@@ -161,7 +164,7 @@ def _read(path: Path) -> Certificate:
 def _of_verdict(certificate: Certificate) -> list[Finding]:
     if certificate.verdict == "passed":
         return []
-    return [Finding("the verdict", f"is {certificate.verdict}, not passed")]
+    return [Finding(VERDICT, f"is {certificate.verdict}, not passed")]
 
 
 def _unbound(bundle: Bundle, certificate: Certificate) -> Iterator[Finding]:

@@ -88,3 +88,10 @@ def test_verdict_is_json() -> None:
         "verdict": "inconclusive", "reference": 1.0, "margin": 0.001, "rows_needed": 62_500_000,
         "difference": vars(found.difference),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "verdict"), [(3, "inconclusive"), (29, "inconclusive"), (30, "equal")])
+def test_a_bootstrap_of_a_handful_of_rows_is_inconclusive(rows: int, verdict: str) -> None:
+    found = non_inferiority(1.0, interval(-0.0001, 0.0001, rows=rows, changed=rows))
+    assert found.verdict == verdict
+    assert found.rows_needed == (30 if verdict == "inconclusive" else None)

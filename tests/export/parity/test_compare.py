@@ -40,7 +40,7 @@ def gate_of(report: dict[str, Any], stage: str, name: str) -> dict[str, Any]:
 
 def edited(report: Path, target: Path, edit: Edit) -> Path:
     """A copy of a real report with something changed."""
-    content = json.loads((report / "report.json").read_text())
+    content = json.loads((report / "report.json" if report.is_dir() else report).read_text())
     edit(content)
     target.write_text(json.dumps(content))
     return target
@@ -115,6 +115,33 @@ class TestRealReports:
         assert len(notes) == 2
         assert notes[0].startswith("onnx-fp16: the limit of max_error was 0.05 and is now 0.5")
         assert notes[1] == "onnx-fp16: the gate size_ratio is no longer applied"
+
+    def test_other_labels_are_said(self, sound: Path, tmp_path: Path) -> None:
+        def rename(report: dict[str, Any]) -> None:
+            report["bundle_summary"]["labels"][0] = "another"
+
+        (note,) = bertmp.compare(sound, edited(sound, tmp_path / "other.json", rename)).notes
+        assert note.startswith("the models have different labels")
+
+    def test_another_task_is_refused(self, sound: Path, tmp_path: Path) -> None:
+        def change(report: dict[str, Any]) -> None:
+            report["bundle_summary"]["task"] = "regression"
+
+        with pytest.raises(InputError, match="different tasks: classification and regression"):
+            bertmp.compare(sound, edited(sound, tmp_path / "other.json", change))
+
+    def test_a_server_asked_over_one_protocol_more_is_not_worse(self, sound: Path, tmp_path: Path) -> None:
+        def only_grpc(report: dict[str, Any]) -> None:
+            stage_of(report, "triton")["details"]["protocol"] = "grpc"
+
+        def both(report: dict[str, Any]) -> None:
+            text = json.dumps([report["stages"], report["gates"]]).replace('"triton"', '"triton-grpc"')
+            report["stages"], report["gates"] = json.loads(text)
+
+        before = edited(sound, tmp_path / "one.json", only_grpc)
+        result = bertmp.compare(before, edited(before, tmp_path / "both.json", both))
+        assert not result.worse
+        assert "triton" not in {one.stage for one in result.figures}
 
 
 def set_error(value: float, limit: float | None = None) -> Edit:

@@ -17,10 +17,12 @@ from bertmp.export.parity.gates import (
     Evidence,
     Gate,
     Limits,
+    changed_limits,
     decide,
     limits_of,
     of_precision,
     override,
+    read_limits,
 )
 from bertmp.export.parity.stage_metrics import (
     Flip,
@@ -147,3 +149,18 @@ def test_a_bad_gates_file_is_refused_in_one_line(tables: Mapping[str, Any], mess
         override(tables, "gates.toml")
     assert "gates.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_differs_from_the_built_in_gates_is_said() -> None:
+    assert changed_limits(DEFAULTS, "fp16", list(DEFAULTS)) == ""
+    assert changed_limits(read_limits(None, "bf16"), "bf16", list(DEFAULTS)) == ""
+    tables = {
+        "onnx-fp16": {"max_error": 0.5, "size_ratio": False, "flips": 2},
+        "onnx-fp32": {"consistent": False},
+        "torch-amp": {"consistent": True},
+    }
+    found = changed_limits(override(tables, "gates.toml"), "fp16", list(DEFAULTS))
+    assert found == (
+        "torch-amp consistent on, onnx-fp32 consistent off, onnx-fp16 max_error at most 0.5 and not 0.05, "
+        "onnx-fp16 flips at most 2, onnx-fp16 size_ratio off"
+    )

@@ -135,3 +135,17 @@ def test_code_holds_any_backtick_and_tables_any_bar() -> None:
     assert code("`") == "`` ` ``"
     assert code("x\ny\u2028z\x07") == "`x y zU+0007`"
     assert table(("a", "b"), [(code("x|y"), plain("*z*"))])[2] == "| `x\\|y` | \\*z\\* |"
+
+
+def test_the_card_does_not_offer_what_deploy_refuses(bundle: Path, labelled: Path) -> None:
+    parity(bundle, labelled)
+    card = (bundle / "parity/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "bertmp deploy BUNDLE --name NAME\n" in card
+    parity(bundle, labelled, require=["triton"])
+    card = (bundle / "parity/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "bertmp deploy BUNDLE --name NAME --allow-incomplete\n" in card
+    damage(bundle, 0.5)
+    assert parity(bundle, labelled).verdict == "failed"
+    card = (bundle / "parity/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "bertmp predict" in card
+    assert "bertmp deploy" not in card

@@ -421,6 +421,10 @@ def test_the_command_ends_with_1_where_a_gate_fails(
         (["--server", "localhost:1"], "no --model"),
         (["--server", "grpc://", "--model", "x"], "no server's address (--server grpc://)"),
         (["--server", "localhost:1", "--server", "grpc://localhost:2", "--model", "x"], "two servers of one"),
+        (
+            ["--server", "http://localhost:1", "--protocol", "grpc", "--model", "x"],
+            "--protocol grpc and an address of another protocol",
+        ),
         (["--require", "tirton"], "unknown stage 'tirton' (--require)"),
         (["--protocol", "carrier-pigeon"], "unknown value 'carrier-pigeon' (--protocol)"),
         (["--text-column", "question"], "error:"),

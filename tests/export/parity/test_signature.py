@@ -316,6 +316,8 @@ def test_the_commands_sign_and_verify(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["signed"], found["signature"], len(found["signed_by"])) == (True, "signed", 64)
+    done = run_bertmp("parity", bundle, "--data", labelled)
+    assert f"the signature in {SIGNATURE} is of an earlier run and no longer holds" in done.stderr
     flip_a_bit(bundle / "manifest.json")
     done = run_bertmp("verify", bundle, "--trust", keys.public)
     assert (done.returncode, done.stderr) == (1, "")
