@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from bertmp.serve.client import infer as infer
     from bertmp.serve.deploy import deploy as deploy
     from bertmp.serve.deploy import models as models
-    from bertmp.serve.deploy import rollback as rollback
     from bertmp.serve.load_test import bench as bench
+    from bertmp.serve.prune import prune as prune
+    from bertmp.serve.rollback import rollback as rollback
     from bertmp.serve.server import serve_repository as serve_repository
     from bertmp.training.train import train as train
 
@@ -54,7 +55,8 @@ _MODULES = {
     "parity": "bertmp.export.parity.parity",
     "predict": "bertmp.export.prediction.predict",
     "prepare": "bertmp.pretraining.prepare",
-    "rollback": "bertmp.serve.deploy",
+    "prune": "bertmp.serve.prune",
+    "rollback": "bertmp.serve.rollback",
     "serve_repository": "bertmp.serve.server",
     "setup": "bertmp.environment.triton_install",
     "train": "bertmp.training.train",

@@ -65,6 +65,19 @@ class DeployableEngine:
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """What the user takes on his own word.
+
+    Attributes:
+        incomplete: a bundle whose parity left something out that counts.
+        unverified: one on which parity was never run.
+    """
+
+    incomplete: bool = False
+    unverified: bool = False
+
+
+@dataclass(frozen=True)
 class Deployable:
     """A bundle that may be deployed.
 
@@ -87,6 +100,16 @@ class Deployable:
     fingerprint: str
     notes: tuple[str, ...]
     trusted: BundleSignature | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Parity's: `passed`, `incomplete`, or `not checked`."""
+        return "not checked" if self.parity is None else str(self.parity["verdict"])
+
+    @property
+    def accepted(self) -> str:
+        """The verdict that is taken on the user's word; empty where it is `passed`."""
+        return "" if self.verdict == "passed" else self.verdict
 
     @property
     def signed_by(self) -> str:
@@ -129,18 +152,21 @@ class Deployable:
             raise GateFailed(what, self.bundle.folder, "see who writes to it, and deploy it again")
 
 
+NOTHING = Accepted()
+
+
 def inspect_bundle(
-    bundle: Bundle, *, allow_incomplete: bool = False, trusted: BundleSignature | None = None
+    bundle: Bundle, accepts: Accepted = NOTHING, *, trusted: BundleSignature | None = None
 ) -> Deployable:
     """Decides whether a bundle may be deployed.
 
     Args:
-        allow_incomplete: whether it may although parity left something out that counts.
+        accepts: what the user takes on his own word.
         trusted: the signature that was checked; None where no key is trusted.
 
     Raises:
         InputError: it is stale, not a classifier, or has an engine for batches smaller than MAX_BATCH.
-        GateFailed: its parity did not pass, or is incomplete and that is not allowed.
+        GateFailed: its parity did not pass, or was not run or is incomplete and that is not accepted.
     """
     exported = bundle.stage(EXPORT, "bertmp export")
     task = exported.settings.get("task", "classification")
@@ -156,7 +182,7 @@ def inspect_bundle(
     signature = signature_of(bundle.config, bundle.labels)
     graphs = (FP32_GRAPH, *(name for name in exported.outputs if name.startswith(f"{FP32_GRAPH}.")))
     engine, notes = _engine(bundle)
-    parity, unseen = _parity(bundle, engine, allow_incomplete)
+    parity, unseen = _parity(bundle, engine, accepts)
     files = {name: exported.outputs[name] for name in (*graphs, TOKENIZER)}
     if engine is not None:
         files[PLAN] = bundle.manifest.stages[BUILD_ENGINE].outputs[ENGINE]
@@ -240,15 +266,18 @@ def _engine(bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:
 
 
 def _parity(
-    bundle: Bundle, engine: DeployableEngine | None, allow_incomplete: bool
+    bundle: Bundle, engine: DeployableEngine | None, accepts: Accepted
 ) -> tuple[dict[str, Any] | None, str]:
     """The scalars of the bundle's parity, and what was not checked; None where nothing was.
 
     Raises:
         InputError: it is stale.
-        GateFailed: it did not pass, or is incomplete and that is not allowed.
+        GateFailed: it did not pass, or was not run or is incomplete and that is not accepted.
     """
     if PARITY not in bundle.manifest.stages:
+        if not accepts.unverified:
+            todo = f"run 'bertmp parity {bundle.folder} --data FILE', or deploy it with --allow-unverified"
+            raise GateFailed("parity was never run on the bundle", bundle.folder, todo)
         return None, "parity: not checked"
     checked = bundle.stage(PARITY, "bertmp parity")
     results = checked.results
@@ -265,7 +294,7 @@ def _parity(
         verdict = "incomplete"
         missing.append("engine: it was built after parity was run")
     note = f"parity is incomplete ({'; '.join(missing)})" if verdict == "incomplete" else ""
-    if note and not allow_incomplete:
+    if note and not accepts.incomplete:
         todo = "check it with 'bertmp parity', or deploy it with --allow-incomplete"
         raise GateFailed(f"the bundle's {note}", bundle.folder, todo)
     return {**scalars, "verdict": verdict, "checked": checked.created}, note

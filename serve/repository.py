@@ -65,6 +65,10 @@ class ModelFolders:
         """The version that Triton takes: the highest number; None where there is none."""
         return max(numbered(self.text), default=None)
 
+    def kept(self) -> list[int]:
+        """The versions that can answer: those that Triton sees and those that were rolled back."""
+        return sorted({*numbered(self.text), *numbered(self.text / RETIRED)})
+
     def next_version(self) -> int:
         """A number above every one that was ever used, since Triton takes the highest."""
         used = [entry.version for entry in VersionLog.load(self.text).records]
@@ -142,6 +146,14 @@ class ModelFolders:
                 retire(self.encoder, version)
             else:
                 self.remove(version)
+        for version in set(numbered(self.text)) - set(numbered(self.encoder)):
+            restore(self.encoder, version)  # a rollback was interrupted before its text model moved
+
+
+def version_folder(model: Path, version: int) -> Path:
+    """Where a version's files are: in Triton's sight, or retired."""
+    seen, retired = model / str(version), model / RETIRED / str(version)
+    return retired if retired.is_dir() and not seen.is_dir() else seen
 
 
 def retire(model: Path, version: int) -> None:
@@ -205,6 +217,20 @@ def require_record(repository: Path, name: str) -> None:
     if ours and not (model / FILE).is_file():
         todo = "restore the file, or run 'bertmp deploy': it records the versions that it finds"
         raise InputError(f"'{name}' has versions and no record of them", model / FILE, todo)
+
+
+def require_model(repository: Path, name: str) -> ModelFolders:
+    """The folders of a text model that was deployed.
+
+    Raises:
+        InputError: no such repository or model, or one without the record of its versions.
+    """
+    known = all_models(repository)
+    require_record(repository, name)
+    if name not in known:
+        todo = f"it has {', '.join(known)}" if known else "nothing is deployed there"
+        raise InputError(f"no model '{name}' in the repository", repository, todo)
+    return ModelFolders(repository, name)
 
 
 def _require_folder(repository: Path) -> None:

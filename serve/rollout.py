@@ -63,22 +63,24 @@ def _require_consistent(found: Consistency, server: Client) -> None:
         raise InputError(found.sentence(), server.address, todo)
 
 
-def switch_to_previous(server: Client, folders: ModelFolders, removed: int) -> None:
-    """Moves the text model from `removed`, which has left its folder, to the version below it.
+def switch(server: Client, folders: ModelFolders, before: int | None) -> None:
+    """Moves the text model from `before` to the version that its folder has as the highest now.
 
-    Returns when `removed` has finished its requests.
+    Returns when `before` has finished its requests.
 
     Raises:
-        GateFailed: the version below does not become ready or does not answer.
+        GateFailed: the version does not become ready or does not answer.
     """
     version = folders.live()
     assert version is not None
     with _failing_the_gate(f"version {version} of '{folders.name}' does not start"):
         _load(server, folders.text.name, version)
         _check_text_model(server, folders.text.name, version)
-        state, _ = _wait_for(server, folders.text.name, removed, "UNAVAILABLE")
+        if before is None or before == version:
+            return
+        state, _ = _wait_for(server, folders.text.name, before, "UNAVAILABLE")
         if state != "UNAVAILABLE":
-            what = f"version {removed} of '{folders.name}' does not end"
+            what = f"version {before} of '{folders.name}' does not end"
             raise InputError(what, server.address, "look at the server's log")
 
 
@@ -89,8 +91,15 @@ def abort(server: Client, folders: ModelFolders, version: int) -> None:
             server.unload(folders.text.name)
             server.unload(folders.encoder.name)
         else:
-            switch_to_previous(server, folders, version)
+            switch(server, folders, version)
             server.load(folders.encoder.name)
+
+
+def reload(server: Client, folders: ModelFolders) -> None:
+    """Makes the server take, as far as it can, what the folders of both models have."""
+    for model in (folders.encoder.name, folders.text.name):
+        with suppress(BertmpError):
+            server.load(model)
 
 
 @contextmanager

@@ -42,6 +42,15 @@ class DeployOptions(Options):
     allow_incomplete: bool = option(
         default=False, help="Deploy it although parity left something out that counts; it is recorded."
     )
+    allow_unverified: bool = option(
+        default=False, help="Deploy it although parity was never run on it; it is recorded."
+    )
+    keep: int | None = option(
+        default=None,
+        minimum=1,
+        metavar="N",
+        help="Once it answers, remove all but the newest N versions, itself included; all stay if not given.",
+    )
     trust: Path | None = option(
         default=None,
         metavar="KEY",
@@ -50,11 +59,27 @@ class DeployOptions(Options):
 
 
 class RollbackOptions(Options):
-    """Which model goes back to its earlier version."""
+    """Which version of which model answers again."""
 
     name: str = argument(kw_only=False, metavar="NAME", help=_NAME_HELP)
     repository: Path = option(kw_only=False, default=REPOSITORY, metavar="DIR", help=_REPOSITORY_HELP)
     server: str | None = option(kw_only=False, default=None, metavar="URL", help=_SERVER_HELP)
+    to: int | None = option(
+        default=None,
+        minimum=1,
+        metavar="VERSION",
+        help="Any kept version, a later one too; the one before the live one if not given.",
+    )
+
+
+class PruneOptions(Options):
+    """Which versions of which model are removed."""
+
+    name: str = argument(kw_only=False, metavar="NAME", help=_NAME_HELP)
+    repository: Path = option(kw_only=False, default=REPOSITORY, metavar="DIR", help=_REPOSITORY_HELP)
+    keep: int = option(
+        default=2, minimum=1, metavar="N", help="How many versions stay: the live one and the newest others."
+    )
 
 
 class ModelsOptions(Options):

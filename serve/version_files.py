@@ -9,7 +9,7 @@ from bertmp.core.errors import InputError
 from bertmp.core.io import read_json
 from bertmp.export.bundle import FP32_GRAPH, LABELS
 from bertmp.serve.model_config import SETTINGS
-from bertmp.serve.repository import ModelFolders
+from bertmp.serve.repository import ModelFolders, version_folder
 
 ENCODER_FILES, TEXT_FILES = "encoder_files", "text_files"
 """The entries of settings.json with the names of the version's other files. Those of 0.1 have none."""
@@ -36,7 +36,7 @@ def missing_files(folders: ModelFolders, version: int) -> list[str]:
     A folder that is not there stands for all of its files; a settings.json that cannot be read counts as
     missing.
     """
-    text, encoder = folders.text / str(version), folders.encoder / str(version)
+    text, encoder = (version_folder(model, version) for model in (folders.text, folders.encoder))
     settings = _read_settings(text / SETTINGS)
     missing = [
         *_missing_in(folders.text, (*_CONFIGS, LABELS)),

@@ -14,9 +14,9 @@ from bertmp.core.io import JsonSerializable, read_json, write_json
 FORMAT = 1
 FILE = "versions.json"
 
-State = Literal["live", "superseded", "retired", "refused"]
-"""Live: the one that answers. Superseded: an earlier one, ready for a rollback. Retired: rolled back.
-Refused: a server could not answer with it, and its files are gone."""
+State = Literal["live", "superseded", "retired", "refused", "pruned"]
+"""Live: the one that answers. Superseded: an earlier one, ready for a rollback. Retired: rolled back, can
+come back. Refused: a server could not answer with it. Pruned: not needed. The last two have no files."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class VersionRecord(JsonSerializable):
         created: ISO 8601, UTC.
         note: why it was refused, or that the record was made from the folder; empty otherwise.
         signed_by: SHA-256 of the public key that it was checked against; empty where none was trusted.
+        accepted: the verdict that was taken on the user's word, `incomplete` or `not checked`; else empty.
     """
 
     name: str
@@ -42,13 +43,12 @@ class VersionRecord(JsonSerializable):
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     note: str = ""
     signed_by: str = ""
+    accepted: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, without `signed_by` where that is empty: 0.1 did not know it."""
+        """Plain values, without what 0.1 did not know where that is empty."""
         values = super().to_json()
-        return (
-            values if self.signed_by else {name: one for name, one in values.items() if name != "signed_by"}
-        )
+        return {name: one for name, one in values.items() if one or name not in ("signed_by", "accepted")}
 
     @classmethod
     def of_folder(cls, folder: Path) -> VersionRecord:

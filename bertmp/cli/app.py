@@ -42,6 +42,7 @@ COMMANDS = (
     ),
     ("deploy", serving.deploy, "bertmp deploy bundle --name trec --server 127.0.0.1:8001"),
     ("rollback", serving.rollback, "bertmp rollback trec"),
+    ("prune", serving.prune, "bertmp prune trec --keep 3"),
     ("models", serving.models, "bertmp models --json"),
     ("serve", serving.serve, "bertmp serve --http-port 0 --grpc-port 0 --metrics-port 0"),
     ("infer", serving.infer, "bertmp infer trec 'What is the capital of France ?' --protocol http"),

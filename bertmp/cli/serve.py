@@ -28,9 +28,16 @@ def deploy(options: serving_options.DeployOptions) -> CommandResult:
 
 
 def rollback(options: serving_options.RollbackOptions) -> CommandResult:
-    """Go back to the version before the live one."""
+    """Go back to the version before the live one, or to any other that is kept."""
     result = bertmp.rollback(options)
     return CommandResult(result.to_json(), _deployment(result))
+
+
+def prune(options: serving_options.PruneOptions) -> CommandResult:
+    """Remove a model's older versions."""
+    result = bertmp.prune(options)
+    removed, kept = (", ".join(map(str, some)) or "none" for some in (result.removed, result.kept))
+    return CommandResult(result.to_json(), f"{result.name}: removed {removed}, kept {kept}")
 
 
 def models(options: serving_options.ModelsOptions) -> CommandResult:

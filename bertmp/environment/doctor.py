@@ -246,6 +246,7 @@ REQUIREMENTS = (
     Requirement("predict", ("tokenizers", "onnxruntime")),
     Requirement("deploy", _REPOSITORY),
     Requirement("rollback", _REPOSITORY),
+    Requirement("prune", _REPOSITORY),
     Requirement("models", _REPOSITORY),
     Requirement("serve", ("triton", "tritonclient")),
     Requirement("infer", ("tritonclient",)),

@@ -48,7 +48,7 @@ def pipeline(minilm: Path, trec: Path, tmp_path_factory: pytest.TempPathFactory)
     )
     bundle = export_checkpoint(trained.checkpoint, folder / "bundle").bundle
     build_engine(bundle, profiles=["1x1:8x32:32x64"])
-    deploy(bundle, NAME, folder / "repository")
+    deploy(bundle, NAME, folder / "repository", allow_unverified=True)  # parity asks the server, too
     options = ServeOptions(folder / "repository", http_port=0, grpc_port=0, metrics_port=0)
     with TritonServer(options) as server:
         yield Pipeline(bundle, folder / "repository", test, server)

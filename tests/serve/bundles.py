@@ -5,13 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import bertmp
 from bertmp.export import bundle as names
 from bertmp.export.bundle import Bundle
+
+deploy = partial(bertmp.deploy, allow_unverified=True)
+"""Most tests are about bundles of random weights on which parity was never run."""
 
 LABELS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 POSITIONS = 64

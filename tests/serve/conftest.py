@@ -11,7 +11,7 @@ import pytest
 
 from bertmp.serve.server import TritonServer
 from bertmp.serve.serving_options import RunningServer, ServeOptions
-from tests.serve.bundles import make_bundle
+from tests.serve.bundles import deploy, make_bundle
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,6 @@ def other_bundle(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def repository(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the first bundle deployed as `trec`; not to be written to."""
-    from bertmp import deploy
-
     folder = tmp_path_factory.mktemp("deployed") / "repository"
     deploy(bundle, "trec", folder)
     return folder

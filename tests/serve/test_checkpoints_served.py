@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bertmp import deploy, export_checkpoint, parity, train
+from bertmp import export_checkpoint, parity, train
 from bertmp.core.errors import InputError
 from bertmp.export.bundle import Bundle, read_labels
 from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 from bertmp.serve.client import Client
 from bertmp.serve.parity_stage import TritonStage
 from tests.conftest import RunBertmp
-from tests.serve.bundles import SAMPLES
+from tests.serve.bundles import SAMPLES, deploy
 from tests.serve.conftest import Served
 
 PROTOCOLS = ("grpc", "http")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bertmp import deploy, models, rollback
+from bertmp import models, rollback
 from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import read_json, sha256_file, write_json
 from bertmp.environment.triton_install import TritonRuntime
@@ -17,7 +17,7 @@ from bertmp.serve.repository import ModelFolders, numbered, servable
 from bertmp.serve.server_config import command_line
 from bertmp.serve.serving_options import ServeOptions
 from tests.conftest import RunBertmp
-from tests.serve.bundles import LABELS, altered, with_stage
+from tests.serve.bundles import LABELS, altered, deploy, with_stage
 
 
 def states(repository: Path) -> dict[int, str]:
@@ -35,7 +35,7 @@ def test_deployed_version_needs_nothing_of_bertmp(bundle: Path, tmp_path: Path) 
     beside = {name for name in files if name.startswith("trec/1/lib")}
     assert {"trec/1/lib/LICENSE", "trec/1/lib/tokenizers/tokenizers.abi3.so"} < beside
     assert files - beside == {
-        *("trec", "trec/.lock", "trec/config.pbtxt", "trec/configs", "trec/configs/cpu.pbtxt"),
+        *("audit.jsonl", "trec", "trec/.lock", "trec/config.pbtxt", "trec/configs", "trec/configs/cpu.pbtxt"),
         *("trec/labels.txt", "trec/versions.json", "trec/1", "trec/1/model.py", "trec/1/settings.json"),
         *("trec/1/tokenizer.json", "trec_encoder", "trec_encoder/config.pbtxt", "trec_encoder/configs"),
         *("trec_encoder/configs/cpu.pbtxt", "trec_encoder/1", "trec_encoder/1/model.onnx"),
@@ -121,7 +121,7 @@ def test_versions_json_of_0_1_is_read(bundle: Path, tmp_path: Path) -> None:
     assert deploy(bundle, "trec", tmp_path).version == 2, "another fingerprint"
     kept, new = read_json(tmp_path / "trec/versions.json")["versions"]
     assert kept == {**entry, "state": "superseded"}
-    assert list(new) == list(entry)
+    assert list(new) == [*entry, "accepted"]
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "labels.txt", "tokenizer.json"])
@@ -298,7 +298,7 @@ def test_commands_with_bad_input_print_one_line(bundle: Path, tmp_path: Path, ru
         (("models", *repository), "no such model repository"),
         (("rollback", "trec", *repository), "no such model repository"),
         (
-            ("deploy", bundle, "--name", "t", *repository, "--server", "127.0.0.1:9"),
+            ("deploy", bundle, "--name", "t", *repository, "--allow-unverified", "--server", "127.0.0.1:9"),
             "no Triton server answers",
         ),
     ]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bertmp import deploy, models, rollback
+from bertmp import models, rollback
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, sha256_file, write_json
 from bertmp.serve.repository import numbered, servable
 from tests.conftest import RunBertmp
-from tests.serve.bundles import altered
+from tests.serve.bundles import altered, deploy
 from tests.serve.conftest import Served
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from bertmp import deploy, models, rollback
+from bertmp import models, rollback
 from bertmp.core.errors import BertmpError, GateFailed, InputError
 from bertmp.export import bundle as names
 from bertmp.export.engine.compatibility import release_of_server
@@ -23,7 +23,7 @@ from tests.export.inconsistent_graphs import (
     roll_large_batches,
     roll_rows,
 )
-from tests.serve.bundles import altered, answer_in_process, with_stage
+from tests.serve.bundles import altered, answer_in_process, deploy, with_stage
 from tests.serve.conftest import Served
 
 TEXTS = ["Who wrote Hamlet ?", "Where is the highest mountain of the world ?"]

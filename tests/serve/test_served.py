@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bertmp import bench, deploy, infer, parity
+from bertmp import bench, infer, parity
 from bertmp.core.errors import InputError
 from bertmp.core.io import write_text
 from bertmp.data.readers import read_examples
@@ -25,7 +25,7 @@ from bertmp.serve.served_consistency import served_graph
 from bertmp.serve.server import TritonServer
 from bertmp.serve.serving_options import ServeOptions
 from tests.conftest import RunBertmp
-from tests.serve.bundles import LABELS, POSITIONS, SAMPLES, answer_in_process, make_bundle
+from tests.serve.bundles import LABELS, POSITIONS, SAMPLES, answer_in_process, deploy, make_bundle
 from tests.serve.conftest import Served
 
 PROTOCOLS = ("grpc", "http")

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy
 import pytest
 
-from bertmp import deploy, infer
+from bertmp import infer
 from bertmp.core.io import write_text
+from tests.serve.bundles import deploy
 from tests.serve.conftest import Served
 
 SCRIPT = """

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bertmp import deploy, models
+from bertmp import models
 from bertmp.core.errors import GateFailed, InputError
 from bertmp.export.bundle import Bundle
 from bertmp.export.parity.signature import SIGNATURE, Signer, check_signature
-from bertmp.serve.deployable import inspect_bundle
+from bertmp.serve.deployable import Accepted, inspect_bundle
 from tests.conftest import RunBertmp
-from tests.serve.bundles import altered, with_stage
+from tests.serve.bundles import altered, deploy, with_stage
 from tests.signing_keys import Keys, make_keys, require_model_signing
 
 require_model_signing()
@@ -124,7 +124,7 @@ def test_a_file_that_changes_while_it_is_deployed_is_not_deployed(
 ) -> None:
     """Between the check and the copy."""
     checked = check_signature(signed, keys.public)
-    deployable = inspect_bundle(Bundle.open(signed), trusted=checked)
+    deployable = inspect_bundle(Bundle.open(signed), Accepted(unverified=True), trusted=checked)
     with (signed / "model.onnx").open("ab") as stream:
         stream.write(b"\0")
     with pytest.raises(GateFailed, match=r"model\.onnx changed while the bundle was deployed"):
@@ -138,6 +138,7 @@ def test_a_file_that_changes_while_it_is_deployed_is_not_deployed(
 def test_the_command_says_which_key(signed: Path, keys: Keys, tmp_path: Path, run_bertmp: RunBertmp) -> None:
     repository = tmp_path / "repository"
     arguments = ("deploy", signed, "--name", "trec", "--repository", repository, "--trust", keys.public)
+    arguments = (*arguments, "--allow-unverified")
     key = check_signature(signed, keys.public).key
     done = run_bertmp(*arguments)
     assert done.returncode == 0, done.stderr

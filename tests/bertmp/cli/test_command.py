@@ -17,7 +17,7 @@ HEAVY = (
 COMMANDS = (
     *("doctor", "setup", "download", "prepare", "train", "export", "convert", "explain", "build-engine"),
     *("parity", "compare", "verify", "predict"),
-    *("deploy", "rollback", "models", "serve", "infer", "bench"),
+    *("deploy", "rollback", "prune", "models", "serve", "infer", "bench"),
 )
 
 PROBE = """

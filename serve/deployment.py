@@ -1,0 +1,80 @@
+"""What a deployment or a rollback ended with, and what both begin with."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from bertmp.core.io import JsonSerializable
+from bertmp.export.consistency.check import Consistency
+from bertmp.serve.client import Client, connect
+from bertmp.serve.repository import ModelFolders, numbered
+from bertmp.serve.version_log import VersionLog, VersionRecord
+
+
+@dataclass(frozen=True)
+class Deployment(JsonSerializable):
+    """The result of a deployment or a rollback.
+
+    Attributes:
+        name: the model.
+        version: the version that answers now.
+        repository: the repository that holds it.
+        new: False where an identical version was live already, and after a rollback.
+        parity: `passed`, or `not checked`.
+        server: the server that took it; None where none was named.
+        notes: what else the user should know.
+        consistency: its answers compared with each other; None where no server was named, and after a
+            rollback.
+        signed_by: SHA-256 of the public key that it was checked against; empty where none was trusted.
+    """
+
+    name: str
+    version: int
+    repository: str
+    new: bool
+    parity: str
+    server: str | None
+    notes: tuple[str, ...] = ()
+    consistency: Consistency | None = None
+    signed_by: str = ""
+
+
+def complete_log(folders: ModelFolders) -> tuple[VersionLog, tuple[str, ...]]:
+    """The log with a record of every version that has a folder, and a note on those that had none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    log, versions = VersionLog.load(folders.text), numbered(folders.text)
+    unknown = [str(version) for version in versions if log.find(version) is None]
+    if not unknown:
+        return log, ()
+    what = f"{log.path.name} had no entry of version {', '.join(unknown)}"
+    return log.with_folders(versions), (f"{what}: recorded from the folder, parity not checked",)
+
+
+def connection(server: str | None) -> AbstractContextManager[Client | None]:
+    """The connection to the named server, checked before anything is written.
+
+    Raises:
+        InputError: the server is dead.
+    """
+    return nullcontext() if server is None else connect(server)
+
+
+def deployment_of(
+    folders: ModelFolders, record: VersionRecord, server: Client | None, *, new: bool, notes: tuple[str, ...]
+) -> Deployment:
+    """The result of a command that made `record`'s version the one that answers."""
+    address = None if server is None else f"{server.protocol}://{server.address}"
+    return Deployment(
+        name=folders.name,
+        version=record.version,
+        repository=str(folders.repository),
+        new=new,
+        parity=record.parity_verdict,
+        server=address,
+        notes=notes,
+        signed_by=record.signed_by,
+    )
