@@ -61,7 +61,7 @@ class Encoded:
     def packed(self) -> Encoded:
         """The same in a fifth of the memory: INT64 arrays in place of lists."""
         ids, types = array("q", self.input_ids), array("q", self.token_type_ids)
-        # Named one by one: `dataclasses.replace` takes ten times as long, and there may be a million of these.
+        # Named one by one: `dataclasses.replace` takes ten times as long, and there may be millions.
         return Encoded(ids, types, self.truncated, self.first, self.spans)
 
 
