@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from bertmp.serve.client import infer as infer
     from bertmp.serve.deploy import deploy as deploy
     from bertmp.serve.deploy import models as models
+    from bertmp.serve.foreground import serve_repository as serve_repository
     from bertmp.serve.load_test import bench as bench
     from bertmp.serve.prune import prune as prune
     from bertmp.serve.rollback import rollback as rollback
-    from bertmp.serve.server import serve_repository as serve_repository
     from bertmp.training.train import train as train
 
 __version__ = "0.1.0"
@@ -57,7 +57,7 @@ _MODULES = {
     "prepare": "bertmp.pretraining.prepare",
     "prune": "bertmp.serve.prune",
     "rollback": "bertmp.serve.rollback",
-    "serve_repository": "bertmp.serve.server",
+    "serve_repository": "bertmp.serve.foreground",
     "setup": "bertmp.environment.triton_install",
     "train": "bertmp.training.train",
     "replay": "bertmp.export.parity.replay",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import BertmpError, GateFailed, InputError
@@ -15,6 +16,8 @@ from bertmp.serve.audit import AuditLog
 from bertmp.serve.client import Client
 from bertmp.serve.deployable import Accepted, Deployable, DeployableEngine, inspect_bundle
 from bertmp.serve.deployment import Deployment, complete_log, connection, deployment_of
+from bertmp.serve.golden import write_golden
+from bertmp.serve.golden_record import golden_cases
 from bertmp.serve.model_config import read_signature
 from bertmp.serve.prune import remove_all_but
 from bertmp.serve.repository import ModelFolders, all_models, require_record
@@ -43,7 +46,7 @@ def deploy(options: DeployOptions) -> Deployment:
     if options.triton_release is not None and deployable.engine is not None:
         deployable.engine.require_release(options.triton_release)
     folders = ModelFolders(options.repository, options.name)
-    with connection(options.server) as server, folders.locked():
+    with connection(options.server, options.token_file) as server, folders.locked():
         if server is not None and deployable.engine is not None:
             _require_servers_release(deployable.engine, folders, server)
         folders.cleanup()
@@ -143,7 +146,7 @@ def _deploy_new(
     compatible = engine is not None and engine.version_compatible
     folders.write_configs(deployable.signature, None if engine is None else len(engine.profiles), compatible)
     folders.write_version(
-        version, deployable.fill_encoder, lambda folder: deployable.fill_text(folders.name, folder)
+        version, deployable.fill_encoder, lambda folder: _fill_text(folders, deployable, folder)
     )
     audit.write("staged", "done", version, **_facts(deployable, server))
     # Triton takes this version at its next start: the log records that before a server is asked.
@@ -163,6 +166,11 @@ def _deploy_new(
     audit.write("promoted", "done", version, **figures)
     deployed = deployment_of(folders, record, server, new=True, notes=deployable.notes)
     return replace(deployed, consistency=found)
+
+
+def _fill_text(folders: ModelFolders, deployable: Deployable, folder: Path) -> None:
+    deployable.fill_text(folders.name, folder)
+    write_golden(folder, golden_cases(deployable.bundle, folders))
 
 
 def _audit(folders: ModelFolders) -> AuditLog:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 from bertmp.core.io import JsonSerializable
 from bertmp.export.consistency.check import Consistency
-from bertmp.serve.client import Client, connect
+from bertmp.serve.client import Client
+from bertmp.serve.control import connect
 from bertmp.serve.repository import ModelFolders, numbered
 from bertmp.serve.version_log import VersionLog, VersionRecord
 
@@ -54,13 +56,13 @@ def complete_log(folders: ModelFolders) -> tuple[VersionLog, tuple[str, ...]]:
     return log.with_folders(versions), (f"{what}: recorded from the folder, parity not checked",)
 
 
-def connection(server: str | None) -> AbstractContextManager[Client | None]:
+def connection(server: str | None, token_file: Path | None) -> AbstractContextManager[Client | None]:
     """The connection to the named server, checked before anything is written.
 
     Raises:
-        InputError: the server is dead.
+        InputError: the server is dead, or its key cannot be read.
     """
-    return nullcontext() if server is None else connect(server)
+    return nullcontext() if server is None else connect(server, token_file)
 
 
 def deployment_of(

@@ -18,6 +18,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from bertmp.core.errors import InputError
 from bertmp.export.bundle import LABELS, read_labels
 from bertmp.export.engine.engine_options import default_profiles
+from bertmp.serve.queueing import bound_queue
 
 MAX_BATCH = 32
 """The largest batch of a request and of an encoder call; engines are built for it."""
@@ -253,7 +254,7 @@ def _encoder(name: str, signature: ModelSignature) -> Any:
 def _model(name: str, versions: int) -> Any:
     config = pb.ModelConfig(name=name, max_batch_size=MAX_BATCH)
     config.version_policy.latest.num_versions = versions
-    config.dynamic_batching.SetInParent()
+    bound_queue(config)
     return config
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,25 +16,35 @@ from bertmp.core.hardware import find_gpu
 from bertmp.environment.triton_install import TritonRuntime
 from bertmp.serve.model_config import VERSION_COMPATIBLE, read_model_config
 from bertmp.serve.repository import numbered
-from bertmp.serve.serving_options import ServeOptions
+from bertmp.serve.serve_options import ServeOptions
 
 BACKENDS = Path(__file__).resolve().parent / "backends"
 """The code that runs inside Triton."""
 
 CPU_CONFIG = "cpu"
-EXIT_SECONDS = 10
-"""Seconds that Triton may take to finish the requests it has when it is stopped."""
 
 
 def with_free_ports(options: ServeOptions) -> ServeOptions:
-    """The options with a free port for every 0.
+    """The options with a free port of Triton's for every 0.
 
     Raises:
         InputError: a port is taken or may not be used, or the host is not this machine's.
     """
     with ExitStack() as bound:  # all at once, so that no port is found twice
-        http, grpc, metrics = (_bind(options.host, port, name, bound) for name, port in options.ports.items())
+        http, grpc, metrics = (
+            _bind(options.hosts[name], port, name, bound) for name, port in options.ports.items()
+        )
     return replace(options, http_port=http, grpc_port=grpc, metrics_port=metrics)
+
+
+def free_port(host: str, port: int, name: str) -> int:
+    """The port, or a free one where it is 0.
+
+    Raises:
+        InputError: it is taken or may not be used, or the host is not this machine's.
+    """
+    with ExitStack() as bound:
+        return _bind(host, port, name, bound)
 
 
 def _bind(host: str, port: int, name: str, bound: ExitStack) -> int:
@@ -45,7 +56,7 @@ def _bind(host: str, port: int, name: str, bound: ExitStack) -> int:
         listener.bind(address)
         return int(listener.getsockname()[1])
     except socket.gaierror as error:
-        raise InputError(f"unknown host '{host}'", "--host", "use an address of this machine") from error
+        raise InputError(f"unknown host '{host}'", name, "use an address of this machine") from error
     except OSError as error:
         what, todo = f"cannot listen: {error.strerror}", "use an address of this machine"
         if error.errno == errno.EADDRINUSE:
@@ -135,6 +146,7 @@ def command_line(
     folder: Path,
     models: list[str],
     shm_prefix: str,
+    restrictions: Sequence[str] = (),
 ) -> list[str]:
     """The command that starts the server.
 
@@ -145,11 +157,12 @@ def command_line(
         folder: this launch's, with the backends.
         models: loaded at the start; others on request only.
         shm_prefix: begins the names of the shared memory regions.
+        restrictions: the arguments that restrict interfaces to the holder of a key.
     """
     command = [
         str(runtime.executable),
         f"--model-repository={options.repository.resolve()}",
-        *(f"--{service}-address={options.host}" for service in options.ports),
+        *(f"--{service}-address={options.hosts[service]}" for service in options.ports),
         *(f"--{service}-port={port}" for service, port in options.ports.items()),
         "--model-control-mode=explicit",
         *(f"--load-model={name}" for name in models),
@@ -157,9 +170,11 @@ def command_line(
         # It keeps running where a model fails, so that we can ask for the reason; we stop it then.
         "--exit-on-error=false",
         "--strict-readiness=true",
-        f"--exit-timeout-secs={EXIT_SECONDS}",
         "--log-info=false",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        *restrictions,
+        *tls_arguments(options),
+        *(f"--trace-config={setting}" for setting in options.trace_config),
     ]
     if config_name:
         command.append(f"--model-config-name={config_name}")
@@ -172,16 +187,45 @@ def command_line(
     return command
 
 
-def server_environment(runtime: TritonRuntime) -> dict[str, str]:
-    """The server's environment variables: its own Python first, and nothing of ours."""
-    inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+def tls_arguments(options: ServeOptions) -> list[str]:
+    """Triton's arguments for an encrypted gRPC port; none where it is not encrypted."""
+    if options.tls_cert is None or options.tls_key is None:
+        return []
+    files = [
+        f"--grpc-server-cert={options.tls_cert.resolve()}",
+        f"--grpc-server-key={options.tls_key.resolve()}",
+    ]
+    if options.tls_ca is None:
+        return ["--grpc-use-ssl=true", *files]
+    return ["--grpc-use-ssl-mutual=true", *files, f"--grpc-root-cert={options.tls_ca.resolve()}"]
+
+
+_PASSED = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "HOME", "LD_PRELOAD")
+_PASSED_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "TRITON", "TCMALLOC_", "OMP_", "UCX_", "OPAL_")
+"""What Triton, its backends and a GPU's libraries read, in NVIDIA's container too."""
+
+
+def server_environment(runtime: TritonRuntime, passed: Sequence[str] = ()) -> dict[str, str]:
+    """The environment variables of the server and its workers: its own Python first, little of ours.
+
+    What else lies in ours, such as credentials, is not for code that a model brings.
+
+    Args:
+        passed: names of more variables that they get.
+    """
+    ours = os.environ
+    kept = {
+        name: value
+        for name, value in ours.items()
+        if name in (*_PASSED, *passed) or name.startswith(_PASSED_PREFIXES)
+    }
+    path, libraries = ours.get("PATH", os.defpath), ours.get("LD_LIBRARY_PATH", "")
     if runtime.kind == "system":
-        return inherited
-    libraries = [*map(str, runtime.libraries), os.environ.get("LD_LIBRARY_PATH", "")]
+        return {**kept, "PATH": path, "LD_LIBRARY_PATH": libraries}
     return {
-        **inherited,
-        "PATH": f"{runtime.python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
+        **kept,
+        "PATH": f"{runtime.python.parent}{os.pathsep}{path}",
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [*map(str, runtime.libraries), libraries])),
         # No __pycache__ in the repository: a version's folder stays as it was written.
         "PYTHONDONTWRITEBYTECODE": "1",
     }

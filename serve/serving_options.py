@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bertmp.core.errors import InputError
 from bertmp.core.options import Options, argument, option
@@ -14,11 +13,11 @@ from bertmp.data.data_options import TextColumnOptions
 from bertmp.data.readers import read_examples
 
 REPOSITORY = Path("model_repository")
-_REPOSITORY_HELP = "The Triton model repository."
+REPOSITORY_HELP = "The Triton model repository."
 _SERVER_HELP = "A running Triton that serves the repository: its HTTP or gRPC address."
 _NAME_HELP = "The model's name."
 _URL_HELP = "The server's address; 127.0.0.1:8001 for grpc and 127.0.0.1:8000 for http if not given."
-_PORT_HELP = "0 takes a free port."
+TOKEN_FILE_HELP = "The file with the key to load models; bertmp serve makes it. One per user if not given."
 
 Protocol = Literal["grpc", "http"]
 
@@ -30,7 +29,7 @@ class DeployOptions(Options):
     name: str = option(
         kw_only=False, metavar="NAME", help="The model's name; its encoder is called NAME_encoder."
     )
-    repository: Path = option(kw_only=False, default=REPOSITORY, metavar="DIR", help=_REPOSITORY_HELP)
+    repository: Path = option(kw_only=False, default=REPOSITORY, metavar="DIR", help=REPOSITORY_HELP)
     server: str | None = option(kw_only=False, default=None, metavar="URL", help=_SERVER_HELP)
     triton_release: str | None = option(
         kw_only=False,
@@ -51,6 +50,7 @@ class DeployOptions(Options):
         metavar="N",
         help="Once it answers, remove all but the newest N versions, itself included; all stay if not given.",
     )
+    token_file: Path | None = option(default=None, metavar="FILE", help=TOKEN_FILE_HELP)
     trust: Path | None = option(
         default=None,
         metavar="KEY",
@@ -62,7 +62,7 @@ class RollbackOptions(Options):
     """Which version of which model answers again."""
 
     name: str = argument(kw_only=False, metavar="NAME", help=_NAME_HELP)
-    repository: Path = option(kw_only=False, default=REPOSITORY, metavar="DIR", help=_REPOSITORY_HELP)
+    repository: Path = option(kw_only=False, default=REPOSITORY, metavar="DIR", help=REPOSITORY_HELP)
     server: str | None = option(kw_only=False, default=None, metavar="URL", help=_SERVER_HELP)
     to: int | None = option(
         default=None,
@@ -70,13 +70,14 @@ class RollbackOptions(Options):
         metavar="VERSION",
         help="Any kept version, a later one too; the one before the live one if not given.",
     )
+    token_file: Path | None = option(default=None, metavar="FILE", help=TOKEN_FILE_HELP)
 
 
 class PruneOptions(Options):
     """Which versions of which model are removed."""
 
     name: str = argument(kw_only=False, metavar="NAME", help=_NAME_HELP)
-    repository: Path = option(kw_only=False, default=REPOSITORY, metavar="DIR", help=_REPOSITORY_HELP)
+    repository: Path = option(kw_only=False, default=REPOSITORY, metavar="DIR", help=REPOSITORY_HELP)
     keep: int = option(
         default=2, minimum=1, metavar="N", help="How many versions stay: the live one and the newest others."
     )
@@ -85,79 +86,7 @@ class PruneOptions(Options):
 class ModelsOptions(Options):
     """Which repository is listed."""
 
-    repository: Path = option(kw_only=False, default=REPOSITORY, metavar="DIR", help=_REPOSITORY_HELP)
-
-
-@dataclass(frozen=True)
-class RunningServer:
-    """Where a ready server answers.
-
-    Attributes:
-        http, grpc, metrics: `host:port`.
-        models: the models that it serves.
-        config_name: which of the models' configurations it took; empty for `config.pbtxt`.
-        config_reason: why that one.
-        version: Triton's version.
-        pid: its process.
-    """
-
-    http: str
-    grpc: str
-    metrics: str
-    models: tuple[str, ...]
-    config_name: str
-    config_reason: str
-    version: str
-    pid: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {"ready": True, **asdict(self)}
-
-
-def _ignore(server: RunningServer) -> None:
-    """The default of `on_ready`."""
-
-
-class ServeOptions(Options):
-    """How a Triton server is run."""
-
-    repository: Path = option(kw_only=False, default=REPOSITORY, metavar="DIR", help=_REPOSITORY_HELP)
-    host: str = option(
-        kw_only=False,
-        default="127.0.0.1",
-        help="The address to listen on; the default can be reached from this machine only.",
-    )
-    http_port: int = option(kw_only=False, default=8000, minimum=0, maximum=65535, help=_PORT_HELP)
-    grpc_port: int = option(kw_only=False, default=8001, minimum=0, maximum=65535, help=_PORT_HELP)
-    metrics_port: int = option(kw_only=False, default=8002, minimum=0, maximum=65535, help=_PORT_HELP)
-    model_config_name: str = option(
-        kw_only=False,
-        default="auto",
-        metavar="NAME",
-        formerly="config_name",
-        help="The models' configuration: auto (chosen by this machine's hardware), default (config.pbtxt), "
-        "cpu, or another in their configs folders.",
-    )
-    on_ready: Callable[[RunningServer], None] = option(
-        default=_ignore, on_command_line=False, help="Called once, when every model is ready."
-    )
-    progress: ProgressCallback = option(
-        default=null_progress, on_command_line=False, help="Called with each line of Triton's log."
-    )
-
-    def check(self) -> None:
-        fixed = [port for port in self.ports.values() if port]
-        if len(set(fixed)) != len(fixed):
-            raise InputError("the same port twice", ", ".join(map(str, fixed)), "give each its own")
-
-    @property
-    def ports(self) -> dict[str, int]:
-        return {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
-
-    def address(self, port: int) -> str:
-        """`host:port` under which this machine reaches a server that listens on `host`."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    repository: Path = option(kw_only=False, default=REPOSITORY, metavar="DIR", help=REPOSITORY_HELP)
 
 
 def read_texts(data: Path, columns: TextColumnOptions, progress: ProgressCallback) -> Sequence[str]:

@@ -12,7 +12,7 @@ import bertmp
 from bertmp.cli.command import CommandResult, new_table, progress_bar
 from bertmp.core.errors import InputError
 from bertmp.core.options import option
-from bertmp.serve import serving_options
+from bertmp.serve import serve_options, serving_options
 
 if TYPE_CHECKING:
     from bertmp.serve.client import Answer
@@ -46,13 +46,13 @@ def models(options: serving_options.ModelsOptions) -> CommandResult:
     return CommandResult([entry.to_json() for entry in found], lambda console: _print_models(console, found))
 
 
-def serve(options: serving_options.ServeOptions, as_json: bool) -> CommandResult:
+def serve(options: serve_options.ServeOptions, as_json: bool) -> CommandResult:
     """Run a Triton server in the foreground until Ctrl-C or SIGTERM; print 'ready' and its addresses."""
 
     def log(message: str, completed: int | None = None, total: int | None = None, /) -> None:
         print(message, file=sys.stderr, flush=True)  # noqa: T201
 
-    def on_ready(server: serving_options.RunningServer) -> None:
+    def on_ready(server: serve_options.RunningServer) -> None:
         print(json.dumps(server.to_json()) if as_json else _ready(server), flush=True)  # noqa: T201
 
     bertmp.serve_repository(replace(options, on_ready=on_ready, progress=log))
@@ -109,10 +109,11 @@ def _deployment(result: Deployment) -> str:
     return "\n".join([head, *(f"  {note}" for note in notes)])
 
 
-def _ready(server: serving_options.RunningServer) -> str:
+def _ready(server: serve_options.RunningServer) -> str:
     chosen = f"configuration '{server.config_name}'" if server.config_name else "default configuration"
     return (
-        f"ready: http {server.http}, grpc {server.grpc}, metrics {server.metrics}/metrics\n"
+        f"ready: http {server.http}, grpc {server.grpc}, metrics {server.metrics}/metrics, "
+        f"health {server.health}/ready\n"
         f"  models: {', '.join(server.models)}\n"
         f"  Triton {server.version}, {chosen} ({server.config_reason}); Ctrl-C stops it"
     )

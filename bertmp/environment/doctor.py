@@ -24,6 +24,7 @@ from bertmp.core.hardware import Gpu, Machine, machine, nvidia_driver
 from bertmp.core.io import home
 from bertmp.environment.downloads import ASSETS, folder_of, is_complete
 from bertmp.environment.triton_install import find_python, find_runtime
+from bertmp.environment.triton_security import FIXED_RELEASE, vulnerabilities
 from bertmp.environment.wheels import require_pip
 
 _TENSOR_CORES = ("fp16_tensor_cores", "bf16_tensor_cores")
@@ -197,8 +198,10 @@ def _triton() -> Component:
         runtime = find_runtime()
     except MissingComponent as error:
         return Component("triton", problem=error.what, get="bertmp setup triton")
-    where = "set up by bertmp" if runtime.kind == "bundled" else str(runtime.executable)
-    return Component("triton", runtime.version, detail=where)
+    detail = "set up by bertmp" if runtime.kind == "bundled" else str(runtime.executable)
+    if known := vulnerabilities(runtime.version):
+        detail += f"; for this machine only: {', '.join(known)} are fixed in {FIXED_RELEASE}"
+    return Component("triton", runtime.version, detail=detail)
 
 
 def _triton_host(triton: Component) -> Component:

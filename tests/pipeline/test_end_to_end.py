@@ -20,8 +20,8 @@ from bertmp import build_engine, deploy, export_checkpoint, infer, parity, train
 from bertmp.data.readers import read_examples
 from bertmp.export.bundle import Bundle
 from bertmp.serve.parity_stage import TritonStage
+from bertmp.serve.serve_options import RunningServer, ServeOptions
 from bertmp.serve.server import TritonServer
-from bertmp.serve.serving_options import RunningServer, ServeOptions
 
 NAME = "questions"
 TEXTS = 160

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bertmp.serve.serve_options import RunningServer, ServeOptions
 from bertmp.serve.server import TritonServer
-from bertmp.serve.serving_options import RunningServer, ServeOptions
 from tests.serve.bundles import deploy, make_bundle
 
 

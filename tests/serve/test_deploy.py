@@ -14,8 +14,8 @@ from bertmp.environment.triton_install import TritonRuntime
 from bertmp.export import bundle as names
 from bertmp.serve import model_config
 from bertmp.serve.repository import ModelFolders, numbered, servable
+from bertmp.serve.serve_options import ServeOptions
 from bertmp.serve.server_config import command_line
-from bertmp.serve.serving_options import ServeOptions
 from tests.conftest import RunBertmp
 from tests.serve.bundles import LABELS, altered, deploy, with_stage
 
@@ -37,7 +37,13 @@ def test_deployed_version_needs_nothing_of_bertmp(bundle: Path, tmp_path: Path) 
     assert files - beside == {
         *("audit.jsonl", "trec", "trec/.lock", "trec/config.pbtxt", "trec/configs", "trec/configs/cpu.pbtxt"),
         *("trec/labels.txt", "trec/versions.json", "trec/1", "trec/1/model.py", "trec/1/settings.json"),
-        *("trec/1/tokenizer.json", "trec_encoder", "trec_encoder/config.pbtxt", "trec_encoder/configs"),
+        *(
+            "trec/1/golden.json",
+            "trec/1/tokenizer.json",
+            "trec_encoder",
+            "trec_encoder/config.pbtxt",
+            "trec_encoder/configs",
+        ),
         *("trec_encoder/configs/cpu.pbtxt", "trec_encoder/1", "trec_encoder/1/model.onnx"),
     }
     assert sha256_file(tmp_path / "trec_encoder/1/model.onnx") == sha256_file(bundle / "model.onnx")

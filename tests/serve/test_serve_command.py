@@ -18,17 +18,18 @@ import psutil
 import pytest
 
 from bertmp import infer
+from bertmp.serve.http_request import Endpoint
 from tests.conftest import RunBertmp
 
 FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 
 
 @contextmanager
-def serving(repository: Path, scratch: Path) -> Iterator[subprocess.Popen[str]]:
+def serving(repository: Path, scratch: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
     """`bertmp serve` in a group of its own, with `scratch` for its temporary files."""
     scratch.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "bertmp", "serve", "--repository", str(repository), *FREE, "--json"],
+        [sys.executable, "-m", "bertmp", "serve", "--repository", str(repository), *FREE, "--json", *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -80,6 +81,7 @@ def test_serve_on_signal_stops_and_leaves_nothing(
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.")
+        assert Endpoint(ready["health"]).get("/ready").json()["ready"] is True
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) > 1, "the server and its models' processes"
         process.send_signal(number)
@@ -95,8 +97,10 @@ def test_serve_on_ctrl_c_before_ready_leaves_nothing(triton: None, repository: P
         ended_clean(process, children, tmp_path / "scratch")
 
 
-def test_serve_with_killed_triton_is_an_error(triton: None, repository: Path, tmp_path: Path) -> None:
-    with serving(repository, tmp_path / "scratch") as process:
+def test_serve_with_killed_triton_and_without_repairs_is_an_error(
+    triton: None, repository: Path, tmp_path: Path
+) -> None:
+    with serving(repository, tmp_path / "scratch", "--max-repairs", "0") as process:
         assert process.stdout is not None
         json.loads(process.stdout.readline())
         children = psutil.Process(process.pid).children(recursive=True)

@@ -21,9 +21,9 @@ from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 from bertmp.serve.client import Client
 from bertmp.serve.model_config import MAX_BATCH, read_model_config, render
 from bertmp.serve.parity_stage import TritonStage
+from bertmp.serve.serve_options import ServeOptions
 from bertmp.serve.served_consistency import served_graph
 from bertmp.serve.server import TritonServer
-from bertmp.serve.serving_options import ServeOptions
 from tests.conftest import RunBertmp
 from tests.serve.bundles import LABELS, POSITIONS, SAMPLES, answer_in_process, deploy, make_bundle
 from tests.serve.conftest import Served

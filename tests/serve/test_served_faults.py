@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from bertmp import export_checkpoint, parity
 from bertmp.export.parity.result import ParityReport
 from bertmp.serve.parity_stage import TritonStage
+from bertmp.serve.serve_options import RunningServer, ServeOptions
 from bertmp.serve.server import TritonServer
-from bertmp.serve.serving_options import RunningServer, ServeOptions
 from tests.conftest import RunBertmp
 from tests.serve.bundles import LABELS, deploy, make_bundle
 

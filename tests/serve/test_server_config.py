@@ -10,9 +10,9 @@ import pytest
 from bertmp.core.io import write_text
 from bertmp.environment.triton_install import TritonRuntime
 from bertmp.serve import server_config
+from bertmp.serve.serve_options import ServeOptions
 from bertmp.serve.server import TritonServer
 from bertmp.serve.server_config import choose_config
-from bertmp.serve.serving_options import ServeOptions
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,10 @@ def test_with_free_ports_finds_different_ports() -> None:
 
 
 def test_address_is_reachable_for_clients() -> None:
-    assert ServeOptions(Path("r"), host="0.0.0.0").address(8000) == "127.0.0.1:8000"
-    assert ServeOptions(Path("r"), host="::").address(8000) == "[::1]:8000"
-    assert ServeOptions(Path("r"), host="10.0.0.1").address(8000) == "10.0.0.1:8000"
+    assert ServeOptions(Path("r"), host="0.0.0.0").address("grpc", 8001) == "127.0.0.1:8001"
+    assert ServeOptions(Path("r"), host="::").address("grpc", 8001) == "[::1]:8001"
+    assert ServeOptions(Path("r"), host="10.0.0.1").address("http", 8000) == "10.0.0.1:8000"
+    assert ServeOptions(Path("r"), host="10.0.0.1").address("metrics", 8002) == "127.0.0.1:8002"
 
 
 def test_system_triton_is_launched_with_its_own_backends(tmp_path: Path) -> None:

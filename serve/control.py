@@ -1,0 +1,72 @@
+"""A client that may load and unload a server's models: it shows the key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from bertmp.core.errors import InputError
+from bertmp.serve import client
+from bertmp.serve.access import AccessKey, find_key
+from bertmp.serve.client import LOAD_TIMEOUT, Client
+from bertmp.serve.serving_options import Protocol
+
+T = TypeVar("T")
+
+
+class ControlClient(Client):
+    """A connection that shows a key where the server asks for one.
+
+    Args:
+        url, protocol: as for `Client`.
+        key: None shows none.
+    """
+
+    def __init__(self, url: str | None, protocol: Protocol, key: AccessKey | None) -> None:
+        super().__init__(url, protocol)
+        self._headers = None if key is None else key.headers(protocol)
+
+    def index(self) -> list[dict[str, str]]:
+        call = self._client.get_model_repository_index
+        found = self._ask("", lambda: call(headers=self._headers, **self._as_json))
+        return list(found.get("models", []) if self._grpc else found)
+
+    def load(self, model: str) -> None:
+        timeout = {"client_timeout": LOAD_TIMEOUT} if self._grpc else {}
+        self._ask(model, lambda: self._client.load_model(model, headers=self._headers, **timeout))
+
+    def unload(self, model: str) -> None:
+        self._ask(model, lambda: self._client.unload_model(model, headers=self._headers))
+
+    def _ask(self, model: str, call: Callable[[], T]) -> T:
+        try:
+            return super()._ask(model, call)
+        except InputError as error:
+            if "is restricted" not in error.what:
+                raise
+            what = "the server loads and lists models for the holder of its key only"
+            raise InputError(what, self.address, "name its key's file with --token-file") from error
+
+
+def connect(url: str, token_file: Path | None = None) -> ControlClient:
+    """A connection over the protocol that the address speaks; without a scheme, both are tried.
+
+    Args:
+        token_file: the file with the server's key; None for the user's own, which is shown to this machine
+            alone.
+
+    Raises:
+        InputError: no server answers, the key cannot be read, or it is not the server's.
+    """
+    with client.connect(url) as tried:
+        protocol, address = tried.protocol, tried.address
+    scheme, _, _ = url.rpartition("://")
+    key = find_key(address, token_file)
+    found = ControlClient(f"{scheme or protocol}://{address}", protocol, key)
+    try:
+        found.index()
+    except BaseException:
+        found.close()
+        raise
+    return found

@@ -1,0 +1,232 @@
+"""Golden requests: what a healthy model is known to answer, and whether an answer agrees with it.
+
+`golden.json` in a text model's version holds a request to it and one to its encoder, as raw tensors of the
+Open Inference Protocol, with what the bundle's FP32 graph answers. The bounds are wide: they tell a broken
+model from a sound one in any precision; parity tells precisions apart.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bertmp.core.errors import InputError
+from bertmp.core.io import read_json, write_json
+from bertmp.serve.http_request import Reply
+from bertmp.serve.model_config import INPUTS, encoder_name
+
+GOLDEN, FORMAT = "golden.json", 1
+SHARE = 0.05
+"""How far a number may be from the recorded one where the tensor names no bound: a share of the tensor's
+largest magnitude."""
+LEAST_MAGNITUDE = 1 / 16
+"""What that largest magnitude counts as at least."""
+LARGEST = 1 << 16
+"""The most numbers of an output that is asked for: logits over a vocabulary are not."""
+
+TEXT = "What is the capital of France ?"
+MASKED_TEXT = "The capital of France is [MASK] ."
+SECOND_TEXT = "Paris is the capital of France ."
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named array of the protocol.
+
+    Attributes:
+        name: the tensor's name.
+        datatype: the protocol's, such as `FP32` or `BYTES`.
+        shape: with the batch.
+        data: its elements in a row: numbers, truth values or text.
+        bound: how far a number of an answer may be off it; 0 for a share of the largest.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: tuple[Any, ...]
+    bound: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As the protocol writes it."""
+        shape, data = list(self.shape), list(self.data)
+        return {"name": self.name, "datatype": self.datatype, "shape": shape, "data": data}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Tensor:
+        shape, data = tuple(map(int, value["shape"])), tuple(value["data"])
+        return cls(str(value["name"]), str(value["datatype"]), shape, data, float(value.get("bound", 0.0)))
+
+    def difference(self, found: Tensor) -> str:
+        """How `found` is off this tensor, in words; empty where it is not."""
+        if (self.datatype, self.shape) != (found.datatype, found.shape):
+            return (
+                f"{self.name} is {found.datatype} {list(found.shape)}, not {self.datatype} {list(self.shape)}"
+            )
+        bound = self.bound or SHARE * max([LEAST_MAGNITUDE, *map(abs, _numbers(self.data))])
+        for expected, given in zip(_plain(self.data), _plain(found.data), strict=True):
+            if not _agree(expected, given, bound):
+                return f"{self.name} is {_short(given)}, not {_short(expected)}"
+        return ""
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """A request to one model, and what it should answer.
+
+    Attributes:
+        model: the model's name.
+        inputs: the request.
+        outputs: the answer; where there are none, any finite one is right.
+        wanted: the names of the outputs to ask for; all of them where empty.
+    """
+
+    model: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...] = ()
+    wanted: tuple[str, ...] = ()
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The body of the request."""
+        names = [tensor.name for tensor in self.outputs] or list(self.wanted)
+        asked = {"outputs": [{"name": name} for name in names]} if names else {}
+        return {"inputs": [tensor.to_json() for tensor in self.inputs], **asked}
+
+    def fault(self, reply: Reply) -> str:
+        """What is wrong with an answer, in words; empty where it is right."""
+        if not reply.ok:
+            return reply.reason
+        answered = {tensor.name: tensor for tensor in answers(reply)}
+        if not answered:
+            return "the answer holds no tensors"
+        for tensor in answered.values():
+            if not all(map(math.isfinite, _numbers(tensor.data))):
+                return f"{tensor.name} is not finite"
+        for expected in self.outputs:
+            if expected.name not in answered:
+                return f"the answer lacks {expected.name}"
+            if difference := expected.difference(answered[expected.name]):
+                return difference
+        return ""
+
+    def expecting(self, reply: Reply) -> GoldenCase:
+        """The case with an answer as the expected one."""
+        return replace(self, outputs=tuple(answers(reply)))
+
+
+def answers(reply: Reply) -> list[Tensor]:
+    """The tensors of an answer; none where it holds none."""
+    try:
+        return [Tensor.from_json(value) for value in reply.json()["outputs"]]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def _plain(values: Sequence[Any]) -> Iterator[Any]:
+    """The elements of tensors, those of text that is JSON as what it says."""
+    for value in values:
+        yield _parsed(value) if isinstance(value, str) else value
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _numbers(values: Any) -> Iterator[float]:
+    """Every number in tensors' elements."""
+    for value in _plain(values):
+        if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool)):
+            yield float(value)
+        elif isinstance(value, Mapping):
+            yield from _numbers(list(value.values()))
+        elif isinstance(value, list):
+            yield from _numbers(value)
+
+
+def _agree(expected: Any, given: Any, bound: float) -> bool:
+    if isinstance(expected, list) and isinstance(given, list):
+        pairs = zip(expected, given)  # noqa: B905
+        return len(expected) == len(given) and all(_agree(one, other, bound) for one, other in pairs)
+    if isinstance(expected, Mapping) and isinstance(given, Mapping):
+        names = expected.keys()
+        return names == given.keys() and all(_agree(expected[name], given[name], bound) for name in names)
+    if isinstance(expected, float) and isinstance(given, (int, float)):
+        return abs(expected - given) <= bound
+    return bool(expected == given)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)[:60]
+
+
+def write_golden(version: Path, cases: Sequence[GoldenCase]) -> None:
+    """Writes the golden requests of a text model's version into its folder."""
+    entries = [
+        {
+            "model": case.model,
+            "inputs": [tensor.to_json() for tensor in case.inputs],
+            "outputs": [{**tensor.to_json(), "bound": tensor.bound} for tensor in case.outputs],
+            "wanted": list(case.wanted),
+        }
+        for case in cases
+    ]
+    write_json(version / GOLDEN, {"format": FORMAT, "cases": entries})
+
+
+def read_golden(repository: Path, model: str, version: int) -> GoldenCase | None:
+    """The golden request of a model's version; None where it has none.
+
+    Raises:
+        InputError: the file is damaged or of another format.
+    """
+    texts = [name for name in (model, model.removesuffix("_encoder")) if model in (name, encoder_name(name))]
+    for name in texts:
+        path = repository / name / str(version) / GOLDEN
+        if not path.is_file():
+            continue
+        data = read_json(path)
+        try:
+            if data["format"] != FORMAT:
+                raise KeyError("format")
+            for entry in data["cases"]:
+                if entry["model"] == model:
+                    return _case(entry)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError("not a file of golden requests", path, "deploy the model again") from error
+    return None
+
+
+def _case(entry: Mapping[str, Any]) -> GoldenCase:
+    inputs, outputs = (tuple(map(Tensor.from_json, entry[name])) for name in ("inputs", "outputs"))
+    return GoldenCase(str(entry["model"]), inputs, outputs, tuple(entry.get("wanted", ())))
+
+
+def any_request(config: Mapping[str, Any]) -> GoldenCase | None:
+    """A request that a model of ours answers, by its configuration; None where it is another's.
+
+    Args:
+        config: the model's configuration in Triton's JSON form.
+    """
+    names = {entry["name"] for entry in config.get("input", ())}
+    outputs = {entry["name"]: [int(size) for size in entry["dims"]] for entry in config.get("output", ())}
+    asked = tuple(name for name, dims in outputs.items() if math.prod(map(abs, dims)) <= LARGEST)
+    if not asked:
+        return None
+    if names in ({"TEXT"}, {"TEXT", "TEXT_PAIR"}):
+        text = MASKED_TEXT if "FILLS" in outputs else TEXT
+        values = {"TEXT": text, "TEXT_PAIR": SECOND_TEXT}
+        inputs = [Tensor(name, "BYTES", (1, 1), (values[name],)) for name in sorted(names)]
+    elif names == set(INPUTS):
+        ids = {"input_ids": (0, 1, 2, 3), "attention_mask": (1, 1, 1, 1), "token_type_ids": (0, 0, 0, 0)}
+        inputs = [Tensor(name, "INT64", (1, 4), ids[name]) for name in INPUTS]
+    else:
+        return None
+    return GoldenCase(str(config["name"]), tuple(inputs), wanted=asked)

@@ -1,0 +1,79 @@
+"""Makes a running Triton load a model again, whose workers died, hang or answer wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bertmp.serve.client import LOAD_TIMEOUT
+from bertmp.serve.http_request import Endpoint
+from bertmp.serve.workers import Worker
+
+
+class Deploying(Exception):
+    """A deployment is changing the model right now; it is repaired afterwards."""
+
+
+def reload_model(
+    server: Endpoint, repository: Path, model: str, version: int, workers: Sequence[Worker]
+) -> str:
+    """Loads a model again. Its sound workers answer until the new ones are there.
+
+    Args:
+        server: the HTTP port, with the key.
+        version: the version that is loaded.
+        workers: those that hang; they are killed, since Triton would wait for them.
+
+    Returns:
+        Why it does not load; empty where it does.
+
+    Raises:
+        Deploying: nothing was done.
+    """
+    with _no_deployment(repository / model.removesuffix("_encoder")):
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+        path = f"/v2/repository/models/{model}"
+        if not _touch(repository / model / str(version)):
+            server.post(f"{path}/unload", timeout=LOAD_TIMEOUT)
+        reply = server.post(f"{path}/load", timeout=LOAD_TIMEOUT)
+        return "" if reply.ok else reply.reason
+
+
+def _touch(version: Path) -> bool:
+    """Makes a version look changed: Triton loads nothing again that is as it was. False where that fails."""
+    with suppress(OSError):
+        files = sorted(path for path in version.iterdir() if path.is_file())
+        code = [path for path in files if path.name == "model.py"]
+        for path in [*code, *files][:1]:
+            os.utime(path)
+            return True
+    return False
+
+
+@contextmanager
+def _no_deployment(text_model: Path) -> Iterator[None]:
+    """Keeps deployments of the model off, where there were any.
+
+    Raises:
+        Deploying: one is under way.
+    """
+    path = text_model / ".lock"
+    lock = FileLock(path)
+    try:
+        if path.is_file():
+            lock.acquire(timeout=0)
+    except Timeout as error:
+        raise Deploying from error
+    except OSError:  # a read-only repository: nobody deploys there
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
