@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+
+from tests.serve.conftest import Served
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MANIFESTS = sorted((EXAMPLES / "kubernetes").glob("*.yaml"))
@@ -61,3 +67,29 @@ def test_compose_runs_the_same_container_with_the_same_options() -> None:
     for name in ("nginx.conf",):
         assert any(f"proxy/{name}:" in mount for mount in compose["services"]["proxy"]["volumes"])
     assert (EXAMPLES / compose["configs"]["golden_request"]["file"]).is_file()
+
+
+def probe(repository: Path, address: str) -> tuple[int, str]:
+    """What the containers' probe says; `-I` keeps what this project installs out of its sight."""
+    script = EXAMPLES / "kubernetes" / "golden_request.py"
+    command = [sys.executable, "-I", script, "--repository", repository, "--url", f"http://{address}"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+def test_the_probe_asks_every_model_its_golden_request(served: Served, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(served.repository / "trec", repository / "trec")
+    assert probe(repository, served.running.http) == (0, "")
+    golden = repository / "trec" / "1" / "golden.json"
+    recorded = json.loads(golden.read_text())
+    assert {case["model"] for case in recorded["cases"]} == {"trec", "trec_encoder"}
+    recorded["cases"][1]["outputs"][0]["data"][0] += 10.0
+    golden.write_text(json.dumps(recorded))
+    code, reason = probe(repository, served.running.http)
+    assert code == 1
+    assert reason.startswith("trec_encoder: another answer in logits")
+    code, reason = probe(repository, "127.0.0.1:9")
+    assert (code, reason.startswith("trec: ")) == (1, True)
+    golden.unlink()
+    assert probe(repository, served.running.http)[0] == 1
