@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 
 from bertmp.core.errors import InputError
@@ -20,10 +21,7 @@ def check_exposure(options: ServeOptions, version: str) -> tuple[str, ...]:
         InputError: beyond this machine, with a Triton of known vulnerabilities that are not accepted; or a
             file for TLS is not there.
     """
-    for name in ("tls_cert", "tls_key", "tls_ca"):
-        file = getattr(options, name)
-        if file is not None and not file.is_file():
-            raise InputError("no such file", file, f"name a PEM file with --{name.replace('_', '-')}")
+    _check_certificates(options)
     exposed = {name: host for name, host in options.hosts.items() if not is_loopback(host)}
     if not exposed:
         return ()
@@ -32,6 +30,28 @@ def check_exposure(options: ServeOptions, version: str) -> tuple[str, ...]:
         todo = "listen on 127.0.0.1, use a newer Triton, or accept the risk with --allow-vulnerable"
         raise InputError(what, ", ".join(sorted(set(exposed.values()))), todo)
     return tuple(_warnings(options, exposed, version))
+
+
+def _check_certificates(options: ServeOptions) -> None:
+    """Reads the files as Triton will, which says of bad ones that the port is taken.
+
+    Raises:
+        InputError: one is missing or is not what it should be.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for name in ("tls_cert", "tls_key", "tls_ca"):
+        file = getattr(options, name)
+        if file is not None and not file.is_file():
+            raise InputError("no such file", file, f"name a PEM file with --{name.replace('_', '-')}")
+    try:
+        if options.tls_cert is not None and options.tls_key is not None:
+            what, where = "not a certificate with its unencrypted key", options.tls_cert
+            context.load_cert_chain(where, options.tls_key, password="")
+        if options.tls_ca is not None:
+            what, where = "not an authority's certificate", options.tls_ca
+            context.load_verify_locations(where)
+    except (ssl.SSLError, OSError) as error:
+        raise InputError(what, where, f"give PEM files that belong together ({error})") from error
 
 
 def _warnings(options: ServeOptions, exposed: dict[str, str], version: str) -> Iterator[str]:

@@ -29,6 +29,8 @@ START_TIMEOUT = 300.0
 """Seconds that the models may take to load."""
 _POLL_SECONDS = 0.05
 _KEPT_LINES = 200
+_USAGE = "Usage: tritonserver"
+"""How Triton begins where it does not take its arguments."""
 _HARMLESS = (
     "CudaDriverHelper has not been initialized",  # no GPU
     "no pinned memory pool",
@@ -57,6 +59,7 @@ class TritonServer:
         self._cleanup = ExitStack()
         self._process: subprocess.Popen[str] | None = None
         self._killed = threading.Event()
+        self._refused = False
 
     def __enter__(self) -> RunningServer:
         with ExitStack() as cleanup:
@@ -132,7 +135,10 @@ class TritonServer:
 
     def _read(self, stream: IO[str]) -> None:
         for line in map(str.rstrip, stream):
-            if line and not any(text in line for text in _HARMLESS):
+            self._refused = self._refused or line.startswith(_USAGE)
+            if self._refused:
+                self._lines.append(line)  # 400 lines of help, and behind them what it does not take
+            elif line and not any(text in line for text in _HARMLESS):
                 self._lines.append(line)
                 self._options.progress(line)
 
@@ -163,7 +169,9 @@ class TritonServer:
         if self._process is None:
             return BertmpError("Triton did not start", self._options.repository)
         self._reader.join(2.0)
-        lines = list(self._lines)
+        lines = [line for line in self._lines if line]
+        if self._refused:
+            return InputError("Triton does not take its arguments", "--trace-config", lines[-1].rstrip("."))
         errors = [line for line in lines if line.startswith(("E", "error:"))]
         killed = self._process.returncode < 0  # what it said before has nothing to do with it
         last = (errors or ([] if killed else lines) or ["it printed no error"])[-1][:300]

@@ -145,7 +145,9 @@ def test_serve_with_bad_input_prints_one_line(
                 "--http-port is 70000 (--http-port): give a number, at least 0, at most 65535",
             ),
             (("--repository", repository, "--http-port", "80", "--grpc-port", "80"), "the same port twice"),
-            (("--repository", repository, "--host", "192.0.2.1"), "cannot listen"),
+            (("--repository", repository, "--host", "192.0.2.1", "--allow-vulnerable"), "cannot listen"),
+            (("--repository", repository, *FREE, "--trace-config", "mode=other"), "mode option: other"),
+            (("--repository", repository, *FREE, "--tls-cert", "a.pem"), "a certificate without its key"),
         ]
         for arguments, message in refused:
             done = run_bertmp("serve", *arguments)

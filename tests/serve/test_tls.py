@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from bertmp import infer
 from bertmp.core.errors import InputError
+from bertmp.serve.exposure import check_exposure
 from bertmp.serve.serve_options import RunningServer, ServeOptions
 from bertmp.serve.server import TritonServer
 
@@ -137,6 +138,9 @@ def test_incomplete_or_missing_certificate_is_refused(
         ServeOptions(repository, tls_cert=authority.path("server.pem"))
     with pytest.raises(InputError, match="--tls-ca without"):
         ServeOptions(repository, tls_ca=authority.path("ca.pem"))
+    server, client = authority.path("server.pem"), authority.path("client.key")
+    with pytest.raises(InputError, match="not a certificate with its unencrypted key"):
+        check_exposure(ServeOptions(repository, tls_cert=server, tls_key=client), "2.60.0")
     missing = {"tls_cert": authority.path("none.pem"), "tls_key": authority.path("server.key")}
     with pytest.raises(InputError, match="no such file"), TritonServer(ServeOptions(repository, **missing)):
         pass
