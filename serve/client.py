@@ -1,196 +1,43 @@
-"""tritonclient's gRPC and HTTP clients behind one interface; errors are one line that names the address."""
+"""Asks the models that `bertmp deploy` made: texts in, answers of their task out."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
-from importlib import import_module
-from typing import Any, TypeVar
 
 import numpy as np
-from typing_extensions import Self
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import JsonSerializable
 from bertmp.core.options import keywords_of
-from bertmp.serve.model_config import FILES
-from bertmp.serve.serving_options import InferOptions, Protocol, read_texts
-
-PORTS: Mapping[Protocol, int] = {"grpc": 8001, "http": 8000}
-SCHEMES = {"grpc": ("", "grpc", "grpcs"), "http": ("", "http", "https")}
-
-REQUEST_TIMEOUT = 120.0
-"""Seconds that the server may take to answer an inference request."""
-LOAD_TIMEOUT = 600.0
-"""Seconds that loading a model may take; a TensorRT engine of gigabytes takes a while."""
-
-T = TypeVar("T")
+from bertmp.serve.served_tasks import CLASSIFIES, COMMON, FILES, SETTINGS, TASKS
+from bertmp.serve.serving_options import InferOptions, Protocol
+from bertmp.serve.task_answers import Answer, answers_of
+from bertmp.serve.triton_client import SCHEMES, TritonClient
 
 
-def parse_address(url: str | None, protocol: Protocol) -> tuple[str, bool]:
-    """`host:port` and whether it is encrypted, of an address with or without a scheme and a port.
+@dataclass(frozen=True)
+class ServedModel:
+    """What a text model says about itself.
 
-    Raises:
-        InputError: an unknown protocol, a scheme of another protocol, or not an address at all.
-    """
-    if protocol not in PORTS:
-        raise InputError(f"unknown protocol '{protocol}'", "", f"use one of {', '.join(PORTS)}")
-    address = (url or "127.0.0.1").strip().rstrip("/")
-    scheme, _, host = address.rpartition("://")
-    if scheme not in SCHEMES[protocol]:
-        raise InputError(
-            f"not an address for {protocol}", address, f"begin it with {protocol}:// or without a scheme"
-        )
-    if not host or "/" in host:
-        raise InputError("not a server's address", address, "write HOST:PORT")
-    has_port = ":" in host.rpartition("]")[2]  # an IPv6 host stands in brackets
-    return host if has_port else f"{host}:{PORTS[protocol]}", scheme.endswith("s")
-
-
-class TritonClient:
-    """A connection to one server; usable from one thread. Close it, or use it in a `with` statement.
-
-    Args:
-        url: `HOST:PORT`, with or without a scheme; the loopback interface and the protocol's usual port
-            where left out.
-        protocol: `grpc` or `http`.
-
-    Raises:
-        InputError: not an address of this protocol.
+    Attributes:
+        task: what it answers, one of `TASKS`.
+        pairs: whether it takes pairs of texts.
+        max_batch: the largest batch of one request.
+        outputs: the names of its outputs.
+        classes: how many probabilities it gives for a text; 0 for a task without.
     """
 
-    def __init__(self, url: str | None, protocol: Protocol = "grpc") -> None:
-        self.protocol = protocol
-        self.address, encrypted = parse_address(url, protocol)
-        self._library = import_module(f"tritonclient.{protocol}")
-        self._grpc = protocol == "grpc"
-        timeouts = {} if self._grpc else {"connection_timeout": 10.0, "network_timeout": LOAD_TIMEOUT}
-        self._client = self._library.InferenceServerClient(self.address, ssl=encrypted, **timeouts)
-        self._as_json = {"as_json": True} if self._grpc else {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._client.close()
-
-    def is_live(self) -> bool:
-        """Whether a server answers at the address."""
-        try:
-            return bool(self._client.is_server_live())
-        except Exception:  # each library has its own exceptions for a server that does not answer
-            return False
-
-    def require_live(self) -> None:
-        """Raises an InputError where no server answers."""
-        if not self.is_live():
-            what = f"no Triton server answers over {self.protocol}"
-            todo = (
-                "start one with 'bertmp serve', or check the port: 8001 is gRPC's and 8000 HTTP's by default"
-            )
-            raise InputError(what, self.address, todo)
-
-    def config(self, model: str) -> dict[str, Any]:
-        """The model's configuration in Triton's JSON form.
-
-        Raises:
-            InputError: an unknown model or a dead server.
-        """
-        found = self._ask(model, lambda: self._client.get_model_config(model, **self._as_json))
-        return dict(found["config"] if self._grpc else found)
-
-    def server_version(self) -> str:
-        """The server's own version, e.g. `2.62.0`."""
-        found = self._ask("", lambda: self._client.get_server_metadata(**self._as_json))
-        return str(found.get("version", ""))
-
-    def index(self) -> list[dict[str, str]]:
-        """Every model and version that the server knows: `name`, `version`, `state`, `reason`."""
-        found = self._ask("", lambda: self._client.get_model_repository_index(**self._as_json))
-        return list(found.get("models", []) if self._grpc else found)
-
-    def load(self, model: str) -> None:
-        """Makes the server read the model's folder again.
-
-        Raises:
-            InputError: the model does not load, with Triton's reason.
-        """
-        timeout = {"client_timeout": LOAD_TIMEOUT} if self._grpc else {}
-        self._ask(model, lambda: self._client.load_model(model, **timeout))
-
-    def unload(self, model: str) -> None:
-        """Makes the server unload the model."""
-        self._ask(model, lambda: self._client.unload_model(model))
-
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Sequence[str],
-        version: str = "",
-        classes: int = 0,
-    ) -> tuple[dict[str, np.ndarray], int]:
-        """Sends one request.
-
-        Args:
-            inputs: name → array `[batch, …]`; texts as bytes objects.
-            outputs: the outputs wanted.
-            version: the model's version; empty for the newest.
-            classes: above 0, outputs come as Triton's `value:index:label` strings, this many.
-
-        Returns:
-            The outputs by name, and the version that answered.
-
-        Raises:
-            InputError: an unknown model, a refused request or a dead server.
-        """
-        from tritonclient.utils import np_to_triton_dtype
-
-        sent = []
-        for name, array in inputs.items():
-            sent.append(self._library.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
-            sent[-1].set_data_from_numpy(array)
-        wanted = [self._library.InferRequestedOutput(name, class_count=classes) for name in outputs]
-        timeout = {"client_timeout": REQUEST_TIMEOUT} if self._grpc else {}
-        result = self._ask(
-            model, lambda: self._client.infer(model, sent, model_version=version, outputs=wanted, **timeout)
-        )
-        response = result.get_response()
-        answered = response.model_version if self._grpc else response["model_version"]
-        return {name: result.as_numpy(name) for name in outputs}, int(answered)
-
-    def _ask(self, model: str, call: Callable[[], T]) -> T:
-        from tritonclient.utils import InferenceServerException
-
-        try:
-            return call()
-        except InferenceServerException as error:
-            raise self._error(model, str(error.message()), str(error.status() or "")) from error
-        except (OSError, ValueError, EOFError, HTTPException) as error:  # the HTTP client's own
-            self.require_live()
-            what = f"the server closed the connection: {error}"
-            raise InputError(what, self.address, "look at the server's log") from error
-
-    def _error(self, model: str, message: str, status: str) -> InputError:
-        """The server's error; raises another where the server is dead."""
-        self.require_live()
-        if "unknown model" in message or "is not found" in message:
-            what, todo = f"the server has no model '{model}'", "see 'bertmp models', or deploy it"
-            return InputError(what, self.address, todo)
-        if "DEADLINE_EXCEEDED" in status or "Deadline Exceeded" in message:
-            return InputError("the server does not answer in time", self.address, "look at the server's log")
-        where = f"{model} at {self.address}" if model else self.address
-        return InputError(message, where, "fix the request")
+    task: str
+    pairs: bool
+    max_batch: int
+    outputs: tuple[str, ...]
+    classes: int = 0
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A text model's answers, in the order of the texts.
+    """A classifier's answers, in the order of the texts.
 
     Attributes:
         labels: one class name per text.
@@ -207,25 +54,6 @@ class Answers:
     versions: list[int]
 
 
-@dataclass(frozen=True)
-class Answer(JsonSerializable):
-    """One text's answer.
-
-    Attributes:
-        probability: of the label, 0 to 1.
-        version: the version that answered.
-        truncated: whether the text was cut to the model's maximum length.
-        tokens: how many of its tokens were read.
-    """
-
-    text: str
-    label: str
-    probability: float
-    version: int
-    truncated: bool
-    tokens: int
-
-
 class Client(TritonClient):
     """Asks the models that `bertmp deploy` made. Usable from one thread; close it, or use `with`.
 
@@ -238,6 +66,8 @@ class Client(TritonClient):
     def __init__(self, url: str | None = None, protocol: Protocol = "grpc") -> None:
         super().__init__(url, protocol)
         self._max_batch: dict[str, int] = {}
+        self._models: dict[str, ServedModel] = {}
+        self._labels: dict[str, list[str]] = {}
 
     def max_batch(self, model: str) -> int:
         """The largest batch of one request; the server is asked once per model."""
@@ -245,18 +75,77 @@ class Client(TritonClient):
             self._max_batch[model] = max(1, int(self.config(model).get("max_batch_size", 0)))
         return self._max_batch[model]
 
-    def classify(self, model: str, texts: Sequence[str], version: str = "") -> Answers:
-        """Labels and probabilities of any number of texts, in requests of at most `max_batch`.
+    def describe(self, model: str) -> ServedModel:
+        """What a text model answers; the server is asked once per model.
 
         Raises:
-            InputError: no texts, an unknown model, a text that the server refuses, or a dead server.
+            InputError: not a text model, an unknown one, or a dead server.
         """
+        if model not in self._models:
+            config = self.config(model)
+            inputs, outputs = ({e["name"]: e for e in config.get(k, ())} for k in ("input", "output"))
+            if "TEXT" not in inputs:
+                what, todo = f"'{model}' is not a text model", "name the model, not its encoder"
+                raise InputError(what, self.address, todo)
+            # Those of 0.1 have no such parameter: they are classifiers.
+            task = config.get("parameters", {}).get("task", {}).get("string_value") or "classification"
+            size = max(1, int(config.get("max_batch_size", 0)))
+            classes = int(outputs["PROBABILITIES"]["dims"][0]) if "PROBABILITIES" in outputs else 0
+            self._models[model] = ServedModel(task, "TEXT_PAIR" in inputs, size, tuple(outputs), classes)
+        return self._models[model]
+
+    def ask(
+        self, model: str, texts: Sequence[str], pairs: Sequence[str] | None = None, version: str = ""
+    ) -> list[Answer]:
+        """The answers to any number of texts, or pairs of texts, in their order.
+
+        Args:
+            pairs: the second text of each, for a model that takes pairs.
+            version: the model's version; empty for the newest.
+
+        Raises:
+            InputError: no texts, single texts for a model of pairs or the reverse, an unknown model, a text
+                that the server refuses, or a dead server.
+        """
+        served = self._require_fit(model, texts, pairs)
+        names = [name for name in (*TASKS[served.task].answers, *COMMON) if name not in (FILES, SETTINGS)]
+        names = [name for name in names if name in served.outputs]
+        labels = self.labels(model, texts[0], pairs[0] if pairs else None) if "PROBABILITIES" in names else []
+        found: list[Answer] = []
+        for start in range(0, len(texts), served.max_batch):
+            rows = slice(start, start + served.max_batch)
+            second = None if pairs is None else pairs[rows]
+            outputs, answered = self.infer(model, text_inputs(texts[rows], second), names, version)
+            found += answers_of(served.task, labels, texts[rows], second, outputs, answered)
+        return found
+
+    def _require_fit(self, model: str, texts: Sequence[str], pairs: Sequence[str] | None) -> ServedModel:
         if not texts:
             raise InputError("no texts", "", "give at least one")
-        names, size = ("LABEL", "PROBABILITIES", "TRUNCATED", "TOKENS"), self.max_batch(model)
-        replies = []
-        for start in range(0, len(texts), size):
-            inputs = {"TEXT": _bytes_tensor(texts[start : start + size])}
+        if pairs is not None and len(pairs) != len(texts):
+            raise InputError(f"{len(texts)} texts and {len(pairs)} second texts", "", "give one for each")
+        served = self.describe(model)
+        if served.pairs and pairs is None:
+            raise InputError(f"'{model}' takes pairs of texts", self.address, "give the second text, too")
+        if pairs is not None and not served.pairs:
+            raise InputError(f"'{model}' takes single texts", self.address, "leave the second text out")
+        return served
+
+    def classify(
+        self, model: str, texts: Sequence[str], version: str = "", pairs: Sequence[str] | None = None
+    ) -> Answers:
+        """A classifier's labels and probabilities as arrays, for any number of texts.
+
+        Raises:
+            InputError: see `ask`; or the model is not a classifier.
+        """
+        served = self._require_fit(model, texts, pairs)
+        if served.task not in CLASSIFIES:
+            raise InputError(f"'{model}' is for {served.task}", self.address, "name a classifier")
+        names, replies = ("LABEL", "PROBABILITIES", "TRUNCATED", "TOKENS"), []
+        for start in range(0, len(texts), served.max_batch):
+            rows = slice(start, start + served.max_batch)
+            inputs = text_inputs(texts[rows], None if pairs is None else pairs[rows])
             replies.append(self.infer(model, inputs, names, version))
         found = {name: np.concatenate([outputs[name] for outputs, _ in replies]) for name in names}
         return Answers(
@@ -267,8 +156,10 @@ class Client(TritonClient):
             versions=[answered for outputs, answered in replies for _ in outputs["LABEL"]],
         )
 
-    def encode(self, model: str, inputs: Mapping[str, np.ndarray], version: str = "") -> np.ndarray:
-        """Logits FP32 `[batch, labels]` of an encoder model.
+    def encode(
+        self, model: str, inputs: Mapping[str, np.ndarray], version: str = "", output: str = "logits"
+    ) -> np.ndarray:
+        """One of a graph's outputs, FP32 `[batch, …]`, of an encoder model.
 
         Args:
             model: the encoder's name, `NAME_encoder`.
@@ -277,39 +168,46 @@ class Client(TritonClient):
         Raises:
             InputError: an unknown model, ids that the server refuses, or a dead server.
         """
-        return self.infer(model, inputs, ("logits",), version)[0]["logits"]
+        return self.infer(model, inputs, (output,), version)[0][output]
 
-    def files(self, model: str, text: str, version: str = "") -> dict[str, str]:
+    def files(self, model: str, text: str, version: str = "", pair: str | None = None) -> dict[str, str]:
         """SHA-256 of the files behind a text model's version, by name; empty where the model does not say.
 
         Args:
-            text: any text that the model accepts; the files are named with an answer.
+            text, pair: any that the model accepts; the files are named with an answer.
 
         Raises:
             InputError: an unknown model, or a dead server.
         """
-        if all(entry["name"] != FILES for entry in self.config(model)["output"]):
+        if FILES not in self.describe(model).outputs:
             return {}  # deployed by an earlier version of bertmp
-        found, _ = self.infer(model, {"TEXT": _bytes_tensor([text])}, (FILES,), version)
+        found, _ = self.infer(model, text_inputs([text], pair and [pair]), (FILES,), version)
         return dict(json.loads(found[FILES].reshape(-1)[0]))
 
-    def labels(self, model: str, text: str) -> list[str]:
+    def labels(self, model: str, text: str, pair: str | None = None) -> list[str]:
         """The model's classes in the order of its probabilities, as the server itself names them.
 
         Args:
-            text: any text that the model accepts; the names come with an answer.
+            text, pair: any that the model accepts; the names come with an answer, the first time.
 
         Raises:
-            InputError: not a text model, an unknown one, or a dead server.
+            InputError: not a text model with classes, an unknown one, or a dead server.
         """
-        outputs = {entry["name"]: entry for entry in self.config(model)["output"]}
-        if "PROBABILITIES" not in outputs:
-            what, todo = f"'{model}' is not a text model", "name the model, not its encoder"
-            raise InputError(what, self.address, todo)
-        count = int(outputs["PROBABILITIES"]["dims"][0])
-        found, _ = self.infer(model, {"TEXT": _bytes_tensor([text])}, ("PROBABILITIES",), classes=count)
-        entries = [value.decode().split(":", 2) for value in found["PROBABILITIES"].reshape(-1)]
-        return [label for _, label in sorted((int(index), label) for _, index, label in entries)]
+        if model not in self._labels:
+            served = self.describe(model)
+            if not served.classes:
+                raise InputError(f"'{model}' has no classes", self.address, "name a classifier")
+            inputs = text_inputs([text], pair and [pair])
+            found, _ = self.infer(model, inputs, ("PROBABILITIES",), classes=served.classes)
+            entries = [value.decode().split(":", 2) for value in found["PROBABILITIES"].reshape(-1)]
+            self._labels[model] = [label for _, label in sorted((int(at), label) for _, at, label in entries)]
+        return self._labels[model]
+
+
+def text_inputs(texts: Sequence[str], pairs: Sequence[str] | str | None = None) -> dict[str, np.ndarray]:
+    """Texts, or pairs of texts, as a text model's inputs."""
+    inputs = {"TEXT": _bytes_tensor(texts)}
+    return inputs if not pairs else {**inputs, "TEXT_PAIR": _bytes_tensor(pairs)}
 
 
 def _bytes_tensor(texts: Sequence[str]) -> np.ndarray:
@@ -339,23 +237,12 @@ def connect(url: str) -> Client:
 
 @keywords_of(InferOptions)
 def infer(options: InferOptions) -> list[Answer]:
-    """Asks a served text model for the label of each text.
+    """Asks a served text model about each text, or pair of texts.
 
     Raises:
-        InputError: no text, a file that cannot be read, an unknown model, a text that the server refuses, or
-            a dead server.
+        InputError: no text, a file that cannot be read, pairs for a model of single texts or the reverse, an
+            unknown model, a text that the server refuses, or a dead server.
     """
-    texts = [options.texts] if isinstance(options.texts, str) else list(options.texts)
-    if options.data is not None:
-        texts += read_texts(options.data, options, options.progress)
-    if not texts:
-        raise InputError("no texts", "", "give one, or a file with --data")
+    texts, pairs = options.asked()
     with Client(options.url, options.protocol) as client:
-        found = client.classify(options.name, texts)
-    facts = (found.probabilities, found.versions, found.truncated, found.tokens)
-    return [
-        Answer(text, label, float(probabilities.max()), version, bool(truncated), int(tokens))
-        for text, label, probabilities, version, truncated, tokens in zip(
-            texts, found.labels, *facts, strict=True
-        )
-    ]
+        return client.ask(options.name, texts, pairs)

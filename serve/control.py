@@ -9,8 +9,9 @@ from typing import TypeVar
 from bertmp.core.errors import InputError
 from bertmp.serve import client
 from bertmp.serve.access import AccessKey, find_key
-from bertmp.serve.client import LOAD_TIMEOUT, Client
+from bertmp.serve.client import Client
 from bertmp.serve.serving_options import Protocol
+from bertmp.serve.triton_client import LOAD_TIMEOUT
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from bertmp.serve.deployable import Accepted, Deployable, DeployableEngine, insp
 from bertmp.serve.deployment import Deployment, complete_log, connection, deployment_of
 from bertmp.serve.golden import write_golden
 from bertmp.serve.golden_record import golden_cases
-from bertmp.serve.model_config import read_signature
+from bertmp.serve.model_signature import read_signature
 from bertmp.serve.prune import remove_all_but
 from bertmp.serve.repository import ModelFolders, all_models, require_record
 from bertmp.serve.serving_options import DeployOptions, ModelsOptions
@@ -36,8 +36,8 @@ def deploy(options: DeployOptions) -> Deployment:
     against the release that it was built for, and against the server's own where that runs engines.
 
     Raises:
-        InputError: a bundle that is stale or not a classifier, an engine of another TensorRT than the
-            release has, labels or inputs other than the live version's, or a dead server.
+        InputError: a bundle that is stale or for a task that is not served, an engine of another TensorRT
+            than the release has, a task, labels or inputs other than the live version's, or a dead server.
         GateFailed: parity was not run or did not pass, the bundle is not as the trusted key signed it, the
             server refuses the version, or the version contradicts itself.
         MissingComponent: a key is trusted and model-signing is not installed.
@@ -68,7 +68,8 @@ def _inspect(options: DeployOptions) -> Deployable:
         # First of all: what is not as it was signed is not read.
         trusted = None if options.trust is None else require_signed(options.bundle, options.trust)
         accepts = Accepted(options.allow_incomplete, options.allow_unverified)
-        return inspect_bundle(Bundle.open(options.bundle), accepts, trusted=trusted)
+        bundle = Bundle.open(options.bundle)
+        return inspect_bundle(bundle, accepts, answering=options.answering(bundle.task), trusted=trusted)
     except GateFailed as error:
         if options.repository.is_dir():
             audit = AuditLog(options.repository, options.name, "deploy")
@@ -144,7 +145,8 @@ def _deploy_new(
     audit = _audit(folders)
     engine = deployable.engine
     compatible = engine is not None and engine.version_compatible
-    folders.write_configs(deployable.signature, None if engine is None else len(engine.profiles), compatible)
+    profiles = None if engine is None else len(engine.profiles)
+    folders.write_configs(deployable.signature, profiles, compatible, deployable.serving())
     folders.write_version(
         version, deployable.fill_encoder, lambda folder: _fill_text(folders, deployable, folder)
     )

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import shutil
-import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import GateFailed, InputError
+from bertmp.core.hardware import machine
 from bertmp.core.io import sha256_file, write_json
 from bertmp.export.bundle import BUILD_ENGINE, ENGINE, EXPORT, FP32_GRAPH, PARITY, Bundle
 from bertmp.export.engine.compatibility import RELEASES, find_release, releases_for, require_match
 from bertmp.export.engine.engine_options import Profile, Shape, recorded_profiles, uncovered
 from bertmp.export.parity.signature import BundleSignature
-from bertmp.serve.model_config import MAX_BATCH, SETTINGS, ModelSignature, signature_of, text_settings
-from bertmp.serve.server_config import BACKENDS
+from bertmp.serve.model_config import MAX_BATCH, SETTINGS, text_settings
+from bertmp.serve.model_signature import ModelSignature, signature_of
+from bertmp.serve.served_tasks import WITH_MASKS, AnswerSettings
+from bertmp.serve.serving_table import ServingTable
+from bertmp.serve.version_code import LIBRARIES, code_files, copy_code, copy_tokenizers, missing_libraries
 from bertmp.serve.version_files import listed_files
 
-LIBRARIES = "lib"
-"""The folder in a text model's version with the packages that a stock Triton container lacks."""
-
-_CONTAINER = ("linux", "x86_64")
-"""The platform of the Triton containers whose releases the table has."""
-
-TEXT_CODE = BACKENDS / "text_classifier" / "model.py"
 TOKENIZER = "tokenizer.json"
 PLAN = "model.plan"
 
@@ -85,6 +79,7 @@ class Deployable:
         bundle: where its files are.
         graphs: the FP32 graph's files; the first is the graph itself.
         signature: what clients will rely on.
+        answering: how it answers, where its task leaves a choice.
         engine: the TensorRT engine; None where there is none that Triton loads.
         parity: the scalars of its parity; None where it was not checked.
         fingerprint: SHA-256 over everything that decides the answers.
@@ -95,6 +90,7 @@ class Deployable:
     bundle: Bundle
     graphs: tuple[str, ...]
     signature: ModelSignature
+    answering: AnswerSettings
     engine: DeployableEngine | None
     parity: Mapping[str, Any] | None
     fingerprint: str
@@ -130,15 +126,29 @@ class Deployable:
 
     def fill_text(self, name: str, folder: Path) -> None:
         """Writes the files of the text model's version into an empty folder."""
-        shutil.copyfile(TEXT_CODE, folder / "model.py")
+        copy_code(folder)
         self._copy(TOKENIZER, folder / TOKENIZER)
         if not missing_libraries():
             copy_tokenizers(folder / LIBRARIES)
         tokenizer = self.bundle.tokenizer
         sources = {file: ENGINE if file == PLAN else file for file in self.encoder_files}
         sha256 = {file: self.bundle.sha256(source) for file, source in sources.items()}
-        settings = text_settings(name, self.signature, tokenizer.pad_id, tokenizer.max_length, sha256)
-        write_json(folder / SETTINGS, {**settings, **listed_files(self.encoder_files, folder)})
+        settings = text_settings(
+            name,
+            self.signature,
+            self.answering,
+            pad_id=tokenizer.pad_id,
+            mask=tokenizer.id_of("[MASK]") if self.signature.task in WITH_MASKS else None,
+            max_length=tokenizer.max_length,
+            sha256=sha256,
+        )
+        code = {"code_sha256": code_files()}
+        write_json(folder / SETTINGS, {**settings, **code, **listed_files(self.encoder_files, folder)})
+
+    def serving(self) -> ServingTable:
+        """How its text model uses this machine, if that has no GPU."""
+        size = sum((self.bundle.folder / name).stat().st_size for name in self.graphs)
+        return ServingTable.derive(machine(), size, self.graphs[0])
 
     def _copy(self, name: str, target: Path) -> None:
         """Copies one of the bundle's files; the copy is what was signed, whatever happened meanwhile.
@@ -156,46 +166,53 @@ NOTHING = Accepted()
 
 
 def inspect_bundle(
-    bundle: Bundle, accepts: Accepted = NOTHING, *, trusted: BundleSignature | None = None
+    bundle: Bundle,
+    accepts: Accepted = NOTHING,
+    *,
+    answering: AnswerSettings | None = None,
+    trusted: BundleSignature | None = None,
 ) -> Deployable:
     """Decides whether a bundle may be deployed.
 
     Args:
         accepts: what the user takes on his own word.
+        answering: how it answers; None for the task's defaults.
         trusted: the signature that was checked; None where no key is trusted.
 
     Raises:
-        InputError: it is stale, not a classifier, or has an engine for batches smaller than MAX_BATCH.
+        InputError: it is stale, for a task that is not served, or has an engine for batches smaller than
+            MAX_BATCH.
         GateFailed: its parity did not pass, or was not run or is incomplete and that is not accepted.
     """
     exported = bundle.stage(EXPORT, "bertmp export")
-    task = exported.settings.get("task", "classification")
-    if task != "classification" or not bundle.labels:
-        what = f"the bundle is not a text classifier: its task is {task}"
-        raise InputError(what, bundle.folder, "deploy a classifier")
-    checked = bundle.manifest.stages.get(PARITY)
-    if bundle.config.get("text_pairs") or (checked and checked.results.get("pairs")):
-        what = "the bundle was trained on pairs of texts, and the served model takes one text"
-        raise InputError(what, bundle.folder, "deploy a classifier of single texts")
+    pairs, because = _takes_pairs(bundle)
     if TOKENIZER not in exported.outputs:
         raise InputError(f"the bundle has no {TOKENIZER}", bundle.folder, "export the checkpoint again")
-    signature = signature_of(bundle.config, bundle.labels)
+    signature = signature_of(bundle.config, bundle.labels, bundle.task, pairs)
+    answering = answering or AnswerSettings()
     graphs = (FP32_GRAPH, *(name for name in exported.outputs if name.startswith(f"{FP32_GRAPH}.")))
     engine, notes = _engine(bundle)
     parity, unseen = _parity(bundle, engine, accepts)
     files = {name: exported.outputs[name] for name in (*graphs, TOKENIZER)}
     if engine is not None:
         files[PLAN] = bundle.manifest.stages[BUILD_ENGINE].outputs[ENGINE]
-    files["model.py"] = sha256_file(TEXT_CODE)
+    files |= code_files()
     files["tokenizers"] = metadata.version("tokenizers")
     longest = bundle.tokenizer.max_length
-    content = json.dumps([files, asdict(signature), longest], sort_keys=True).encode()
+    decides = [files, asdict(signature), asdict(answering), longest]
+    content = json.dumps(decides, sort_keys=True).encode()
     if longest < signature.max_length:
-        notes.append(f"texts are truncated to {longest} tokens, as the checkpoint's tokenizer says")
+        notes.append(
+            f"{_LONG_TEXT[answering.long_text]} {longest} tokens, as the checkpoint's tokenizer says"
+        )
+    notes += because
+    if signature.task == "pretraining":
+        notes.append("of the pre-training head, the words for [MASK] are served: the next sentence is not")
     return Deployable(
         bundle=bundle,
         graphs=graphs,
         signature=signature,
+        answering=answering,
         engine=engine,
         parity=parity,
         fingerprint=hashlib.sha256(content).hexdigest(),
@@ -204,30 +221,23 @@ def inspect_bundle(
     )
 
 
-def missing_libraries() -> str:
-    """Why a text model is deployed without the libraries for Triton's container; empty where with them."""
-    tags = metadata.distribution("tokenizers").read_text("WHEEL") or ""
-    if (sys.platform, platform.machine()) == _CONTAINER and "-abi3-manylinux" in tags:
-        return ""
-    here = f"{sys.platform} {platform.machine()}"
-    return (
-        f"the tokenizers installed here are for {here}, so the version has none for Triton's container "
-        f"({' '.join(_CONTAINER)}): install tokenizers=={metadata.version('tokenizers')} in it"
-    )
+_LONG_TEXT = {
+    "truncate": "texts are truncated to",
+    "refuse": "texts are refused beyond",
+    "window": "long texts are read in windows of",
+}
 
 
-def copy_tokenizers(folder: Path) -> None:
-    """Copies the installed tokenizers, which every Python from 3.10 on loads, and the package's licence."""
-    package = metadata.distribution("tokenizers")
-    files = [file for file in package.files or () if file.suffix in (".py", ".so") or file.name == "METADATA"]
-    for file in files:
-        target = folder / str(file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(str(file.locate()), target)
-    with suppress(metadata.PackageNotFoundError):  # a plain checkout
-        ours = metadata.distribution("bertmp").files or ()
-        for file in [file for file in ours if file.name == "LICENSE"][:1]:
-            shutil.copyfile(str(file.locate()), folder / "LICENSE")  # Apache 2.0, as tokenizers is
+def _takes_pairs(bundle: Bundle) -> tuple[bool, list[str]]:
+    """Whether a bundle's model takes pairs of texts, and a note where its checkpoint does not say so."""
+    if bundle.task in ("next-sentence", "encoder", *WITH_MASKS):
+        return bundle.task == "next-sentence", []
+    if "text_pairs" in bundle.config:
+        return bool(bundle.config["text_pairs"]), []
+    checked = bundle.manifest.stages.get(PARITY)
+    if checked is None or not checked.results.get("pairs"):
+        return False, []
+    return True, ["it takes pairs of texts: its checkpoint does not say so, and its parity was run on pairs"]
 
 
 def _engine(bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:

@@ -17,7 +17,8 @@ from typing import Any
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, write_json
 from bertmp.serve.http_request import Reply
-from bertmp.serve.model_config import INPUTS, encoder_name
+from bertmp.serve.model_config import INPUTS
+from bertmp.serve.model_signature import encoder_name
 
 GOLDEN, FORMAT = "golden.json", 1
 SHARE = 0.05

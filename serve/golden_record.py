@@ -11,7 +11,8 @@ from bertmp.export.answers import softmax
 from bertmp.export.bundle import FP32_GRAPH, Bundle
 from bertmp.export.graph.ort_sessions import open_session
 from bertmp.serve.golden import LARGEST, GoldenCase, Tensor, any_request
-from bertmp.serve.model_config import INPUTS, read_model_config
+from bertmp.serve.model_config import INPUTS
+from bertmp.serve.model_signature import read_model_config
 from bertmp.serve.repository import ModelFolders
 
 _PROBABILITY_BOUND = 0.1

@@ -15,7 +15,8 @@ import numpy as np
 
 from bertmp.core.errors import BertmpError
 from bertmp.core.options import keywords_of
-from bertmp.serve.client import Client
+from bertmp.serve.client import Client, text_inputs
+from bertmp.serve.served_tasks import TASKS
 from bertmp.serve.serving_options import BenchOptions
 
 WARM_UP_SHARE = 0.2
@@ -91,19 +92,44 @@ def bench(options: BenchOptions) -> BenchResult:
     Raises:
         InputError: a data file that cannot be read, an unknown model or a dead server.
     """
-    texts = options.texts
+    texts, pairs = options.texts
     with Client(options.url, options.protocol) as client:
         # An unknown model or a dead server is an error here, not a failed request of the test.
-        client.classify(options.name, [texts[0]])
+        client.ask(options.name, texts[:1], pairs and pairs[:1])
         address = client.address
+        answers = TASKS[client.describe(options.name).task].answers
+    load = Load(options.name, texts, pairs, (*answers, "TOKENS"))
     levels = []
     for clients in options.clients:
         options.progress(f"concurrency {clients}")
-        levels.append(_measure(options, texts, clients))
+        levels.append(_measure(options, load, clients))
     return BenchResult(options.name, options.protocol, address, tuple(levels))
 
 
-def _measure(options: BenchOptions, texts: Sequence[str], clients: int) -> LoadPoint:
+@dataclass(frozen=True)
+class Load:
+    """What the clients ask.
+
+    Attributes:
+        model: the text model.
+        texts, pairs: asked in turn; `pairs` has the second text of each, or is None.
+        outputs: what each request asks for.
+    """
+
+    model: str
+    texts: Sequence[str]
+    pairs: Sequence[str] | None
+    outputs: Sequence[str]
+
+    def ask(self, client: Client, number: int) -> int:
+        """One request; the number of tokens that were read."""
+        at = number % len(self.texts)
+        inputs = text_inputs([self.texts[at]], None if self.pairs is None else [self.pairs[at]])
+        found, _ = client.infer(self.model, inputs, self.outputs)
+        return int(found["TOKENS"].sum())
+
+
+def _measure(options: BenchOptions, load: Load, clients: int) -> LoadPoint:
     next_text = itertools.count()  # shared by the threads: taking the next number is atomic
     begin = time.perf_counter() + min(WARM_UP_SECONDS, options.seconds * WARM_UP_SHARE)
     end = begin + options.seconds
@@ -112,7 +138,7 @@ def _measure(options: BenchOptions, texts: Sequence[str], clients: int) -> LoadP
     def run_client(log: _ClientLog) -> _ClientLog:
         with Client(options.url, options.protocol) as client:
             while not stop.is_set() and time.perf_counter() < end:
-                _ask(client, options.name, texts[next(next_text) % len(texts)], log, begin, end)
+                _ask(client, load, next(next_text), log, begin, end)
         return log
 
     with ThreadPoolExecutor(clients) as pool:
@@ -123,10 +149,10 @@ def _measure(options: BenchOptions, texts: Sequence[str], clients: int) -> LoadP
     return _load_point(logs, options.seconds)
 
 
-def _ask(client: Client, name: str, text: str, log: _ClientLog, begin: float, end: float) -> None:
+def _ask(client: Client, load: Load, number: int, log: _ClientLog, begin: float, end: float) -> None:
     started = time.perf_counter()
     try:
-        answers = client.classify(name, [text])
+        tokens = load.ask(client, number)
     except BertmpError as error:
         if begin <= started:
             log.errors[str(error)] += 1
@@ -134,7 +160,7 @@ def _ask(client: Client, name: str, text: str, log: _ClientLog, begin: float, en
     done = time.perf_counter()
     if begin <= started and done <= end:
         log.latencies.append(done - started)
-        log.tokens += int(answers.tokens.sum())
+        log.tokens += tokens
 
 
 def _load_point(logs: Sequence[_ClientLog], seconds: float) -> LoadPoint:

@@ -1,4 +1,4 @@
-"""The Triton configurations of a served classifier: two models, each configured for two kinds of host.
+"""The Triton configurations of a served model: two models, each configured for two kinds of host.
 
 `config.pbtxt` is for a host with a GPU, `configs/cpu.pbtxt` for one without (Triton picks it with
 `--model-config-name=cpu`). Both are built as protobuf messages and rendered by one function.
@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from typing import Any
 
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from bertmp.core.errors import InputError
-from bertmp.export.bundle import LABELS, read_labels
+from bertmp.export.bundle import FP32_GRAPH, LABELS
 from bertmp.export.engine.engine_options import default_profiles
+from bertmp.serve.model_signature import ModelSignature, encoder_name, render
 from bertmp.serve.queueing import bound_queue
+from bertmp.serve.served_tasks import COMMON, TASKS, AnswerSettings
+from bertmp.serve.serving_table import ServingTable
 
 MAX_BATCH = 32
 """The largest batch of a request and of an encoder call; engines are built for it."""
 
 MAX_TEXT_BYTES = 1_000_000
-INSTANCES = 2
-"""Instances of a model on a CPU: while one waits for the other model, the other works."""
+MAX_WINDOWS = 128
+"""The most windows of one text: it should not keep a worker for minutes."""
+
+GPU_INSTANCES = 2
+"""Workers of a text model whose encoder runs on a GPU: while one waits for it, the other tokenizes."""
 
 GPU_LENGTH_STEP = 16
 """On a GPU a call costs more than a little padding, so lengths are rounded up to a multiple; on a CPU not."""
@@ -41,158 +44,96 @@ VERSION_COMPATIBLE = "version_compatible"
 SETTINGS = "settings.json"
 """The file in a text model's version that its code reads first."""
 
-FILES = "FILES"
-"""A text model's output: the SHA-256 of the version's graph, engine and tokenizer, a JSON object by file."""
-
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
-Host = Literal["gpu", "cpu"]
-
-
-@dataclass(frozen=True)
-class ModelSignature:
-    """What a client can rely on through all versions of a model.
-
-    Attributes:
-        labels: the classes in the order of the logits.
-        max_length: the most tokens that the encoder takes; a text model may truncate its texts to fewer.
-        vocab_size: the number of token ids.
-        type_vocab_size: the number of token type ids.
-    """
-
-    labels: tuple[str, ...]
-    max_length: int
-    vocab_size: int
-    type_vocab_size: int
-
-    def __post_init__(self) -> None:
-        if len(self.labels) < 2:
-            what = f"{len(self.labels)} labels where at least 2 are needed"
-            raise InputError(what, "", "deploy a classifier")
-        for label in self.labels:
-            if not label.strip() or "\n" in label or "\r" in label:
-                raise InputError(f"{label!r} cannot be a label", "", "name it in one line of text")
-        if len(set(self.labels)) != len(self.labels):
-            raise InputError("two labels are the same", "", "give every class its own name")
-        if self.max_length < 3 or self.vocab_size < 1 or self.type_vocab_size < 1:
-            raise InputError("the model takes no text", "", "check the checkpoint's config.json")
-
-    def difference(self, other: ModelSignature) -> str | None:
-        """The first difference from `other`, in words; None where they agree."""
-        for name, mine in vars(self).items():
-            theirs = getattr(other, name)
-            if mine != theirs:
-                first, second = (", ".join(v) if isinstance(v, tuple) else v for v in (mine, theirs))
-                return f"{name} {first} against {second}"
-        return None
-
-
-def signature_of(config: dict[str, Any], labels: list[str]) -> ModelSignature:
-    """The signature of a bundle, from its `config.json` (Hugging Face's keys) and labels.
-
-    Raises:
-        InputError: a key is missing.
-    """
-    try:
-        return ModelSignature(
-            tuple(labels),
-            int(config["max_position_embeddings"]),
-            int(config["vocab_size"]),
-            int(config.get("type_vocab_size", 2)),
-        )
-    except KeyError as error:
-        raise InputError(f"config.json does not name {error}", "", "export the checkpoint again") from error
-
-
-def read_signature(repository: Path, name: str) -> ModelSignature:
-    """The signature of a model in the repository, from its configuration and labels.
-
-    Raises:
-        InputError: its files are missing or not as `deploy` writes them.
-    """
-    path, labels_file = signature_files(repository, name)
-    config = read_model_config(path)
-    try:
-        limits = json.loads(config.parameters["limits"].string_value)
-        labels = read_labels(labels_file)
-        ids, types = limits["input_ids"], limits["token_type_ids"]
-        return ModelSignature(tuple(labels), ids["length"], ids["below"], types["below"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError("the model was not written by 'bertmp deploy'", path, "use another name") from error
-
-
-def signature_files(repository: Path, name: str) -> tuple[Path, Path]:
-    """The files that name a model's signature: the encoder's configuration for a CPU, and the labels."""
-    return repository / encoder_name(name) / "configs" / "cpu.pbtxt", repository / name / LABELS
-
-
-def encoder_name(name: str) -> str:
-    """The name of the model that computes the logits of the text model `name`."""
-    return f"{name}_encoder"
+REFERENCE = ServingTable(cores=2, workers=2, graph=FP32_GRAPH)
+"""The table of the configurations that are committed."""
 
 
 def model_files(
-    name: str, signature: ModelSignature, profiles: int | None = None, version_compatible: bool = False
+    name: str,
+    signature: ModelSignature,
+    profiles: int | None = None,
+    version_compatible: bool = False,
+    serving: ServingTable = REFERENCE,
 ) -> dict[str, str]:
     """Every file of the two models that does not belong to a version: path in the repository → content.
 
     Args:
         profiles: the engine's number of optimisation profiles; that of a default engine where left out.
         version_compatible: whether the engine is for later versions of TensorRT, too.
+        serving: how the text model uses a machine without a GPU.
     """
     encoder = encoder_name(name)
+    labels = {f"{name}/{LABELS}": "".join(f"{label}\n" for label in signature.labels)}
     if profiles is None:
         profiles = len(default_profiles(signature.max_length, MAX_BATCH))
     return {
-        f"{name}/config.pbtxt": render(text_model(name, signature, "gpu")),
-        f"{name}/configs/cpu.pbtxt": render(text_model(name, signature, "cpu")),
-        f"{name}/labels.txt": "".join(f"{label}\n" for label in signature.labels),
+        f"{name}/config.pbtxt": render(text_model(name, signature)),
+        f"{name}/configs/cpu.pbtxt": render(text_model(name, signature, serving)),
+        **(labels if signature.labels else {}),
         f"{encoder}/config.pbtxt": render(gpu_encoder(name, signature, profiles, version_compatible)),
         f"{encoder}/configs/cpu.pbtxt": render(cpu_encoder(name, signature)),
     }
 
 
-def render(config: Any) -> str:
-    """A ModelConfig message as Triton reads it from a file."""
-    return str(text_format.MessageToString(config, as_utf8=True))
+def text_model(name: str, signature: ModelSignature, serving: ServingTable | None = None) -> Any:
+    """NAME: text to answers, in Triton's Python backend.
 
-
-def read_model_config(path: Path) -> Any:
-    """The ModelConfig message in a file.
-
-    Raises:
-        InputError: the file is missing or is not such a message.
+    Args:
+        serving: how a machine without a GPU is used; None for one whose GPU runs the encoder.
     """
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
-    except FileNotFoundError as error:
-        raise InputError("no such model configuration", path, "deploy the model again") from error
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise InputError("not a Triton model configuration", path, f"fix it ({error})") from error
-
-
-def text_model(name: str, signature: ModelSignature, host: Host) -> Any:
-    """NAME: text to label, in Triton's Python backend."""
     config = _model(name, TEXT_VERSIONS)
     config.backend = "python"
-    config.input.add(name="TEXT", data_type=pb.TYPE_STRING, dims=[1])
-    config.output.add(name="LABEL", data_type=pb.TYPE_STRING, dims=[1])
-    dims = [len(signature.labels)]
-    config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=dims, label_filename="labels.txt")
-    config.output.add(name="TRUNCATED", data_type=pb.TYPE_BOOL, dims=[1])
-    config.output.add(name="TOKENS", data_type=pb.TYPE_INT32, dims=[1])
-    config.output.add(name=FILES, data_type=pb.TYPE_STRING, dims=[1])
-    config.instance_group.add(count=INSTANCES, kind=pb.ModelInstanceGroup.KIND_CPU)
-    config.parameters["length_step"].string_value = str(GPU_LENGTH_STEP if host == "gpu" else 1)
+    for tensor in ("TEXT", "TEXT_PAIR") if signature.pairs else ("TEXT",):
+        config.input.add(name=tensor, data_type=pb.TYPE_STRING, dims=[1])
+    for output, kind in {**TASKS[signature.task].answers, **COMMON}.items():
+        added = config.output.add(name=output, data_type=_TYPES[kind], dims=[1])
+        if output == "PROBABILITIES":
+            added.dims[:] = [len(signature.labels)]
+            added.label_filename = LABELS
+        if output == "EMBEDDING":
+            added.dims[:] = [signature.hidden_size]
+    count = GPU_INSTANCES if serving is None else serving.workers
+    config.instance_group.add(count=count, kind=pb.ModelInstanceGroup.KIND_CPU)
+    table = json.dumps({"length_step": GPU_LENGTH_STEP}) if serving is None else serving.to_text()
+    config.parameters["serving"].string_value = table
+    config.parameters["task"].string_value = signature.task
     return config
 
 
-def add_files_output(config: Any) -> bool:
-    """Adds the output `FILES` to a text model's configuration; False where it has it already."""
-    if any(output.name == FILES for output in config.output):
+_TYPES = {"BYTES": pb.TYPE_STRING, "FP32": pb.TYPE_FP32, "BOOL": pb.TYPE_BOOL, "INT32": pb.TYPE_INT32}
+
+
+def add_outputs(config: Any) -> bool:
+    """Adds what an earlier version's text model did not return; False where there is nothing to add."""
+    present = {output.name for output in config.output}
+    for name in COMMON:
+        if name not in present:
+            config.output.add(name=name, data_type=_TYPES[COMMON[name]], dims=[1])
+    return not set(COMMON) <= present
+
+
+def set_serving(config: Any, serving: ServingTable) -> bool:
+    """Fits a text model's configuration for a CPU to this machine; workers that a person has set stay.
+
+    Returns:
+        False where nothing changed.
+    """
+    text = config.parameters["serving"].string_value
+    of_0_1 = replace(serving, cores=0, workers=_WORKERS_OF_0_1)  # which called the encoder
+    before = ServingTable(**json.loads(text)) if text else of_0_1
+    counts = [group.count for group in config.instance_group]
+    if text and (counts != [before.workers] or before.cores == serving.cores):
         return False
-    config.output.add(name=FILES, data_type=pb.TYPE_STRING, dims=[1])
+    table = replace(before, cores=serving.cores, workers=serving.workers, threads=serving.threads)
+    config.parameters["serving"].string_value = table.to_text()
+    if counts == [before.workers]:
+        config.instance_group[0].count = table.workers
     return True
+
+
+_WORKERS_OF_0_1 = 2
 
 
 def gpu_encoder(name: str, signature: ModelSignature, profiles: int, version_compatible: bool = False) -> Any:
@@ -225,22 +166,26 @@ def set_engine(config: Any, profiles: int, version_compatible: bool) -> bool:
 
 
 def cpu_encoder(name: str, signature: ModelSignature) -> Any:
-    """NAME_encoder on a CPU: the FP32 graph."""
+    """NAME_encoder on a CPU: the FP32 graph, in one session on all cores."""
     config = _encoder(name, signature)
     config.platform = "onnxruntime_onnx"
-    config.instance_group.add(count=INSTANCES, kind=pb.ModelInstanceGroup.KIND_CPU)
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     below = (signature.vocab_size, 2, signature.type_vocab_size)
     limits = {
         tensor: {"length": signature.max_length, "below": bound}
         for tensor, bound in zip(INPUTS, below, strict=True)
     }
     config.parameters["limits"].string_value = json.dumps(limits)
+    config.parameters["task"].string_value = signature.task
+    if signature.pairs:
+        config.parameters["pairs"].string_value = "true"
     return config
 
 
 def _encoder(name: str, signature: ModelSignature) -> Any:
     config = _model(encoder_name(name), ENCODER_VERSIONS)
-    config.output.add(name="logits", data_type=pb.TYPE_FP32, dims=[len(signature.labels)])
+    for output in TASKS[signature.task].outputs:
+        config.output.add(name=output, data_type=pb.TYPE_FP32, dims=_output_dims(output, signature))
     # Triton runs the warm-up before it takes requests: a version that cannot run does not become ready.
     warmup = config.model_warmup.add(name="one short row", batch_size=1)
     dims = [min(16, signature.max_length)]
@@ -251,6 +196,19 @@ def _encoder(name: str, signature: ModelSignature) -> Any:
     return config
 
 
+def _output_dims(output: str, signature: ModelSignature) -> list[int]:
+    """The shape of a graph's output without the batch; -1 stands for the length."""
+    width = {
+        "last_hidden_state": signature.hidden_size,
+        "pooler_output": signature.hidden_size,
+        "prediction_logits": signature.vocab_size,
+        "seq_relationship_logits": 2,
+        "logits": len(signature.labels) or 1,
+    }[output]
+    task = TASKS[signature.task]
+    return [-1, width] if task.per_token and output == task.outputs[0] else [width]
+
+
 def _model(name: str, versions: int) -> Any:
     config = pb.ModelConfig(name=name, max_batch_size=MAX_BATCH)
     config.version_policy.latest.num_versions = versions
@@ -259,21 +217,34 @@ def _model(name: str, versions: int) -> Any:
 
 
 def text_settings(
-    name: str, signature: ModelSignature, pad_id: int, max_length: int, sha256: Mapping[str, str]
+    name: str,
+    signature: ModelSignature,
+    answering: AnswerSettings,
+    *,
+    pad_id: int,
+    mask: int | None,
+    max_length: int,
+    sha256: Mapping[str, str],
 ) -> dict[str, Any]:
     """`settings.json` of a text model's version, read by its model.py.
 
     Args:
-        sha256: of the files of the encoder's version, by name.
         pad_id: id of the padding token.
-        max_length: the most tokens of a text, `[CLS]` and `[SEP]` included; longer ones are truncated.
+        mask: id of `[MASK]`; None for a task without.
+        max_length: the most tokens that are read at once, `[CLS]` and `[SEP]` included.
+        sha256: of the files of the encoder's version, by name.
     """
     return {
+        "task": signature.task,
+        "pairs": signature.pairs,
         "encoder": encoder_name(name),
         "labels": list(signature.labels),
         "max_batch": MAX_BATCH,
         "max_length": max_length,
         "max_text_bytes": MAX_TEXT_BYTES,
+        "max_windows": MAX_WINDOWS,
         "pad_id": pad_id,
+        "mask": mask,
+        **asdict(answering),
         "sha256": dict(sha256),
     }

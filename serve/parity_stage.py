@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bertmp.core.errors import InputError
-from bertmp.data.tokenizer import Encoded
+from bertmp.data.batches import close_batches, pad_batch
 from bertmp.export.bundle import FP32_GRAPH
-from bertmp.export.parity.stage import ParityInputs, Skipped, StageInterrupted, StageOutput
-from bertmp.serve.client import SCHEMES, Answers, Client
+from bertmp.export.parity.stage import (
+    Feed,
+    ParityInputs,
+    Skipped,
+    StageInterrupted,
+    StageOutput,
+    answer_all,
+)
+from bertmp.serve.client import SCHEMES, Client, ServedModel, text_inputs
 from bertmp.serve.deployable import PLAN
-from bertmp.serve.model_config import encoder_name
+from bertmp.serve.model_signature import encoder_name
+from bertmp.serve.served_answers import ask_texts
 from bertmp.serve.served_consistency import check_encoder, check_texts, served_graph
+from bertmp.serve.served_tasks import WITH_MASKS
 from bertmp.serve.serving_options import Protocol
 
 
@@ -35,22 +44,20 @@ class TritonStage:
     name: str = "triton"
 
     def run(self, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput | Skipped:
-        """Asks for every text's label and probabilities, and for the logits of the same token ids.
+        """Asks for every text's answer, and for the graph's outputs of the same token ids.
 
         Raises:
             InputError: an unknown model.
             StageInterrupted: the server stopped answering after it had begun.
         """
-        if inputs.view.task != "classification":
-            return Skipped(f"the served model is a classifier, and the bundle's task is {inputs.view.task}")
-        if inputs.pairs is not None:
-            return Skipped("the served model takes one text, and these are pairs")
         with Client(self.url, self.protocol) as client:
             if not client.is_live():
                 other = "http" if self.protocol == "grpc" else "grpc"
                 hint = f"for {other}, write --server {other}://{client.address}"
                 return Skipped(f"no Triton server answers over {self.protocol} at {client.address}: {hint}")
             try:
+                if unfit := _unfit(client.describe(self.model), inputs):
+                    return Skipped(unfit)
                 return self._ask(client, inputs, advance)
             except InputError as error:
                 if client.is_live():
@@ -62,64 +69,73 @@ class TritonStage:
         """Those of the texts, which are empty or blank, that the model answers; see `EmptyTexts`."""
         answered = []
         with Client(self.url, self.protocol) as client:
+            pairs = client.is_live() and client.describe(self.model).pairs
             for text in texts:
                 try:
-                    client.classify(self.model, [text])
+                    client.infer(self.model, text_inputs([text], [text] if pairs else None), ("TOKENS",))
                 except InputError:  # as it should; a dead server answers nothing either
                     continue
                 answered.append(text)
         return answered
 
     def _ask(self, client: Client, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput:
-        labels = client.labels(self.model, inputs.texts[0])
         serves = served_graph(client.config(encoder_name(self.model)))
-        step = client.max_batch(self.model)
-        logits: list[np.ndarray] = []
-        answers: list[Answers] = []
-        for start in range(0, len(inputs.texts), step):
-            rows = slice(start, start + step)
-            answers.append(client.classify(self.model, inputs.texts[rows]))
-            version = str(answers[-1].versions[0])
-            logits.append(self._logits(client, inputs.encoded[rows], version))
-            advance(len(inputs.texts[rows]))
-        found, newest = None, answers[-1].versions[-1]
+        texts = ask_texts(client, self.model, inputs, advance)
+        newest = texts.versions[-1]
+        computed = self._outputs(client, inputs, str(newest))
+        found = None
         if inputs.probe is not None:
             limits = (inputs.probe, inputs.low_tolerance, inputs.profiles)
-            found = check_encoder(client, self.model, newest, *limits)
+            found = check_encoder(client, self.model, newest, *limits, task=inputs.view.task)
             found = check_texts(client, self.model, newest, found)
-        served = client.files(self.model, inputs.texts[0], str(newest)) if inputs.files else {}
-        answered = [label for part in answers for label in part.labels]
-        if unknown := set(answered) - set(labels):
-            what = f"the server answered '{min(unknown)}', which is not one of its labels"
-            raise InputError(what, "", "deploy again")
-        return StageOutput(
-            logits=np.concatenate(logits),
-            probabilities=np.concatenate([part.probabilities for part in answers]),
-            answers=np.array([labels.index(label) for label in answered]),
+        pair = None if inputs.pairs is None else inputs.pairs[0]
+        example = f"{inputs.texts[0]} [MASK]" if inputs.view.task in WITH_MASKS else inputs.texts[0]
+        served = client.files(self.model, example, str(newest), pair) if inputs.files else {}
+        return replace(
+            computed,
+            logits=computed.logits if texts.values is None else texts.values,
+            probabilities=texts.probabilities,
+            answers=texts.answers,
             details={
                 "model": self.model,
                 **serves,
                 "protocol": self.protocol,
-                "versions": sorted({version for part in answers for version in part.versions}),
-                "labels": labels,
+                "versions": texts.versions,
+                **({"labels": texts.labels} if texts.labels else {}),
                 **({} if served else {"files": "not known: deployed by an earlier version of bertmp"}),
-                "truncated": int(sum(part.truncated.sum() for part in answers)),
+                "truncated": texts.truncated,
             },
             consistency=found,
             other_files=_other_files(served, inputs.files, serves.get("serves") == "engine"),
         )
 
-    def _logits(self, client: Client, rows: Sequence[Encoded], version: str) -> np.ndarray:
-        """Logits FP32 `[rows, labels]`; rows of equal length share a request, so that nothing is padded."""
-        logits: dict[int, np.ndarray] = {}
-        for length in {len(row) for row in rows}:
-            numbers = [number for number, row in enumerate(rows) if len(row) == length]
-            ids = np.array([rows[number].input_ids for number in numbers], dtype=np.int64)
-            types = np.array([rows[number].token_type_ids for number in numbers], dtype=np.int64)
-            inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
-            found = client.encode(encoder_name(self.model), inputs, version)
-            logits.update(zip(numbers, found, strict=True))
-        return np.stack([logits[number] for number in range(len(rows))])
+    def _outputs(self, client: Client, inputs: ParityInputs, version: str) -> StageOutput:
+        """What the encoder computes; rows of equal length share a request, so that nothing is padded."""
+        encoder, lengths = encoder_name(self.model), [len(one) for one in inputs.encoded]
+        asked = (
+            (rows, pad_batch([inputs.encoded[row] for row in rows], inputs.pad_id))
+            for rows in close_batches(lengths, client.max_batch(encoder), 0, MOST_TOKENS)
+        )
+
+        def answer(feed: Feed) -> Mapping[str, np.ndarray]:
+            return client.infer(encoder, feed, inputs.view.outputs, version)[0]
+
+        return answer_all(inputs, answer, lambda rows: None, asked)
+
+
+MOST_TOKENS = 1024
+"""Of one request to the encoder: outputs over a vocabulary are large."""
+
+
+def _unfit(served: ServedModel, inputs: ParityInputs) -> str:
+    """Why a served model cannot answer these examples; empty where it can."""
+    task = inputs.view.task
+    if served.task != task:
+        return f"the served model is for {served.task}, and the bundle's task is {task}"
+    if served.pairs != (inputs.pairs is not None):
+        takes, given = ("pairs of texts", "single texts") if served.pairs else ("one text", "pairs")
+        return f"the served model takes {takes}, and these are {given}"
+    return ""
 
 
 def _other_files(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bertmp.serve.client import LOAD_TIMEOUT
 from bertmp.serve.http_request import Endpoint
+from bertmp.serve.triton_client import LOAD_TIMEOUT
 from bertmp.serve.workers import Worker
 
 

@@ -16,18 +16,16 @@ from pathlib import Path
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import atomic_folder, file_lock, write_text, writing_to
-from bertmp.serve.model_config import (
-    SETTINGS,
+from bertmp.serve.model_config import REFERENCE, SETTINGS, add_outputs, model_files, set_engine, set_serving
+from bertmp.serve.model_signature import (
     ModelSignature,
-    add_files_output,
     encoder_name,
-    model_files,
+    names_signature,
     read_model_config,
     read_signature,
     render,
-    set_engine,
-    signature_files,
 )
+from bertmp.serve.serving_table import ServingTable
 from bertmp.serve.version_log import FILE, VersionLog
 
 RETIRED = ".retired"
@@ -81,19 +79,25 @@ class ModelFolders:
         return file_lock(self.text / ".lock")
 
     def write_configs(
-        self, signature: ModelSignature, profiles: int | None, version_compatible: bool = False
+        self,
+        signature: ModelSignature,
+        profiles: int | None,
+        version_compatible: bool = False,
+        serving: ServingTable = REFERENCE,
     ) -> None:
         """Writes both models' configurations.
 
         Files that have the same signature already stay as they are, so that a person's tuning survives;
-        only what the engine decides follows it, and outputs that are new are added.
+        only what the engine and the machine decide follows them, and outputs that are new are added.
 
         Args:
             profiles: the engine's optimisation profiles; None where the version has no engine.
             version_compatible: whether the engine is for later versions of TensorRT, too.
+            serving: how the text model uses a machine without a GPU.
         """
         keeps = self._has_signature(signature)
-        for path, content in model_files(self.name, signature, profiles, version_compatible).items():
+        files = model_files(self.name, signature, profiles, version_compatible, serving)
+        for path, content in files.items():
             if not (keeps and (self.repository / path).is_file()):
                 write_text(self.repository / path, content)
         if keeps and profiles is not None:
@@ -103,7 +107,8 @@ class ModelFolders:
                 write_text(file, render(config))
         for path in ("config.pbtxt", "configs/cpu.pbtxt") if keeps else ():  # those of 0.1 lack an output
             config = read_model_config(self.text / path)
-            if add_files_output(config):
+            added = add_outputs(config)
+            if (path == "configs/cpu.pbtxt" and set_serving(config, serving)) or added:
                 write_text(self.text / path, render(config))
 
     def _has_signature(self, signature: ModelSignature) -> bool:
@@ -111,7 +116,7 @@ class ModelFolders:
 
     def names_signature(self) -> bool:
         """Whether the files that name the model's signature are there."""
-        return all(map(Path.is_file, signature_files(self.repository, self.name)))
+        return names_signature(self.repository, self.name)
 
     def write_version(
         self, version: int, fill_encoder: Callable[[Path], None], fill_text: Callable[[Path], None]

@@ -19,7 +19,9 @@ from bertmp.export.consistency.tolerance import low_tolerance
 from bertmp.serve.client import Client
 from bertmp.serve.deployable import Deployable
 from bertmp.serve.repository import ModelFolders
-from bertmp.serve.served_consistency import TEXTS, check_encoder, check_texts
+from bertmp.serve.served_consistency import check_encoder, check_texts, texts_for
+from bertmp.serve.served_tasks import TASKS
+from bertmp.serve.task_answers import ClassAnswer
 
 STATE_TIMEOUT = 120.0
 """Seconds that a version may take to become ready, or to finish its requests and end."""
@@ -42,13 +44,16 @@ def promote(server: Client, folders: ModelFolders, version: int, deployable: Dep
         GateFailed: it does not load, does not answer or contradicts itself, with the server's reason.
     """
     bundle, engine, name = deployable.bundle, deployable.engine, folders.text.name
-    texts = [repr(text) for text in TEXTS]
-    probe = probe_of(bundle.tokenizer.encode(TEXTS), texts, bundle.tokenizer.pad_id, bundle.max_positions)
+    signature = deployable.signature
+    texts, pairs = texts_for(signature.task, signature.pairs)
+    encoded, names = bundle.tokenizer.encode(texts, pairs), [repr(text) for text in texts]
+    probe = probe_of(encoded, names, bundle.tokenizer.pad_id, bundle.max_positions)
     profiles = () if engine is None else engine.profiles
     with _failing_the_gate(f"version {version} of '{folders.name}' is refused"):
         _load(server, folders.encoder.name, version)
-        _check_encoder(server, folders.encoder.name, version)
-        found = check_encoder(server, name, version, probe, low_tolerance(bundle), profiles)
+        _check_encoder(server, folders.encoder.name, version, signature.task)
+        low = low_tolerance(bundle)
+        found = check_encoder(server, name, version, probe, low, profiles, task=signature.task)
         _require_consistent(found, server)
         _load(server, name, version)
         _check_text_model(server, name, version)
@@ -135,18 +140,20 @@ def _wait_for(server: Client, model: str, version: int, *states: str) -> tuple[s
         time.sleep(_POLL_SECONDS)
 
 
-def _check_encoder(server: Client, model: str, version: int) -> None:
+def _check_encoder(server: Client, model: str, version: int, task: str) -> None:
     zeros = np.zeros((2, 4), dtype=np.int64)
     inputs = {"input_ids": zeros, "attention_mask": np.ones_like(zeros), "token_type_ids": zeros}
-    logits = server.encode(model, inputs, str(version))
-    if len(logits) != 2 or not np.isfinite(logits).all():
-        raise InputError("the encoder's logits are not finite", server.address, "check the graph")
+    for name, found in server.infer(model, inputs, TASKS[task].outputs, str(version))[0].items():
+        if len(found) != 2 or not np.isfinite(found).all():
+            raise InputError(f"the encoder's {name} are not finite", server.address, "check the graph")
 
 
 def _check_text_model(server: Client, model: str, version: int) -> None:
-    found = server.classify(model, TEXTS[1:2])
-    if found.versions != [version]:
-        what = f"version {found.versions[0]} answers in its place"
+    served = server.describe(model)
+    texts, pairs = texts_for(served.task, served.pairs)
+    (found,) = server.ask(model, texts[1:2], pairs and pairs[1:2])
+    if found.version != version:
+        what = f"version {found.version} answers in its place"
         raise InputError(what, server.address, "let the server take the newest")
-    if not np.isclose(found.probabilities.sum(), 1.0, atol=1e-5):
+    if isinstance(found, ClassAnswer) and not np.isclose(sum(found.scores.values()), 1.0, atol=1e-5):
         raise InputError("its probabilities do not add up to 1", server.address, "check the graph")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,8 +14,12 @@ from bertmp.export.consistency.check import Comparison, Consistency, Outputs, ch
 from bertmp.export.consistency.probe import MANY, SOME, Probe, Size, graph_shapes, profile_shapes
 from bertmp.export.consistency.tolerance import FP32, Tolerance
 from bertmp.export.engine.engine_options import Profile
-from bertmp.serve.client import Client
-from bertmp.serve.model_config import encoder_name
+from bertmp.export.parity.self_check import labels_output
+from bertmp.export.parity.tasks import VIEWS
+from bertmp.serve.client import Client, text_inputs
+from bertmp.serve.model_signature import encoder_name
+from bertmp.serve.served_tasks import TASKS, WITH_MASKS
+from bertmp.serve.serving_options import Texts
 
 TEXTS = (
     "Who ?",
@@ -53,6 +58,7 @@ def check_encoder(
     probe: Probe,
     low: Tolerance,
     profiles: Sequence[Profile] = (),
+    task: str = "classification",
 ) -> Consistency:
     """Asks the encoder of a text model for the same rows in many batches and at many lengths.
 
@@ -60,6 +66,7 @@ def check_encoder(
         model: the text model's name.
         low: the bound where the encoder runs in 16 bits; else it is FP32's.
         profiles: those of the bundle's engine, whose shapes are asked where an engine is served.
+        task: what the model answers.
 
     Raises:
         InputError: the server does not answer.
@@ -70,11 +77,12 @@ def check_encoder(
         shapes = _accepted(profile_shapes(profiles, probe), (largest, probe.max_length))
     else:
         shapes = graph_shapes(probe, largest)
+    outputs = TASKS[task].outputs
 
     def run(feed: dict[str, np.ndarray]) -> Outputs:
-        return {"logits": client.encode(encoder, feed, str(version))}
+        return client.infer(encoder, feed, outputs, str(version))[0]
 
-    return check_consistency(run, probe, shapes, low if serves else FP32)
+    return check_consistency(run, probe, shapes, low if serves else FP32, labels_output(VIEWS[task]))
 
 
 def _accepted(shapes: Sequence[Size], largest: Size) -> list[Size]:
@@ -95,19 +103,53 @@ def check_texts(client: Client, model: str, version: int, encoder: Consistency) 
         InputError: the server does not answer.
     """
     bound = max((result.bound for result in encoder.results), default=FP32.bound(1)) / 2
-    found = Comparison([repr(text) for text in TEXTS], Tolerance(bound, 0.0, ""), "PROBABILITIES")
-    ask = partial(_classify, client, model, version, {})
-    alone = {number: ask([number])[0] for number in range(len(TEXTS))}
+    served = client.describe(model)
+    texts, _ = texts_for(served.task, served.pairs)
+    found = Comparison([repr(text) for text in texts], Tolerance(bound, 0.0, ""), "PROBABILITIES")
+    ask = partial(_ask, client, model, version, {})
+    alone = {number: ask([number])[0] for number in range(len(texts))}
     for batch in sorted({min(size, client.max_batch(model)) for size in (SOME, MANY)} - {1}):
-        compare_batch(ask, alone, batch, found, f"{batch} texts", [1] * len(TEXTS))
+        compare_batch(ask, alone, batch, found, f"{batch} texts", [1] * len(texts))
     return replace(encoder, results=(*encoder.results, *found.result().results))
 
 
-def _classify(
+def texts_for(task: str, pairs: bool) -> Texts:
+    """Texts, or pairs of texts, that a model is asked before it counts."""
+    texts = [f"{text} [MASK]" for text in TEXTS] if task in WITH_MASKS else TEXTS
+    return texts, TEXTS[::-1] if pairs else None
+
+
+def _ask(
     client: Client, model: str, version: int, numbered: dict[str, int], numbers: Sequence[int]
 ) -> list[Outputs]:
-    """The answers to some of `TEXTS` in one request; labels as numbers, which `numbered` keeps."""
-    found = client.classify(model, [TEXTS[number] for number in numbers], str(version))
-    labels = [numbered.setdefault(label, len(numbered)) for label in found.labels]
-    rows = zip(found.probabilities, labels, strict=True)
-    return [{"PROBABILITIES": row, "LABEL": np.array(label)} for row, label in rows]
+    """The answers to some of the texts in one request; words as numbers, which `numbered` keeps."""
+    served = client.describe(model)
+    texts, pairs = texts_for(served.task, served.pairs)
+    inputs = text_inputs([texts[at] for at in numbers], pairs and [pairs[at] for at in numbers])
+    names = TASKS[served.task].answers
+    found, _ = client.infer(model, inputs, tuple(names), str(version))
+    rows: list[Outputs] = []
+    for row in range(len(numbers)):
+        numeric: dict[str, np.ndarray] = {}
+        for name, kind in names.items():
+            if kind == "BYTES":
+                text = found[name][row].reshape(-1)[0].decode()
+                words, scores = (text, []) if name == "LABEL" else _words_and_scores(text)
+                numeric[name] = np.array(numbered.setdefault(words, len(numbered)))
+                numeric[f"{name} scores"] = np.array(scores, np.float32)
+            else:
+                numeric[name] = found[name][row]
+        rows.append(numeric)
+    return rows
+
+
+def _words_and_scores(text: str) -> tuple[str, list[float]]:
+    """An answer's words and, apart from them, its scores; of words for a mask, the best one."""
+    words, scores = [], []
+    for one in json.loads(text):
+        fields = {**one, **one["candidates"][0]} if isinstance(one, dict) and "candidates" in one else one
+        if isinstance(fields, dict):
+            scores.append(float(fields["score"]))
+            fields = [fields.get(name) for name in ("label", "field", "start", "end", "token")]
+        words.append(fields)
+    return json.dumps(words), scores

@@ -14,7 +14,8 @@ from pathlib import Path
 from bertmp.core.errors import InputError
 from bertmp.core.hardware import find_gpu
 from bertmp.environment.triton_install import TritonRuntime
-from bertmp.serve.model_config import VERSION_COMPATIBLE, read_model_config
+from bertmp.serve.model_config import VERSION_COMPATIBLE
+from bertmp.serve.model_signature import read_model_config
 from bertmp.serve.repository import numbered
 from bertmp.serve.serve_options import ServeOptions
 

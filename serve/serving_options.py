@@ -11,6 +11,7 @@ from bertmp.core.options import Options, argument, option
 from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.data_options import TextColumnOptions
 from bertmp.data.readers import read_examples
+from bertmp.serve.served_tasks import Aggregation, AnswerSettings, LongText, Pooling
 
 REPOSITORY = Path("model_repository")
 REPOSITORY_HELP = "The Triton model repository."
@@ -20,6 +21,7 @@ _URL_HELP = "The server's address; 127.0.0.1:8001 for grpc and 127.0.0.1:8000 fo
 TOKEN_FILE_HELP = "The file with the key to load models; bertmp serve makes it. One per user if not given."
 
 Protocol = Literal["grpc", "http"]
+ANSWERS = "Answers"
 
 
 class DeployOptions(Options):
@@ -37,6 +39,28 @@ class DeployOptions(Options):
         metavar="25.10",
         formerly="for_triton",
         help="The Triton release that will serve it; an engine that it cannot load is refused.",
+    )
+    long_text: LongText = option(
+        default="truncate",
+        help="A text beyond the model's length is cut, refused, or read in overlapping windows.",
+    )
+    pooling: Pooling | None = option(
+        default=None,
+        group=ANSWERS,
+        help="How a bare encoder's states become an embedding; default: mean.",
+    )
+    aggregation: Aggregation | None = option(
+        default=None,
+        group=ANSWERS,
+        help="What gets a label of an entity: a token (simple, the default), or a word, with the label of "
+        "its first token (first) or of its surest one (max).",
+    )
+    threshold: float | None = option(
+        default=None,
+        group=ANSWERS,
+        minimum=0,
+        maximum=1,
+        help="The probability that a label must exceed, where a text may have several; default: 0.5.",
     )
     allow_incomplete: bool = option(
         default=False, help="Deploy it although parity left something out that counts; it is recorded."
@@ -56,6 +80,14 @@ class DeployOptions(Options):
         metavar="KEY",
         help="Deploy it only as signed with this public key's private half (PEM); it is recorded.",
     )
+
+    def answering(self, task: str) -> AnswerSettings:
+        """How a model for this task answers.
+
+        Raises:
+            InputError: an option is for another task.
+        """
+        return AnswerSettings.chosen(task, self.long_text, self.pooling, self.aggregation, self.threshold)
 
 
 class RollbackOptions(Options):
@@ -89,8 +121,12 @@ class ModelsOptions(Options):
     repository: Path = option(kw_only=False, default=REPOSITORY, metavar="DIR", help=REPOSITORY_HELP)
 
 
-def read_texts(data: Path, columns: TextColumnOptions, progress: ProgressCallback) -> Sequence[str]:
-    """The texts of a data file.
+Texts = tuple[Sequence[str], Sequence[str] | None]
+"""Texts, and the second text of each where they are pairs."""
+
+
+def read_texts(data: Path, columns: TextColumnOptions, progress: ProgressCallback) -> Texts:
+    """The texts, or pairs of texts, of a data file.
 
     Args:
         progress: told how the file was read, where that is not obvious.
@@ -98,7 +134,8 @@ def read_texts(data: Path, columns: TextColumnOptions, progress: ProgressCallbac
     Raises:
         InputError: the file cannot be read.
     """
-    return read_examples(data, columns.columns(), progress=progress).texts
+    examples = read_examples(data, columns.columns(), progress=progress)
+    return examples.texts, examples.pairs
 
 
 class InferOptions(TextColumnOptions):
@@ -113,11 +150,37 @@ class InferOptions(TextColumnOptions):
         formerly="file",
         help="A data file; its texts follow those on the command line.",
     )
+    text_pair: Sequence[str] = option(
+        default=(),
+        metavar="TEXT",
+        help="The second text, for a model that takes pairs; once for each TEXT, in their order.",
+    )
     protocol: Protocol = option(kw_only=False, default="grpc", help="The inference protocol.")
     url: str | None = option(kw_only=False, default=None, metavar="URL", help=_URL_HELP)
     progress: ProgressCallback = option(
         default=null_progress, on_command_line=False, help="Called with how the data file was read."
     )
+
+    def asked(self) -> Texts:
+        """All texts, those of the data file last.
+
+        Raises:
+            InputError: there is none, the file cannot be read, or some are pairs and others are not.
+        """
+        texts = [self.texts] if isinstance(self.texts, str) else list(self.texts)
+        pairs = [self.text_pair] if isinstance(self.text_pair, str) else list(self.text_pair)
+        if pairs and len(pairs) != len(texts):
+            what = f"{len(texts)} texts and {len(pairs)} second texts"
+            raise InputError(what, "--text-pair", "give one for each")
+        if self.data is not None:
+            more, seconds = read_texts(self.data, self, self.progress)
+            if texts and bool(pairs) != (seconds is not None):
+                what = "pairs of texts and single texts at once"
+                raise InputError(what, self.data, "ask one kind after the other")
+            texts, pairs = [*texts, *more], [*pairs, *(seconds or ())]
+        if not texts:
+            raise InputError("no texts", "", "give one, or a file with --data")
+        return texts, pairs or None
 
 
 class BenchOptions(TextColumnOptions):
@@ -155,14 +218,16 @@ class BenchOptions(TextColumnOptions):
             raise InputError("no clients", "--concurrency", "use numbers of at least 1, such as 1,4,16")
 
     @property
-    def texts(self) -> Sequence[str]:
-        """The texts of `data`, which Python callers may give in place of a file.
+    def texts(self) -> Texts:
+        """The texts, or pairs of texts, of `data`; Python callers may give texts in place of a file.
 
         Raises:
             InputError: the file cannot be read.
         """
         given = self.data
-        return read_texts(Path(given), self, self.progress) if isinstance(given, (str, Path)) else given
+        return (
+            read_texts(Path(given), self, self.progress) if isinstance(given, (str, Path)) else (given, None)
+        )
 
     @property
     def clients(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from bertmp.core.io import read_json
 from bertmp.export.bundle import FP32_GRAPH, LABELS
 from bertmp.serve.model_config import SETTINGS
 from bertmp.serve.repository import ModelFolders, version_folder
+from bertmp.serve.served_tasks import TASKS
 
 ENCODER_FILES, TEXT_FILES = "encoder_files", "text_files"
 """The entries of settings.json with the names of the version's other files. Those of 0.1 have none."""
@@ -39,7 +40,7 @@ def missing_files(folders: ModelFolders, version: int) -> list[str]:
     text, encoder = (version_folder(model, version) for model in (folders.text, folders.encoder))
     settings = _read_settings(text / SETTINGS)
     missing = [
-        *_missing_in(folders.text, (*_CONFIGS, LABELS)),
+        *_missing_in(folders.text, (*_CONFIGS, *_labels(settings))),
         *_missing_in(text, (SETTINGS, *_names(settings, TEXT_FILES, _LEAST_OF_TEXT))),
         *_missing_in(folders.encoder, _CONFIGS),
         *_missing_in(encoder, _names(settings, ENCODER_FILES, _LEAST_OF_ENCODER)),
@@ -67,6 +68,12 @@ def _names(settings: dict[str, Any] | None, key: str, least: tuple[str, ...]) ->
     """The names that the settings list; without a list, the least that every version has."""
     names = (settings or {}).get(key)
     return tuple(map(str, names)) if isinstance(names, list) else least
+
+
+def _labels(settings: dict[str, Any] | None) -> tuple[str, ...]:
+    """The file of the labels, for a task that has any."""
+    task = TASKS.get((settings or {}).get("task", "classification"))
+    return (LABELS,) if task is None or task.least_labels else ()
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:

@@ -15,9 +15,9 @@ from bertmp.core.options import option
 from bertmp.serve import serve_options, serving_options
 
 if TYPE_CHECKING:
-    from bertmp.serve.client import Answer
     from bertmp.serve.deploy import Deployment
     from bertmp.serve.load_test import BenchResult
+    from bertmp.serve.task_answers import Answer
     from bertmp.serve.version_log import VersionRecord
 
 
@@ -60,7 +60,7 @@ def serve(options: serve_options.ServeOptions, as_json: bool) -> CommandResult:
 
 
 def infer(options: serving_options.InferOptions) -> CommandResult:
-    """Ask a served model for the label of each text."""
+    """Ask a served model about each text, or pair of texts."""
     with progress_bar(log=False) as progress:
         found = bertmp.infer(replace(options, progress=progress))
     return CommandResult([answer.to_json() for answer in found], _answers(found))
@@ -124,7 +124,28 @@ def _answers(found: list[Answer]) -> str:
         if answer.truncated:
             what = f"text {number} was too long: its first {answer.tokens} tokens were read"
             print(what, file=sys.stderr)  # noqa: T201
-    return "\n".join(f"{answer.label}\t{answer.probability:.4f}" for answer in found)
+    return "\n".join(_answer(answer.to_json()) for answer in found)
+
+
+def _answer(fields: dict[str, Any]) -> str:
+    """One line of what a text was answered with."""
+    if "label" in fields:
+        return f"{fields['label']}\t{fields['probability']:.4f}"
+    if "labels" in fields:
+        found = ", ".join(f"{name} {fields['scores'][name]:.4f}" for name in fields["labels"])
+        return found or "no label"
+    if "value" in fields:
+        return f"{fields['value']:.6g}"
+    if "embedding" in fields:
+        first = " ".join(f"{one:.4f}" for one in fields["embedding"][:4])
+        return f"{first} … ({len(fields['embedding'])} numbers; --json has all)"
+    if "entities" in fields:
+        found = "; ".join(f"{one['label']} {one['text']!r} {one['score']:.4f}" for one in fields["entities"])
+        return found or "no entity"
+    best = [
+        [f"{word['token']} {word['score']:.4f}" for word in fill["candidates"]] for fill in fields["fills"]
+    ]
+    return "; ".join(", ".join(words) for words in best) or "no mask was read"
 
 
 def _print_models(console: Any, found: list[VersionRecord]) -> None:

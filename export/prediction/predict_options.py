@@ -30,6 +30,10 @@ class PredictOptions(TextColumnOptions):
         help="The probability that a label must exceed, where a text may have several.")
     pooling: Literal["mean", "cls"] = option(
         default="mean", help="How a bare encoder's states become an embedding.")
+    aggregation: Literal["simple", "first", "max"] = option(
+        default="simple",
+        help="What gets a label of an entity: a token (simple), or a word, with the label of its first token "
+        "(first) or of its surest one (max).")
     against: Path | None = option(
         default=None, group=COMPARE, metavar="BUNDLE",
         help="Answer with this bundle, too, and write both answers and their difference.")

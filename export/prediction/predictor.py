@@ -68,6 +68,7 @@ class Source:
             mask=tokenizer.id_of("[MASK]") if task in FILLING else 0,
             threshold=options.threshold,
             pooling=options.pooling,
+            aggregation=options.aggregation,
         )
 
     def open(self, options: PredictOptions) -> Predictor:
@@ -141,7 +142,7 @@ class Predictor:
                 zip(self.decoder.outputs, self.session.run(list(self.decoder.outputs), feed), strict=True)
             )
             self._require_finite(outputs, [rows[row] for row in batch], where)
-            read = [Tokens(encoded[row].input_ids, encoded[row].spans, rows[row].texts) for row in batch]
+            read = [_tokens(encoded[row], rows[row]) for row in batch]
             for row, answer in zip(batch, self.decoder(outputs, read), strict=True):
                 facts = {"truncated": encoded[row].truncated, "tokens": len(encoded[row])}
                 answers[row] = {**answer, **facts}
@@ -168,3 +169,7 @@ class Predictor:
             what = f"the {self.source.precision.upper()} graph's answer is not a finite number"
             todo = "use --precision fp32" if self.source.precision != "fp32" else "look at 'bertmp explain'"
             raise InputError(what, f"{where}, line {rows[bad].line}", todo)
+
+
+def _tokens(encoded: Encoded, row: TextRow) -> Tokens:
+    return Tokens(encoded.input_ids, encoded.spans, row.texts, encoded.words)

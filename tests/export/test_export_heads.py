@@ -24,7 +24,8 @@ from bertmp.export.bundle import Bundle, Manifest
 from bertmp.model.checkpoint import copy_tokenizer, load_checkpoint, save_checkpoint
 from bertmp.model.config import BertConfig
 from bertmp.model.heads import HEADS
-from bertmp.serve.deployable import inspect_bundle
+from bertmp.serve.deployable import Accepted, inspect_bundle
+from bertmp.serve.model_config import cpu_encoder
 from tests.export.parity.report_checks import complaints, raw_values
 from tests.models import batch, head, small_tokenizer
 
@@ -149,11 +150,13 @@ def test_the_vocabulary_is_stored_once(task: str, bundle: Make) -> None:
         assert len(tables) == 1, tables
 
 
-@pytest.mark.parametrize("task", [task for task in OUTPUTS if task != "classification"])
-def test_deployment_refuses_other_heads_in_one_line(task: str, bundle: Make) -> None:
-    with pytest.raises(InputError, match=f"its task is {task}") as caught:
-        inspect_bundle(Bundle.open(bundle(task)))
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("task", OUTPUTS)
+def test_every_head_is_deployed_with_the_outputs_of_its_graph(task: str, bundle: Make) -> None:
+    signature = inspect_bundle(Bundle.open(bundle(task)), Accepted(unverified=True)).signature
+    assert (signature.task, signature.pairs) == (task, task == "next-sentence")
+    outputs = {entry.name: ["batch", *entry.dims] for entry in cpu_encoder("m", signature).output}
+    unknown = {name: [-1 if one == "length" else one for one in dims] for name, dims in OUTPUTS[task].items()}
+    assert outputs == unknown
 
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "near", "old", "river", "bank", "and", "saw", "no", "fish")

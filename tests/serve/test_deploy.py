@@ -12,12 +12,18 @@ from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.io import read_json, sha256_file, write_json
 from bertmp.environment.triton_install import TritonRuntime
 from bertmp.export import bundle as names
-from bertmp.serve import model_config
+from bertmp.serve.model_signature import read_model_config
 from bertmp.serve.repository import ModelFolders, numbered, servable
 from bertmp.serve.serve_options import ServeOptions
 from bertmp.serve.server_config import command_line
 from tests.conftest import RunBertmp
 from tests.serve.bundles import LABELS, altered, deploy, with_stage
+
+CODE = (
+    *("__init__.py", "graph.py", "model.py", "reading.py", "wire.py"),
+    *("answers/__init__.py", "answers/scorer.py", "answers/spans.py", "answers/texts.py"),
+)
+"""What a text model's version runs."""
 
 
 def states(repository: Path) -> dict[int, str]:
@@ -36,22 +42,19 @@ def test_deployed_version_needs_nothing_of_bertmp(bundle: Path, tmp_path: Path) 
     assert {"trec/1/lib/LICENSE", "trec/1/lib/tokenizers/tokenizers.abi3.so"} < beside
     assert files - beside == {
         *("audit.jsonl", "trec", "trec/.lock", "trec/config.pbtxt", "trec/configs", "trec/configs/cpu.pbtxt"),
-        *("trec/labels.txt", "trec/versions.json", "trec/1", "trec/1/model.py", "trec/1/settings.json"),
-        *(
-            "trec/1/golden.json",
-            "trec/1/tokenizer.json",
-            "trec_encoder",
-            "trec_encoder/config.pbtxt",
-            "trec_encoder/configs",
-        ),
+        *("trec/labels.txt", "trec/versions.json", "trec/1", "trec/1/settings.json"),
+        *(f"trec/1/{name}" for name in (*CODE, "answers")),
+        *("trec/1/golden.json", "trec/1/tokenizer.json"),
+        *("trec_encoder", "trec_encoder/config.pbtxt", "trec_encoder/configs"),
         *("trec_encoder/configs/cpu.pbtxt", "trec_encoder/1", "trec_encoder/1/model.onnx"),
     }
     assert sha256_file(tmp_path / "trec_encoder/1/model.onnx") == sha256_file(bundle / "model.onnx")
     assert read_json(tmp_path / "trec/1/settings.json")["labels"] == list(LABELS)
     for path in tmp_path.rglob("*.pbtxt"):
-        assert model_config.read_model_config(path).name == path.relative_to(tmp_path).parts[0]
-    code = (tmp_path / "trec/1/model.py").read_text()
-    assert "bertmp" not in code
+        assert read_model_config(path).name == path.relative_to(tmp_path).parts[0]
+    for name, digest in read_json(tmp_path / "trec/1/settings.json")["code_sha256"].items():
+        assert sha256_file(tmp_path / "trec/1" / name) == digest
+        assert "bertmp" not in (tmp_path / "trec/1" / name).read_text()
     assert servable(tmp_path) == ["trec", "trec_encoder"]
 
 
@@ -152,7 +155,7 @@ def test_deploy_takes_only_engines_that_triton_loads(bundle: Path, tmp_path: Pat
     ours = with_engine(bundle, tmp_path / "tensorrt", "tensorrt", profiles)
     deploy(ours, "trec", tmp_path / "one")
     assert (tmp_path / "one/trec_encoder/1/model.plan").read_bytes() == b"an engine"
-    config = model_config.read_model_config(tmp_path / "one/trec_encoder/config.pbtxt")
+    config = read_model_config(tmp_path / "one/trec_encoder/config.pbtxt")
     assert list(config.instance_group[0].profile) == ["0", "1"]
 
     rtx = with_engine(bundle, tmp_path / "rtx", "tensorrt-rtx", profiles)
@@ -198,7 +201,7 @@ def test_deploy_of_a_version_compatible_engine_asks_the_server_for_it(bundle: Pa
 
 def test_the_contexts_of_an_engine_take_what_their_profiles_need(bundle: Path, tmp_path: Path) -> None:
     deploy(bundle, "trec", tmp_path)
-    config = model_config.read_model_config(tmp_path / "trec_encoder" / "config.pbtxt")
+    config = read_model_config(tmp_path / "trec_encoder" / "config.pbtxt")
     strategy = config.parameters["execution_context_allocation_strategy"].string_value
     assert strategy == "ON_PROFILE_CHANGE"
 
@@ -224,17 +227,22 @@ def test_parity_before_the_engine_was_built_does_not_count_for_it(bundle: Path, 
     assert any("built after parity was run" in note for note in result.notes)
 
 
-def test_deploy_of_a_pair_classifier_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_says_whether_its_model_takes_pairs(bundle: Path, tmp_path: Path) -> None:
     config = json.loads((bundle / "config.json").read_text())
-    pairs = altered(
-        bundle, tmp_path / "pairs", config__json=json.dumps({**config, "text_pairs": True}).encode()
-    )
-    with pytest.raises(InputError, match="trained on pairs of texts"):
-        deploy(pairs, "trec", tmp_path / "repository")
+    said = json.dumps({**config, "text_pairs": True}).encode()
+    pairs = altered(bundle, tmp_path / "pairs", config__json=said)
+    assert not [note for note in deploy(pairs, "said", tmp_path / "repository").notes if "pairs" in note]
     by_parity = altered(bundle, tmp_path / "by_parity")
     with_stage(by_parity, names.PARITY, {"passed": True, "pairs": True})
-    with pytest.raises(InputError, match="trained on pairs of texts"):
-        deploy(by_parity, "trec", tmp_path / "repository")
+    notes = deploy(by_parity, "checked", tmp_path / "repository").notes
+    assert any("its checkpoint does not say so, and its parity was run on pairs" in note for note in notes)
+    deploy(bundle, "single", tmp_path / "repository")
+    for name, inputs in (("said", 2), ("checked", 2), ("single", 1)):
+        for file in ("config.pbtxt", "configs/cpu.pbtxt"):
+            config = read_model_config(tmp_path / "repository" / name / file)
+            assert [entry.name for entry in config.input] == ["TEXT", "TEXT_PAIR"][:inputs]
+    with pytest.raises(InputError, match="differs from the live version in its pairs False against True"):
+        deploy(by_parity, "single", tmp_path / "repository")
 
 
 def test_deploy_of_a_stale_engine_is_refused(bundle: Path, tmp_path: Path) -> None:

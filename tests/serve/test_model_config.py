@@ -11,7 +11,8 @@ from bertmp.core.errors import InputError
 from bertmp.data.readers import read_examples
 from bertmp.export.engine.engine_options import default_profiles
 from bertmp.serve import model_config
-from bertmp.serve.model_config import MAX_BATCH, ModelSignature
+from bertmp.serve.model_config import MAX_BATCH
+from bertmp.serve.model_signature import ModelSignature, read_model_config, read_signature
 from bertmp.serve.repository import ModelFolders
 
 COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
@@ -21,7 +22,7 @@ TREC = ModelSignature(("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"), 512, 30522,
 def test_committed_files_equal_the_rendered_ones() -> None:
     for path, content in model_config.model_files("trec", TREC).items():
         assert (COMMITTED / path).read_text(encoding="utf-8") == content, path
-    assert model_config.read_signature(COMMITTED, "trec") == TREC
+    assert read_signature(COMMITTED, "trec") == TREC
 
 
 def test_committed_labels_equal_those_of_the_data(trec: Path) -> None:
@@ -45,7 +46,7 @@ def test_write_configs_names_every_profile_of_the_engine(tmp_path: Path) -> None
     folders = ModelFolders(tmp_path, "trec")
     folders.write_configs(TREC, 3)
     folders.write_configs(TREC, 5)
-    config = model_config.read_model_config(tmp_path / "trec_encoder" / "config.pbtxt")
+    config = read_model_config(tmp_path / "trec_encoder" / "config.pbtxt")
     assert list(config.instance_group[0].profile) == ["0", "1", "2", "3", "4"]
 
 
@@ -54,7 +55,7 @@ def test_gpu_and_cpu_encoder_have_the_same_inputs_and_outputs() -> None:
     assert (gpu.platform, cpu.platform) == ("tensorrt_plan", "onnxruntime_onnx")
     assert (gpu.input, gpu.output, gpu.max_batch_size) == (cpu.input, cpu.output, cpu.max_batch_size)
     assert gpu.version_policy.latest.num_versions == 2, "the old text version still calls its own encoder"
-    assert model_config.text_model("m", TREC, "gpu").version_policy.latest.num_versions == 1
+    assert model_config.text_model("m", TREC).version_policy.latest.num_versions == 1
 
 
 @pytest.mark.parametrize("labels", [("one",), ("a", "a"), ("a", " "), ("a", "b\nc")])
@@ -67,4 +68,4 @@ def test_read_model_config_of_a_broken_file_names_it(tmp_path: Path) -> None:
     path = tmp_path / "config.pbtxt"
     path.write_text("max_batch_size: many")
     with pytest.raises(InputError, match="not a Triton model configuration"):
-        model_config.read_model_config(path)
+        read_model_config(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from bertmp import models, rollback
 from bertmp.core.errors import BertmpError, GateFailed, InputError
 from bertmp.export import bundle as names
 from bertmp.export.engine.compatibility import release_of_server
-from bertmp.serve import deployable
+from bertmp.serve import version_code
 from bertmp.serve.client import Client, connect
 from bertmp.serve.repository import numbered
 from tests.export.inconsistent_graphs import (
@@ -155,11 +156,12 @@ def test_deploy_of_a_text_model_that_mixes_up_its_texts_keeps_the_live_one(
     served: Served, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deploy(bundle, "kept_texts", served.repository, served.running.grpc)
-    code = deployable.TEXT_CODE.read_text(encoding="utf-8")
-    mixing = code.replace("logits[rows], wanted)", "logits[rows][::-1], wanted)")
+    changed = Path(shutil.copytree(version_code.TEXT_CODE, tmp_path / "code"))
+    code = (changed / "model.py").read_text(encoding="utf-8")
+    mixing = code.replace("zip(asked.rows, asked.scores)", "zip(asked.rows, asked.scores[::-1])")
     assert mixing != code
-    (tmp_path / "model.py").write_text(mixing, encoding="utf-8")
-    monkeypatch.setattr(deployable, "TEXT_CODE", tmp_path / "model.py")
+    (changed / "model.py").write_text(mixing, encoding="utf-8")
+    monkeypatch.setattr(version_code, "TEXT_CODE", changed)
     with pytest.raises(GateFailed, match=r"contradicts itself.*permuted_rows at (5|32) texts"):
         deploy(bundle, "kept_texts", served.repository, served.running.grpc)
     with Client(served.running.grpc) as client:

@@ -19,7 +19,8 @@ from bertmp.data.readers import read_examples
 from bertmp.export.bundle import Bundle
 from bertmp.export.parity.stage import ParityInputs, Skipped, StageOutput
 from bertmp.serve.client import Client
-from bertmp.serve.model_config import MAX_BATCH, read_model_config, render
+from bertmp.serve.model_config import MAX_BATCH
+from bertmp.serve.model_signature import read_model_config, render
 from bertmp.serve.parity_stage import TritonStage
 from bertmp.serve.serve_options import ServeOptions
 from bertmp.serve.served_consistency import served_graph

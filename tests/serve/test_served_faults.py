@@ -68,7 +68,7 @@ def permute_names(version: Path) -> None:
 def mix_rows(version: Path) -> None:
     file = version / "model.py"
     code = file.read_text(encoding="utf-8")
-    mixing = code.replace("logits[rows], wanted)", "logits[rows][::-1], wanted)")
+    mixing = code.replace("zip(asked.rows, asked.scores)", "zip(asked.rows, asked.scores[::-1])")
     assert mixing != code
     file.write_text(mixing, encoding="utf-8")
 

@@ -16,18 +16,19 @@ from tests.serve.bundles import deploy
 from tests.serve.conftest import Served
 
 SCRIPT = """
-import asyncio, json, sys
+import importlib, json, sys
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 repository, texts = sys.argv[1], json.loads(sys.argv[2])
-sys.path.insert(0, f"{repository}/trec/1")
-import model
+sys.path.append(f"{repository}/trec")
+model = importlib.import_module("1.model")  # as Triton imports it
 
 pb_utils.ENCODERS["trec_encoder"] = lambda inputs: {
     "logits": np.eye(6, dtype=np.float32)[inputs["attention_mask"].sum(axis=1) % 6]
 }
-config = {"parameters": {"length_step": {"string_value": "16"}}}
+serving = {"length_step": 16, "graph": "model.onnx", "threads": 1}  # the graph is there, ONNX Runtime is not
+config = {"parameters": {"serving": {"string_value": json.dumps(serving)}}}
 served = model.TritonPythonModel()
 served.initialize(
     {"model_repository": f"{repository}/trec", "model_version": "1", "model_config": json.dumps(config)}
@@ -35,7 +36,7 @@ served.initialize(
 rows = np.array([text.encode() for text in texts], dtype=object).reshape(-1, 1)
 outputs = ["LABEL", "PROBABILITIES", "TRUNCATED", "TOKENS", "FILES"]
 request = pb_utils.InferenceRequest(requested_output_names=outputs, inputs=[pb_utils.Tensor("TEXT", rows)])
-(response,) = asyncio.run(served.execute([request]))
+(response,) = served.execute([request])
 found = {tensor.name(): tensor.as_numpy().reshape(-1) for tensor in response.output_tensors()}
 imported = sorted({name.split(".")[0] for name in sys.modules})
 print(json.dumps([[label.decode() for label in found["LABEL"]], found["TOKENS"].tolist(), imported]))

@@ -1,1 +1,0 @@
-"""The model.py of every deployed text model: text in, label out."""

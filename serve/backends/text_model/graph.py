@@ -1,0 +1,160 @@
+"""The graph behind a text model: in this process, or asked for inside the server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from .reading import Window
+
+Feed = dict[str, np.ndarray]
+"""`input_ids`, `attention_mask` and `token_type_ids`, INT64 `[batch, length]` each."""
+
+Outputs = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """What windows may share a run.
+
+    Attributes:
+        rows: the most of them.
+        tokens: the most tokens of a run, padding included; a longer window is a run of its own.
+        padding: the most padding of a run, as a share of its tokens.
+        length_step: lengths are rounded up to a multiple of it.
+    """
+
+    rows: int
+    tokens: int
+    padding: float = 0.0
+    length_step: int = 1
+
+    def groups(self, lengths: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+        """Runs, from short to long: the length that all are padded to, and the windows' numbers.
+
+        Args:
+            lengths: each window's tokens.
+        """
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        members: list[int] = []
+        real = padded = 0
+        for number in order:
+            rounded = -(-lengths[number] // self.length_step) * self.length_step
+            size = (len(members) + 1) * rounded
+            real += rounded
+            fits = len(members) < self.rows and size <= self.tokens and size - real <= self.padding * size
+            if members and not fits:
+                yield padded, members
+                members, real = [], rounded
+            members, padded = [*members, number], rounded
+        if members:
+            yield padded, members
+
+
+class Graph(Protocol):
+    """Something that runs batches."""
+
+    def run_all(self, feeds: Sequence[Feed]) -> Iterator[Outputs | Any]:
+        """The outputs of each batch by name, or the TritonError that it ended in; in the batches' order."""
+
+
+def make_feed(windows: Sequence[Window], length: int, pad_id: int) -> Feed:
+    """Windows as the inputs of a run, padded to `length`."""
+    ids = np.full((len(windows), length), pad_id, dtype=np.int64)
+    mask, types = np.zeros_like(ids), np.zeros_like(ids)
+    for row, window in enumerate(windows):
+        count = len(window)
+        ids[row, :count], types[row, :count], mask[row, :count] = window.ids, window.types, 1
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+class SessionGraph:
+    """The graph in this process.
+
+    Args:
+        path: the ONNX file.
+        outputs: those that are wanted.
+        threads: of one run.
+    """
+
+    def __init__(self, path: str, outputs: Sequence[str], threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Idle threads sleep: with several workers on few cores, spinning ones take time from the others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # A pattern is kept for each shape, and there are as many shapes as lengths times batches.
+        options.enable_mem_pattern = False
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._outputs = list(outputs)
+
+    def run_all(self, feeds: Sequence[Feed]) -> Iterator[Outputs | Any]:
+        for feed in feeds:
+            try:
+                found = self._session.run(self._outputs, feed)
+            except Exception as error:
+                yield pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)
+            else:
+                yield dict(zip(self._outputs, found))  # noqa: B905 (equal by construction)
+
+
+CALLS = 8
+"""Requests to the encoder at once."""
+
+
+class EncoderGraph:
+    """The encoder's model of the same version, in the same server.
+
+    Args:
+        model, version: which one.
+        outputs: those that are wanted.
+    """
+
+    def __init__(self, model: str, version: int, outputs: Sequence[str]) -> None:
+        self._model, self._version, self._outputs = model, version, list(outputs)
+        self._pool = ThreadPoolExecutor(CALLS)
+
+    def run_all(self, feeds: Sequence[Feed]) -> Iterator[Outputs | Any]:
+        if len(feeds) == 1:
+            return iter([self._ask(feeds[0])])
+        return self._pool.map(self._ask, feeds)
+
+    def _ask(self, feed: Feed) -> Outputs | Any:
+        request = pb_utils.InferenceRequest(
+            model_name=self._model,
+            model_version=self._version,
+            requested_output_names=self._outputs,
+            # The TensorRT backend leaves outputs in the GPU's memory otherwise, where as_numpy() raises.
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+            inputs=[pb_utils.Tensor(name, array) for name, array in feed.items()],
+        )
+        response = request.exec()
+        if response.has_error():
+            return response.error()
+        get: Callable[[Any, str], Any] = pb_utils.get_output_tensor_by_name
+        return {name: get(response, name).as_numpy() for name in self._outputs}
+
+
+def open_graph(folder: str, version: int, settings: dict[str, Any], outputs: Sequence[str]) -> Graph:
+    """The graph in this process where that is wanted and ONNX Runtime is installed, else the encoder.
+
+    Args:
+        folder: the text model's.
+        settings: `encoder`, and where the graph is run here, its file `graph` in the encoder's version and
+            `threads`.
+    """
+    path = os.path.join(os.path.dirname(folder), settings["encoder"], str(version), settings.get("graph", ""))
+    if settings.get("graph") and os.path.isfile(path):
+        try:
+            return SessionGraph(path, outputs, settings["threads"])
+        except ImportError:  # as in the stock container
+            pass
+    return EncoderGraph(settings["encoder"], version, outputs)

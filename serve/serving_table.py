@@ -1,0 +1,66 @@
+"""How a text model uses a machine without a GPU: the table `serving` of its configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bertmp.core.hardware import Machine
+from bertmp.core.io import JsonSerializable
+
+PROCESS_BYTES = 150 * 2**20
+"""What a worker takes beside its graph: Python, the libraries, the tokenizer, a run's tensors."""
+
+MAX_TOKENS = 512
+"""More tokens in a run are not faster: their tensors leave the cores' caches."""
+MAX_PADDING = 0.1
+"""A run that is padded by more takes longer than the runs that it saves."""
+
+
+@dataclass(frozen=True)
+class ServingTable(JsonSerializable):
+    """The table.
+
+    Attributes:
+        cores: the cores that it was derived for.
+        workers: processes, each with its own graph.
+        threads: of one run.
+        max_tokens: the most tokens of a run, padding included.
+        max_padding: the most padding of a run, as a share of its tokens.
+        graph: the file that a worker runs itself; empty where it calls the encoder.
+    """
+
+    cores: int
+    workers: int
+    threads: int = 1
+    max_tokens: int = MAX_TOKENS
+    max_padding: float = MAX_PADDING
+    graph: str = ""
+
+    @classmethod
+    def derive(cls, machine: Machine, graph_bytes: int, graph: str) -> ServingTable:
+        """One worker of one thread per core, as far as the graphs fit into half of the memory.
+
+        Args:
+            graph_bytes: the size of the graph's files.
+        """
+        fit = max(1, int(machine.memory_bytes // 2 // (graph_bytes + PROCESS_BYTES)))
+        workers = min(machine.cores, fit)
+        return cls(machine.cores, workers, machine.cores // workers, graph=graph)
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> ServingTable | None:
+        """The table of a text model's configuration in Triton's JSON form; None where it has none."""
+        text = config.get("parameters", {}).get("serving", {}).get("string_value", "")
+        values = json.loads(text) if text else {}
+        return cls(**values) if "workers" in values else None
+
+    def to_text(self) -> str:
+        """As a parameter of the configuration."""
+        return json.dumps(asdict(self))
+
+    def sentence(self) -> str:
+        """The table in one line."""
+        return "[serving] " + ", ".join(f"{name} = {json.dumps(one)}" for name, one in asdict(self).items())

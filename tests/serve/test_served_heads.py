@@ -1,0 +1,287 @@
+"""Every head over the wire: the answers are those that `predict` gives for the same bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import bertmp
+from bertmp import infer
+from bertmp.core.errors import InputError
+from bertmp.data.tokenizer import Tokenizer
+from bertmp.export.bundle import Bundle
+from bertmp.serve.client import Client
+from bertmp.serve.serve_options import ServeOptions
+from bertmp.serve.server import TritonServer
+from tests.conftest import RunBertmp
+from tests.export.prediction.heads import LENGTH, Heads
+from tests.serve.bundles import deploy
+from tests.serve.conftest import Served
+
+pytestmark = pytest.mark.slow
+
+PROTOCOLS = ("grpc", "http")
+LONG = (
+    "A much longer text , which goes on and on about nothing , and is cut where the model 's positions end ."
+)
+TEXTS = (
+    "Ann Lee went to the river of Prague .",
+    "no",
+    LONG,
+    "Émile Zola's café — “naïve” 😀 ½ in Köln",
+    "Bob",
+    "not at all",
+)
+MASKED = ("The [MASK] is red .", "[MASK] ! Ça va [MASK] ?", f"{LONG} [MASK]")
+SECONDS = TEXTS[::-1]
+CLOSE = 1e-5
+
+MODELS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "classification": ("classification", {}),
+    "pairs": ("classification", {}),
+    "next-sentence": ("next-sentence", {}),
+    "multi-label": ("multi-label-classification", {}),
+    "multi-label-0.4": ("multi-label-classification", {"threshold": 0.4}),
+    "regression": ("regression", {}),
+    "entities": ("token-classification", {}),
+    "entities-first": ("token-classification", {"aggregation": "first"}),
+    "entities-max": ("token-classification", {"aggregation": "max"}),
+    "embeddings": ("encoder", {}),
+    "embeddings-cls": ("encoder", {"pooling": "cls"}),
+    "masked-lm": ("masked-lm", {}),
+    "pretraining": ("pretraining", {}),
+}
+"""Model → its bundle's task, and how it answers."""
+
+PAIRS = ("pairs", "next-sentence")
+
+
+@pytest.fixture(scope="module")
+def heads(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Heads:
+    return Heads(tmp_path_factory.mktemp("heads"), minilm)
+
+
+def bundle_of(model: str, heads: Heads) -> Path:
+    return heads.bundle(MODELS[model][0], precision="fp32", pairs=model == "pairs")
+
+
+@pytest.fixture(scope="module")
+def served(triton: None, heads: Heads, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with a model of every head."""
+    folder = tmp_path_factory.mktemp("served") / "repository"
+    for model, (_, options) in MODELS.items():
+        deploy(bundle_of(model, heads), model, folder, **options)
+    for long_text in ("window", "refuse"):
+        for task in ("classification", "token-classification", "regression", "encoder", "masked-lm"):
+            deploy(heads.bundle(task, precision="fp32"), f"{task}-{long_text}", folder, long_text=long_text)
+    with TritonServer(ServeOptions(folder, http_port=0, grpc_port=0, metrics_port=0)) as running:
+        yield Served(folder, folder, running)
+
+
+def texts_of(model: str) -> Sequence[str]:
+    return MASKED if model in ("masked-lm", "pretraining") else TEXTS
+
+
+def predicted(model: str, heads: Heads, folder: Path) -> list[dict[str, Any]]:
+    """What `predict` answers to the texts."""
+    data, out = folder / "texts.jsonl", folder / "answers.jsonl"
+    seconds = SECONDS if model in PAIRS else [None] * len(TEXTS)
+    rows = [
+        {"text": text, **({} if second is None else {"text_pair": second})}
+        for text, second in zip(texts_of(model), seconds, strict=False)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    bertmp.predict(bundle_of(model, heads), data=data, out=out, **MODELS[model][1])
+    found = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    for row in found:
+        if "embedding" in row:
+            vector = np.array(row["embedding"])
+            row["embedding"] = list(vector / np.linalg.norm(vector))
+    return found
+
+
+def assert_same(given: Any, wanted: Any) -> None:
+    """Equal, and numbers close."""
+    if isinstance(wanted, dict):
+        assert list(given) == list(wanted)
+        for name, value in wanted.items():
+            assert_same(given[name], value)
+    elif isinstance(wanted, list):
+        assert len(given) == len(wanted)
+        for one, other in zip(given, wanted, strict=True):
+            assert_same(one, other)
+    elif isinstance(wanted, float):
+        assert given == pytest.approx(wanted, abs=CLOSE)
+    else:
+        assert given == wanted
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("model", MODELS)
+def test_answers_over_the_wire_are_those_of_predict(
+    served: Served, heads: Heads, tmp_path: Path, model: str, protocol: str
+) -> None:
+    wanted = predicted(model, heads, tmp_path)
+    pairs = SECONDS if model in PAIRS else ()
+    found = infer(model, texts_of(model), text_pair=pairs, protocol=protocol, url=served.url(protocol))
+    assert any(row["truncated"] for row in wanted)
+    for answer, row in zip(found, wanted, strict=True):
+        given = answer.to_json()
+        assert (given.pop("version"), given.pop("windows")) == (1, 1)
+        assert_same(given, row)
+
+
+def test_a_threshold_decides_which_labels_apply(served: Served) -> None:
+    low, usual = (infer(name, TEXTS, url=served.url("grpc")) for name in ("multi-label-0.4", "multi-label"))
+    for one, other in zip(low, usual, strict=True):
+        assert one.labels == [name for name, score in one.scores.items() if score > 0.4]
+        assert other.labels == [name for name, score in other.scores.items() if score > 0.5]
+    assert [one.labels for one in low] != [one.labels for one in usual]
+
+
+def pooled(bundle: Path, text: str, output: str) -> tuple[int, np.ndarray]:
+    """The number of windows, and the mean of an output's rows over them, weighted by their tokens."""
+    opened = Bundle.open(bundle)
+    (row,) = Tokenizer.load(bundle, 512).encode([text])
+    begin, *inner, end = row.input_ids
+    room = LENGTH - 2
+    starts = [*range(0, len(inner) - room, room - room // 4), len(inner) - room]
+    session = onnxruntime.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
+    found = []
+    for start in starts:
+        ids = np.array([[begin, *inner[start : start + room], end]])
+        feed = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "token_type_ids": np.zeros_like(ids),
+        }
+        (states,) = session.run([output], feed)
+        found.append(states[0] if opened.task != "encoder" else states[0].mean(axis=0))
+    return len(starts), np.stack(found)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression", "encoder"])
+def test_the_windows_of_a_long_text_are_pooled(served: Served, heads: Heads, task: str) -> None:
+    output = "last_hidden_state" if task == "encoder" else "logits"
+    count, rows = pooled(heads.bundle(task, precision="fp32"), LONG * 2, output)
+    (whole,) = infer(f"{task}-window", [LONG * 2], url=served.url("grpc"))
+    assert (whole.truncated, whole.windows) == (False, count)
+    assert count > 2
+    if task == "classification":
+        powers = np.exp(rows)
+        wanted = (powers / powers.sum(axis=1, keepdims=True)).mean(axis=0)
+        assert list(whole.scores.values()) == pytest.approx(wanted.tolist(), abs=CLOSE)
+        assert whole.label == list(whole.scores)[int(wanted.argmax())]
+    elif task == "regression":
+        assert whole.value == pytest.approx(float(rows.mean()), abs=CLOSE)
+    else:
+        mean = rows.mean(axis=0)
+        assert whole.embedding == pytest.approx((mean / np.linalg.norm(mean)).tolist(), abs=CLOSE)
+    short = infer(f"{task}-window", TEXTS[:1], url=served.url("grpc"))[0]
+    plain = infer("embeddings" if task == "encoder" else task, TEXTS[:1], url=served.url("grpc"))[0]
+    assert short.windows == 1
+    assert_same(short.to_json(), plain.to_json())
+
+
+def test_the_spans_of_windows_are_merged_by_their_characters(served: Served) -> None:
+    text = " ".join([LONG] * 3)
+    (whole,) = infer("token-classification-window", [text], url=served.url("grpc"))
+    assert whole.windows > 3
+    assert not whole.truncated
+    ends = [(one["start"], one["end"]) for one in whole.entities]
+    assert ends == sorted(ends)
+    assert all(before[1] <= after[0] for before, after in pairwise(ends)), "no overlaps"
+    assert max(end for _, end in ends) > len(LONG), "spans beyond the first window"
+    for one in whole.entities:
+        assert text[one["start"] : one["end"]] == one["text"]
+    (filled,) = infer("masked-lm-window", [f"[MASK] {text} [MASK]"], url=served.url("grpc"))
+    assert [fill["start"] for fill in filled.fills] == [0, len(text) + 8]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_long_text_is_refused_with_both_lengths(served: Served, protocol: str) -> None:
+    assert infer("classification-refuse", ["fine"], url=served.url("grpc"))
+    with pytest.raises(InputError, match=rf"text 2 of 2 is too long: \d+ tokens, the most is {LENGTH}"):
+        infer("classification-refuse", ["fine", LONG], protocol=protocol, url=served.url(protocol))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_pairs_in_the_wrong_model_are_refused(served: Served, protocol: str) -> None:
+    where = {"protocol": protocol, "url": served.url(protocol)}
+    with pytest.raises(InputError, match="'pairs' takes pairs of texts"):
+        infer("pairs", ["a"], **where)
+    with pytest.raises(InputError, match="'regression' takes single texts"):
+        infer("regression", ["a"], text_pair=["b"], **where)
+    with pytest.raises(InputError, match="2 texts and 1 second texts"):
+        infer("pairs", ["a", "b"], text_pair=["c"], **where)
+    text = np.array([[b"a"]], dtype=object)
+    with Client(served.url(protocol), protocol) as client:  # what a plain client is told
+        with pytest.raises(InputError, match="TEXT_PAIR"):
+            client.infer("regression", {"TEXT": text, "TEXT_PAIR": text}, ("VALUE",))
+        with pytest.raises(InputError, match="2 inputs"):
+            client.infer("pairs", {"TEXT": text}, ("LABEL",))
+        with pytest.raises(InputError, match="the second text is empty"):
+            client.infer("pairs", {"TEXT": text, "TEXT_PAIR": np.array([[b" "]], dtype=object)}, ("LABEL",))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_text_without_a_mask_is_refused(served: Served, protocol: str) -> None:
+    with pytest.raises(InputError, match=r"text 1 of 2 has no \[MASK\]"):
+        infer("masked-lm", ["nothing", "[MASK]"], protocol=protocol, url=served.url(protocol))
+
+
+def test_a_version_tells_how_it_answers(served: Served) -> None:
+    text = np.array([[b"a"]], dtype=object)
+    with Client(served.url("grpc")) as client:
+        found, _ = client.infer("entities-max", {"TEXT": text}, ("SETTINGS",))
+    settings = json.loads(found["SETTINGS"][0, 0])
+    assert (settings["task"], settings["aggregation"], settings["max_length"]) == (
+        "token-classification",
+        "max",
+        LENGTH,
+    )
+
+
+def test_the_command_prints_a_line_for_each_task(
+    served: Served, heads: Heads, tmp_path: Path, run_bertmp: RunBertmp
+) -> None:
+    expected = {
+        "multi-label": ("scores",),
+        "regression": ("value",),
+        "entities": ("entities",),
+        "embeddings": ("embedding",),
+        "masked-lm": ("fills",),
+    }
+    for model, (field,) in expected.items():
+        text = texts_of(model)[0]
+        done = run_bertmp("infer", model, text, "--url", served.url("grpc"), "--json")
+        assert done.returncode == 0, done.stderr
+        (answer,) = json.loads(done.stdout)
+        assert answer["text"] == text
+        assert field in answer
+        done = run_bertmp("infer", model, text, "--url", served.url("grpc"))
+        assert (done.returncode, len(done.stdout.splitlines())) == (0, 1), done.stderr
+
+
+def test_infer_and_bench_take_pairs(served: Served, tmp_path: Path, run_bertmp: RunBertmp) -> None:
+    done = run_bertmp("infer", "pairs", "a b", "--text-pair", "c", "--url", served.url("grpc"), "--json")
+    assert done.returncode == 0, done.stderr
+    (answer,) = json.loads(done.stdout)
+    assert (answer["text"], answer["text_pair"], answer["tokens"]) == ("a b", "c", 6)
+    data = tmp_path / "pairs.tsv"
+    data.write_text("text\ttext_pair\na b\tc\nd\te f g\n")
+    done = run_bertmp(
+        "infer", "pairs", "--data", data, "--url", served.url("http"), "--protocol", "http", "--json"
+    )
+    assert [(one["text_pair"], one["tokens"]) for one in json.loads(done.stdout)] == [("c", 6), ("e f g", 7)]
+    found = bertmp.bench("pairs", data, (2,), 0.5, url=served.url("grpc"))
+    assert found.failures == 0
+    assert found.levels[0].requests > 0
+    assert found.levels[0].tokens_per_second == pytest.approx(6.5 * found.levels[0].texts_per_second, rel=0.2)
