@@ -172,6 +172,8 @@ def command_line(
         "--exit-on-error=false",
         "--strict-readiness=true",
         "--log-info=false",
+        "--metrics-config=summary_latencies=true",
+        "--metrics-config=summary_quantiles=0.5:0.05,0.9:0.01,0.99:0.001",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         *restrictions,
         *tls_arguments(options),
