@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from bertmp.core.hardware import Gpu, find_gpu, machine, nvidia_driver
+from bertmp.environment import doctor
 from bertmp.environment.doctor import REQUIREMENTS, CommandCheck, Component, check_commands, components
+from bertmp.environment.triton_install import TritonRuntime
 
 HOPPER = Gpu("NVIDIA H100", "9.0", 80 << 30)
 ALL = tuple(
@@ -225,3 +227,14 @@ def test_gpus_without_nvml_are_none_with_the_reason(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert nvidia_driver().problem == "unknown: nvidia-ml-py is not installed"
     assert find_gpu() is None
+
+
+def test_doctor_names_the_vulnerabilities_of_an_old_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    details = {}
+    for version in ("2.51.0", "2.59.0"):
+        found = TritonRuntime("system", version, Path("tritonserver"), Path("python3"), Path("backends"))
+        monkeypatch.setattr(doctor, "find_runtime", lambda found=found: found)
+        details[version] = next(part.detail for part in components() if part.name == "triton")
+    assert "CVE-2025-23319" in details["2.51.0"]
+    assert "fixed in 25.07" in details["2.51.0"]
+    assert "CVE" not in details["2.59.0"]
