@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bertmp.serve.http_request import Endpoint, Reply
-from bertmp.serve.model_config import read_model_config, render
+from bertmp.serve.model_signature import read_model_config, render
 from bertmp.serve.queueing import MAX_QUEUE, QUEUE_SECONDS, bound_queue
 from bertmp.serve.serve_options import RunningServer, ServeOptions
 from bertmp.serve.server import TritonServer
