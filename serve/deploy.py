@@ -172,7 +172,7 @@ def _deploy_new(
 
 def _fill_text(folders: ModelFolders, deployable: Deployable, folder: Path) -> None:
     deployable.fill_text(folders.name, folder)
-    write_golden(folder, golden_cases(deployable.bundle, folders))
+    write_golden(folder, golden_cases(deployable.bundle, folders, deployable.answering.pooling))
 
 
 def _audit(folders: ModelFolders) -> AuditLog:

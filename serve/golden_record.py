@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from bertmp.data.batches import pad_batch
-from bertmp.export.answers import softmax
+from bertmp.export.answers import Classes, Embedding, LabelSet, Value, decoder_of, normalised
 from bertmp.export.bundle import FP32_GRAPH, Bundle
 from bertmp.export.graph.ort_sessions import open_session
-from bertmp.serve.golden import LARGEST, GoldenCase, Tensor, any_request
+from bertmp.serve.golden import LARGEST, PROBABILITY_BOUND, GoldenCase, Tensor, any_request, leads_clearly
 from bertmp.serve.model_config import INPUTS
 from bertmp.serve.model_signature import read_model_config
 from bertmp.serve.repository import ModelFolders
-
-_PROBABILITY_BOUND = 0.1
-_CLEAR_MARGIN = 3 * _PROBABILITY_BOUND
-"""By how much the best class must lead for its label to be part of what is right."""
+from bertmp.serve.served_tasks import labels_of
 
 
-def golden_cases(bundle: Bundle, folders: ModelFolders) -> list[GoldenCase]:
+def golden_cases(bundle: Bundle, folders: ModelFolders, pooling: str) -> list[GoldenCase]:
     """The golden requests of a bundle's text model and its encoder.
 
     Where ONNX Runtime is not installed or does not run the graph, there are only requests, and any finite
@@ -28,48 +27,59 @@ def golden_cases(bundle: Bundle, folders: ModelFolders) -> list[GoldenCase]:
 
     Args:
         folders: the models', with their configurations.
+        pooling: how an encoder's states become an embedding.
     """
-    text_config = read_model_config(folders.text / "configs" / "cpu.pbtxt")
-    asked = any_request(_as_json(text_config))
+    configs = [
+        read_model_config(model / "configs" / "cpu.pbtxt") for model in (folders.text, folders.encoder)
+    ]
+    asked = any_request(_as_json(configs[0]))
     if asked is None:
         return []
     texts = {tensor.name: tensor.data[0] for tensor in asked.inputs}
     second = [texts["TEXT_PAIR"]] if "TEXT_PAIR" in texts else None
     encoded = bundle.tokenizer.encode([texts["TEXT"]], second)
     feed = pad_batch(encoded, bundle.tokenizer.pad_id)
-    ids = [_tensor(name, "INT64", feed[name]) for name in INPUTS]
     outputs = _run(bundle, feed)
-    fitting = tuple(_tensor(name, "FP32", one) for name, one in outputs.items() if one.size <= LARGEST)
-    cases = [GoldenCase(asked.model, asked.inputs, _text_outputs(bundle, asked, outputs), asked.wanted)]
-    return [*cases, GoldenCase(folders.encoder.name, tuple(ids), fitting)] if fitting else cases
+    ids = encoded[0].input_ids
+    cases = [replace(asked, outputs=_text_outputs(bundle, asked, outputs, ids, pooling))]
+    served = {output.name for output in configs[1].output}
+    fitting = {name: one for name, one in outputs.items() if name in served and one.size <= LARGEST}
+    if fitting:
+        inputs = tuple(_tensor(name, "INT64", feed[name]) for name in INPUTS)
+        answer = tuple(_tensor(name, "FP32", one) for name, one in fitting.items())
+        cases.append(GoldenCase(folders.encoder.name, inputs, answer))
+    return cases
 
 
 def _run(bundle: Bundle, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The outputs of the FP32 graph; none where it cannot be run or its numbers are not finite."""
+    """The finite outputs of the FP32 graph; none where it cannot be run."""
     try:
         session = open_session(bundle.folder / FP32_GRAPH)
         names = [output.name for output in session.get_outputs()]
         found = dict(zip(names, session.run(names, feed), strict=True))
     except Exception:  # the runtime's own exceptions share no other base
         return {}
-    return found if all(np.isfinite(array).all() for array in found.values()) else {}
+    return {name: array for name, array in found.items() if np.isfinite(array).all()}
 
 
-def _text_outputs(bundle: Bundle, asked: GoldenCase, outputs: dict[str, np.ndarray]) -> tuple[Tensor, ...]:
-    """What the text model should answer, where that follows from the logits alone."""
-    logits = outputs.get("logits")
-    if logits is None or logits.ndim != 2:
+def _text_outputs(
+    bundle: Bundle, asked: GoldenCase, outputs: dict[str, np.ndarray], ids: Sequence[int], pooling: str
+) -> tuple[Tensor, ...]:
+    """What the text model should answer in any precision: numbers, and a label that leads clearly."""
+    labels = labels_of(bundle.task, bundle.labels)
+    decoder = decoder_of(bundle.task, labels=labels, pooling=pooling)
+    if not isinstance(decoder, (Classes, LabelSet, Value, Embedding)) or not set(decoder.outputs) <= set(
+        outputs
+    ):
         return ()
-    if "VALUE" in asked.wanted:
-        return (_tensor("VALUE", "FP32", logits),)
-    if "LABEL" not in asked.wanted:
-        return ()
-    probabilities = softmax(logits)
-    found = [_tensor("PROBABILITIES", "FP32", probabilities, _PROBABILITY_BOUND)]
-    *_, second, first = np.sort(probabilities[0])
-    if first - second > _CLEAR_MARGIN:
-        label = bundle.labels[int(probabilities[0].argmax())]
-        found.append(Tensor("LABEL", "BYTES", (1, 1), (label,)))
+    scores = decoder.scores(outputs, 0, ids)
+    if isinstance(decoder, Value):
+        return (_tensor("VALUE", "FP32", scores[None]),)
+    if isinstance(decoder, Embedding):
+        return (_tensor("EMBEDDING", "FP32", normalised(scores)[None]),)
+    found = [_tensor("PROBABILITIES", "FP32", scores[None], PROBABILITY_BOUND)]
+    if isinstance(decoder, Classes) and leads_clearly(scores.tolist()):
+        found.append(Tensor("LABEL", "BYTES", (1, 1), (labels[int(scores.argmax())],)))
     return tuple(found)
 
 

@@ -24,8 +24,8 @@ class ModelHealth:
         fault: what was wrong with the last answer; empty where it was right.
         answered: when the last right answer came, in seconds of the monotonic clock; None where none did.
         seconds: how long the last answer took.
-        golden: what answers are compared with: `recorded` by deploy, the `first` one, or `none` where only
-            Triton's own word counts.
+        golden: what answers are compared with: `recorded` by deploy, the `first` one, or nothing where any
+            `finite` one is right; `none` where only Triton's own word counts.
     """
 
     version: int

@@ -116,8 +116,9 @@ class Prober:
         seconds, outcome = time.monotonic() - started, "right"
         if fault:
             outcome = "busy" if self._is_busy(model, before, reply) else ("wrong" if reply.ok else "failed")
-        elif asked.case is not None and not asked.case.outputs:
+        elif asked.case is not None and asked.golden == "first" and not asked.case.outputs:
             asked.case = asked.case.expecting(reply)
+            asked.golden = "first" if asked.case.outputs else "finite"
         with self.health.lock:
             if epoch == self._epoch:
                 self._note(model, asked, fault, seconds, outcome)
@@ -158,7 +159,7 @@ class Prober:
         case = case or (any_request(config) if isinstance(config, dict) else None)
         what = f"version {version} of '{model}' has no recorded answers"
         if case is None:
-            self.log(f"{what}, and it is not one of ours: only Triton's own word for it counts")
+            self.log(f"{what}, and no request to it is known: only Triton's own word for it counts")
             return _Asked(version, None, "none")
         self.log(f"{what}: its first answer is what later ones are compared with")
         return _Asked(version, replace(case, outputs=()), "first")
