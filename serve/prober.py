@@ -17,6 +17,8 @@ from bertmp.serve.http_request import Endpoint, Reply
 LIVE_TIMEOUT = 2.0
 """Seconds that the server may take to say that it is alive."""
 _AT_ONCE = 8
+_UNLOADED = "unloaded"
+"""Triton's reason where a model was unloaded on request."""
 _BUSY = "maximum queue size"
 """What Triton says of a request that it refuses because the model's queue is full."""
 
@@ -57,7 +59,8 @@ class Prober:
 
     def failures(self) -> dict[str, int]:
         """How many times in a row each model that is at fault has failed."""
-        return {name: asked.failures for name, asked in self._asked.items() if asked.failures}
+        with self.health.lock:
+            return {name: asked.failures for name, asked in self._asked.items() if asked.failures}
 
     def forget_failures(self, model: str | None = None) -> None:
         """After a repair: what a request found that was under way counts no longer."""
@@ -83,26 +86,32 @@ class Prober:
         newest: dict[str, int] = {}
         reasons: dict[str, str] = {}
         for entry in reply.json() or ():
-            name, version = entry["name"], int(entry.get("version") or 0)
-            if entry.get("state") == "READY":
-                newest[name] = max(version, newest.get(name, 0))
-            else:
-                reasons[name] = entry.get("reason", "")
+            name, state = entry["name"], entry.get("state")
+            if state == "READY":
+                newest[name] = max(int(entry["version"]), newest.get(name, 0))
+            elif state:
+                reasons[name] = entry.get("reason", "") if state == "UNAVAILABLE" else state
         for name in [name for name in self._asked if name not in newest]:
-            if reasons.get(name, "unloaded") in ("unloaded", ""):
-                self.log(f"'{name}' was unloaded: it is watched no longer")
-                with self.health.lock:
-                    self._asked.pop(name)
-                    self.health.models.pop(name, None)
-            else:
-                self._note(name, self._asked[name], f"it is not loaded: {reasons[name]}", 0.0, "not loaded")
+            self._note_absent(name, reasons.get(name, _UNLOADED))
         return newest
+
+    def _note_absent(self, model: str, reason: str) -> None:
+        """Notes that a model is not loaded; one that is on its way counts by its last answer."""
+        with self.health.lock:
+            if reason == _UNLOADED:
+                self.log(f"'{model}' was unloaded: it is watched no longer")
+                self._asked.pop(model)
+                self.health.models.pop(model, None)
+            elif reason not in ("LOADING", "UNLOADING"):
+                self._note(model, self._asked[model], f"it is not loaded: {reason}", 0.0, "failed")
 
     def ask(self, model: str, version: int) -> None:
         """Asks one model and notes what came."""
         epoch, asked = self._epoch, self._asked.get(model)
         if asked is None or asked.version != version:
-            asked = self._asked[model] = self._prepare(model, version)
+            asked = self._prepare(model, version)
+            with self.health.lock:
+                self._asked[model] = asked
         before = self._answered_requests(model)
         started = time.monotonic()
         if asked.case is None:

@@ -11,10 +11,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
+import psutil
 from typing_extensions import Self
 
 from bertmp.core.errors import BertmpError
@@ -34,6 +35,8 @@ AGAIN_SECONDS = 0.5
 """At most between two golden requests where something is at fault."""
 WITHIN_SECONDS = 60.0
 """The time in which repairs are counted."""
+REPLACED_SECONDS = 10.0
+"""After which a worker is killed in whose place another works."""
 _CERTAIN = 2
 """Failures in a row that count: one may be chance."""
 
@@ -83,6 +86,7 @@ class Watchdog:
         self._start_error: BertmpError | None = None
         self._faulty: tuple[Worker, ...] = ()
         self._said: dict[str, str] = {}
+        self._replaced: list[tuple[float, psutil.Process]] = []
         self._unanswered, self._stopped = 0, False
         self._cleanup = ExitStack()
 
@@ -129,7 +133,7 @@ class Watchdog:
         self._server = TritonServer(self._options)
         self.running = replace(self._server.__enter__(), health=self._address)
         self._workers, self._unanswered, self._stopped = WorkerWatch(self.running.pid), 0, False
-        self._faulty = self._workers.look()
+        self._faulty, self._replaced = self._workers.look(), []
         self._health.server_fault = ""
 
     def _stop_server(self) -> None:
@@ -164,6 +168,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._closing.wait(LOOK_SECONDS):
             self._health.beat = time.monotonic()
+            self._kill_replaced()
             workers = self._workers.look()
             broken, self._faulty = persistent(self._faulty, workers), workers
             stopped = self._workers.server_is_stopped()
@@ -179,35 +184,41 @@ class Watchdog:
 
     def _reload_of_workers(self, broken: Sequence[Worker]) -> None:
         """Loads the model of the first of the broken workers again."""
-        first, *_ = broken
-        model = first.model(self._health.models)
-        if model is None:
-            self._restart(BertmpError(f"worker {first.pid} was {first.state}", self.running.http))
+        by_model = {worker: worker.model(self._health.models) for worker in broken}
+        model = next((model for model in by_model.values() if model is not None), None)
+        if model is None:  # of a version that does not answer anybody
+            self._workers.ignore(broken)
             return
-        its = [worker for worker in broken if worker.model(self._health.models) == model]
+        its = [worker for worker in broken if by_model[worker] == model]
         what = " and ".join(f"worker {worker.pid} of '{model}' was {worker.state}" for worker in its)
         self._reload(model, what, its)
 
     def _reload_failing(self) -> None:
         failing = [model for model, times in self._prober.failures().items() if times >= _CERTAIN]
-        for model in failing[:1]:
-            self._reload(model, f"'{model}' fails: {self._health.models[model].fault}", [])
+        for model, health in [(model, self._health.models.get(model)) for model in failing[:1]]:
+            its = [worker for worker in self._workers.look() if worker.model(self._health.models) == model]
+            self._reload(model, f"'{model}' fails: {health.fault if health else 'unknown'}", its)
         for model in [model for model in self._said if model not in failing]:
             del self._said[model]
 
     def _reload(self, model: str, what: str, workers: Sequence[Worker]) -> None:
-        """Loads a model again; a server that cannot is started again."""
+        """Loads a model again; a server that cannot is started again.
+
+        Args:
+            workers: those that are at fault.
+        """
         started = time.monotonic()
         with self._health.lock:
-            self._health.models[model] = replace(self._health.models[model], fault=what)
+            now = self._health.models.get(model)
+            if now is None:  # it was unloaded meanwhile
+                return
+            self._health.models[model] = replace(now, fault=what)
         if not self._may_repair(model, what, "the model is loaded again"):
             return
-        version, stopped = (
-            self._health.models[model].version,
-            [one for one in workers if one.state == "stopped"],
-        )
+        stopped = [worker for worker in workers if worker.state == "stopped"]
         try:
-            reason = reload_model(self._prober.server, self._options.repository, model, version, stopped)
+            server, repository = self._prober.server, self._options.repository
+            reason = reload_model(server, repository, model, now.version, stopped)
         except Deploying:
             self._say(model, f"{what}: it is repaired when the deployment that is under way has ended")
             self._budget.times.pop()
@@ -215,8 +226,17 @@ class Watchdog:
         if reason and not self._closing.is_set():
             self._restart(BertmpError(f"'{model}' does not load again: {reason}", self.running.http))
             return
+        self._replaced += [(started + REPLACED_SECONDS, one) for one in self._workers.processes(workers)]
         self._workers.ignore(workers)
         self._answers_again(model, started)
+
+    def _kill_replaced(self) -> None:
+        """Ends the workers that were replaced and do not end by themselves: they hang."""
+        now = time.monotonic()
+        for process in [process for until, process in self._replaced if until < now]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()  # not another process that has its number by now
+        self._replaced = [one for one in self._replaced if one[0] >= now]
 
     def _restart(self, why: BertmpError) -> None:
         """Starts the server again, at the same ports."""

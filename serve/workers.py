@@ -5,13 +5,20 @@ Triton starts one per model instance, and notices neither that one was killed no
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import psutil
 
-_STUB = "triton_python_backend_stub"
+SEARCH_SECONDS = 2.0
+"""Between two searches for new workers, which look at every process of the machine."""
+
+_STUB, _INSTANCE = "triton_python_backend_stub", 8
+"""The workers' program, and which of its arguments is the instance's name."""
+
 State = Literal["running", "stopped", "killed"]
 """Stopped: by SIGSTOP. Killed: it has ended, and Triton, which reaps what it ends itself, did not notice."""
 
@@ -22,7 +29,7 @@ class Worker:
 
     Attributes:
         pid: its number.
-        instance: the model instance that it runs, e.g. `trec_0_1`; empty where it ended before it was seen.
+        instance: the model instance that it runs, e.g. `trec_0_1`.
         state: how it is.
     """
 
@@ -48,12 +55,20 @@ class WorkerWatch:
 
     def __init__(self, server: int) -> None:
         self._server = server
+        self._children: list[psutil.Process] = []
+        self._searched = -math.inf
         self._instances: dict[int, str] = {}
         self._ignored: frozenset[int] = frozenset()
 
     def ignore(self, workers: Iterable[Worker]) -> None:
         """Leaves workers out from now on: others work in their place, and Triton does not reap them."""
         self._ignored |= {worker.pid for worker in workers}
+        self._searched = -math.inf
+
+    def processes(self, workers: Iterable[Worker]) -> list[psutil.Process]:
+        """Those of the workers that are there."""
+        numbers = {worker.pid for worker in workers}
+        return [child for child in self._children if child.pid in numbers]
 
     def server_is_stopped(self) -> bool:
         """Whether the server itself was stopped by SIGSTOP."""
@@ -63,32 +78,40 @@ class WorkerWatch:
             return False
 
     def look(self) -> tuple[Worker, ...]:
-        """Every worker that there is."""
+        """Every worker that there is; new ones after `SEARCH_SECONDS` at the latest."""
+        if time.monotonic() - self._searched > SEARCH_SECONDS:
+            self._search()
+        watched = [child for child in self._children if child.pid not in self._ignored]
+        return tuple(worker for child in watched if (worker := self._worker(child)) is not None)
+
+    def _search(self) -> None:
+        """Finds the server's children, among all processes of the machine."""
+        self._searched = time.monotonic()
         try:
-            children = psutil.Process(self._server).children()
+            self._children = psutil.Process(self._server).children()
         except psutil.NoSuchProcess:
-            return ()
-        watched = [child for child in children if child.pid not in self._ignored]
-        found = [worker for child in watched if (worker := self._worker(child)) is not None]
-        self._instances = {worker.pid: worker.instance for worker in found}
-        return tuple(found)
+            self._children = []
+        there = {child.pid for child in self._children}
+        self._instances = {pid: instance for pid, instance in self._instances.items() if pid in there}
 
     def _worker(self, child: psutil.Process) -> Worker | None:
+        """A worker; None for another process, and for one that ended before it was seen."""
         try:
             status = child.status()
-            command = [] if status == psutil.STATUS_ZOMBIE else child.cmdline()
+            if child.pid not in self._instances and status != psutil.STATUS_ZOMBIE:
+                command = child.cmdline()
+                if len(command) > _INSTANCE and command[0].endswith(_STUB):
+                    self._instances[child.pid] = command[_INSTANCE]
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return None
-        if command:
-            if not command[0].endswith(_STUB):
-                return None
-            self._instances[child.pid] = command[8] if len(command) > 8 else ""
+        if child.pid not in self._instances:
+            return None
         state: State = "running"
         if status == psutil.STATUS_ZOMBIE:
             state = "killed"
         elif status == psutil.STATUS_STOPPED:
             state = "stopped"
-        return Worker(child.pid, self._instances.get(child.pid, ""), state)
+        return Worker(child.pid, self._instances[child.pid], state)
 
 
 def persistent(before: Iterable[Worker], now: Iterable[Worker]) -> list[Worker]:

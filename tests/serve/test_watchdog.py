@@ -18,6 +18,7 @@ import pytest
 from bertmp import infer
 from bertmp.core.errors import BertmpError
 from bertmp.core.io import read_json, write_json
+from bertmp.serve import watchdog as watchdog_module
 from bertmp.serve.golden import GOLDEN
 from bertmp.serve.http_request import Endpoint
 from bertmp.serve.serve_options import ServeOptions
@@ -186,11 +187,12 @@ def test_wrong_answers_that_loading_again_does_not_help_end_the_command(
 
 
 FORGETFUL = '''
+import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
-    """Echoes a number until it is asked for 13; then it is wrong until it is loaded again."""
+    """Echoes a number. Asked for 13, it is wrong until it is loaded again; asked for 14, it hangs."""
 
     def initialize(self, args):
         self.wrong = 0.0
@@ -201,6 +203,8 @@ class TritonPythonModel:
             value = pb_utils.get_input_tensor_by_name(request, "X").as_numpy()
             if (value == 13).any():
                 self.wrong = 5.0
+            if (value == 14).any():
+                time.sleep(3600)
             answer = pb_utils.Tensor("Y", value + np.float32(self.wrong))
             responses.append(pb_utils.InferenceResponse([answer]))
         return responses
@@ -216,7 +220,11 @@ instance_group { count: 1 kind: KIND_CPU }
 """
 
 
-def test_wrong_answers_that_loading_again_helps_are_repaired(triton: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("unlucky", "said"), [(13.0, "Y is 7, not 2"), (14.0, "no answer within 1 s")])
+def test_wrong_and_missing_answers_that_loading_again_helps_are_repaired(
+    triton: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unlucky: float, said: str
+) -> None:
+    monkeypatch.setattr(watchdog_module, "REPLACED_SECONDS", 1.0)
     folder = tmp_path / "repository" / "forgetful"
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.py").write_text(FORGETFUL)
@@ -226,17 +234,23 @@ def test_wrong_answers_that_loading_again_helps_are_repaired(triton: None, tmp_p
     write_json(folder / "1" / GOLDEN, {"format": 1, "cases": [case]})
     lines: list[str] = []
     options = ServeOptions(
-        folder.parent, **FREE, health_period=0.5, progress=lambda line, *_: lines.append(line)
+        folder.parent,
+        **FREE,
+        health_period=0.5,
+        health_timeout=1.0,
+        progress=lambda line, *_: lines.append(line),
     )
     with Watchdog(options) as watchdog:
         found = Watched(watchdog, lines)
         assert found.ready(), found.why_not()
-        unlucky = {"inputs": [{"name": "X", **tensor, "data": [13.0]}]}
-        assert Endpoint(watchdog.running.http).post("/v2/models/forgetful/infer", unlucky).ok
+        (before,) = found.workers("forgetful")
+        request = {"inputs": [{"name": "X", **tensor, "data": [unlucky]}]}
+        Endpoint(watchdog.running.http).post("/v2/models/forgetful/infer", request, timeout=0.5)
         seconds_until(lambda: not found.ready())
-        assert "Y is 7, not 2" in found.why_not()
-        assert seconds_until(found.ready) < 5
+        assert said in found.why_not()
+        assert seconds_until(found.ready) < 8
         assert found.said("watchdog", "'forgetful' answers again")
+        seconds_until(lambda: before.pid not in {worker.pid for worker in found.workers("forgetful")})
 
 
 def test_without_recorded_answers_the_first_one_counts_and_the_log_says_so(
