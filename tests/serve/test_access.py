@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,34 @@ def test_key_is_nowhere_that_other_users_read(running: RunningServer, key_file: 
         assert key not in " ".join(process.cmdline())
         assert stat.S_IMODE(Path(f"/proc/{process.pid}/environ").stat().st_mode) == 0o400
     assert "bertmp-key=not-shown" in " ".join(server.cmdline())
+
+
+def test_another_user_of_the_machine_learns_no_key_and_loads_nothing(
+    running: RunningServer, key_file: Path, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    key_file.parent.chmod(0o755)
+    code = (
+        "import sys, urllib.request, urllib.error\n"
+        "for path in sys.argv[2:]:\n"
+        "    try: print(open(path, 'rb').read())\n"
+        "    except PermissionError: print('refused')\n"
+        "url = 'http://' + sys.argv[1] + '/v2/repository/models/trec/load'\n"
+        "try: print(urllib.request.urlopen(urllib.request.Request(url, method='POST')).status)\n"
+        "except urllib.error.HTTPError as error: print(error.code)\n"
+    )
+    paths = [str(key_file), f"/proc/{running.pid}/environ", f"/proc/{running.pid}/cmdline"]
+    command = [shutil.which("python3", path="/usr/bin:/bin") or "", "-c", code, running.http, *paths]
+    if not command[0]:
+        pytest.skip("no Python that another user can run")
+    done = subprocess.run(
+        command, user=65534, group=65534, extra_groups=[], cwd="/", capture_output=True, text=True
+    )
+    key, environ, cmdline, status = done.stdout.splitlines()
+    assert (key, environ, status) == ("refused", "refused", "403")
+    assert read_key(key_file).value not in cmdline
+    assert "not-shown" in cmdline
 
 
 def test_workers_do_not_get_the_environment_or_the_key(running: RunningServer, key_file: Path) -> None:

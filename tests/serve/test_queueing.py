@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -11,11 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bertmp.serve.golden import GoldenCase, Tensor, write_golden
 from bertmp.serve.http_request import Endpoint, Reply
 from bertmp.serve.model_signature import read_model_config, render
 from bertmp.serve.queueing import MAX_QUEUE, QUEUE_SECONDS, bound_queue
 from bertmp.serve.serve_options import RunningServer, ServeOptions
 from bertmp.serve.server import TritonServer
+from bertmp.serve.watchdog import Watchdog
+from tests.serve.test_serve_command import until
+from tests.serve.test_watchdog import FREE
 
 CODE = """
 import time
@@ -39,17 +44,22 @@ TENSOR = {"name": "X", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}
 QUEUE = 3
 
 
-@pytest.fixture(scope="module")
-def running(triton: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A model of half a second per request, with our policy and a queue of three."""
-    folder = tmp_path_factory.mktemp("queue") / "repository" / "slow"
+def write_slow_model(folder: Path, queue: int) -> None:
+    """A model of half a second per request, with our policy but for the queue's length."""
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.py").write_text(CODE)
     (folder / "config.pbtxt").write_text(CONFIG)
     config = read_model_config(folder / "config.pbtxt")
     bound_queue(config)
-    config.dynamic_batching.default_queue_policy.max_queue_size = QUEUE
+    config.dynamic_batching.default_queue_policy.max_queue_size = queue
     (folder / "config.pbtxt").write_text(render(config))
+
+
+@pytest.fixture(scope="module")
+def running(triton: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A model of half a second per request, with our policy and a queue of three."""
+    folder = tmp_path_factory.mktemp("queue") / "repository" / "slow"
+    write_slow_model(folder, QUEUE)
     with TritonServer(ServeOptions(folder.parent, http_port=0, grpc_port=0, metrics_port=0)) as server:
         yield server
 
@@ -114,3 +124,29 @@ def test_deployed_models_have_bounded_queues(repository: Path) -> None:
         assert policy.max_queue_size == MAX_QUEUE
         assert policy.default_timeout_microseconds == QUEUE_SECONDS * 1e6
         assert policy.allow_timeout_override
+
+
+def test_overloaded_model_is_busy_and_is_not_repaired(triton: None, tmp_path: Path) -> None:
+    """Its golden request waits longer than it may, or is refused, while it answers others."""
+    folder = tmp_path / "repository" / "slow"
+    write_slow_model(folder, queue=8)
+    case = GoldenCase("slow", (Tensor.from_json(TENSOR),), (Tensor.from_json({**TENSOR, "name": "Y"}),))
+    write_golden(folder / "1", [case])
+    lines: list[str] = []
+    options = ServeOptions(
+        folder.parent,
+        **FREE,
+        health_period=0.2,
+        health_timeout=1.0,
+        progress=lambda line, *_: lines.append(line),
+    )
+    with Watchdog(options) as watchdog:
+        health = Endpoint(watchdog.running.health)
+        assert health.get("/ready").ok
+        replies = [ask_many(watchdog.running, count) for count in (6, 12, 6)]
+        assert sum(reply.ok for one in replies for reply in one) > 10
+        busy = re.search(r'outcome="busy"} (\d+)', health.get("/metrics").body.decode())
+        assert busy
+        assert int(busy[1]) > 2
+        until(lambda: health.get("/ready").ok)
+    assert lines == []
