@@ -11,6 +11,7 @@ from bertmp.export.consistency.check import Consistency
 from bertmp.serve.client import Client
 from bertmp.serve.control import connect
 from bertmp.serve.repository import ModelFolders, numbered
+from bertmp.serve.serving_table import ServingTable
 from bertmp.serve.version_log import VersionLog, VersionRecord
 
 
@@ -29,6 +30,7 @@ class Deployment(JsonSerializable):
         consistency: its answers compared with each other; None where no server was named, and after a
             rollback.
         signed_by: SHA-256 of the public key that it was checked against; empty where none was trusted.
+        serving: how a machine without a GPU is used.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Deployment(JsonSerializable):
     notes: tuple[str, ...] = ()
     consistency: Consistency | None = None
     signed_by: str = ""
+    serving: ServingTable | None = None
 
 
 def complete_log(folders: ModelFolders) -> tuple[VersionLog, tuple[str, ...]]:
@@ -79,4 +82,5 @@ def deployment_of(
         server=address,
         notes=notes,
         signed_by=record.signed_by,
+        serving=folders.serving(),
     )

@@ -25,6 +25,7 @@ from bertmp.serve.served_answers import ask_texts
 from bertmp.serve.served_consistency import check_encoder, check_texts, served_graph
 from bertmp.serve.served_tasks import WITH_MASKS
 from bertmp.serve.serving_options import Protocol
+from bertmp.serve.serving_table import ServingTable
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class TritonStage:
 
     def _ask(self, client: Client, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput:
         serves = served_graph(client.config(encoder_name(self.model)))
+        _require_same_graph(client, self.model, serves)
         texts = ask_texts(client, self.model, inputs, advance)
         newest = texts.versions[-1]
         computed = self._outputs(client, inputs, str(newest))
@@ -125,6 +127,19 @@ class TritonStage:
 
 MOST_TOKENS = 1024
 """Of one request to the encoder: outputs over a vocabulary are large."""
+
+
+def _require_same_graph(client: Client, model: str, serves: Mapping[str, str]) -> None:
+    """Checks that a text model that runs a graph itself runs that of its encoder, which is asked for numbers.
+
+    Raises:
+        InputError: it runs another.
+    """
+    table = ServingTable.read(client.config(model))
+    runs, encoder = table.graph if table else "", serves["file"] or FP32_GRAPH
+    if runs and runs != encoder:
+        what = f"the text model runs {runs} and its encoder {encoder}"
+        raise InputError(what, client.address, "name the same file in both models' configurations")
 
 
 def _unfit(served: ServedModel, inputs: ParityInputs) -> str:

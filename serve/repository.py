@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bertmp.core.errors import InputError
@@ -111,6 +111,17 @@ class ModelFolders:
             if (path == "configs/cpu.pbtxt" and set_serving(config, serving)) or added:
                 write_text(self.text / path, render(config))
 
+    def serving(self) -> ServingTable | None:
+        """How the text model uses a machine without a GPU; None where its configuration does not say.
+
+        Raises:
+            InputError: the configuration is missing or damaged.
+        """
+        config = read_model_config(self.text / "configs" / "cpu.pbtxt")
+        table = ServingTable.parse(config.parameters["serving"].string_value)
+        # A person may have set the workers by themselves.
+        return table and replace(table, workers=sum(group.count for group in config.instance_group))
+
     def _has_signature(self, signature: ModelSignature) -> bool:
         return self.names_signature() and read_signature(self.repository, self.name) == signature
 
@@ -208,6 +219,12 @@ def all_models(repository: Path) -> list[str]:
     """The text models that were deployed at least once, in order."""
     _require_folder(repository)
     return sorted(path.parent.name for path in repository.glob(f"*/{FILE}"))
+
+
+def serving_tables(repository: Path) -> dict[str, ServingTable]:
+    """How each text model uses a machine without a GPU, by its name."""
+    found = {name: ModelFolders(repository, name).serving() for name in all_models(repository)}
+    return {name: table for name, table in found.items() if table is not None}
 
 
 def require_record(repository: Path, name: str) -> None:

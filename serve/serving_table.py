@@ -13,8 +13,11 @@ from bertmp.core.io import JsonSerializable
 PROCESS_BYTES = 150 * 2**20
 """What a worker takes beside its graph: Python, the libraries, the tokenizer, a run's tensors."""
 
-MAX_TOKENS = 512
-"""More tokens in a run are not faster: their tensors leave the cores' caches."""
+MOST_THREADS = 8
+"""Threads of a worker: they share a Python interpreter, which tokenizes and makes the responses."""
+
+MAX_TOKENS = 256
+"""More tokens in a run are hardly faster, and the texts of a run wait for each other."""
 MAX_PADDING = 0.1
 """A run that is padded by more takes longer than the runs that it saves."""
 
@@ -25,8 +28,8 @@ class ServingTable(JsonSerializable):
 
     Attributes:
         cores: the cores that it was derived for.
-        workers: processes, each with its own graph.
-        threads: of one run.
+        workers: processes, each with its own copy of the graph.
+        threads: runs at once in a worker, each on one core.
         max_tokens: the most tokens of a run, padding included.
         max_padding: the most padding of a run, as a share of its tokens.
         graph: the file that a worker runs itself; empty where it calls the encoder.
@@ -34,26 +37,30 @@ class ServingTable(JsonSerializable):
 
     cores: int
     workers: int
-    threads: int = 1
+    threads: int
     max_tokens: int = MAX_TOKENS
     max_padding: float = MAX_PADDING
     graph: str = ""
 
     @classmethod
     def derive(cls, machine: Machine, graph_bytes: int, graph: str) -> ServingTable:
-        """One worker of one thread per core, as far as the graphs fit into half of the memory.
+        """A run on each core, in as few workers as serve them, as far as these fit into half of the memory.
 
         Args:
             graph_bytes: the size of the graph's files.
         """
         fit = max(1, int(machine.memory_bytes // 2 // (graph_bytes + PROCESS_BYTES)))
-        workers = min(machine.cores, fit)
-        return cls(machine.cores, workers, machine.cores // workers, graph=graph)
+        workers = min(-(-machine.cores // MOST_THREADS), fit)
+        return cls(machine.cores, workers, -(-machine.cores // workers), graph=graph)
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> ServingTable | None:
         """The table of a text model's configuration in Triton's JSON form; None where it has none."""
-        text = config.get("parameters", {}).get("serving", {}).get("string_value", "")
+        return cls.parse(config.get("parameters", {}).get("serving", {}).get("string_value", ""))
+
+    @classmethod
+    def parse(cls, text: str) -> ServingTable | None:
+        """The table of a configuration's parameter; None where it holds none."""
         values = json.loads(text) if text else {}
         return cls(**values) if "workers" in values else None
 

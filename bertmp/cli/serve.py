@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from bertmp.serve.version_log import VersionRecord
 
 
+CPU_CONFIG = "cpu"
+"""The configuration for machines without a GPU."""
+
+
 def deploy(options: serving_options.DeployOptions) -> CommandResult:
     """Write a bundle as a model's newest version, and bring it into service or refuse it."""
     result = bertmp.deploy(options)
@@ -53,7 +57,8 @@ def serve(options: serve_options.ServeOptions, as_json: bool) -> CommandResult:
         print(message, file=sys.stderr, flush=True)  # noqa: T201
 
     def on_ready(server: serve_options.RunningServer) -> None:
-        print(json.dumps(server.to_json()) if as_json else _ready(server), flush=True)  # noqa: T201
+        text = json.dumps(server.to_json()) if as_json else _ready(server, options.repository)
+        print(text, flush=True)  # noqa: T201
 
     bertmp.serve_repository(replace(options, on_ready=on_ready, progress=log))
     return CommandResult(None)  # its JSON was printed when the server was ready
@@ -106,16 +111,22 @@ def _deployment(result: Deployment) -> str:
         notes.append(f"signed with the key {result.signed_by}")
     if result.consistency is not None:
         notes.append(result.consistency.sentence())
+    if result.serving is not None:
+        notes.append(f"without a GPU: {result.serving.sentence()}")
     return "\n".join([head, *(f"  {note}" for note in notes)])
 
 
-def _ready(server: serve_options.RunningServer) -> str:
+def _ready(server: serve_options.RunningServer, repository: Path) -> str:
+    from bertmp.serve.repository import serving_tables
+
+    tables = serving_tables(repository) if server.config_name == CPU_CONFIG else {}
     chosen = f"configuration '{server.config_name}'" if server.config_name else "default configuration"
     return (
         f"ready: http {server.http}, grpc {server.grpc}, metrics {server.metrics}/metrics, "
         f"health {server.health}/ready\n"
         f"  models: {', '.join(server.models)}\n"
-        f"  Triton {server.version}, {chosen} ({server.config_reason}); Ctrl-C stops it"
+        + "".join(f"  {name}: {table.sentence()}\n" for name, table in tables.items())
+        + f"  Triton {server.version}, {chosen} ({server.config_reason}); Ctrl-C stops it"
     )
 
 

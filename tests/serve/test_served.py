@@ -109,6 +109,10 @@ def test_parity_of_a_repository_that_serves_the_fp16_graph(
     config = read_model_config(encoder / "configs" / "cpu.pbtxt")
     config.default_model_filename = "model.fp16.onnx"
     write_text(encoder / "configs" / "cpu.pbtxt", render(config))
+    text = repository / "trec" / "configs" / "cpu.pbtxt"
+    fp32 = text.read_text()
+    text.write_text(fp32.replace("model.onnx", "model.fp16.onnx"))
+    assert text.read_text() != fp32
     data = tmp_path / "data.tsv"
     data.write_text("".join(f"{LABELS[n % 6]}\t{text}\n" for n, text in enumerate(SAMPLES)), encoding="utf-8")
     options = ServeOptions(repository, http_port=0, grpc_port=0, metrics_port=0)
@@ -126,6 +130,21 @@ def test_parity_of_a_repository_that_serves_the_fp16_graph(
     assert asked.refuses_empty is True
     assert 30 < asked.asked < result.adversarial.inputs  # the texts alone
     assert "adversarial" in {gate.name for gate in result.gates if gate.stage == "triton"}
+
+
+def test_a_text_model_of_another_graph_than_its_encoders_is_no_stage(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = ParityInputs(["a"], None, None, Bundle.open(served.bundle).tokenizer.encode(["a"]))
+    told = Client.config
+
+    def config(client: Client, model: str) -> dict[str, Any]:
+        found = told(client, model)
+        return {**found, "default_model_filename": "other.onnx"} if model == "trec_encoder" else found
+
+    monkeypatch.setattr(Client, "config", config)
+    with pytest.raises(InputError, match=r"the text model runs model\.onnx and its encoder other\.onnx"):
+        TritonStage(served.running.grpc, "trec").run(inputs, lambda n: None)
 
 
 def test_a_text_that_is_not_empty_counts_as_answered(served: Served) -> None:

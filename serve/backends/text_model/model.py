@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +26,9 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib
 from tokenizers import Tokenizer
 
 from .answers import Scorer, decoder_of, mean_of_windows
-from .graph import Batching, make_feed, open_graph
+from .graph import Batching, SessionGraph, make_feed, open_graph
 from .reading import BadRequest, Reader, Row, Window, read_text
+from .runner import Runner
 from .wire import Answered, tensors
 
 ANSWERING = ("task", "max_length", "long_text", "pooling", "aggregation", "threshold")
@@ -40,14 +42,37 @@ class Asked:
     """One request, while it is answered.
 
     Attributes:
+        wanted: the names of the outputs that it asks for.
         rows: its texts.
         scores: of each window of each row, as they are found.
+        missing: how many of them are not there yet.
         error: why it is refused or fails; None where it does not.
+        sender: takes the response, where that is not returned to Triton.
     """
 
+    wanted: frozenset[str]
     rows: list[Row] = field(default_factory=list)
     scores: list[list[np.ndarray | None]] = field(default_factory=list)
+    missing: int = 0
     error: Any = None
+    sender: Any = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a window belongs: its request, the row's number, and its own number in the row."""
+
+    asked: Asked
+    row: int
+    at: int
+
+    @property
+    def window(self) -> Window:
+        return self.asked.rows[self.row].windows[self.at]
+
+    @property
+    def length(self) -> int:
+        return len(self.window)
 
 
 class TritonPythonModel:
@@ -76,16 +101,43 @@ class TritonPythonModel:
         self.graph = open_graph(
             args["model_repository"], int(args["model_version"]), graph, self.decoder.outputs
         )
+        self.runner: Runner | None = None
+        if isinstance(self.graph, SessionGraph):
+            threads = serving["threads"]
+            self.runner = Runner(self._run, self.batching, threads, WAITING * threads)
+            self.counting = threading.Lock()
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answers each request by itself: one that is refused or fails does not affect the others."""
+    def finalize(self) -> None:
+        """Answers what is still to be answered."""
+        if self.runner is not None:
+            self.runner.stop()
+
+    def execute(self, requests: Sequence[Any]) -> list[Any] | None:
+        """Answers each request by itself: one that is refused or fails does not affect the others.
+
+        Returns:
+            The responses; None where they are sent one by one, as soon as they are there.
+        """
         asked = self._read_all(requests)
-        self._score(asked)
-        return [self._respond(one, request) for one, request in zip(asked, requests)]  # noqa: B905
+        places = [
+            Place(one, number, at)
+            for one in asked
+            for number, row in enumerate(one.rows)
+            for at in range(len(row.windows))
+        ]
+        if self.runner is None:
+            self._run_all(places)
+            return [self._response(one) for one in asked]
+        for one, request in zip(asked, requests):  # noqa: B905
+            one.sender = request.get_response_sender()
+            if not one.missing:
+                self._send(one)
+        self.runner.put(places)
+        return None
 
     def _read_all(self, requests: Sequence[Any]) -> list[Asked]:
         """The requests' texts as the graph reads them; all of them are tokenized at once."""
-        asked = [Asked() for _ in requests]
+        asked = [Asked(frozenset(request.requested_output_names())) for request in requests]
         texts: list[list[tuple[str, ...]]] = []
         for one, request in zip(asked, requests):  # noqa: B905
             texts.append([])
@@ -103,6 +155,7 @@ class TritonPythonModel:
             except BadRequest as error:
                 one.rows, one.error = [], refusal(error)
             one.scores = [[None] * len(row.windows) for row in one.rows]
+            one.missing = sum(map(len, one.scores))
         return asked
 
     def _texts(self, request: Any) -> list[tuple[str, ...]]:
@@ -124,44 +177,65 @@ class TritonPythonModel:
             )
         return list(zip(*columns))  # noqa: B905 (Triton checked the batch)
 
-    def _score(self, asked: Sequence[Asked]) -> None:
-        """Runs the graph on every window and puts the scores where they belong."""
-        places = [
-            (one, number, at)
-            for one in asked
-            for number, row in enumerate(one.rows)
-            for at in range(len(row.windows))
-        ]
-        windows = [one.rows[number].windows[at] for one, number, at in places]
-        groups = list(self.batching.groups(list(map(len, windows))))
-        feeds = [self._feed([windows[place] for place in members], length) for length, members in groups]
-        for (_, members), outputs in zip(groups, self.graph.run_all(feeds)):  # noqa: B905
-            for row, place in enumerate(members):
-                one, number, at = places[place]
-                if not isinstance(outputs, dict):
-                    one.error = outputs
-                    continue
-                scores = self.decoder.scores(outputs, row, windows[place].ids)
-                if (np.isnan(scores) | np.isposinf(scores)).any():  # minus infinity switches a class off
-                    one.error = pb_utils.TritonError(NOT_FINITE, pb_utils.TritonError.INTERNAL)
-                one.scores[number][at] = scores
+    def _run_all(self, places: Sequence[Place]) -> None:
+        """Runs the graph on every window, by the encoder."""
+        groups = list(self.batching.groups([place.length for place in places]))
+        batches = [[places[number] for number in members] for _, members in groups]
+        feeds = [self._feed(batch, length) for batch, (length, _) in zip(batches, groups)]  # noqa: B905
+        for batch, outputs in zip(batches, self.graph.run_all(feeds)):  # noqa: B905
+            self._score(batch, outputs)
 
-    def _feed(self, windows: Sequence[Window], length: int) -> dict[str, np.ndarray]:
+    def _run(self, batch: Sequence[Place]) -> None:
+        """Runs the graph in this process, and sends the responses that are complete then."""
+        assert isinstance(self.graph, SessionGraph)
+        try:
+            self._score(batch, self.graph.run(self._feed(batch, max(place.length for place in batch))))
+        except Exception as error:  # the thread goes on, and the clients are told
+            for place in batch:
+                place.asked.error = pb_utils.TritonError(repr(error), pb_utils.TritonError.INTERNAL)
+        for place in batch:
+            with self.counting:
+                place.asked.missing -= 1
+                complete = not place.asked.missing
+            if complete:
+                self._send(place.asked)
+
+    def _score(self, batch: Sequence[Place], outputs: Any) -> None:
+        """Puts a run's scores where they belong."""
+        for row, place in enumerate(batch):
+            if not isinstance(outputs, dict):
+                place.asked.error = outputs
+                continue
+            scores = self.decoder.scores(outputs, row, place.window.ids)
+            if (np.isnan(scores) | np.isposinf(scores)).any():  # minus infinity switches a class off
+                place.asked.error = pb_utils.TritonError(NOT_FINITE, pb_utils.TritonError.INTERNAL)
+            place.asked.scores[place.row][place.at] = scores
+
+    def _feed(self, batch: Sequence[Place], length: int) -> dict[str, np.ndarray]:
+        windows = [place.window for place in batch]
         return make_feed(windows, min(length, self.reader.max_length), self.pad_id)
 
-    def _respond(self, asked: Asked, request: Any) -> Any:
+    def _send(self, asked: Asked) -> None:
+        try:
+            response = self._response(asked)
+        except Exception as error:  # a client waits for it, and nobody else would tell it
+            response = pb_utils.InferenceResponse(error=pb_utils.TritonError(repr(error)))
+        asked.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _response(self, asked: Asked) -> Any:
         if asked.error is not None:
             return pb_utils.InferenceResponse(error=asked.error)
         rows = [
             Answered(row, join(self.decoder, row, scores))
             for row, scores in zip(asked.rows, asked.scores)  # noqa: B905
         ]
-        wanted = set(request.requested_output_names())
         found = tensors(self.decoder, rows, self.facts)
-        return pb_utils.InferenceResponse(
-            output_tensors=[pb_utils.Tensor(name, array) for name, array in found.items() if name in wanted]
-        )
+        wanted = [pb_utils.Tensor(name, array) for name, array in found.items() if name in asked.wanted]
+        return pb_utils.InferenceResponse(output_tensors=wanted)
 
+
+WAITING = 8
+"""Windows that may wait for each thread: enough to choose from. The rest of a burst waits in the server."""
 
 NOT_FINITE = "the graph's answer is not a finite number"
 
