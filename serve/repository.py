@@ -31,6 +31,8 @@ from bertmp.serve.version_log import FILE, VersionLog
 RETIRED = ".retired"
 """Where rolled-back versions are kept: Triton takes only folders named by a number as versions."""
 
+CPU_FILE = "configs/cpu.pbtxt"
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -117,7 +119,7 @@ class ModelFolders:
         Raises:
             InputError: the configuration is missing or damaged.
         """
-        config = read_model_config(self.text / "configs" / "cpu.pbtxt")
+        config = read_model_config(self.text / CPU_FILE)
         table = ServingTable.parse(config.parameters["serving"].string_value)
         # A person may have set the workers by themselves.
         return table and replace(table, workers=sum(group.count for group in config.instance_group))
@@ -223,7 +225,8 @@ def all_models(repository: Path) -> list[str]:
 
 def serving_tables(repository: Path) -> dict[str, ServingTable]:
     """How each text model uses a machine without a GPU, by its name."""
-    found = {name: ModelFolders(repository, name).serving() for name in all_models(repository)}
+    named = [name for name in all_models(repository) if (repository / name / CPU_FILE).is_file()]
+    found = {name: ModelFolders(repository, name).serving() for name in named}
     return {name: table for name, table in found.items() if table is not None}
 
 
