@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bertmp.serve.deploy import deploy as deploy
     from bertmp.serve.deploy import models as models
     from bertmp.serve.foreground import serve_repository as serve_repository
-    from bertmp.serve.load_test import bench as bench
+    from bertmp.serve.load_test.bench import bench as bench
     from bertmp.serve.prune import prune as prune
     from bertmp.serve.rollback import rollback as rollback
     from bertmp.training.train import train as train
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "bench": "bertmp.serve.load_test",
+    "bench": "bertmp.serve.load_test.bench",
     "bench_engine": "bertmp.export.engine.bench",
     "build_engine": "bertmp.export.engine.build",
     "build_session": "bertmp.export.engine.onnxruntime_session",

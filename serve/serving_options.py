@@ -16,8 +16,8 @@ from bertmp.serve.served_tasks import Aggregation, AnswerSettings, LongText, Poo
 REPOSITORY = Path("model_repository")
 REPOSITORY_HELP = "The Triton model repository."
 _SERVER_HELP = "A running Triton that serves the repository: its HTTP or gRPC address."
-_NAME_HELP = "The model's name."
-_URL_HELP = "The server's address; 127.0.0.1:8001 for grpc and 127.0.0.1:8000 for http if not given."
+NAME_HELP = "The model's name."
+URL_HELP = "The server's address; 127.0.0.1:8001 for grpc and 127.0.0.1:8000 for http if not given."
 TOKEN_FILE_HELP = "The file with the key to load models; bertmp serve makes it. One per user if not given."
 
 Protocol = Literal["grpc", "http"]
@@ -93,7 +93,7 @@ class DeployOptions(Options):
 class RollbackOptions(Options):
     """Which version of which model answers again."""
 
-    name: str = argument(kw_only=False, metavar="NAME", help=_NAME_HELP)
+    name: str = argument(kw_only=False, metavar="NAME", help=NAME_HELP)
     repository: Path = option(kw_only=False, default=REPOSITORY, metavar="DIR", help=REPOSITORY_HELP)
     server: str | None = option(kw_only=False, default=None, metavar="URL", help=_SERVER_HELP)
     to: int | None = option(
@@ -108,7 +108,7 @@ class RollbackOptions(Options):
 class PruneOptions(Options):
     """Which versions of which model are removed."""
 
-    name: str = argument(kw_only=False, metavar="NAME", help=_NAME_HELP)
+    name: str = argument(kw_only=False, metavar="NAME", help=NAME_HELP)
     repository: Path = option(kw_only=False, default=REPOSITORY, metavar="DIR", help=REPOSITORY_HELP)
     keep: int = option(
         default=2, minimum=1, metavar="N", help="How many versions stay: the live one and the newest others."
@@ -141,7 +141,7 @@ def read_texts(data: Path, columns: TextColumnOptions, progress: ProgressCallbac
 class InferOptions(TextColumnOptions):
     """Which model is asked for which texts."""
 
-    name: str = argument(kw_only=False, metavar="NAME", help=_NAME_HELP)
+    name: str = argument(kw_only=False, metavar="NAME", help=NAME_HELP)
     texts: Sequence[str] = argument(kw_only=False, default=(), metavar="TEXT", help="The texts.")
     data: Path | None = option(
         kw_only=False,
@@ -156,7 +156,7 @@ class InferOptions(TextColumnOptions):
         help="The second text, for a model that takes pairs; once for each TEXT, in their order.",
     )
     protocol: Protocol = option(kw_only=False, default="grpc", help="The inference protocol.")
-    url: str | None = option(kw_only=False, default=None, metavar="URL", help=_URL_HELP)
+    url: str | None = option(kw_only=False, default=None, metavar="URL", help=URL_HELP)
     progress: ProgressCallback = option(
         default=null_progress, on_command_line=False, help="Called with how the data file was read."
     )
@@ -181,67 +181,3 @@ class InferOptions(TextColumnOptions):
         if not texts:
             raise InputError("no texts", "", "give one, or a file with --data")
         return texts, pairs or None
-
-
-class BenchOptions(TextColumnOptions):
-    """The load that a served model is measured under."""
-
-    name: str = argument(kw_only=False, default="", metavar="NAME", help=_NAME_HELP)
-    data: str | Path | Sequence[str] = option(
-        kw_only=False,
-        default="",
-        metavar="FILE",
-        formerly="texts",
-        help="A data file; its texts are asked in turn, one per request.",
-    )
-    concurrency: str | int | Sequence[int] = option(
-        kw_only=False,
-        default="1,4,16",
-        metavar="N,N,...",
-        help="Numbers of clients that ask at the same time, measured one after the other.",
-    )
-    seconds: float = option(kw_only=False, default=10.0, above=0, help="The measured time of each.")
-    protocol: Protocol = option(kw_only=False, default="grpc", help="The inference protocol.")
-    url: str | None = option(kw_only=False, default=None, metavar="URL", help=_URL_HELP)
-    progress: ProgressCallback = option(
-        default=null_progress, on_command_line=False, help="Called with each number of clients as it starts."
-    )
-
-    def check(self) -> None:
-        super().check()
-        if not self.name or not self.data:
-            missing = "texts" if self.name else "a model's NAME"
-            raise InputError(
-                f"bench needs {missing}", "", "bertmp bench NAME --data FILE, or --engine BUNDLE"
-            )
-        if not self.clients or min(self.clients) < 1:
-            raise InputError("no clients", "--concurrency", "use numbers of at least 1, such as 1,4,16")
-
-    @property
-    def texts(self) -> Texts:
-        """The texts, or pairs of texts, of `data`; Python callers may give texts in place of a file.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
-        given = self.data
-        return (
-            read_texts(Path(given), self, self.progress) if isinstance(given, (str, Path)) else (given, None)
-        )
-
-    @property
-    def clients(self) -> tuple[int, ...]:
-        """The numbers of clients.
-
-        Raises:
-            InputError: `concurrency` is not a list of numbers.
-        """
-        if isinstance(self.concurrency, int):
-            return (self.concurrency,)
-        if not isinstance(self.concurrency, str):
-            return tuple(self.concurrency)
-        try:
-            return tuple(int(part) for part in self.concurrency.split(","))
-        except ValueError as error:
-            what = f"'{self.concurrency}' is not a list of numbers"
-            raise InputError(what, "--concurrency", "write it like 1,4,16") from error

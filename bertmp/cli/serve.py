@@ -13,10 +13,11 @@ from bertmp.cli.command import CommandResult, new_table, progress_bar
 from bertmp.core.errors import InputError
 from bertmp.core.options import option
 from bertmp.serve import serve_options, serving_options
+from bertmp.serve.load_test.options import BenchOptions
 
 if TYPE_CHECKING:
     from bertmp.serve.deploy import Deployment
-    from bertmp.serve.load_test import BenchResult
+    from bertmp.serve.load_test.figures import BenchResult
     from bertmp.serve.task_answers import Answer
     from bertmp.serve.version_log import VersionRecord
 
@@ -71,7 +72,7 @@ def infer(options: serving_options.InferOptions) -> CommandResult:
     return CommandResult([answer.to_json() for answer in found], _answers(found))
 
 
-class BenchCommandOptions(serving_options.BenchOptions):
+class BenchCommandOptions(BenchOptions):
     """Those of `bertmp.bench`, and the engine that is measured in place of a served model."""
 
     engine: Path | None = option(
@@ -170,17 +171,20 @@ def _print_models(console: Any, found: list[VersionRecord]) -> None:
 def _print_bench(console: Any, result: BenchResult) -> None:
     from rich.markup import escape
 
-    console.print(f"{escape(result.model)} at {result.address} over {result.protocol}, one text per request")
-    measured = ("requests_per_second", "texts_per_second", "tokens_per_second", "p50_ms", "p90_ms", "p99_ms")
+    where = f"{escape(result.model)} at {result.address} over {result.protocol}"
+    console.print(f"{where}, one input per request, sent by {escape(result.generator)}; latencies in ms")
+    measured = ("texts_per_second", "tokens_per_second", *_PERCENTILES.values())
     rows = (
-        (level.concurrency, *(_one_decimal(getattr(level, name)) for name in measured), level.failures)
+        (level.name, *(_one_decimal(getattr(level, name)) for name in measured), level.failures)
         for level in result.levels
     )
-    numbers = ("clients", "req/s", "texts/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms", "failed")
-    console.print(new_table(rows, (), numbers))
+    console.print(new_table(rows, ("load",), ("texts/s", "tokens/s", *_PERCENTILES, "failed")))
     for level in result.levels:
         for message, count in level.errors.items():
-            console.print(f"[red]{count} failed with {level.concurrency} clients:[/red] {escape(message)}")
+            console.print(f"[red]{count} failed with {level.name}:[/red] {escape(message)}")
+
+
+_PERCENTILES = {"p50": "p50_ms", "p90": "p90_ms", "p99": "p99_ms", "p99.9": "p99_9_ms"}
 
 
 def _one_decimal(value: float | None) -> str:

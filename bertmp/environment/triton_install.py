@@ -27,6 +27,7 @@ from bertmp.core.io import JsonSerializable, file_lock, home, read_json, write_j
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
 from bertmp.environment.options import SetupOptions
+from bertmp.environment.perf_analyzer import install_perf_analyzer
 from bertmp.environment.wheels import Wheel, fetch, run_pip, run_tool
 
 MARKER = "bertmp-runtime.json"
@@ -81,7 +82,7 @@ class SetupResult(JsonSerializable):
 
 @keywords_of(SetupOptions)
 def setup(options: SetupOptions) -> SetupResult:
-    """Installs a Triton server under `BERTMP_HOME`; a second call finds it and does nothing.
+    """Installs a Triton server and its load generator under `BERTMP_HOME`; a second call does nothing.
 
     Raises:
         InputError: an unknown component, or a `BERTMP_HOME` that cannot be written.
@@ -99,7 +100,12 @@ def setup(options: SetupOptions) -> SetupResult:
             folder = _complete_folder()  # another process may have made it while we waited
             if folder is None:
                 folder, installed = _build(find_python(), options.progress), True
-    return SetupResult(options.component, str(folder), installed, read_json(folder / MARKER)["versions"])
+    versions = dict(read_json(folder / MARKER)["versions"])
+    with file_lock(home() / "triton" / ".perf_analyzer.lock"):
+        generator = install_perf_analyzer(_bundled_runtime(folder).libraries[0], options.progress)
+    if generator:
+        versions["perf_analyzer"] = generator
+    return SetupResult(options.component, str(folder), installed, versions)
 
 
 def find_runtime() -> TritonRuntime:
