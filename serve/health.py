@@ -43,6 +43,7 @@ class Health:
         fresh_seconds: how old a right answer may be.
         server_fault: why the server is not in service; empty where it is.
         models: by name.
+        repairing: the models that are being repaired, and why: nothing else counts for them.
         beat: when the watchdog last looked, in seconds of the monotonic clock.
         probes: golden requests by (model, outcome).
         repairs: by what was repaired: `server`, or a model's name.
@@ -52,6 +53,7 @@ class Health:
     fresh_seconds: float
     server_fault: str = "the server is starting"
     models: dict[str, ModelHealth] = field(default_factory=dict)
+    repairing: dict[str, str] = field(default_factory=dict)
     beat: float = field(default_factory=time.monotonic)
     probes: Counter[tuple[str, str]] = field(default_factory=Counter)
     repairs: Counter[str] = field(default_factory=Counter)
@@ -64,8 +66,8 @@ class Health:
         with self.lock:
             found = {"": self.server_fault} if self.server_fault else {}
             for name, model in self.models.items():
-                if model.fault:
-                    found[name] = model.fault
+                if fault := self.repairing.get(name) or model.fault:
+                    found[name] = fault
                 elif model.answered is None:
                     found[name] = "it has not answered yet"
                 elif now - model.answered > self.fresh_seconds:

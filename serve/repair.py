@@ -1,11 +1,13 @@
-"""Makes a running Triton load a model again, whose workers died, hang or answer wrong."""
+"""Makes a running Triton load a model again, whose workers died, hang or answer wrong; and how often."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,6 +15,38 @@ from filelock import FileLock, Timeout
 from bertmp.serve.http_request import Endpoint
 from bertmp.serve.triton_client import LOAD_TIMEOUT
 from bertmp.serve.workers import Worker
+
+WITHIN_SECONDS = 60.0
+"""The time in which repairs are counted."""
+LONGEST_WAIT = 4.0
+"""Seconds at most before something is repaired once more."""
+
+
+@dataclass
+class RepairBudget:
+    """How often something may be repaired, and how soon again.
+
+    Attributes:
+        most: repairs within `WITHIN_SECONDS`, of all targets together.
+        done: when the last ones were, in seconds of the monotonic clock, and of what.
+    """
+
+    most: int
+    done: deque[tuple[float, str]] = field(default_factory=deque)
+
+    def take(self, target: str, now: float) -> float | None:
+        """Counts a repair: the seconds to wait before it; None where there were too many."""
+        while self.done and now - self.done[0][0] > WITHIN_SECONDS:
+            self.done.popleft()
+        if len(self.done) >= self.most:
+            return None
+        again = sum(before == target for _, before in self.done)
+        self.done.append((now, target))
+        return min(LONGEST_WAIT, 0.25 * 2 ** (again - 1)) if again else 0.0
+
+    def give_back(self) -> None:
+        """The last repair did not take place."""
+        self.done.pop()
 
 
 class Deploying(Exception):

@@ -168,12 +168,13 @@ class TritonServer:
         """Why the process ended by itself: its last error message."""
         if self._process is None:
             return BertmpError("Triton did not start", self._options.repository)
-        self._reader.join(2.0)
+        killed = self._process.returncode < 0  # what it said before has nothing to do with it
+        if not killed:
+            self._reader.join(2.0)
         lines = [line for line in self._lines if line]
         if self._refused:
             return InputError("Triton does not take its arguments", "--trace-config", lines[-1].rstrip("."))
         errors = [line for line in lines if line.startswith(("E", "error:"))]
-        killed = self._process.returncode < 0  # what it said before has nothing to do with it
         last = (errors or ([] if killed else lines) or ["it printed no error"])[-1][:300]
         what = f"Triton ended by itself with code {self._process.returncode}"
         return BertmpError(what, self._options.repository, last)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import NoReturn
 
 import psutil
@@ -23,7 +22,7 @@ from bertmp.serve.access import load_or_create_key
 from bertmp.serve.health import Health, HealthServer
 from bertmp.serve.http_request import Endpoint
 from bertmp.serve.prober import Prober
-from bertmp.serve.repair import Deploying, reload_model
+from bertmp.serve.repair import WITHIN_SECONDS, Deploying, RepairBudget, reload_model
 from bertmp.serve.serve_options import RunningServer, ServeOptions
 from bertmp.serve.server import TritonServer
 from bertmp.serve.server_config import free_port, with_free_ports
@@ -33,34 +32,10 @@ LOOK_SECONDS = 0.2
 """Between two looks at the processes."""
 AGAIN_SECONDS = 0.5
 """At most between two golden requests where something is at fault."""
-WITHIN_SECONDS = 60.0
-"""The time in which repairs are counted."""
 REPLACED_SECONDS = 10.0
 """After which a worker is killed in whose place another works."""
 _CERTAIN = 2
 """Failures in a row that count: one may be chance."""
-
-
-@dataclass
-class RepairBudget:
-    """How often something may be repaired, and how soon again.
-
-    Attributes:
-        most: repairs within `WITHIN_SECONDS`.
-        times: when the last ones were, in seconds of the monotonic clock.
-    """
-
-    most: int
-    times: deque[float] = field(default_factory=deque)
-
-    def take(self, now: float) -> float | None:
-        """Counts a repair: the seconds to wait before it; None where there were too many."""
-        while self.times and now - self.times[0] > WITHIN_SECONDS:
-            self.times.popleft()
-        if len(self.times) >= self.most:
-            return None
-        self.times.append(now)
-        return 0.0 if len(self.times) == 1 else 0.25 * 2 ** (len(self.times) - 2)
 
 
 class Watchdog:
@@ -212,7 +187,7 @@ class Watchdog:
             now = self._health.models.get(model)
             if now is None:  # it was unloaded meanwhile
                 return
-            self._health.models[model] = replace(now, fault=what)
+            self._health.repairing[model] = what
         if not self._may_repair(model, what, "the model is loaded again"):
             return
         stopped = [worker for worker in workers if worker.state == "stopped"]
@@ -221,7 +196,7 @@ class Watchdog:
             reason = reload_model(server, repository, model, now.version, stopped)
         except Deploying:
             self._say(model, f"{what}: it is repaired when the deployment that is under way has ended")
-            self._budget.times.pop()
+            self._budget.give_back()
             return
         if reason and not self._closing.is_set():
             self._restart(BertmpError(f"'{model}' does not load again: {reason}", self.running.http))
@@ -264,6 +239,11 @@ class Watchdog:
     def _answers_again(self, model: str | None, started: float) -> None:
         self._prober.forget_failures(model)
         self._prober.ask_all()
+        with self._health.lock:
+            if model is None:
+                self._health.repairing.clear()
+            else:
+                self._health.repairing.pop(model, None)
         seconds = time.monotonic() - started
         with self._health.lock:
             self._health.repairs[model or ""] += 1
@@ -279,7 +259,7 @@ class Watchdog:
         if self._options.max_repairs == 0:
             self._say(target, f"{what}; nothing is repaired, by option")
             return False
-        delay = self._budget.take(time.monotonic())
+        delay = self._budget.take(target, time.monotonic())
         if delay is None:
             within = f"within {WITHIN_SECONDS:.0f} seconds"
             failed = f"{self._options.max_repairs} repairs {within} did not help; the last fault: {what}"

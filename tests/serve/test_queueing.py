@@ -29,7 +29,7 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def execute(self, requests):
         values = [pb_utils.get_input_tensor_by_name(one, "X").as_numpy() for one in requests]
-        time.sleep(0.5)
+        time.sleep(0.25)
         return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", value)]) for value in values]
 """
 CONFIG = """
@@ -45,7 +45,7 @@ QUEUE = 3
 
 
 def write_slow_model(folder: Path, queue: int) -> None:
-    """A model of half a second per request, with our policy but for the queue's length."""
+    """A model of a quarter of a second per request, with our policy but for the queue's length."""
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.py").write_text(CODE)
     (folder / "config.pbtxt").write_text(CONFIG)
@@ -57,7 +57,7 @@ def write_slow_model(folder: Path, queue: int) -> None:
 
 @pytest.fixture(scope="module")
 def running(triton: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A model of half a second per request, with our policy and a queue of three."""
+    """A model of a quarter of a second per request, with our policy and a queue of three."""
     folder = tmp_path_factory.mktemp("queue") / "repository" / "slow"
     write_slow_model(folder, QUEUE)
     with TritonServer(ServeOptions(folder.parent, http_port=0, grpc_port=0, metrics_port=0)) as server:
@@ -137,7 +137,7 @@ def test_overloaded_model_is_busy_and_is_not_repaired(triton: None, tmp_path: Pa
         folder.parent,
         **FREE,
         health_period=0.2,
-        health_timeout=1.0,
+        health_timeout=0.5,
         progress=lambda line, *_: lines.append(line),
     )
     with Watchdog(options) as watchdog:

@@ -21,8 +21,9 @@ from bertmp.core.io import read_json, write_json
 from bertmp.serve import watchdog as watchdog_module
 from bertmp.serve.golden import GOLDEN
 from bertmp.serve.http_request import Endpoint
+from bertmp.serve.repair import WITHIN_SECONDS, RepairBudget
 from bertmp.serve.serve_options import ServeOptions
-from bertmp.serve.watchdog import WITHIN_SECONDS, RepairBudget, Watchdog
+from bertmp.serve.watchdog import Watchdog
 
 FREE: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "health_port": 0}
 
@@ -80,7 +81,7 @@ def sound(request: pytest.FixtureRequest) -> None:
         server: Watched = request.getfixturevalue("watched")
         seconds_until(server.ready)
         server.lines.clear()
-        server.watchdog._budget.times.clear()
+        server.watchdog._budget.done.clear()
 
 
 def answers(watched: Watched, protocol: str = "http") -> None:
@@ -289,6 +290,11 @@ def test_repairs_by_option_off_are_told_only(triton: None, repository: Path) -> 
 
 
 def test_repair_budget_waits_longer_each_time_and_ends() -> None:
-    budget = RepairBudget(4)
-    assert [budget.take(0.0) for _ in range(5)] == [0.0, 0.25, 0.5, 1.0, None]
-    assert budget.take(WITHIN_SECONDS + 1) == 0.0
+    budget = RepairBudget(9)
+    assert [budget.take("a", 0.0) for _ in range(7)] == [0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 4.0]
+    assert budget.take("b", 0.0) == 0.0
+    assert [budget.take("b", 1.0), budget.take("a", 1.0)] == [0.25, None]
+    budget.give_back()
+    assert budget.take("b", 2.0) == 0.25
+    assert budget.take("a", 2.0) is None
+    assert budget.take("a", WITHIN_SECONDS + 3) == 0.0
