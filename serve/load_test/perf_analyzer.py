@@ -135,10 +135,12 @@ def _read(export: Mapping[str, Any], load: Load) -> Recording:
     rows.sort(key=lambda row: row["timestamp"])
     sent = np.array([row["timestamp"] for row in rows], dtype=np.int64)
     done = np.array([row["response_timestamps"][-1] for row in rows], dtype=np.int64)
-    begin = sent[0] if len(sent) else 0
-    left, arrived = (sent - begin) / 1e9, (done - begin) / 1e9
-    if load.is_open:
-        left = np.minimum(left, np.arange(len(left)) / load.rate)
+    first = sent[0] if len(sent) else 0
+    left, arrived = (sent - first) / 1e9, (done - first) / 1e9
+    if load.is_open:  # the clock began where no request was sent too early
+        planned = np.arange(len(left)) / load.rate
+        arrived -= (left - planned).min(initial=0.0)
+        left = planned
     outputs = [(row.get("response_outputs") or [{}])[-1] for row in rows]
     tokens = np.array([int(one.get("TOKENS", 0)) for one in outputs], dtype=np.int64)
     return Recording(left, arrived, tokens, outputs=outputs)
