@@ -69,6 +69,10 @@ class Client(TritonClient):
         self._models: dict[str, ServedModel] = {}
         self._labels: dict[str, list[str]] = {}
 
+    def for_another_thread(self) -> Client:
+        """A second connection to the same server."""
+        return Client(self._url, self.protocol)
+
     def max_batch(self, model: str) -> int:
         """The largest batch of one request; the server is asked once per model."""
         if model not in self._max_batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ from bertmp.export.bundle import MANIFEST, Bundle
 from bertmp.export.engine.compatibility import release_of_server
 from bertmp.export.parity.signature import require_signed
 from bertmp.serve import rollout
+from bertmp.serve.addresses import other_protocol
 from bertmp.serve.audit import AuditLog
+from bertmp.serve.canary import CanaryResult, try_version
 from bertmp.serve.client import Client
+from bertmp.serve.config_check import check_configs
 from bertmp.serve.deployable import Accepted, Deployable, DeployableEngine, inspect_bundle
 from bertmp.serve.deployment import Deployment, complete_log, connection, deployment_of
 from bertmp.serve.golden import write_golden
 from bertmp.serve.golden_record import golden_cases
 from bertmp.serve.model_signature import read_signature
 from bertmp.serve.prune import remove_all_but
-from bertmp.serve.repository import ModelFolders, all_models, require_record
+from bertmp.serve.repository import ModelFolders, all_models, numbered, require_record
 from bertmp.serve.serving_options import DeployOptions, ModelsOptions
 from bertmp.serve.version_files import missing_files, name_files
 from bertmp.serve.version_log import VersionLog, VersionRecord
@@ -95,10 +99,11 @@ def _bring_in(folders: ModelFolders, deployable: Deployable, server: Client | No
     signed_by = deployable.signed_by or current.signed_by
     current = replace(current, parity=deployable.parity, signed_by=signed_by, accepted=deployable.accepted)
     log.put(current).with_live(current.version).save()
-    found = None if server is None else rollout.promote(server, folders, current.version, deployable)
+    if server is not None:
+        rollout.promote(server, folders, current.version)
     _audit(folders).write("identical", "done", current.version, **_facts(deployable, server))
     notes = ("an identical version is live", *deployable.notes)
-    return replace(deployment_of(folders, current, server, new=False, notes=notes), consistency=found)
+    return deployment_of(folders, current, server, new=False, notes=notes)
 
 
 def _require_servers_release(engine: DeployableEngine, folders: ModelFolders, server: Client) -> None:
@@ -132,7 +137,11 @@ def _require_same_signature(folders: ModelFolders, deployable: Deployable) -> No
 def _deploy_new(
     folders: ModelFolders, log: VersionLog, deployable: Deployable, server: Client | None
 ) -> Deployment:
-    version = folders.next_version()
+    """Stages a new version, tries it where a server runs, and lets it answer.
+
+    Until it is promoted, nothing of what the live version needs has changed.
+    """
+    version, audit = folders.next_version(), _audit(folders)
     record = VersionRecord(
         folders.name,
         version,
@@ -142,37 +151,73 @@ def _deploy_new(
         signed_by=deployable.signed_by,
         accepted=deployable.accepted,
     )
-    audit = _audit(folders)
+    step = "staged"
+    try:
+        with folders.staging() as staged:
+            _write_configs(staged, deployable)
+            _write_version(staged, folders, version, deployable)
+            check_configs(staged, version)
+            audit.write("staged", "done", version, **_facts(deployable, server))
+            step = "canary"
+            found = None if server is None else _try(staged, server, version, deployable)
+            step = "promoted"
+            _write_configs(folders, deployable)
+            folders.take_over(staged, version)
+        # Triton takes this version at its next start: the log records that before a server is asked.
+        log = log.put(record).with_live(version)
+        log.save()
+        if server is not None:
+            rollout.promote(server, folders, version)
+    except BaseException as error:
+        promoted = version in numbered(folders.text)
+        folders.remove(version)
+        if server is not None and promoted:
+            rollout.abort(server, folders, version)
+        reason = str(error) if isinstance(error, BertmpError) else "interrupted"
+        log.put(replace(record, state="refused", note=reason)).with_live(folders.live()).save()
+        audit.write(step, "refused", version, reason=reason, live=folders.live())
+        raise
+    if found is not None:
+        figures = {name: value for name, value in found.to_json().items() if name != "consistency"}
+        largest = found.consistency.difference
+        audit.write("canary", "done", version, **figures, largest_difference=largest)
+    audit.write("promoted", "done", version)
+    notes = (*deployable.notes, *(found.notes if found else ()))
+    deployed = deployment_of(folders, record, server, new=True, notes=notes)
+    return replace(deployed, canary=found)
+
+
+def _write_configs(folders: ModelFolders, deployable: Deployable) -> None:
     engine = deployable.engine
     compatible = engine is not None and engine.version_compatible
     profiles = None if engine is None else len(engine.profiles)
     folders.write_configs(deployable.signature, profiles, compatible, deployable.serving())
-    folders.write_version(
-        version, deployable.fill_encoder, lambda folder: _fill_text(folders, deployable, folder)
-    )
-    audit.write("staged", "done", version, **_facts(deployable, server))
-    # Triton takes this version at its next start: the log records that before a server is asked.
-    log = log.put(record).with_live(version)
-    log.save()
-    try:
-        found = None if server is None else rollout.promote(server, folders, version, deployable)
-    except BaseException as error:
-        folders.remove(version)
-        if server is not None:
-            rollout.abort(server, folders, version)
-        reason = str(error) if isinstance(error, BertmpError) else "interrupted"
-        log.put(replace(record, state="refused", note=reason)).with_live(folders.live()).save()
-        audit.write("promoted", "refused", version, reason=reason, live=folders.live())
-        raise
-    figures = {} if found is None else {"largest_difference": found.difference}
-    audit.write("promoted", "done", version, **figures)
-    deployed = deployment_of(folders, record, server, new=True, notes=deployable.notes)
-    return replace(deployed, consistency=found)
 
 
-def _fill_text(folders: ModelFolders, deployable: Deployable, folder: Path) -> None:
-    deployable.fill_text(folders.name, folder)
-    write_golden(folder, golden_cases(deployable.bundle, folders, deployable.answering.pooling))
+def _write_version(staged: ModelFolders, folders: ModelFolders, version: int, deployable: Deployable) -> None:
+    names = {staged.text.name: folders.text.name, staged.encoder.name: folders.encoder.name}
+
+    def fill_text(folder: Path) -> None:
+        deployable.fill_text(folder)
+        cases = golden_cases(deployable.bundle, staged, deployable.answering.pooling)
+        write_golden(folder, [replace(case, model=names[case.model]) for case in cases])
+
+    staged.write_version(version, deployable.fill_encoder, fill_text)
+
+
+def _try(staged: ModelFolders, server: Client, version: int, deployable: Deployable) -> CanaryResult:
+    """Has the server load the stand-in, tries it over both protocols, and has it unloaded.
+
+    Raises:
+        GateFailed: it does not load, does not answer, answers otherwise than recorded, or contradicts itself.
+    """
+    with rollout.loaded(server, staged, version), ExitStack() as cleanup:
+        other = other_protocol(staged.repository, server)
+        if other is not None:
+            cleanup.enter_context(other)
+        clients = [client for client in (server, other) if client is not None]
+        with rollout.failing_the_gate(f"version {version} of '{staged.name}' is refused"):
+            return try_version(clients, staged.text.name, version, deployable)
 
 
 def _audit(folders: ModelFolders) -> AuditLog:

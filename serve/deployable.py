@@ -124,7 +124,7 @@ class Deployable:
         if self.engine is not None:
             self._copy(ENGINE, folder / PLAN)
 
-    def fill_text(self, name: str, folder: Path) -> None:
+    def fill_text(self, folder: Path) -> None:
         """Writes the files of the text model's version into an empty folder."""
         copy_code(folder)
         self._copy(TOKENIZER, folder / TOKENIZER)
@@ -134,7 +134,6 @@ class Deployable:
         sources = {file: ENGINE if file == PLAN else file for file in self.encoder_files}
         sha256 = {file: self.bundle.sha256(source) for file, source in sources.items()}
         settings = text_settings(
-            name,
             self.signature,
             self.answering,
             pad_id=tokenizer.pad_id,

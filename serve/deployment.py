@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertmp.core.io import JsonSerializable
-from bertmp.export.consistency.check import Consistency
+from bertmp.serve.canary import CanaryResult
 from bertmp.serve.client import Client
 from bertmp.serve.control import connect
 from bertmp.serve.repository import ModelFolders, numbered
@@ -27,8 +27,8 @@ class Deployment(JsonSerializable):
         parity: `passed`, or `not checked`.
         server: the server that took it; None where none was named.
         notes: what else the user should know.
-        consistency: its answers compared with each other; None where no server was named, and after a
-            rollback.
+        canary: what the new version answered before it was promoted; None where no server was named, where an
+            identical version was live, and after a rollback.
         signed_by: SHA-256 of the public key that it was checked against; empty where none was trusted.
         serving: how a machine without a GPU is used.
     """
@@ -40,7 +40,7 @@ class Deployment(JsonSerializable):
     parity: str
     server: str | None
     notes: tuple[str, ...] = ()
-    consistency: Consistency | None = None
+    canary: CanaryResult | None = None
     signed_by: str = ""
     serving: ServingTable | None = None
 

@@ -217,7 +217,6 @@ def _model(name: str, versions: int) -> Any:
 
 
 def text_settings(
-    name: str,
     signature: ModelSignature,
     answering: AnswerSettings,
     *,
@@ -237,7 +236,6 @@ def text_settings(
     return {
         "task": signature.task,
         "pairs": signature.pairs,
-        "encoder": encoder_name(name),
         "labels": list(signature.labels),
         "max_batch": MAX_BATCH,
         "max_length": max_length,

@@ -13,6 +13,7 @@ from bertmp.core.progress import ProgressCallback
 from bertmp.serve.golden import GoldenCase, any_request, read_golden
 from bertmp.serve.health import Health, ModelHealth
 from bertmp.serve.http_request import Endpoint, Reply
+from bertmp.serve.repository import is_canary
 
 LIVE_TIMEOUT = 2.0
 """Seconds that the server may take to say that it is alive."""
@@ -87,6 +88,8 @@ class Prober:
         reasons: dict[str, str] = {}
         for entry in reply.json() or ():
             name, state = entry["name"], entry.get("state")
+            if is_canary(name):  # a deployment tries it, and takes it away
+                continue
             if state == "READY":
                 newest[name] = max(int(entry["version"]), newest.get(name, 0))
             elif state:

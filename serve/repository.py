@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import atomic_folder, file_lock, write_text, writing_to
+from bertmp.export.bundle import LABELS
 from bertmp.serve.model_config import REFERENCE, SETTINGS, add_outputs, model_files, set_engine, set_serving
 from bertmp.serve.model_signature import (
     ModelSignature,
@@ -28,10 +29,14 @@ from bertmp.serve.model_signature import (
 from bertmp.serve.serving_table import ServingTable
 from bertmp.serve.version_log import FILE, VersionLog
 
+CANARY = "_canary"
+"""How the name of a stand-in ends, under which a new version is tried: clients do not call it."""
+
 RETIRED = ".retired"
 """Where rolled-back versions are kept: Triton takes only folders named by a number as versions."""
 
 CPU_FILE = "configs/cpu.pbtxt"
+CONFIGS = ("config.pbtxt", CPU_FILE)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -43,23 +48,25 @@ class ModelFolders:
     Attributes:
         repository: the model repository.
         name: the text model's name.
+        suffix: what the folders' names have behind it: nothing, or `CANARY`.
     """
 
     repository: Path
     name: str
+    suffix: str = ""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or self.name.endswith("_encoder"):
-            todo = "use letters, digits, - _ . and no ending in _encoder"
+        if not _NAME.fullmatch(self.name) or self.name.endswith(("_encoder", CANARY)):
+            todo = f"use letters, digits, - _ . and no ending in _encoder or {CANARY}"
             raise InputError(f"'{self.name}' cannot be a model's name", "", todo)
 
     @property
     def text(self) -> Path:
-        return self.repository / self.name
+        return self.repository / f"{self.name}{self.suffix}"
 
     @property
     def encoder(self) -> Path:
-        return self.repository / encoder_name(self.name)
+        return self.repository / encoder_name(self.text.name)
 
     def live(self) -> int | None:
         """The version that Triton takes: the highest number; None where there is none."""
@@ -98,7 +105,7 @@ class ModelFolders:
             serving: how the text model uses a machine without a GPU.
         """
         keeps = self._has_signature(signature)
-        files = model_files(self.name, signature, profiles, version_compatible, serving)
+        files = model_files(self.text.name, signature, profiles, version_compatible, serving)
         for path, content in files.items():
             if not (keeps and (self.repository / path).is_file()):
                 write_text(self.repository / path, content)
@@ -125,11 +132,11 @@ class ModelFolders:
         return table and replace(table, workers=sum(group.count for group in config.instance_group))
 
     def _has_signature(self, signature: ModelSignature) -> bool:
-        return self.names_signature() and read_signature(self.repository, self.name) == signature
+        return self.names_signature() and read_signature(self.repository, self.text.name) == signature
 
     def names_signature(self) -> bool:
         """Whether the files that name the model's signature are there."""
-        return names_signature(self.repository, self.name)
+        return names_signature(self.repository, self.text.name)
 
     def write_version(
         self, version: int, fill_encoder: Callable[[Path], None], fill_text: Callable[[Path], None]
@@ -148,6 +155,40 @@ class ModelFolders:
             self.remove(version)
             raise
 
+    def canary(self) -> ModelFolders:
+        """The stand-in's folders, with this model's configurations: a person's tuning is tried, too."""
+        canary = replace(self, suffix=CANARY)
+        canary.discard()
+        for source, target in ((self.text, canary.text), (self.encoder, canary.encoder)):
+            for path in (source / name for name in CONFIGS):
+                if path.is_file():
+                    config = read_model_config(path)
+                    config.name = target.name
+                    write_text(target / path.relative_to(source), render(config))
+            if (source / LABELS).is_file():
+                write_text(target / LABELS, (source / LABELS).read_text(encoding="utf-8"))
+        return canary
+
+    @contextmanager
+    def staging(self) -> Iterator[ModelFolders]:
+        """A stand-in's folders for the length of the block; what is still in them then is removed."""
+        staged = self.canary()
+        try:
+            yield staged
+        finally:
+            staged.discard()
+
+    def discard(self) -> None:
+        """Removes both folders of a stand-in, whose versions no server has loaded."""
+        if self.suffix == CANARY:
+            for folder in (self.text, self.encoder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def take_over(self, staged: ModelFolders, version: int) -> None:
+        """Moves a version from a stand-in's folders here: the encoder first, each in one step."""
+        for source, target in ((staged.encoder, self.encoder), (staged.text, self.text)):
+            _move(source / str(version), target / str(version))
+
     def remove(self, version: int) -> None:
         """Removes both folders of a version: first out of Triton's sight, then from the disk."""
         for folder in (self.text, self.encoder):
@@ -155,7 +196,9 @@ class ModelFolders:
             shutil.rmtree(folder / RETIRED / str(version), ignore_errors=True)
 
     def cleanup(self) -> None:
-        """Removes what an interrupted deployment left: temporary folders, encoders without a text model."""
+        """Removes what an interrupted deployment left: stand-ins, temporary folders, encoders without a text
+        model."""
+        replace(self, suffix=CANARY).discard()
         for folder in (self.text, self.encoder):
             for path in [*folder.glob(".*.part"), *folder.glob(".*.old")]:
                 shutil.rmtree(path, ignore_errors=True)
@@ -166,6 +209,11 @@ class ModelFolders:
                 self.remove(version)
         for version in set(numbered(self.text)) - set(numbered(self.encoder)):
             restore(self.encoder, version)  # a rollback was interrupted before its text model moved
+
+
+def is_canary(model: str) -> bool:
+    """Whether a model, or an encoder, is a stand-in."""
+    return model.removesuffix("_encoder").endswith(CANARY)
 
 
 def version_folder(model: Path, version: int) -> Path:
@@ -206,7 +254,9 @@ def servable(repository: Path) -> list[str]:
             lacks its code (Triton would wait for it for minutes).
     """
     _require_folder(repository)
-    names = [path.parent.name for path in sorted(repository.glob("*/config.pbtxt")) if numbered(path.parent)]
+    found = [path.parent for path in sorted(repository.glob("*/config.pbtxt"))]
+    # A stand-in that an interrupted deployment left is tidied up by the next one.
+    names = [model.name for model in found if numbered(model) and not is_canary(model.name)]
     if not names:
         raise InputError("the repository has no version to serve", repository, "run 'bertmp deploy' first")
     for model in (repository / name for name in names):
@@ -239,7 +289,7 @@ def require_record(repository: Path, name: str) -> None:
     model = repository / name
     # Only ours have settings beside their code: the repository may hold models that others made.
     ours = any((model / str(version) / SETTINGS).is_file() for version in numbered(model))
-    if ours and not (model / FILE).is_file():
+    if ours and not is_canary(name) and not (model / FILE).is_file():
         todo = "restore the file, or run 'bertmp deploy': it records the versions that it finds"
         raise InputError(f"'{name}' has versions and no record of them", model / FILE, todo)
 

@@ -1,7 +1,8 @@
 """Makes a running server switch to another version without losing a request.
 
-The encoder is loaded first and asked; only then does the text model move to the new version. As long as
-the old text version still works on requests, its own encoder stays loaded.
+A new version is loaded and tried under a stand-in's name first. Then its encoder is loaded, and only then
+does the text model move to it. As long as the old text version still works on requests, its own encoder
+stays loaded.
 """
 
 from __future__ import annotations
@@ -13,14 +14,9 @@ from contextlib import contextmanager, suppress
 import numpy as np
 
 from bertmp.core.errors import BertmpError, GateFailed, InputError
-from bertmp.export.consistency.check import Consistency
-from bertmp.export.consistency.probe import probe_of
-from bertmp.export.consistency.tolerance import low_tolerance
 from bertmp.serve.client import Client
-from bertmp.serve.deployable import Deployable
 from bertmp.serve.repository import ModelFolders
-from bertmp.serve.served_consistency import check_encoder, check_texts, texts_for
-from bertmp.serve.served_tasks import TASKS
+from bertmp.serve.served_consistency import texts_for
 from bertmp.serve.task_answers import ClassAnswer
 
 STATE_TIMEOUT = 120.0
@@ -28,44 +24,41 @@ STATE_TIMEOUT = 120.0
 _POLL_SECONDS = 0.05
 
 
-def promote(server: Client, folders: ModelFolders, version: int, deployable: Deployable) -> Consistency:
-    """Brings `version`, the highest in the repository, into service, and checks it with real requests.
-
-    The encoder is asked for the same rows in many batches before the text model moves to it, and the text
-    model for the same texts afterwards.
-
-    Args:
-        deployable: the bundle that the version was made of.
-
-    Returns:
-        Its answers compared with each other.
+def promote(server: Client, folders: ModelFolders, version: int) -> None:
+    """Makes `version`, the highest in the repository, answer: the encoder is loaded before the text model.
 
     Raises:
-        GateFailed: it does not load, does not answer or contradicts itself, with the server's reason.
+        GateFailed: it does not load or does not answer, with the server's reason.
     """
-    bundle, engine, name = deployable.bundle, deployable.engine, folders.text.name
-    signature = deployable.signature
-    texts, pairs = texts_for(signature.task, signature.pairs)
-    encoded, names = bundle.tokenizer.encode(texts, pairs), [repr(text) for text in texts]
-    probe = probe_of(encoded, names, bundle.tokenizer.pad_id, bundle.max_positions)
-    profiles = () if engine is None else engine.profiles
-    with _failing_the_gate(f"version {version} of '{folders.name}' is refused"):
-        _load(server, folders.encoder.name, version)
-        _check_encoder(server, folders.encoder.name, version, signature.task)
-        low = low_tolerance(bundle)
-        found = check_encoder(server, name, version, probe, low, profiles, task=signature.task)
-        _require_consistent(found, server)
-        _load(server, name, version)
-        _check_text_model(server, name, version)
-        found = check_texts(server, name, version, found)
-        _require_consistent(found, server)
-    return found
+    with failing_the_gate(f"version {version} of '{folders.name}' is refused"):
+        _load_both(server, folders, version)
 
 
-def _require_consistent(found: Consistency, server: Client) -> None:
-    if not found.passed:
-        todo = "look at its graph or engine: 'bertmp parity' compares its answers, too"
-        raise InputError(found.sentence(), server.address, todo)
+@contextmanager
+def loaded(server: Client, staged: ModelFolders, version: int) -> Iterator[None]:
+    """Has the server load a stand-in for the length of the block.
+
+    Raises:
+        GateFailed: it does not load or does not answer, with the server's reason.
+    """
+    try:
+        with failing_the_gate(f"version {version} of '{staged.name}' is refused"):
+            _load_both(server, staged, version)
+        yield
+    finally:
+        for model in (staged.text.name, staged.encoder.name):
+            with suppress(BertmpError):  # one that was never loaded
+                server.unload(model)
+        for model in (staged.text.name, staged.encoder.name):
+            with suppress(BertmpError):
+                _wait_for(server, model, version, "UNAVAILABLE")
+
+
+def _load_both(server: Client, folders: ModelFolders, version: int) -> None:
+    _load(server, folders.encoder.name, version)
+    _check_encoder(server, folders.encoder.name, version)
+    _load(server, folders.text.name, version)
+    _check_text_model(server, folders.text.name, version)
 
 
 def switch(server: Client, folders: ModelFolders, before: int | None) -> None:
@@ -78,7 +71,7 @@ def switch(server: Client, folders: ModelFolders, before: int | None) -> None:
     """
     version = folders.live()
     assert version is not None
-    with _failing_the_gate(f"version {version} of '{folders.name}' does not start"):
+    with failing_the_gate(f"version {version} of '{folders.name}' does not start"):
         _load(server, folders.text.name, version)
         _check_text_model(server, folders.text.name, version)
         if before is None or before == version:
@@ -108,7 +101,7 @@ def reload(server: Client, folders: ModelFolders) -> None:
 
 
 @contextmanager
-def _failing_the_gate(what: str) -> Iterator[None]:
+def failing_the_gate(what: str) -> Iterator[None]:
     """Turns an InputError of the server into a GateFailed."""
     try:
         yield
@@ -140,10 +133,11 @@ def _wait_for(server: Client, model: str, version: int, *states: str) -> tuple[s
         time.sleep(_POLL_SECONDS)
 
 
-def _check_encoder(server: Client, model: str, version: int, task: str) -> None:
+def _check_encoder(server: Client, model: str, version: int) -> None:
+    outputs = [output["name"] for output in server.config(model)["output"]]
     zeros = np.zeros((2, 4), dtype=np.int64)
     inputs = {"input_ids": zeros, "attention_mask": np.ones_like(zeros), "token_type_ids": zeros}
-    for name, found in server.infer(model, inputs, TASKS[task].outputs, str(version))[0].items():
+    for name, found in server.infer(model, inputs, outputs, str(version))[0].items():
         if len(found) != 2 or not np.isfinite(found).all():
             raise InputError(f"the encoder's {name} are not finite", server.address, "check the graph")
 

@@ -18,6 +18,7 @@ from bertmp.core.errors import BertmpError, InputError
 from bertmp.environment.triton_install import find_runtime
 from bertmp.serve import server_config
 from bertmp.serve.access import load_or_create_key
+from bertmp.serve.addresses import published
 from bertmp.serve.exposure import check_exposure
 from bertmp.serve.hidden_arguments import CannotHide, start_hidden
 from bertmp.serve.http_request import Endpoint
@@ -103,7 +104,7 @@ class TritonServer:
         server = Endpoint(addresses["http"], key.headers())
         self._wait_ready(server)
         cleanup.callback(self._drain, server, process.pid)
-        return RunningServer(
+        running = RunningServer(
             **addresses,
             models=tuple(models),
             config_name=config.name,
@@ -111,6 +112,8 @@ class TritonServer:
             version=runtime.version,
             pid=process.pid,
         )
+        cleanup.enter_context(published(self._options.repository, running))
+        return running
 
     def _launch(
         self, command: Sequence[str], hidden: Mapping[str, str], environment: Mapping[str, str], folder: Path

@@ -57,7 +57,7 @@ class TritonClient:
     """
 
     def __init__(self, url: str | None, protocol: Protocol = "grpc") -> None:
-        self.protocol = protocol
+        self.protocol, self._url = protocol, url
         self.address, encrypted = parse_address(url, protocol)
         self._library = import_module(f"tritonclient.{protocol}")
         self._grpc = protocol == "grpc"

@@ -9,13 +9,12 @@ from bertmp.core.errors import InputError
 from bertmp.core.io import read_json
 from bertmp.export.bundle import FP32_GRAPH, LABELS
 from bertmp.serve.model_config import SETTINGS
-from bertmp.serve.repository import ModelFolders, version_folder
+from bertmp.serve.repository import CONFIGS, ModelFolders, version_folder
 from bertmp.serve.served_tasks import TASKS
 
 ENCODER_FILES, TEXT_FILES = "encoder_files", "text_files"
 """The entries of settings.json with the names of the version's other files. Those of 0.1 have none."""
 
-_CONFIGS = ("config.pbtxt", "configs/cpu.pbtxt")
 _LEAST_OF_ENCODER = (FP32_GRAPH,)
 _LEAST_OF_TEXT = ("model.py", "tokenizer.json")
 
@@ -40,9 +39,9 @@ def missing_files(folders: ModelFolders, version: int) -> list[str]:
     text, encoder = (version_folder(model, version) for model in (folders.text, folders.encoder))
     settings = _read_settings(text / SETTINGS)
     missing = [
-        *_missing_in(folders.text, (*_CONFIGS, *_labels(settings))),
+        *_missing_in(folders.text, (*CONFIGS, *_labels(settings))),
         *_missing_in(text, (SETTINGS, *_names(settings, TEXT_FILES, _LEAST_OF_TEXT))),
-        *_missing_in(folders.encoder, _CONFIGS),
+        *_missing_in(folders.encoder, CONFIGS),
         *_missing_in(encoder, _names(settings, ENCODER_FILES, _LEAST_OF_ENCODER)),
     ]
     if settings is None and (text / SETTINGS).is_file():

@@ -16,7 +16,10 @@ from bertmp.serve import serve_options, serving_options
 from bertmp.serve.load_test.options import BenchOptions
 
 if TYPE_CHECKING:
+    from bertmp.serve.canary import CanaryResult
     from bertmp.serve.deploy import Deployment
+    from bertmp.serve.deployment import Deployment
+    from bertmp.serve.load_test import BenchResult
     from bertmp.serve.load_test.figures import BenchResult
     from bertmp.serve.task_answers import Answer
     from bertmp.serve.version_log import VersionRecord
@@ -110,11 +113,17 @@ def _deployment(result: Deployment) -> str:
         notes.append("a running server goes on with its own version: --server URL makes it switch")
     if result.signed_by:
         notes.append(f"signed with the key {result.signed_by}")
-    if result.consistency is not None:
-        notes.append(result.consistency.sentence())
+    if result.canary is not None:
+        notes.append(_tried(result.canary))
     if result.serving is not None:
         notes.append(f"without a GPU: {result.serving.sentence()}")
     return "\n".join([head, *(f"  {note}" for note in notes)])
+
+
+def _tried(canary: CanaryResult) -> str:
+    compared = f"{canary.golden} recorded answers within {canary.golden_error:.1e}, " if canary.golden else ""
+    load = f"{canary.requests} requests without a failure, p99 {canary.p99_ms:.0f} ms"
+    return f"tried over {' and '.join(canary.protocols)}: {compared}{canary.consistency.sentence()}, {load}"
 
 
 def _ready(server: serve_options.RunningServer, repository: Path) -> str:

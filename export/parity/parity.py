@@ -24,6 +24,7 @@ from bertmp.export.parity.confusion import confusion_of
 from bertmp.export.parity.failing_inputs import failed_batches, failed_examples, save_failing
 from bertmp.export.parity.flip_rows import flip_rows
 from bertmp.export.parity.gates import Gate, Limits, changed_limits, read_limits
+from bertmp.export.parity.golden_examples import GOLDEN_EXAMPLES, golden_examples, save_golden_examples
 from bertmp.export.parity.model_card import model_card
 from bertmp.export.parity.parity_options import ParityOptions
 from bertmp.export.parity.reading import ParityData, read_inputs
@@ -46,8 +47,9 @@ def parity(options: ParityOptions) -> ParityReport:
     """Compares every stage of a bundle with its FP32 checkpoint on the examples of `data`.
 
     Writes `report.html`, `report.json`, `junit.xml`, `MODEL_CARD.md`, `certificate.json` (into the bundle as
-    well) and the manifest's entry `parity`, whether the gates pass or not; an error or an interruption leaves
-    all as they were. With `sign`, the bundle is signed last, unless the verdict is failed.
+    well) and the manifest's entry `parity`, whether the gates pass or not, and `golden-examples.json` for
+    `deploy` unless the verdict is failed; an error or an interruption leaves all as they were. With `sign`,
+    the bundle is signed last, unless the verdict is failed.
 
     Raises:
         InputError: a bad or stale bundle, bad data, a stage that does not exist, or a server that stopped
@@ -92,10 +94,12 @@ def parity(options: ParityOptions) -> ParityReport:
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         adversarial=report_of(compared.adversarial, compared.adversarial_answers, compared.findings),
     )
+    golden = None if result.verdict == "failed" else golden_examples(opened, examples.inputs)
     write_report(result, make_certificate(opened, result, nvidia_driver()), model_card(opened, result))
     failed, left_out = failed_examples(compared.rows, compared.gates, examples)
     failed = [*failed_batches(compared.adversarial, compared.findings), *failed]
     save_failing(folder, opened.task, options.seed, failed, left_out, examples.inputs.pad_id)
+    save_golden_examples(opened, golden)
     _record(opened, result, limits)
     _raise_interruption(ran, folder)
     signed = signer is not None and _sign(signer, opened, result, options.progress)
@@ -191,7 +195,10 @@ def _record(bundle: Bundle, result: ParityReport, limits: Mapping[str, Limits]) 
     engine = [ENGINE, NETWORK] if BUILD_ENGINE in bundle.manifest.stages else []
     inputs = [FP32_GRAPH, *filter(None, [bundle.low_graph]), PLAN, *engine]
     home, written = bundle.folder.resolve(), [result.folder / name for name in FILES]
-    outputs = [path.resolve() for path in (*written, bundle.folder / CERTIFICATE)]
+    beside = [
+        path for path in (bundle.folder / CERTIFICATE, bundle.folder / GOLDEN_EXAMPLES) if path.is_file()
+    ]
+    outputs = [path.resolve() for path in (*written, *beside)]
     outside = {str(path): sha256_file(path) for path in outputs if not path.is_relative_to(home)}
     gates = {
         stage: {name: value for name, value in vars(limit).items() if value is not None}

@@ -112,7 +112,7 @@ def test_deploy_to_a_server_after_a_lost_encoder_answers_from_the_new_version(
     remove(served.repository / "restored_encoder/1")
     result = deploy(bundle, "restored", served.repository, url)
     assert (result.version, result.new) == (2, True)
-    assert result.consistency is not None
+    assert result.canary is not None
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,9 @@ def test_deploy_of_a_broken_version_keeps_the_live_one(served: Served, bundle: P
 
 
 def test_deploy_tells_that_the_version_is_consistent(served: Served, bundle: Path) -> None:
-    found = deploy(bundle, "consistent", served.repository, served.running.http).consistency
-    assert found is not None
+    canary = deploy(bundle, "consistent", served.repository, served.running.http).canary
+    assert canary is not None
+    found = canary.consistency
     assert found.passed, found.sentence()
     assert {result.shape for result in found.results} >= {"32x16", "5x64", "1x64", "5 texts", "32 texts"}
     assert found.difference < 1e-4

@@ -132,7 +132,7 @@ def test_a_file_that_changes_while_it_is_deployed_is_not_deployed(
     with (signed / "tokenizer.json").open("ab") as stream:
         stream.write(b"\n")
     with pytest.raises(GateFailed, match=r"tokenizer\.json changed while"):
-        deployable.fill_text("trec", tmp_path)
+        deployable.fill_text(tmp_path)
 
 
 def test_the_command_says_which_key(signed: Path, keys: Keys, tmp_path: Path, run_bertmp: RunBertmp) -> None:

@@ -97,7 +97,7 @@ class TritonPythonModel:
         self.decoder = make_decoder(settings, tokenizer)
         self.reader = Reader(tokenizer, settings, self.decoder.needs_spans)
         self.batching = make_batching(settings, serving)
-        graph = {"encoder": settings["encoder"], **serving}
+        graph = {"encoder": f"{args['model_name']}_encoder", **serving}
         self.graph = open_graph(
             args["model_repository"], int(args["model_version"]), graph, self.decoder.outputs
         )
