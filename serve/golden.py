@@ -18,6 +18,7 @@ from bertmp.core.io import read_json, write_json
 from bertmp.serve.http_request import Reply
 from bertmp.serve.model_config import INPUTS
 from bertmp.serve.model_signature import encoder_name
+from bertmp.serve.repository import version_folder
 
 GOLDEN, FORMAT = "golden.json", 1
 SHARE = 0.05
@@ -182,7 +183,8 @@ def read_golden(repository: Path, model: str, version: int) -> GoldenCase | None
     """
     texts = [name for name in (model, model.removesuffix("_encoder")) if model in (name, encoder_name(name))]
     for name in texts:
-        path = repository / name / str(version) / GOLDEN
+        # One that is being rolled back may still answer.
+        path = version_folder(repository / name, version) / GOLDEN
         if not path.is_file():
             continue
         data = read_json(path)

@@ -17,6 +17,7 @@ from bertmp.core.errors import InputError, MissingComponent
 from bertmp.core.io import sha256_file
 from bertmp.export.bundle import Bundle
 from bertmp.export.parity import signature
+from bertmp.export.parity.golden_examples import GOLDEN_EXAMPLES
 from bertmp.export.parity.signature import PASSWORD, SIGNATURE, Signer, check_signature
 from tests.conftest import RunBertmp
 from tests.export.parity_bundles import damage
@@ -77,7 +78,7 @@ def test_exactly_what_ships_is_signed(signed: Path, keys: Keys) -> None:
     made = {
         name for stage in ("export", "convert") for name in Bundle.open(signed).manifest.stages[stage].outputs
     }
-    assert set(files) == made | set(RECORDS)
+    assert set(files) == made | set(RECORDS) | {GOLDEN_EXAMPLES}
     assert files == {name: sha256_file(signed / name) for name in files}
 
 
