@@ -17,9 +17,7 @@ from bertmp.serve.load_test.options import BenchOptions
 
 if TYPE_CHECKING:
     from bertmp.serve.canary import CanaryResult
-    from bertmp.serve.deploy import Deployment
     from bertmp.serve.deployment import Deployment
-    from bertmp.serve.load_test import BenchResult
     from bertmp.serve.load_test.figures import BenchResult
     from bertmp.serve.task_answers import Answer
     from bertmp.serve.version_log import VersionRecord
