@@ -31,9 +31,11 @@ def serve_repository(options: ServeOptions) -> None:
     """
     if options.log_format == "json":
         options = replace(options, progress=_as_json(options.progress))
-    with suppress(_Terminated), _signals_end_block(), Watchdog(options) as watchdog:
+    with suppress(_Terminated), _signals_end_block() as signals, Watchdog(options) as watchdog:
         options.on_ready(watchdog.running)
-        watchdog.wait()
+        while not watchdog.has_ended(_POLL_SECONDS):
+            signals.raise_noted()
+        raise watchdog.failure()
 
 
 def _as_json(progress: ProgressCallback) -> ProgressCallback:
@@ -43,18 +45,38 @@ def _as_json(progress: ProgressCallback) -> ProgressCallback:
     return log
 
 
+_POLL_SECONDS = 0.2
+
+
 class _Terminated(BaseException):
     """SIGTERM: how service managers and containers stop a server."""
 
 
+class _Signals:
+    """The first signal that came."""
+
+    def __init__(self) -> None:
+        self._noted: int | None = None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal."""
+        self._noted = self._noted or number
+        self.raise_noted()
+
+    def raise_noted(self) -> None:
+        """Raises it once more.
+
+        A signal that comes just before a wait is handled behind that; what is raised in a finalizer gets lost.
+        """
+        if self._noted is not None:
+            raise _Terminated if self._noted == signal.SIGTERM else KeyboardInterrupt
+
+
 @contextmanager
-def _signals_end_block() -> Iterator[None]:
+def _signals_end_block() -> Iterator[_Signals]:
     """SIGTERM ends the block; a closed terminal does so as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
-
+    signals = _Signals()
     with ExitStack() as restored:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            restored.callback(signal.signal, number, signal.signal(number, interrupt))
-        yield
+            restored.callback(signal.signal, number, signal.signal(number, signals.handle))
+        yield signals

@@ -70,6 +70,13 @@ class HealthOptions(Options, group="Health"):
         minimum=0,
         help="Repairs within a minute after which the command gives up with exit code 1; 0 repairs nothing.",
     )
+    stop_delay: float = option(
+        default=0.0,
+        minimum=0,
+        maximum=3600,
+        help="Seconds between a signal to stop, when /ready turns to 503, and the refusal of new requests: "
+        "the time that a load balancer needs to notice.",
+    )
     drain_seconds: int = option(
         default=10,
         minimum=1,

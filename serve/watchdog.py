@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import NoReturn
 
 import psutil
 from typing_extensions import Self
@@ -88,21 +87,22 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def wait(self) -> NoReturn:
-        """Waits until the watchdog gives up.
+    def has_ended(self, seconds: float) -> bool:
+        """Whether the watchdog has given up, or does so within so many seconds."""
+        return self._ended.wait(seconds)
 
-        Raises:
-            BertmpError: it did, with the reason.
-        """
-        self._ended.wait()
+    def failure(self) -> BertmpError:
+        """Why it has given up."""
         assert self._failure is not None
-        raise self._failure
+        return self._failure
 
     def _close(self) -> None:
         self._health.server_fault = "the server is stopping"
         self._closing.set()
         if self._starting.locked():
             self._server.kill()
+        elif self._failure is None:
+            time.sleep(self._options.stop_delay)
 
     def _start_server(self) -> None:
         self._server = TritonServer(self._options)

@@ -163,6 +163,7 @@ def test_serve_says_where_the_key_can_be_seen_and_serves(
         raise OSError(1, "Operation not permitted")
 
     monkeypatch.setattr(hidden_arguments, "_start_stack", refuse)
+    monkeypatch.setenv("BERTMP_TEST_PASSED", "passed on")
     lines: list[str] = []
     options = ServeOptions(
         repository, **FREE_PORTS, token_file=tmp_path / "key", progress=lambda line, *_: lines.append(line)

@@ -108,11 +108,10 @@ def test_full_queue_refuses_with_unavailable_over_grpc(running: RunningServer) -
 
 def test_request_that_waits_beyond_its_own_limit_is_refused(running: RunningServer) -> None:
     """Each request brings its limit in microseconds; those that are run in time are answered."""
-    replies = ask_many(running, 4, timeout=100_000)
+    replies = ask_many(running, 6, timeout=50_000)
     refused = [reply for reply in replies if not reply.ok]
-    assert refused
+    assert any("expired" in reply.reason for reply in refused), [reply.reason for reply in replies]
     assert {reply.status for reply in refused} == {503}
-    assert all("expired" in reply.reason for reply in refused)
     assert any(reply.ok for reply in replies)
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bertmp import infer
+from bertmp.serve.http_request import Endpoint
 from bertmp.serve.serve_options import ServeOptions
 from bertmp.serve.server import TritonServer
-from tests.serve.test_serve_command import serving
+from tests.serve.test_serve_command import serving, until
 
 TEXTS = [f"How many people lived on the coast in the year {number} ? " * 4 for number in range(32)]
 
@@ -85,6 +87,22 @@ def test_stopped_server_answers_what_it_has_taken(
     for client in clients:
         before = [asked for asked in client.asked if asked < stopped]
         assert client.answered >= len(before), client.refusal
+
+
+def test_stop_delay_keeps_answering_while_ready_says_no(
+    triton: None, repository: Path, tmp_path: Path
+) -> None:
+    with serving(repository, tmp_path / "scratch", "--stop-delay", "3") as process:
+        assert process.stdout is not None
+        addresses = json.loads(process.stdout.readline())
+        health = Endpoint(addresses["health"])
+        assert health.get("/ready").ok
+        process.send_signal(signal.SIGTERM)
+        until(lambda: health.get("/ready").status == 503)
+        assert health.get("/ready").json()["reason"] == "the server is stopping"
+        assert len(infer("trec", ["Who ?"], url=addresses["grpc"])) == 1
+        _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (0, "")
 
 
 def test_server_whose_requests_do_not_end_is_stopped_all_the_same(triton: None, tmp_path: Path) -> None:
