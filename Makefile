@@ -7,6 +7,7 @@
 #   make bench-train  fine-tuning and pre-training against transformers: benchmarks/results/train.json
 #   make bench-precision  FP16 conversion against other converters: benchmarks/results/precision.json
 #   make bench-pipeline  time and memory from checkpoint to engine: benchmarks/results/pipeline.json
+#   make bench-serve  serving against FastAPI servers: benchmarks/results/serve.json
 #   make docs         the documentation site: build/site
 #   make screenshot   the README's picture of a parity report, from the last quickstart; needs Chromium
 #   make test-gpu     the tests that need CUDA; from a plain checkout, with the packages that PYTHON has
@@ -36,7 +37,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRAS)
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup triton data quickstart test test-slow docs screenshot bench-train bench-precision bench-pipeline test-gpu bench-gpu lint clean
+.PHONY: help setup triton data quickstart test test-slow docs screenshot bench-train bench-precision bench-pipeline bench-serve test-gpu bench-gpu lint clean
 
 # $(call stage,TITLE,COMMAND): runs it between two lines that say what it is and how long it took.
 define stage
@@ -100,6 +101,10 @@ bench-precision: data
 
 bench-pipeline: $(INSTALLED)
 	$(call stage,from checkpoint to engine,$(BIN)/python -m benchmarks.pipeline $(BENCH_OPTIONS))
+
+bench-serve: triton data
+	$(call stage,peers' packages,$(PIP) -c constraints.txt -e '.[bench]')
+	$(call stage,serving against FastAPI servers,$(BIN)/python -m benchmarks.serve $(BENCH_OPTIONS))
 
 # Without a GPU both print one line and exit with code 4; make itself then exits with 2.
 test-gpu:

@@ -70,11 +70,12 @@ class Recording:
         done: FP64 `[answered]`: when its answer had arrived.
         tokens: INT64 `[answered]`: how many tokens the server read.
         errors: when each failed request was sent, and its message.
-        outputs: each answer, where the generator records them.
+        inputs, outputs: what was asked and answered, where the generator records it.
     """
 
     sent: np.ndarray
     done: np.ndarray
     tokens: np.ndarray
     errors: Sequence[tuple[float, str]] = ()
+    inputs: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     outputs: Sequence[Mapping[str, Any]] = field(default=(), repr=False)

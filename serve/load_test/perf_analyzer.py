@@ -143,4 +143,5 @@ def _read(export: Mapping[str, Any], load: Load) -> Recording:
         left = planned
     outputs = [(row.get("response_outputs") or [{}])[-1] for row in rows]
     tokens = np.array([int(one.get("TOKENS", 0)) for one in outputs], dtype=np.int64)
-    return Recording(left, arrived, tokens, outputs=outputs)
+    inputs = [row.get("request_inputs", {}) for row in rows]
+    return Recording(left, arrived, tokens, inputs=inputs, outputs=outputs)
