@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -183,10 +184,25 @@ class Client(TritonClient):
         Raises:
             InputError: an unknown model, or a dead server.
         """
-        if FILES not in self.describe(model).outputs:
+        return self._told(FILES, model, text, version, pair)
+
+    def settings(self, model: str, text: str, version: str = "", pair: str | None = None) -> dict[str, Any]:
+        """How a text model's version answers, see `AnswerSettings`; empty where the model does not say.
+
+        Args:
+            text, pair: any that the model accepts; the settings come with an answer.
+
+        Raises:
+            InputError: an unknown model, or a dead server.
+        """
+        return self._told(SETTINGS, model, text, version, pair)
+
+    def _told(self, output: str, model: str, text: str, version: str, pair: str | None) -> dict[str, Any]:
+        """What a version says about itself, a JSON object; empty where it does not."""
+        if output not in self.describe(model).outputs:
             return {}  # deployed by an earlier version of bertmp
-        found, _ = self.infer(model, text_inputs([text], pair and [pair]), (FILES,), version)
-        return dict(json.loads(found[FILES].reshape(-1)[0]))
+        found, _ = self.infer(model, text_inputs([text], pair and [pair]), (output,), version)
+        return dict(json.loads(found[output].reshape(-1)[0]))
 
     def labels(self, model: str, text: str, pair: str | None = None) -> list[str]:
         """The model's classes in the order of its probabilities, as the server itself names them.

@@ -21,11 +21,14 @@ from bertmp.export.parity.stage import (
 from bertmp.serve.client import SCHEMES, Client, ServedModel, text_inputs
 from bertmp.serve.deployable import PLAN
 from bertmp.serve.model_signature import encoder_name
-from bertmp.serve.served_answers import ask_texts
+from bertmp.serve.served_answers import answers_difference, ask_texts, askable
 from bertmp.serve.served_consistency import check_encoder, check_texts, served_graph
-from bertmp.serve.served_tasks import WITH_MASKS
 from bertmp.serve.serving_options import Protocol
 from bertmp.serve.serving_table import ServingTable
+
+
+FP32_STAGE = "onnx-fp32"
+"""The bundle's stage that a served FP32 graph must agree with."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,13 @@ class TritonStage:
             limits = (inputs.probe, inputs.low_tolerance, inputs.profiles)
             found = check_encoder(client, self.model, newest, *limits, task=inputs.view.task)
             found = check_texts(client, self.model, newest, found)
-        pair = None if inputs.pairs is None else inputs.pairs[0]
-        example = f"{inputs.texts[0]} [MASK]" if inputs.view.task in WITH_MASKS else inputs.texts[0]
-        served = client.files(self.model, example, str(newest), pair) if inputs.files else {}
+        examples, pairs = askable(inputs)
+        pair = pairs[0] if pairs else None
+        served = client.files(self.model, examples[0], str(newest), pair) if inputs.files else {}
+        differ = None
+        if texts.probabilities is None and not serves.get("serves"):  # else the numbers say it all
+            differ = answers_difference(client, self.model, inputs, str(newest))
+            serves = {**serves, "serves": FP32_STAGE}
         return replace(
             computed,
             logits=computed.logits if texts.values is None else texts.values,
@@ -108,6 +115,7 @@ class TritonStage:
                 "truncated": texts.truncated,
             },
             consistency=found,
+            answers_differ=differ,
             other_files=_other_files(served, inputs.files, serves.get("serves") == "engine"),
         )
 

@@ -141,4 +141,5 @@ def _gates(row: StageReport, limits: Mapping[str, Limits]) -> tuple[Gate, ...]:
     failure = row.reason if row.status == "failed" else ""
     verified = bool(row.verification.get("verified")) if row.verification else None
     seen = (row.size_ratio, verified, row.consistency, row.other_files, row.as_planned, row.as_exported)
-    return decide(row.name, Evidence(metrics, failure, *seen), wanted)
+    evidence = Evidence(metrics, failure, *seen, answers_differ=row.answers_differ)
+    return decide(row.name, evidence, wanted)

@@ -33,6 +33,7 @@ class Limits:
         as_planned: whether a low-precision graph must be the one that its plan makes of the FP32 graph.
         as_exported: whether the bundle's labels, configuration, tokenizer, weights must be its checkpoint's.
         same_files: whether a served model must have been deployed from this bundle's graph and tokenizer.
+        same_answers: whether a served model must answer as the bundle's FP32 graph does.
         adversarial: whether the adversarial inputs, too, must be answered within these limits.
     """
 
@@ -48,6 +49,7 @@ class Limits:
     same_files: bool = True
     as_planned: bool = True
     as_exported: bool = True
+    same_answers: bool = True
     adversarial: bool = True
 
 
@@ -100,6 +102,8 @@ class Evidence:
             that has none.
         verified: whether every layer's precision was verified; None where nothing was to be verified.
         consistency: its answers compared with each other; None where they were not.
+        answers_differ: of a served model, what first differs from what the FP32 graph answers; empty where
+            nothing does, None where that was not compared.
         as_planned: what first differs from the graph that the plan makes; empty where nothing does, None
             where that was not compared.
         as_exported: what first differs from the checkpoint; empty where nothing does, None for other stages.
@@ -114,6 +118,7 @@ class Evidence:
     other_files: Sequence[str] | None = None
     as_planned: str | None = None
     as_exported: str | None = None
+    answers_differ: str | None = None
 
 
 def limits_of(stage: str, limits: Mapping[str, Limits] = DEFAULTS) -> Limits:
@@ -204,6 +209,15 @@ def decide(stage: str, evidence: Evidence, limits: Limits) -> tuple[Gate, ...]:
         other = f"the served version has another {' and '.join(files)} than the bundle"
         sentence = other if files else "the served version has the bundle's graph and tokenizer"
         gates.append(Gate(stage, "same_files", True, not files, not files, sentence))
+    difference = evidence.answers_differ
+    if limits.same_answers and difference is not None:
+        same = "the served model answers as the bundle's FP32 graph does"
+        sentence = f"the served model answers otherwise than the FP32 graph: {difference}"
+        gates.append(
+            Gate(
+                stage, "same_answers", True, not difference, not difference, sentence if difference else same
+            )
+        )
     difference = evidence.as_planned
     if limits.as_planned and difference is not None:
         made = "the graph is the one that its plan makes of model.onnx"

@@ -95,6 +95,7 @@ def read_inputs(
         view,
         units,
         _files(bundle),
+        bundle.folder,
     )
     return ParityData(
         inputs, examples, bundle.labels if view.kind in ("classes", "multi-label") else (), note

@@ -51,6 +51,7 @@ _GATE_NAMES = {
     "as_planned": "the plan's graph",
     "as_exported": "the checkpoint's bundle",
     "same_files": "the bundle's files",
+    "same_answers": "the graph's answers",
     "adversarial": "adversarial inputs",
 }
 

@@ -50,6 +50,8 @@ class StageReport:
         consistency: its answers compared with each other; None where they were not.
         task_metrics: the task's metrics beside the reference's; empty where the right answers are not known.
         other_files: files of a served model that are not the bundle's; None where nothing is known of them.
+        answers_differ: of a served model, what first differs from what the FP32 graph answers; empty where
+            nothing does, None where that was not compared.
         as_planned: what first differs from the graph that the plan makes; empty where nothing does, None for
             other stages.
         plan_not_compared: why the plan was not applied again; empty where it was, and for other stages.
@@ -71,6 +73,7 @@ class StageReport:
     consistency: Consistency | None = None
     task_metrics: tuple[MetricComparison, ...] = ()
     other_files: tuple[str, ...] | None = None
+    answers_differ: str | None = None
     as_planned: str | None = None
     plan_not_compared: str = ""
     as_exported: str | None = None
@@ -97,6 +100,7 @@ class StageReport:
             "consistency": self.consistency and self.consistency.to_json(),
             "task_metrics": [one.to_json() for one in self.task_metrics],
             "other_files": None if self.other_files is None else list(self.other_files),
+            "answers_differ": self.answers_differ,
             "as_planned": self.as_planned,
             "plan_not_compared": self.plan_not_compared,
             "as_exported": self.as_exported,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -41,6 +42,7 @@ class ParityInputs:
         view: how the task's answers are compared.
         units: what gets an answer; None for one unit per example.
         files: SHA-256 of the bundle's files, by the names that they have where they are served.
+        bundle: the bundle's folder; None for inputs that were made up.
         arranged: the batches to ask, by row; empty where any will do. A row without tokens is all padding
             and never alone in its batch.
     """
@@ -56,6 +58,7 @@ class ParityInputs:
     view: TaskView = VIEWS["classification"]
     units: Units | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    bundle: Path | None = None
     arranged: Sequence[Sequence[int]] = ()
 
     @cached_property
@@ -74,6 +77,8 @@ class StageOutput:
         answers: the class indices of a served model, else None.
         others: further outputs by name, FP32 `[examples, width]`.
         other_files: files of a served model that are not the bundle's; None where nothing is known of them.
+        answers_differ: what first differs in a served model's answers from those of the bundle's FP32 graph;
+            empty where nothing does, None where they were not compared.
         details: further facts for the report, plain JSON values (versions, protocols, providers).
         consistency: the stage's answers compared with each other; None where they were not.
     """
@@ -85,6 +90,7 @@ class StageOutput:
     consistency: Consistency | None = None
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
     other_files: tuple[str, ...] | None = None
+    answers_differ: str | None = None
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ def stage_report(
     if isinstance(answer, Skipped):
         return StageReport(ran.name, "not run", answer.reason, verification=answer.verification)
     why = ran.failure or "there is no reference to compare with"
-    consistency, other_files = (answer.consistency, answer.other_files) if answer else (None, None)
-    failed = StageReport(
-        ran.name, "failed", why, ran.seconds, consistency=consistency, other_files=other_files
-    )
+    failed = StageReport(ran.name, "failed", why, ran.seconds)
+    if answer is not None:
+        found = {name: getattr(answer, name) for name in ("consistency", "other_files", "answers_differ")}
+        failed = replace(failed, **found)
     if answer is None or not reference:
         return failed
     labels = answer.details.get("labels")
@@ -74,10 +74,10 @@ def _serves(answer: StageOutput, answered: Mapping[str, StageOutput], reference:
     The stage says it where the server does (`serves` among its details). Where the server names neither a
     platform nor a file of one precision, it is the stage whose answers it repeats, else the FP32 graph.
     """
-    if answer.answers is None and answer.probabilities is None:
-        return ""
     if declared := str(answer.details.get("serves", "")):
         return declared
+    if answer.answers is None and answer.probabilities is None:
+        return ""
     graphs = [ONNX_FP32, *(f"onnx-{precision}" for precision in LOW_GRAPHS)]
     same = (name for name in graphs if name in answered and _repeats(answer, answered[name]))
     return next(same, ONNX_FP32 if ONNX_FP32 in answered else reference)
