@@ -26,7 +26,6 @@ from bertmp.serve.served_consistency import check_encoder, check_texts, served_g
 from bertmp.serve.serving_options import Protocol
 from bertmp.serve.serving_table import ServingTable
 
-
 FP32_STAGE = "onnx-fp32"
 """The bundle's stage that a served FP32 graph must agree with."""
 
