@@ -66,7 +66,7 @@ class _Signals:
     def raise_noted(self) -> None:
         """Raises it once more.
 
-        A signal that comes just before a wait is handled behind that; what is raised in a finalizer gets lost.
+        A signal that comes just before a wait is handled after it; what is raised in a finalizer is lost.
         """
         if self._noted is not None:
             raise _Terminated if self._noted == signal.SIGTERM else KeyboardInterrupt

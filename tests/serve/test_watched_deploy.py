@@ -36,7 +36,6 @@ def test_versions_that_are_switched_stay_ready_and_are_not_repaired(
             health = Endpoint(watchdog.running.health)
             while not done.is_set():
                 states.append((health.get("/ready").status, found.why_not()))
-                infer("trec", ["Who ?"], url=watchdog.running.grpc)
 
         looking = threading.Thread(target=look)
         looking.start()
