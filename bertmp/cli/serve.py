@@ -180,12 +180,12 @@ def _print_bench(console: Any, result: BenchResult) -> None:
 
     where = f"{escape(result.model)} at {result.address} over {result.protocol}"
     console.print(f"{where}, one input per request, sent by {escape(result.generator)}; latencies in ms")
-    measured = ("texts_per_second", "tokens_per_second", *_PERCENTILES.values())
+    measured = ("requests_per_second", "texts_per_second", "tokens_per_second", *_PERCENTILES.values())
     rows = (
-        (level.name, *(_one_decimal(getattr(level, name)) for name in measured), level.failures)
+        (level.short_name, *(_one_decimal(getattr(level, name)) for name in measured), level.failures)
         for level in result.levels
     )
-    console.print(new_table(rows, ("load",), ("texts/s", "tokens/s", *_PERCENTILES, "failed")))
+    console.print(new_table(rows, ("load",), ("req/s", "texts/s", "tokens/s", *_PERCENTILES, "failed")))
     for level in result.levels:
         for message, count in level.errors.items():
             console.print(f"[red]{count} failed with {level.name}:[/red] {escape(message)}")

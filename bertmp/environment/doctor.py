@@ -23,6 +23,7 @@ from bertmp.core.errors import MissingComponent
 from bertmp.core.hardware import Gpu, Machine, machine, nvidia_driver
 from bertmp.core.io import home
 from bertmp.environment.downloads import ASSETS, folder_of, is_complete
+from bertmp.environment.perf_analyzer import find_perf_analyzer
 from bertmp.environment.triton_install import find_python, find_runtime
 from bertmp.environment.triton_security import FIXED_RELEASE, vulnerabilities
 from bertmp.environment.wheels import require_pip
@@ -313,5 +314,8 @@ def _note(command: str, found: dict[str, Component], gpus: Sequence[Gpu], bf16_c
         if found["tensorrt"].usable:
             return "with TensorRT" if gpus else "TensorRT needs a GPU: only TensorRT-RTX builds without one"
         return "with TensorRT-RTX: verifies build and precision; Triton does not load its engines"
+    if command == "bench":
+        fetched = find_perf_analyzer() is not None
+        return "" if fetched else "with Python clients: 'bertmp setup triton' fetches perf_analyzer"
     on_cpu = {"parity": "the engine is not run: no GPU", "serve": "on the CPU"}
     return "" if gpus else on_cpu.get(command, "")

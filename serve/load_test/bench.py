@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from tempfile import TemporaryFile
 
 from bertmp.core.errors import MissingComponent
 from bertmp.core.hardware import machine
-from bertmp.core.io import write_text
+from bertmp.core.io import write_text, writing_to
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import Notice
 from bertmp.environment.perf_analyzer import PerfAnalyzer, find_perf_analyzer
@@ -29,6 +31,8 @@ def bench(options: BenchOptions) -> BenchResult:
             cannot be written.
         MissingComponent: perf_analyzer was asked for and is not installed.
     """
+    if options.report is not None:
+        _require_writable(options.report)
     with Client(options.url, options.protocol) as client:
         requests = _requests(client, options)
         # An unknown model or a dead server is an error here, not a failed request of the test.
@@ -42,6 +46,13 @@ def bench(options: BenchOptions) -> BenchResult:
         write_text(options.report / "report.json", json.dumps(result.to_json(), indent=2) + "\n")
         write_text(options.report / "report.html", render(result, str(machine())))
     return result
+
+
+def _require_writable(folder: Path) -> None:
+    """Raises an InputError now rather than when everything has been measured."""
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
 
 
 def _requests(client: Client, options: BenchOptions) -> TextRequests:

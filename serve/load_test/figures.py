@@ -64,6 +64,11 @@ class LoadPoint:
             return f"{self.rate:g} per second"
         return f"{self.concurrency} client{'' if self.concurrency == 1 else 's'}"
 
+    @property
+    def short_name(self) -> str:
+        """The load in a word or two, for tables and charts."""
+        return self.name if self.rate is None else f"{self.rate:g}/s"
+
 
 @dataclass(frozen=True)
 class BenchResult:

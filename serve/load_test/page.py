@@ -54,11 +54,7 @@ def _charts(levels: Sequence[LoadPoint]) -> Iterator[tuple[str, Markup]]:
 
 
 def _percentiles(levels: Sequence[LoadPoint]) -> Markup:
-    return Markup(percentile_chart({_short(level): _curve(level) for level in levels}))
-
-
-def _short(level: LoadPoint) -> str:
-    return level.name if level.rate is None else f"{level.rate:g}/s"
+    return Markup(percentile_chart({level.short_name: _curve(level) for level in levels}))
 
 
 def _chart(levels: Sequence[LoadPoint], rates: Sequence[float], axis: str) -> Markup:

@@ -163,6 +163,14 @@ def test_bench_of_an_encoder_names_the_mistake(served: Served, run_bertmp: RunBe
     assert "'trec_encoder' is not a text model" in done.stderr
 
 
+def test_bench_unwritable_report_is_refused_before_measuring(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    lines: list[str] = []
+    with pytest.raises(InputError, match="file"):
+        bench("trec", TEXTS, url=served.running.grpc, report=tmp_path / "file", progress=lines.append)
+    assert lines == []
+
+
 @pytest.mark.slow
 def test_generators_agree(served: Served) -> None:
     """On a load that one core can make: the same rate within 10 %, medians over alternating runs."""
