@@ -26,6 +26,7 @@ from bertmp.serve.model_signature import read_signature
 from bertmp.serve.prune import remove_all_but
 from bertmp.serve.repository import ModelFolders, all_models, numbered, require_record
 from bertmp.serve.serving_options import DeployOptions, ModelsOptions
+from bertmp.serve.staging import staging, take_over
 from bertmp.serve.version_files import missing_files, name_files
 from bertmp.serve.version_log import VersionLog, VersionRecord
 
@@ -153,7 +154,7 @@ def _deploy_new(
     )
     step = "staged"
     try:
-        with folders.staging() as staged:
+        with staging(folders) as staged:
             _write_configs(staged, deployable)
             _write_version(staged, folders, version, deployable)
             check_configs(staged, version)
@@ -162,7 +163,7 @@ def _deploy_new(
             found = None if server is None else _try(staged, server, version, deployable)
             step = "promoted"
             _write_configs(folders, deployable)
-            folders.take_over(staged, version)
+            take_over(folders, staged, version)
         # Triton takes this version at its next start: the log records that before a server is asked.
         log = log.put(record).with_live(version)
         log.save()

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bertmp.core.errors import InputError
 from bertmp.core.io import atomic_folder, file_lock, write_text, writing_to
-from bertmp.export.bundle import LABELS
 from bertmp.serve.model_config import REFERENCE, SETTINGS, add_outputs, model_files, set_engine, set_serving
 from bertmp.serve.model_signature import (
     ModelSignature,
@@ -155,40 +154,6 @@ class ModelFolders:
             self.remove(version)
             raise
 
-    def canary(self) -> ModelFolders:
-        """The stand-in's folders, with this model's configurations: a person's tuning is tried, too."""
-        canary = replace(self, suffix=CANARY)
-        canary.discard()
-        for source, target in ((self.text, canary.text), (self.encoder, canary.encoder)):
-            for path in (source / name for name in CONFIGS):
-                if path.is_file():
-                    config = read_model_config(path)
-                    config.name = target.name
-                    write_text(target / path.relative_to(source), render(config))
-            if (source / LABELS).is_file():
-                write_text(target / LABELS, (source / LABELS).read_text(encoding="utf-8"))
-        return canary
-
-    @contextmanager
-    def staging(self) -> Iterator[ModelFolders]:
-        """A stand-in's folders for the length of the block; what is still in them then is removed."""
-        staged = self.canary()
-        try:
-            yield staged
-        finally:
-            staged.discard()
-
-    def discard(self) -> None:
-        """Removes both folders of a stand-in, whose versions no server has loaded."""
-        if self.suffix == CANARY:
-            for folder in (self.text, self.encoder):
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def take_over(self, staged: ModelFolders, version: int) -> None:
-        """Moves a version from a stand-in's folders here: the encoder first, each in one step."""
-        for source, target in ((staged.encoder, self.encoder), (staged.text, self.text)):
-            _move(source / str(version), target / str(version))
-
     def remove(self, version: int) -> None:
         """Removes both folders of a version: first out of Triton's sight, then from the disk."""
         for folder in (self.text, self.encoder):
@@ -198,7 +163,9 @@ class ModelFolders:
     def cleanup(self) -> None:
         """Removes what an interrupted deployment left: stand-ins, temporary folders, encoders without a text
         model."""
-        replace(self, suffix=CANARY).discard()
+        staged = replace(self, suffix=CANARY)
+        for folder in (staged.text, staged.encoder):
+            shutil.rmtree(folder, ignore_errors=True)
         for folder in (self.text, self.encoder):
             for path in [*folder.glob(".*.part"), *folder.glob(".*.old")]:
                 shutil.rmtree(path, ignore_errors=True)
@@ -224,15 +191,16 @@ def version_folder(model: Path, version: int) -> Path:
 
 def retire(model: Path, version: int) -> None:
     """Moves a version's folder to where Triton does not look."""
-    _move(model / str(version), model / RETIRED / str(version))
+    move(model / str(version), model / RETIRED / str(version))
 
 
 def restore(model: Path, version: int) -> None:
     """Undoes `retire`."""
-    _move(model / RETIRED / str(version), model / str(version))
+    move(model / RETIRED / str(version), model / str(version))
 
 
-def _move(source: Path, target: Path) -> None:
+def move(source: Path, target: Path) -> None:
+    """Moves a version's folder in one step; nothing where there is none."""
     if source.is_dir():
         with writing_to(target):
             target.parent.mkdir(exist_ok=True)

@@ -118,8 +118,8 @@ CRASHES: dict[str, Step] = {
     "before the version is whole": (deploying, "write_golden"),
     "with a whole stand-in": (deploying, "check_configs"),
     "while it is tried": (rollout, "loaded"),
-    "before it is moved": (ModelFolders, "take_over"),
-    "after its encoder moved": (ModelFolders, "_crash_after_encoder"),
+    "before it is moved": (deploying, "take_over"),
+    "after its encoder moved": (deploying, "_crash_after_encoder"),
     "before it is recorded": (VersionLog, "save"),
     "before the server is asked": (rollout, "promote"),
 }
