@@ -8,7 +8,7 @@ prefers the CPU's. `as_numpy()` of a tensor on the GPU raises (server issue 5952
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,6 +31,14 @@ class TritonError(Exception):
 
     def message(self) -> str:
         return str(self)
+
+
+class Logger:
+    LINES: ClassVar[list[str]] = []
+
+    @staticmethod
+    def log_warn(message: str) -> None:
+        Logger.LINES.append(message)
 
 
 class Tensor:

@@ -30,16 +30,16 @@ pb_utils.ENCODERS["trec_encoder"] = lambda inputs: {
 serving = {"length_step": 16, "graph": "model.onnx", "threads": 1}  # the graph is there, ONNX Runtime is not
 config = {"parameters": {"serving": {"string_value": json.dumps(serving)}}}
 served = model.TritonPythonModel()
-served.initialize(
-    {"model_repository": f"{repository}/trec", "model_version": "1", "model_config": json.dumps(config)}
-)
+where = {"model_name": "trec", "model_repository": f"{repository}/trec", "model_version": "1"}
+served.initialize({**where, "model_config": json.dumps(config)})
 rows = np.array([text.encode() for text in texts], dtype=object).reshape(-1, 1)
 outputs = ["LABEL", "PROBABILITIES", "TRUNCATED", "TOKENS", "FILES"]
 request = pb_utils.InferenceRequest(requested_output_names=outputs, inputs=[pb_utils.Tensor("TEXT", rows)])
 (response,) = served.execute([request])
 found = {tensor.name(): tensor.as_numpy().reshape(-1) for tensor in response.output_tensors()}
 imported = sorted({name.split(".")[0] for name in sys.modules})
-print(json.dumps([[label.decode() for label in found["LABEL"]], found["TOKENS"].tolist(), imported]))
+labels = [label.decode() for label in found["LABEL"]]
+print(json.dumps([labels, found["TOKENS"].tolist(), imported, pb_utils.Logger.LINES]))
 """
 
 
@@ -66,7 +66,8 @@ def test_text_model_runs_with_numpy_alone_and_the_encoders_output_on_the_gpu(
     command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "repository"), json.dumps(texts)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    labels, tokens, imported = json.loads(done.stdout)
+    labels, tokens, imported, logged = json.loads(done.stdout)
+    assert logged == ["trec_encoder is called: No module named 'onnxruntime'"]
     assert tokens == [4, 10]
     names = (bundle / "labels.txt").read_text(encoding="utf-8").splitlines()
     assert labels == [names[count % 6] for count in tokens]

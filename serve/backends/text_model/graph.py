@@ -170,10 +170,13 @@ def open_graph(folder: str, version: int, settings: dict[str, Any], outputs: Seq
         folder: the text model's.
         settings: `encoder`, and where the graph is run here, its file `graph` in the encoder's version.
     """
-    path = os.path.join(os.path.dirname(folder), settings["encoder"], str(version), settings.get("graph", ""))
-    if settings.get("graph") and os.path.isfile(path):
+    encoder, file = settings["encoder"], settings.get("graph", "")
+    path = os.path.join(os.path.dirname(folder), encoder, str(version), file)
+    if file and not os.path.isfile(path):  # as where Triton copies each model from an object store
+        pb_utils.Logger.log_warn(f"{encoder} is called: there is no {path}")
+    elif file:
         try:
             return SessionGraph(path, outputs)
-        except ImportError:  # as in the stock container
-            pass
-    return EncoderGraph(settings["encoder"], version, outputs)
+        except ImportError as error:  # as in the stock container
+            pb_utils.Logger.log_warn(f"{encoder} is called: {error}")
+    return EncoderGraph(encoder, version, outputs)
