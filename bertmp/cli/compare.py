@@ -32,8 +32,10 @@ def _show(console: Any, result: ReportComparison) -> None:
         console.print(escape(f"note: {note}"))
     # Regressions first; the verdict of the whole stands in the first line.
     figures = sorted((one for one in result.figures if one.stage), key=lambda one: not one.worse)
-    rows = ((one.stage, one.name, *_cells(one)) for one in figures)
-    console.print(new_table(rows, ("stage", "figure"), ("before", "after", "")))
+    rows = [(one.stage, one.name, *_cells(one)) for one in figures if one.worse or one.before != one.after]
+    if rows:
+        console.print(new_table(rows, ("stage", "figure"), ("before", "after", "")))
+    console.print(f"{len(figures) - len(rows)} of {len(figures)} figures are equal; --json has all of them")
     for title, head in (("before", result.before), ("after", result.after)):
         console.print(escape(f"{title}: {head.file} of {head.created}"))
 
