@@ -102,7 +102,7 @@ class TritonServer:
         self._reader = threading.Thread(target=self._read, args=(process.stdout,), daemon=True)
         self._reader.start()
         server = Endpoint(addresses["http"], key.headers())
-        self._wait_ready(server)
+        self._wait_ready(server, models)
         cleanup.callback(self._drain, server, process.pid)
         running = RunningServer(
             **addresses,
@@ -145,16 +145,13 @@ class TritonServer:
                 self._lines.append(line)
                 self._options.progress(line)
 
-    def _wait_ready(self, server: Endpoint) -> None:
+    def _wait_ready(self, server: Endpoint, models: Sequence[str]) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
             if self._killed.is_set() or self.has_ended():
                 raise self.exit_error()
-            reply = server.get("/v2/health/ready")
-            if reply.ok:
+            if server.get("/v2/health/ready").ok and _are_loaded(server, models, self._options.repository):
                 return
-            if reply.status is not None:
-                _require_no_failed_model(server, self._options.repository)
             time.sleep(_POLL_SECONDS)
         what = f"the models were not ready after {START_TIMEOUT:.0f} seconds"
         raise InputError(what, self._options.repository, "look at Triton's log")
@@ -188,12 +185,19 @@ def _remove_shared_memory(prefix: str) -> None:
         region.unlink(missing_ok=True)
 
 
-def _require_no_failed_model(server: Endpoint, repository: Path) -> None:
-    """Raises an InputError with Triton's reason for the first model that did not load."""
+def _are_loaded(server: Endpoint, models: Sequence[str], repository: Path) -> bool:
+    """Whether every model is loaded.
+
+    Raises:
+        InputError: one did not load, with Triton's reason.
+    """
     reply = server.post("/v2/repository/index")
-    for entry in reply.json() if reply.ok else ():
+    entries = reply.json() if reply.ok else ()
+    for entry in entries:
         reason = entry.get("reason", "")
         if entry.get("state") == "UNAVAILABLE" and reason and reason != "unloaded":
             version = f" version {entry['version']}" if entry.get("version") else ""
             what = f"model '{entry['name']}'{version} does not load: {reason.strip()[:500]}"
             raise InputError(what, repository / entry["name"], "fix it or deploy it again")
+    ready = {entry["name"] for entry in entries if entry.get("state") == "READY"}
+    return set(models) <= ready

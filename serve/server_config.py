@@ -170,7 +170,8 @@ def command_line(
         "--disable-auto-complete-config",
         # It keeps running where a model fails, so that we can ask for the reason; we stop it then.
         "--exit-on-error=false",
-        "--strict-readiness=true",
+        # Else a version that was refused once makes Triton say for ever that it is not ready.
+        "--strict-readiness=false",
         "--log-info=false",
         "--metrics-config=summary_latencies=true",
         "--metrics-config=summary_quantiles=0.5:0.05,0.9:0.01,0.99:0.001",

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from bertmp import infer, rollback
+from bertmp.core.errors import GateFailed
 from bertmp.serve.http_request import Endpoint
 from bertmp.serve.serve_options import ServeOptions
 from bertmp.serve.watchdog import Watchdog
-from tests.serve.bundles import deploy
+from tests.serve.bundles import altered, deploy
 from tests.serve.test_watchdog import FREE, Watched, seconds_until
 
 
@@ -21,6 +22,7 @@ def folder(repository: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(repository, tmp_path / "repository"))
 
 
+@pytest.mark.slow
 def test_versions_that_are_switched_stay_ready_and_are_not_repaired(
     triton: None, folder: Path, bundle: Path, other_bundle: Path
 ) -> None:
@@ -54,6 +56,18 @@ def test_versions_that_are_switched_stay_ready_and_are_not_repaired(
     assert len(states) > 20
     assert [state for state in states if state[0] != 200] == []
     assert lines == []
+
+
+def test_refused_version_leaves_the_server_ready(
+    triton: None, folder: Path, bundle: Path, tmp_path: Path
+) -> None:
+    broken = altered(bundle, tmp_path / "broken", model__onnx=b"no graph")
+    with Watchdog(ServeOptions(folder, **FREE, health_period=0.2)) as watchdog:
+        server, health = Endpoint(watchdog.running.http), Endpoint(watchdog.running.health)
+        with pytest.raises(GateFailed):
+            deploy(broken, "trec", folder, watchdog.running.http)
+        assert health.get("/ready").ok
+        assert server.get("/v2/health/ready").ok
 
 
 def test_model_that_is_unloaded_on_purpose_is_watched_no_longer(triton: None, folder: Path) -> None:
