@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import ZipFile
 
-from bertmp.core.errors import MissingComponent
-from bertmp.core.io import atomic_folder, home
+from bertmp.core.errors import InputError, MissingComponent
+from bertmp.core.io import atomic_folder, file_lock, home
 from bertmp.core.progress import ProgressCallback
 from bertmp.environment.wheels import Wheel, fetch
 
@@ -73,18 +73,22 @@ def install_perf_analyzer(libraries: Path, progress: ProgressCallback) -> str:
     Returns:
         Its version; empty where it cannot be had, which `progress` is told: only `bertmp bench` uses it, and
         that can do without.
-
-    Raises:
-        InputError: `BERTMP_HOME` cannot be written.
     """
     if found := find_perf_analyzer():
         return found.version
     try:
-        sources = {name: _library(libraries, pattern) for name, pattern in _LIBRARIES.items()}
-        wheel = fetch(WHEEL, home() / "downloads", progress)
-    except MissingComponent as error:
+        with file_lock(home() / "triton" / ".perf_analyzer.lock"):
+            if find_perf_analyzer() is None:  # another process may have fetched it while we waited
+                _install(libraries, progress)
+    except (MissingComponent, InputError) as error:
         progress(f"perf_analyzer was not fetched, bertmp bench measures with Python clients: {error}")
         return ""
+    return WHEEL.version
+
+
+def _install(libraries: Path, progress: ProgressCallback) -> None:
+    sources = {name: _library(libraries, pattern) for name, pattern in _LIBRARIES.items()}
+    wheel = fetch(WHEEL, home() / "downloads", progress)
     with atomic_folder(_folder()) as temporary, ZipFile(wheel) as opened:
         for name, target in ((_PROGRAM, "perf_analyzer"), (_LICENSE, "LICENSE.txt")):
             (temporary / target).write_bytes(opened.read(name))
@@ -92,7 +96,6 @@ def install_perf_analyzer(libraries: Path, progress: ProgressCallback) -> str:
         for name, source in sources.items():
             shutil.copy(source, temporary / name)
     wheel.unlink(missing_ok=True)  # 14 MB that are not read again
-    return WHEEL.version
 
 
 def _library(folder: Path, pattern: str) -> Path:

@@ -101,9 +101,7 @@ def setup(options: SetupOptions) -> SetupResult:
             if folder is None:
                 folder, installed = _build(find_python(), options.progress), True
     versions = dict(read_json(folder / MARKER)["versions"])
-    with file_lock(home() / "triton" / ".perf_analyzer.lock"):
-        generator = install_perf_analyzer(_bundled_runtime(folder).libraries[0], options.progress)
-    if generator:
+    if generator := install_perf_analyzer(_bundled_runtime(folder).libraries[0], options.progress):
         versions["perf_analyzer"] = generator
     return SetupResult(options.component, str(folder), installed, versions)
 

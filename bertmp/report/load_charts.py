@@ -10,7 +10,7 @@ from bertmp.report.svg import line, picture, text
 
 _WIDTH, _HEIGHT = 400.0, 300.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 392.0, 22.0, 252.0
-_LABEL, _NAMES = 14.0, 66.0
+_LABEL, _NAMES = 14.0, 80.0
 """The height of a label, and the room for the names of lines."""
 COLOURS = 6
 """The styles `line0` to `line5` of the page; further lines begin again."""

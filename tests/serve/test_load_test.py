@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bertmp import bench
-from bertmp.core.errors import InputError
+from bertmp.core.errors import InputError, MissingComponent
 from bertmp.environment.perf_analyzer import find_perf_analyzer
 from bertmp.serve.load_test.figures import BenchResult, load_point
 from bertmp.serve.load_test.load import Load, Recording
@@ -153,6 +153,15 @@ def test_bench_failed_request_is_counted_by_python_clients(served: Served) -> No
     (note,) = found.notes
     assert "measured with Python clients on" in note
     assert "perf_analyzer, which does not count failures, ended (the text is too large" in note
+
+
+def test_bench_without_perf_analyzer_says_so(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bertmp.serve.load_test.bench.find_perf_analyzer", lambda: None)
+    found = bench("trec", TEXTS, 2, 0.5, url=served.running.grpc)
+    assert found.generator == "Python clients"
+    assert "perf_analyzer is not installed; 'bertmp setup triton' fetches it" in found.notes[0]
+    with pytest.raises(MissingComponent, match="bertmp setup triton"):
+        bench("trec", TEXTS, 2, 0.5, url=served.running.grpc, generator="perf_analyzer")
 
 
 def test_bench_of_an_encoder_names_the_mistake(served: Served, run_bertmp: RunBertmp, tmp_path: Path) -> None:
