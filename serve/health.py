@@ -42,6 +42,7 @@ class Health:
     Attributes:
         fresh_seconds: how old a right answer may be.
         server_fault: why the server is not in service; empty where it is.
+        ending: why it will not be in service again; empty where it may be.
         models: by name.
         repairing: the models that are being repaired, and why: nothing else counts for them.
         beat: when the watchdog last looked, in seconds of the monotonic clock.
@@ -52,6 +53,7 @@ class Health:
 
     fresh_seconds: float
     server_fault: str = "the server is starting"
+    ending: str = ""
     models: dict[str, ModelHealth] = field(default_factory=dict)
     repairing: dict[str, str] = field(default_factory=dict)
     beat: float = field(default_factory=time.monotonic)
@@ -64,7 +66,8 @@ class Health:
         """Why the server is not ready, by model; empty where it is. The server itself stands under ''."""
         now = time.monotonic()
         with self.lock:
-            found = {"": self.server_fault} if self.server_fault else {}
+            fault = self.ending or self.server_fault
+            found = {"": fault} if fault else {}
             for name, model in self.models.items():
                 if fault := self.repairing.get(name) or model.fault:
                     found[name] = fault

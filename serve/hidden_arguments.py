@@ -41,12 +41,12 @@ def start_hidden(
     Raises:
         CannotHide: the system does not allow it; nothing runs then.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace  # looked up here: little is safe between fork and exec
     turned = [number for number, argument in enumerate(command) if argument in hidden]
     carried = {f"BERTMP_ARGUMENT_{number}": hidden[command[number]] for number in turned}
 
     def stop_at_first_instruction() -> None:
-        if libc.ptrace(_TRACEME, 0, 0, 0) != 0:
+        if ptrace(_TRACEME, 0, 0, 0) != 0:
             raise OSError
 
     try:
@@ -61,7 +61,7 @@ def start_hidden(
             raise CannotHide("the program ended before it began")
         with Path(f"/proc/{process.pid}/mem").open("r+b", buffering=0) as memory:
             _turn_pointers(memory, _start_stack(process.pid), list(command), turned, len(env))
-        if libc.ptrace(_DETACH, process.pid, 0, 0) != 0:
+        if ptrace(_DETACH, process.pid, 0, 0) != 0:
             raise CannotHide("the program cannot be let go")
     except BaseException as error:
         process.kill()

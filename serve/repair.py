@@ -53,6 +53,15 @@ class Deploying(Exception):
     """A deployment is changing the model right now; it is repaired afterwards."""
 
 
+def is_deploying(repository: Path, model: str) -> bool:
+    """Whether a deployment is changing the model right now."""
+    try:
+        with _no_deployment(repository, model):
+            return False
+    except Deploying:
+        return True
+
+
 def reload_model(
     server: Endpoint, repository: Path, model: str, version: int, workers: Sequence[Worker]
 ) -> str:
@@ -69,7 +78,7 @@ def reload_model(
     Raises:
         Deploying: nothing was done.
     """
-    with _no_deployment(repository / model.removesuffix("_encoder")):
+    with _no_deployment(repository, model):
         for worker in workers:
             with suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
@@ -92,13 +101,13 @@ def _touch(version: Path) -> bool:
 
 
 @contextmanager
-def _no_deployment(text_model: Path) -> Iterator[None]:
+def _no_deployment(repository: Path, model: str) -> Iterator[None]:
     """Keeps deployments of the model off, where there were any.
 
     Raises:
         Deploying: one is under way.
     """
-    path = text_model / ".lock"
+    path = repository / model.removesuffix("_encoder") / ".lock"
     lock = FileLock(path)
     try:
         if path.is_file():

@@ -21,7 +21,7 @@ from bertmp.serve.access import load_or_create_key
 from bertmp.serve.health import Health, HealthServer
 from bertmp.serve.http_request import Endpoint
 from bertmp.serve.prober import Prober
-from bertmp.serve.repair import WITHIN_SECONDS, Deploying, RepairBudget, reload_model
+from bertmp.serve.repair import WITHIN_SECONDS, Deploying, RepairBudget, is_deploying, reload_model
 from bertmp.serve.serve_options import RunningServer, ServeOptions
 from bertmp.serve.server import TritonServer
 from bertmp.serve.server_config import free_port, with_free_ports
@@ -97,7 +97,7 @@ class Watchdog:
         return self._failure
 
     def _close(self) -> None:
-        self._health.server_fault = "the server is stopping"
+        self._health.ending = self._health.ending or "the server is stopping"
         self._closing.set()
         if self._starting.locked():
             self._server.kill()
@@ -124,7 +124,7 @@ class Watchdog:
 
     def _give_up(self, error: BertmpError) -> None:
         if not self._closing.is_set():
-            self._health.server_fault = str(error)
+            self._health.ending = str(error)
             self._failure = error
             self._closing.set()
             self._ended.set()
@@ -152,10 +152,12 @@ class Watchdog:
                 self._restart(self._start_error or self._server.exit_error())
             elif hangs or self._unanswered >= _CERTAIN:
                 self._restart(BertmpError("Triton does not answer", self.running.http))
-            elif broken:
-                self._reload_of_workers(broken)
             else:
-                self._reload_failing()
+                self._health.server_fault = ""
+                if broken:
+                    self._reload_of_workers(broken)
+                else:
+                    self._reload_failing()
 
     def _reload_of_workers(self, broken: Sequence[Worker]) -> None:
         """Loads the model of the first of the broken workers again."""
@@ -175,6 +177,9 @@ class Watchdog:
             self._reload(model, f"'{model}' fails: {health.fault if health else 'unknown'}", its)
         for model in [model for model in self._said if model not in failing]:
             del self._said[model]
+        with self._health.lock:  # what a deployment replaced meanwhile needs no repair any more
+            for model in [model for model in self._health.repairing if model not in failing]:
+                del self._health.repairing[model]
 
     def _reload(self, model: str, what: str, workers: Sequence[Worker]) -> None:
         """Loads a model again; a server that cannot is started again.
@@ -188,14 +193,16 @@ class Watchdog:
             if now is None:  # it was unloaded meanwhile
                 return
             self._health.repairing[model] = what
+        if is_deploying(self._options.repository, model):
+            self._say(model, f"{what}: it is repaired when the deployment that is under way has ended")
+            return
         if not self._may_repair(model, what, "the model is loaded again"):
             return
         stopped = [worker for worker in workers if worker.state == "stopped"]
         try:
             server, repository = self._prober.server, self._options.repository
             reason = reload_model(server, repository, model, now.version, stopped)
-        except Deploying:
-            self._say(model, f"{what}: it is repaired when the deployment that is under way has ended")
+        except Deploying:  # since a moment ago
             self._budget.give_back()
             return
         if reason and not self._closing.is_set():

@@ -11,6 +11,7 @@ import pytest
 from bertmp import infer, rollback
 from bertmp.core.errors import GateFailed
 from bertmp.serve.http_request import Endpoint
+from bertmp.serve.repository import ModelFolders
 from bertmp.serve.serve_options import ServeOptions
 from bertmp.serve.watchdog import Watchdog
 from tests.serve.bundles import altered, deploy
@@ -89,3 +90,18 @@ def test_model_that_is_unloaded_on_purpose_is_watched_no_longer(triton: None, fo
         "'trec' was unloaded: it is watched no longer",
         "'trec_encoder' was unloaded: it is watched no longer",
     ]
+
+
+def test_worker_that_is_killed_during_a_deployment_is_repaired_after_it(triton: None, folder: Path) -> None:
+    lines: list[str] = []
+    options = ServeOptions(folder, **FREE, health_period=0.2, progress=lambda line, *_: lines.append(line))
+    with Watchdog(options) as watchdog:
+        found = Watched(watchdog, lines)
+        with ModelFolders(folder, "trec").locked():  # as a deployment does
+            found.workers("trec")[0].kill()
+            seconds_until(lambda: found.said("when the deployment that is under way has ended"))
+            assert not found.ready()
+            assert not found.said("loaded again")
+        seconds_until(found.ready)
+        assert found.said("the model is loaded again")
+    assert len([line for line in lines if "under way" in line]) == 1
