@@ -21,6 +21,28 @@ _FLAGS = (
 )
 
 
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+# Words of a drawing beyond its edge, and tables that scroll without the cue that says so.
+CUT = """
+[...document.querySelectorAll('svg text')].filter(text => {
+  const box = text.getBoundingClientRect(), edge = text.closest('svg').getBoundingClientRect();
+  return box.width && (box.left < edge.left - 1 || box.right > edge.right + 1 ||
+                       box.top < edge.top - 1 || box.bottom > edge.bottom + 1);
+}).map(text => text.textContent)
+"""
+CUELESS = """
+[...document.querySelectorAll('.scroll')].filter(part => part.scrollWidth > part.clientWidth + 1)
+  .filter(part => getComputedStyle(part, '::before').content === 'none' &&
+                  getComputedStyle(part).backgroundImage === 'none' &&
+                  getComputedStyle(part).boxShadow === 'none').length
+"""
+BEYOND_BOX = """
+[...document.querySelectorAll('.chain li, .tile, .node')].filter(box => box.scrollWidth > box.clientWidth + 1)
+  .map(box => box.textContent.trim())
+"""
+
+
 def find_browser() -> str:
     """Chromium's command: `CHROMIUM` in the environment, else what is installed; empty without one."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -77,3 +99,25 @@ class OpenPage:
 
     def close(self) -> None:
         self.page.context.close()
+
+
+def require_complete(browser: Any, name: str, file: Path, folder: Path) -> None:
+    """Asserts that nothing of a page is cut, loaded from elsewhere or refused, in every view of it.
+
+    Args:
+        folder: for the screenshots; `SCREENSHOTS` in the environment overrules it.
+    """
+    shots = Path(os.environ.get("SCREENSHOTS") or folder / "screenshots")
+    shots.mkdir(parents=True, exist_ok=True)
+    views = [(width, scheme, "screen") for width in WIDTHS for scheme in ("light", "dark")]
+    for width, scheme, media in (*views, (PAPER, "dark", "print")):
+        page = OpenPage(browser, file, width, scheme, media)
+        where = f"{name} at {width}, {scheme}, {media}"
+        assert page.complaints == [], where
+        assert page.evaluate(OVERFLOW) <= 0, where
+        assert page.evaluate(CUT) == [], where
+        assert page.evaluate(BEYOND_BOX) == [], where
+        if media == "screen":
+            assert page.evaluate(CUELESS) == 0, where
+        page.screenshot(shots / f"{name}-{width}-{scheme}-{media}.png")
+        page.close()

@@ -39,18 +39,21 @@ def render(result: BenchResult, machine: str) -> str:
     )
 
 
-def _charts(levels: Sequence[LoadPoint]) -> Iterator[tuple[str, Markup]]:
-    """The charts, with their titles, of each kind of loop that was measured."""
+def _charts(levels: Sequence[LoadPoint]) -> Iterator[dict[str, Markup]]:
+    """Title → chart, for each kind of loop that was measured."""
     closed = [level for level in levels if level.rate is None]
     if closed:
-        axis = "texts answered per second"
-        yield "Closed loop, by percentile", _percentiles(closed)
-        yield "Closed loop, by throughput", _chart(closed, [level.texts_per_second for level in closed], axis)
+        rates = [level.texts_per_second for level in closed]
+        by_throughput = _chart(closed, rates, "texts answered per second")
+        yield {
+            "Closed loop, by percentile": _percentiles(closed),
+            "Closed loop, by throughput": by_throughput,
+        }
     opened = sorted((level for level in levels if level.rate), key=lambda level: level.rate or 0)
     if opened:
         rates = [level.rate or 0 for level in opened]
-        yield "Open loop, by percentile", _percentiles(opened)
-        yield "Open loop, by rate", _chart(opened, rates, "texts sent per second")
+        by_rate = _chart(opened, rates, "texts sent per second")
+        yield {"Open loop, by percentile": _percentiles(opened), "Open loop, by rate": by_rate}
 
 
 def _percentiles(levels: Sequence[LoadPoint]) -> Markup:
@@ -76,9 +79,10 @@ def _tiles(levels: list[LoadPoint]) -> list[Tile]:
         return []
     best = max(levels, key=lambda level: level.texts_per_second)
     lightest = min(levels, key=lambda level: level.latency_ms["50"])
-    return [
-        Tile(f"{best.texts_per_second:,.1f}", f"texts per second with {best.name}"),
-        Tile(f"{best.latency_ms['99']:,.1f} ms", f"99th percentile with {best.name}"),
-        Tile(f"{lightest.latency_ms['50']:,.1f} ms", f"median with {lightest.name}"),
-        Tile(f"{lightest.latency_ms['99']:,.1f} ms", f"99th percentile with {lightest.name}"),
+    rate = Tile(f"{best.texts_per_second:,.1f}", f"texts per second with {best.name}")
+    latencies = [
+        Tile(f"{level.latency_ms[key]:,.1f} ms", f"{words} with {level.name}")
+        for level in ([best] if best is lightest else [best, lightest])
+        for key, words in (("50", "median"), ("99", "99th percentile"))
     ]
+    return [rate, *latencies]
