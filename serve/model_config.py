@@ -46,7 +46,7 @@ SETTINGS = "settings.json"
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
-REFERENCE = ServingTable(cores=2, workers=1, threads=2, graph=FP32_GRAPH)
+REFERENCE = ServingTable(cores=2, workers=2, threads=1, graph=FP32_GRAPH)
 """The table of the configurations that are committed."""
 
 

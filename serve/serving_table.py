@@ -13,9 +13,6 @@ from bertmp.core.io import JsonSerializable
 PROCESS_BYTES = 150 * 2**20
 """What a worker takes beside its graph: Python, the libraries, the tokenizer, a run's tensors."""
 
-MOST_THREADS = 8
-"""Threads of a worker: they share a Python interpreter, which tokenizes and makes the responses."""
-
 MAX_TOKENS = 256
 """More tokens in a run are hardly faster, and the texts of a run wait for each other."""
 MAX_PADDING = 0.1
@@ -29,7 +26,7 @@ class ServingTable(JsonSerializable):
     Attributes:
         cores: the cores that it was derived for.
         workers: processes, each with its own copy of the graph.
-        threads: runs at once in a worker, each on one core.
+        threads: of one run.
         max_tokens: the most tokens of a run, padding included.
         max_padding: the most padding of a run, as a share of its tokens.
         graph: the file that a worker runs itself; empty where it calls the encoder.
@@ -44,14 +41,14 @@ class ServingTable(JsonSerializable):
 
     @classmethod
     def derive(cls, machine: Machine, graph_bytes: int, graph: str) -> ServingTable:
-        """A run on each core, in as few workers as serve them, as far as these fit into half of the memory.
+        """One worker of one thread per core, as far as these fit into half of the memory.
 
         Args:
             graph_bytes: the size of the graph's files.
         """
         fit = max(1, int(machine.memory_bytes // 2 // (graph_bytes + PROCESS_BYTES)))
-        workers = min(-(-machine.cores // MOST_THREADS), fit)
-        return cls(machine.cores, workers, -(-machine.cores // workers), graph=graph)
+        workers = min(machine.cores, fit)
+        return cls(machine.cores, workers, machine.cores // workers, graph=graph)
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> ServingTable | None:

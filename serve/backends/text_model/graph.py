@@ -56,26 +56,6 @@ class Batching:
         if members:
             yield padded, members
 
-    def around(self, lengths: Sequence[int], most: int) -> list[int]:
-        """One run: the first window, and those closest to it in length that fit.
-
-        Args:
-            lengths: each window's tokens; at least one.
-            most: the most windows, where the limits would allow more.
-        """
-        first = longest = real = lengths[0]
-        members = [0]
-        for number in sorted(range(1, len(lengths)), key=lambda number: abs(lengths[number] - first)):
-            length = max(longest, lengths[number])
-            size, tokens = length * (len(members) + 1), real + lengths[number]
-            if len(members) == min(most, self.rows) or size > self.tokens:
-                break
-            if size - tokens > self.padding * size:
-                continue
-            members.append(number)
-            longest, real = length, tokens
-        return members
-
 
 class Graph(Protocol):
     """Something that runs batches."""
@@ -100,14 +80,16 @@ class SessionGraph:
     Args:
         path: the ONNX file.
         outputs: those that are wanted.
+        threads: of one run.
     """
 
-    def __init__(self, path: str, outputs: Sequence[str]) -> None:
+    def __init__(self, path: str, outputs: Sequence[str], threads: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        # Each run in the thread that asks for it: several runs at once are faster than one on several cores.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        # Idle threads sleep: with several workers on few cores, spinning ones take time from the others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Blocks that are kept for the next run are those of the largest run so far, and runs are of all
         # sizes: without them nothing is slower, and what is free is given back.
         options.enable_mem_pattern = options.enable_cpu_mem_arena = False
@@ -115,10 +97,9 @@ class SessionGraph:
         self._outputs = list(outputs)
 
     def run_all(self, feeds: Sequence[Feed]) -> Iterator[Outputs | Any]:
-        return map(self.run, feeds)
+        return map(self._run, feeds)
 
-    def run(self, feed: Feed) -> Outputs | Any:
-        """The outputs of one batch by name, or the TritonError that it ended in; in any thread."""
+    def _run(self, feed: Feed) -> Outputs | Any:
         try:
             found = self._session.run(self._outputs, feed)
         except Exception as error:
@@ -168,7 +149,8 @@ def open_graph(folder: str, version: int, settings: dict[str, Any], outputs: Seq
 
     Args:
         folder: the text model's.
-        settings: `encoder`, and where the graph is run here, its file `graph` in the encoder's version.
+        settings: `encoder`, and where the graph is run here, its file `graph` in the encoder's version and
+            `threads`.
     """
     encoder, file = settings["encoder"], settings.get("graph", "")
     path = os.path.join(os.path.dirname(folder), encoder, str(version), file)
@@ -176,7 +158,7 @@ def open_graph(folder: str, version: int, settings: dict[str, Any], outputs: Seq
         pb_utils.Logger.log_warn(f"{encoder} is called: there is no {path}")
     elif file:
         try:
-            return SessionGraph(path, outputs)
+            return SessionGraph(path, outputs, settings["threads"])
         except ImportError as error:  # as in the stock container
             pb_utils.Logger.log_warn(f"{encoder} is called: {error}")
     return EncoderGraph(encoder, version, outputs)

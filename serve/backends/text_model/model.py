@@ -12,8 +12,7 @@ import hashlib
 import json
 import os
 import sys
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +25,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib
 from tokenizers import Tokenizer
 
 from .answers import Scorer, decoder_of, mean_of_windows
-from .graph import Batching, SessionGraph, make_feed, open_graph
+from .graph import Batching, make_feed, open_graph
 from .reading import BadRequest, Reader, Row, Window, read_text
-from .runner import Runner
 from .wire import Answered, tensors
 
 ANSWERING = ("task", "max_length", "long_text", "pooling", "aggregation", "threshold")
@@ -37,7 +35,7 @@ ANSWERING = ("task", "max_length", "long_text", "pooling", "aggregation", "thres
 WORDS_OF_MASKS = ("masked-lm", "pretraining")
 
 
-@dataclass
+@dataclass(eq=False)
 class Asked:
     """One request, while it is answered.
 
@@ -47,7 +45,7 @@ class Asked:
         scores: of each window of each row, as they are found.
         missing: how many of them are not there yet.
         error: why it is refused or fails; None where it does not.
-        sender: takes the response, where that is not returned to Triton.
+        sent: whether the response was sent before those of the same call.
     """
 
     wanted: frozenset[str]
@@ -55,7 +53,7 @@ class Asked:
     scores: list[list[np.ndarray | None]] = field(default_factory=list)
     missing: int = 0
     error: Any = None
-    sender: Any = None
+    sent: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,22 +99,13 @@ class TritonPythonModel:
         self.graph = open_graph(
             args["model_repository"], int(args["model_version"]), graph, self.decoder.outputs
         )
-        self.runner: Runner | None = None
-        if isinstance(self.graph, SessionGraph):
-            threads = serving["threads"]
-            self.runner = Runner(self._run, self.batching, threads, WAITING * threads)
-            self.counting = threading.Lock()
+        self.sends_early = True
 
-    def finalize(self) -> None:
-        """Answers what is still to be answered."""
-        if self.runner is not None:
-            self.runner.stop()
-
-    def execute(self, requests: Sequence[Any]) -> list[Any] | None:
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answers each request by itself: one that is refused or fails does not affect the others.
 
         Returns:
-            The responses; None where they are sent one by one, as soon as they are there.
+            The responses; None for those that were sent as soon as they were there.
         """
         asked = self._read_all(requests)
         places = [
@@ -125,15 +114,27 @@ class TritonPythonModel:
             for number, row in enumerate(one.rows)
             for at in range(len(row.windows))
         ]
-        if self.runner is None:
-            self._run_all(places)
-            return [self._response(one) for one in asked]
-        for one, request in zip(asked, requests):  # noqa: B905
-            one.sender = request.get_response_sender()
-            if not one.missing:
-                self._send(one)
-        self.runner.put(places)
-        return None
+        senders = self._senders(asked, requests)
+        for complete in self._run_all(places):
+            if complete in senders:
+                senders.pop(complete).send(
+                    self._response(complete), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+                )
+                complete.sent = True
+        return [None if one.sent else self._response(one) for one in asked]
+
+    def _senders(self, asked: Sequence[Asked], requests: Sequence[Any]) -> dict[Asked, Any]:
+        """What sends a response before the others are there; none for a single request.
+
+        Triton has it for models of this kind since 24.06.
+        """
+        if not self.sends_early or len(requests) == 1:
+            return {}
+        try:
+            return dict(zip(asked, (request.get_response_sender() for request in requests)))  # noqa: B905
+        except Exception:
+            self.sends_early = False
+            return {}
 
     def _read_all(self, requests: Sequence[Any]) -> list[Asked]:
         """The requests' texts as the graph reads them; all of them are tokenized at once."""
@@ -177,28 +178,18 @@ class TritonPythonModel:
             )
         return list(zip(*columns))  # noqa: B905 (Triton checked the batch)
 
-    def _run_all(self, places: Sequence[Place]) -> None:
-        """Runs the graph on every window, by the encoder."""
+    def _run_all(self, places: Sequence[Place]) -> Iterator[Asked]:
+        """Runs the graph on every window; yields each request that is complete while others are not."""
         groups = list(self.batching.groups([place.length for place in places]))
         batches = [[places[number] for number in members] for _, members in groups]
         feeds = [self._feed(batch, length) for batch, (length, _) in zip(batches, groups)]  # noqa: B905
-        for batch, outputs in zip(batches, self.graph.run_all(feeds)):  # noqa: B905
+        runs = zip(batches, self.graph.run_all(feeds))  # noqa: B905
+        for left, (batch, outputs) in enumerate(runs, 1 - len(batches)):
             self._score(batch, outputs)
-
-    def _run(self, batch: Sequence[Place]) -> None:
-        """Runs the graph in this process, and sends the responses that are complete then."""
-        assert isinstance(self.graph, SessionGraph)
-        try:
-            self._score(batch, self.graph.run(self._feed(batch, max(place.length for place in batch))))
-        except Exception as error:  # the thread goes on, and the clients are told
             for place in batch:
-                place.asked.error = pb_utils.TritonError(repr(error), pb_utils.TritonError.INTERNAL)
-        for place in batch:
-            with self.counting:
                 place.asked.missing -= 1
-                complete = not place.asked.missing
-            if complete:
-                self._send(place.asked)
+                if left and not place.asked.missing:
+                    yield place.asked
 
     def _score(self, batch: Sequence[Place], outputs: Any) -> None:
         """Puts a run's scores where they belong."""
@@ -215,13 +206,6 @@ class TritonPythonModel:
         windows = [place.window for place in batch]
         return make_feed(windows, min(length, self.reader.max_length), self.pad_id)
 
-    def _send(self, asked: Asked) -> None:
-        try:
-            response = self._response(asked)
-        except Exception as error:  # a client waits for it, and nobody else would tell it
-            response = pb_utils.InferenceResponse(error=pb_utils.TritonError(repr(error)))
-        asked.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
     def _response(self, asked: Asked) -> Any:
         if asked.error is not None:
             return pb_utils.InferenceResponse(error=asked.error)
@@ -233,9 +217,6 @@ class TritonPythonModel:
         wanted = [pb_utils.Tensor(name, array) for name, array in found.items() if name in asked.wanted]
         return pb_utils.InferenceResponse(output_tensors=wanted)
 
-
-WAITING = 8
-"""Windows that may wait for each thread: enough to choose from. The rest of a burst waits in the server."""
 
 NOT_FINITE = "the graph's answer is not a finite number"
 
