@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from bertmp.export.precision.convert import convert as convert
     from bertmp.export.prediction.predict import predict as predict
     from bertmp.pretraining.prepare import prepare as prepare
-    from bertmp.serve.client import infer as infer
     from bertmp.serve.deploy import deploy as deploy
     from bertmp.serve.deploy import models as models
     from bertmp.serve.foreground import serve_repository as serve_repository
+    from bertmp.serve.infer import infer as infer
     from bertmp.serve.load_test.bench import bench as bench
     from bertmp.serve.prune import prune as prune
     from bertmp.serve.rollback import rollback as rollback
@@ -50,7 +50,7 @@ _MODULES = {
     "download": "bertmp.environment.downloads",
     "explain": "bertmp.export.lint.explain",
     "export_checkpoint": "bertmp.export.onnx_export",
-    "infer": "bertmp.serve.client",
+    "infer": "bertmp.serve.infer",
     "models": "bertmp.serve.deploy",
     "parity": "bertmp.export.parity.parity",
     "predict": "bertmp.export.prediction.predict",

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import Self
 
 from bertmp.core.errors import InputError
-from bertmp.core.options import keywords_of
-from bertmp.serve.served_tasks import CLASSIFIES, COMMON, FILES, SETTINGS, TASKS
-from bertmp.serve.serving_options import InferOptions, Protocol
-from bertmp.serve.task_answers import Answer, answers_of
-from bertmp.serve.triton_client import SCHEMES, TritonClient
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """What a text model says about itself.
-
-    Attributes:
-        task: what it answers, one of `TASKS`.
-        pairs: whether it takes pairs of texts.
-        max_batch: the largest batch of one request.
-        outputs: the names of its outputs.
-        classes: how many probabilities it gives for a text; 0 for a task without.
-    """
-
-    task: str
-    pairs: bool
-    max_batch: int
-    outputs: tuple[str, ...]
-    classes: int = 0
+from bertmp.serve.connection import SCHEMES as SCHEMES
+from bertmp.serve.connection import Connection, Tls, possible_connections
+from bertmp.serve.faults import no_server
+from bertmp.serve.retry import NO_RETRIES, RETRIES, RetryPolicy
+from bertmp.serve.served_tasks import CLASSIFIES, FILES, SETTINGS
+from bertmp.serve.serving_options import REQUEST_TIMEOUT, Protocol
+from bertmp.serve.task_answers import Answer, RefusedText, answers_of
+from bertmp.serve.text_requests import ServedModel as ServedModel
+from bertmp.serve.text_requests import batches, class_names, largest_batch
+from bertmp.serve.text_requests import text_inputs as text_inputs
+from bertmp.serve.triton_client import TritonClient
 
 
 @dataclass(frozen=True)
@@ -58,46 +47,71 @@ class Answers:
 class Client(TritonClient):
     """Asks the models that `bertmp deploy` made. Usable from one thread; close it, or use `with`.
 
+    A request that may succeed later (a worker that died, a full queue, a server that starts) is sent again,
+    with growing pauses, until its deadline; one that the server refuses is not.
+
     Args:
-        url: `HOST:PORT`, with or without a scheme; the loopback interface and the protocol's usual port
-            where left out.
-        protocol: `grpc` or `http`.
+        url: `grpc://HOST:PORT`, `grpcs://`, `http://` or `https://`; without a scheme it is found out which
+            protocol the address speaks. None for gRPC on this machine, port 8001.
+        protocol: `grpc` or `http`; None for the one that the address says.
+        tls_ca: the authority (PEM) that must have signed the server's certificate; None for those that the
+            system trusts.
+        tls_cert, tls_key: the certificate (PEM) that is shown to the server, and its key.
+        timeout: seconds that a request may take, its retries included.
+        retry: how often it is sent again.
+
+    Raises:
+        InputError: not an address, a certificate's file that cannot be read, or, where the protocol has to
+            be found out, no server.
     """
 
-    def __init__(self, url: str | None = None, protocol: Protocol = "grpc") -> None:
-        super().__init__(url, protocol)
-        self._max_batch: dict[str, int] = {}
-        self._models: dict[str, ServedModel] = {}
-        self._labels: dict[str, list[str]] = {}
+    def __init__(
+        self,
+        url: str | None = None,
+        protocol: Protocol | None = None,
+        *,
+        tls_ca: str | Path | None = None,
+        tls_cert: str | Path | None = None,
+        tls_key: str | Path | None = None,
+        timeout: float = REQUEST_TIMEOUT,
+        retry: RetryPolicy = RETRIES,
+    ) -> None:
+        tls = Tls(*(file if file is None else Path(file) for file in (tls_ca, tls_cert, tls_key)))
+        found = possible_connections(url, protocol, tls)
+        self._connect(_answering([replace(one, timeout=timeout, retry=retry) for one in found]))
+
+    def _connect(self, connection: Connection) -> None:
+        super()._connect(connection)
+        self._configs: dict[str, Mapping[str, object]] = {}
+        self._labels: dict[tuple[str, int], list[str]] = {}
 
     def for_another_thread(self) -> Client:
         """A second connection to the same server."""
-        return Client(self._url, self.protocol)
+        return Client._to(self.connection)
+
+    @classmethod
+    def _to(cls, connection: Connection) -> Self:
+        client = cls.__new__(cls)
+        client._connect(connection)
+        return client
 
     def max_batch(self, model: str) -> int:
         """The largest batch of one request; the server is asked once per model."""
-        if model not in self._max_batch:
-            self._max_batch[model] = max(1, int(self.config(model).get("max_batch_size", 0)))
-        return self._max_batch[model]
+        return largest_batch(self._config_once(model))
+
+    def _config_once(self, model: str) -> Mapping[str, object]:
+        if model not in self._configs:
+            self._configs[model] = self.config(model)
+        return self._configs[model]
 
     def describe(self, model: str) -> ServedModel:
         """What a text model answers; the server is asked once per model.
 
         Raises:
-            InputError: not a text model, an unknown one, or a dead server.
+            InputError: not a text model, an unknown one, or no server.
+            ServerFault: the server does not answer any more.
         """
-        if model not in self._models:
-            config = self.config(model)
-            inputs, outputs = ({e["name"]: e for e in config.get(k, ())} for k in ("input", "output"))
-            if "TEXT" not in inputs:
-                what, todo = f"'{model}' is not a text model", "name the model, not its encoder"
-                raise InputError(what, self.address, todo)
-            # Those of 0.1 have no such parameter: they are classifiers.
-            task = config.get("parameters", {}).get("task", {}).get("string_value") or "classification"
-            size = max(1, int(config.get("max_batch_size", 0)))
-            classes = int(outputs["PROBABILITIES"]["dims"][0]) if "PROBABILITIES" in outputs else 0
-            self._models[model] = ServedModel(task, "TEXT_PAIR" in inputs, size, tuple(outputs), classes)
-        return self._models[model]
+        return ServedModel.of_config(model, self._config_once(model), self.address)
 
     def ask(
         self, model: str, texts: Sequence[str], pairs: Sequence[str] | None = None, version: str = ""
@@ -109,32 +123,58 @@ class Client(TritonClient):
             version: the model's version; empty for the newest.
 
         Raises:
-            InputError: no texts, single texts for a model of pairs or the reverse, an unknown model, a text
-                that the server refuses, or a dead server.
+            RequestRefused: the server refuses a text.
+            InputError: no texts, single texts for a model of pairs or the reverse, an unknown model or
+                version, or no server.
+            ServerFault: the server fails, is overloaded, or does not answer before the deadline.
         """
-        served = self._require_fit(model, texts, pairs)
-        names = [name for name in (*TASKS[served.task].answers, *COMMON) if name not in (FILES, SETTINGS)]
-        names = [name for name in names if name in served.outputs]
-        labels = self.labels(model, texts[0], pairs[0] if pairs else None) if "PROBABILITIES" in names else []
+        served = self.describe(model)
+        served.require_fit(model, texts, pairs, self.address)
         found: list[Answer] = []
-        for start in range(0, len(texts), served.max_batch):
-            rows = slice(start, start + served.max_batch)
-            second = None if pairs is None else pairs[rows]
-            outputs, answered = self.infer(model, text_inputs(texts[rows], second), names, version)
-            found += answers_of(served.task, labels, texts[rows], second, outputs, answered)
+        for first, second in batches(texts, pairs, served.max_batch):
+            found += self._answers(model, served, first, second, version)
         return found
 
-    def _require_fit(self, model: str, texts: Sequence[str], pairs: Sequence[str] | None) -> ServedModel:
-        if not texts:
-            raise InputError("no texts", "", "give at least one")
-        if pairs is not None and len(pairs) != len(texts):
-            raise InputError(f"{len(texts)} texts and {len(pairs)} second texts", "", "give one for each")
-        served = self.describe(model)
-        if served.pairs and pairs is None:
-            raise InputError(f"'{model}' takes pairs of texts", self.address, "give the second text, too")
-        if pairs is not None and not served.pairs:
-            raise InputError(f"'{model}' takes single texts", self.address, "leave the second text out")
-        return served
+    def _answers(
+        self,
+        model: str,
+        served: ServedModel,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None,
+        version: str,
+    ) -> list[Answer]:
+        """One request's answers."""
+        while True:
+            inputs = text_inputs(texts, pairs)
+            outputs, answered = self.infer(model, inputs, served.answer_outputs, version)
+            if served.classes and (model, answered) not in self._labels:
+                self._learn_labels(model, served, texts[0], pairs[0] if pairs else None, version)
+                if (model, answered) not in self._labels:  # another version came into service meanwhile
+                    continue
+            labels = self._labels[model, answered] if served.classes else ()
+            return answers_of(served.task, labels, texts, pairs, outputs, answered)
+
+    def stream(
+        self,
+        model: str,
+        texts: Iterable[str | tuple[str, str]],
+        *,
+        concurrency: int = 4,
+        skip_refused: bool = False,
+    ) -> Generator[Answer | RefusedText, None, None]:
+        """The answers to any number of texts, or pairs of texts, in their order and in bounded memory.
+
+        Args:
+            texts: read as they are needed, in another thread.
+            concurrency: how many requests are under way at the same time.
+            skip_refused: whether a text that the server refuses gets a `RefusedText` and the others go on.
+
+        Raises:
+            InputError, ServerFault: see `ask`; a refused text is named by its number.
+        """
+        from bertmp.serve.streaming import numbered, stream
+
+        return stream(self, model, numbered(texts), concurrency, skip_refused)
 
     def classify(
         self, model: str, texts: Sequence[str], version: str = "", pairs: Sequence[str] | None = None
@@ -144,14 +184,13 @@ class Client(TritonClient):
         Raises:
             InputError: see `ask`; or the model is not a classifier.
         """
-        served = self._require_fit(model, texts, pairs)
+        served = self.describe(model)
+        served.require_fit(model, texts, pairs, self.address)
         if served.task not in CLASSIFIES:
             raise InputError(f"'{model}' is for {served.task}", self.address, "name a classifier")
         names, replies = ("LABEL", "PROBABILITIES", "TRUNCATED", "TOKENS"), []
-        for start in range(0, len(texts), served.max_batch):
-            rows = slice(start, start + served.max_batch)
-            inputs = text_inputs(texts[rows], None if pairs is None else pairs[rows])
-            replies.append(self.infer(model, inputs, names, version))
+        for first, second in batches(texts, pairs, served.max_batch):
+            replies.append(self.infer(model, text_inputs(first, second), names, version))
         found = {name: np.concatenate([outputs[name] for outputs, _ in replies]) for name in names}
         return Answers(
             labels=[label.decode() for label in found["LABEL"].reshape(-1)],
@@ -213,56 +252,44 @@ class Client(TritonClient):
         Raises:
             InputError: not a text model with classes, an unknown one, or a dead server.
         """
-        if model not in self._labels:
-            served = self.describe(model)
-            if not served.classes:
-                raise InputError(f"'{model}' has no classes", self.address, "name a classifier")
-            inputs = text_inputs([text], pair and [pair])
-            found, _ = self.infer(model, inputs, ("PROBABILITIES",), classes=served.classes)
-            entries = [value.decode().split(":", 2) for value in found["PROBABILITIES"].reshape(-1)]
-            self._labels[model] = [label for _, label in sorted((int(at), label) for _, at, label in entries)]
-        return self._labels[model]
+        served = self.describe(model)
+        if not served.classes:
+            raise InputError(f"'{model}' has no classes", self.address, "name a classifier")
+        known = [labels for (name, _), labels in self._labels.items() if name == model]
+        return known[-1] if known else self._learn_labels(model, served, text, pair)
+
+    def _learn_labels(
+        self, model: str, served: ServedModel, text: str, pair: str | None, version: str = ""
+    ) -> list[str]:
+        inputs = text_inputs([text], pair and [pair])
+        found, answered = self.infer(model, inputs, ("PROBABILITIES",), version, served.classes)
+        self._labels[model, answered] = class_names(found)
+        return self._labels[model, answered]
 
 
-def text_inputs(texts: Sequence[str], pairs: Sequence[str] | str | None = None) -> dict[str, np.ndarray]:
-    """Texts, or pairs of texts, as a text model's inputs."""
-    inputs = {"TEXT": _bytes_tensor(texts)}
-    return inputs if not pairs else {**inputs, "TEXT_PAIR": _bytes_tensor(pairs)}
-
-
-def _bytes_tensor(texts: Sequence[str]) -> np.ndarray:
-    """Texts as BYTES `[batch, 1]`."""
-    # A lone surrogate (an undecodable byte of the command line) is passed on: the server refuses it.
-    rows = [text.encode("utf-8", errors="surrogateescape") for text in texts]
-    return np.array(rows, dtype=object).reshape(-1, 1)
-
-
-def connect(url: str) -> Client:
-    """A connection over the protocol that the address speaks; without a scheme, both are tried.
+def _answering(connections: Sequence[Connection]) -> Connection:
+    """The first connection at which a server answers; the only one is not tried.
 
     Raises:
         InputError: no server answers.
     """
-    scheme, separator, _ = url.partition("://")
-    protocols: list[Protocol] = ["grpc" if separator and scheme in SCHEMES["grpc"] else "http"]
-    if not separator and ":" in url:  # without a port, HTTP's is meant
-        protocols.append("grpc")
-    for protocol in protocols:
-        client = Client(url, protocol)
-        if client.is_live():
-            return client
-        client.close()
-    raise InputError("no Triton server answers", url, "start one with 'bertmp serve'")
+    if len(connections) == 1:
+        return connections[0]
+    for connection in connections:
+        with Client._to(connection) as client:
+            if client.is_live():
+                return connection
+    raise no_server(" or ".join(one.protocol for one in connections), connections[0].address)
 
 
-@keywords_of(InferOptions)
-def infer(options: InferOptions) -> list[Answer]:
-    """Asks a served text model about each text, or pair of texts.
+def connect(url: str) -> Client:
+    """A connection over the protocol that the address speaks; nothing is sent twice.
 
     Raises:
-        InputError: no text, a file that cannot be read, pairs for a model of single texts or the reverse, an
-            unknown model, a text that the server refuses, or a dead server.
+        InputError: no server answers.
     """
-    texts, pairs = options.asked()
-    with Client(options.url, options.protocol) as client:
-        return client.ask(options.name, texts, pairs)
+    client = Client(url, retry=NO_RETRIES)
+    if client.is_live():
+        return client
+    client.close()
+    raise no_server(client.protocol, client.address)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from bertmp.core.errors import InputError
+from bertmp.core.errors import BertmpError, InputError
 from bertmp.serve import client
 from bertmp.serve.access import AccessKey, find_key
 from bertmp.serve.client import Client
+from bertmp.serve.retry import NO_RETRIES
 from bertmp.serve.serving_options import Protocol
 from bertmp.serve.triton_client import LOAD_TIMEOUT
 
@@ -25,25 +26,26 @@ class ControlClient(Client):
     """
 
     def __init__(self, url: str | None, protocol: Protocol, key: AccessKey | None) -> None:
-        super().__init__(url, protocol)
+        super().__init__(url, protocol, retry=NO_RETRIES)
         self._headers = None if key is None else key.headers(protocol)
 
     def index(self) -> list[dict[str, str]]:
         call = self._client.get_model_repository_index
-        found = self._ask("", lambda: call(headers=self._headers, **self._as_json))
+        found = self._ask("", lambda left: call(headers=self._headers, **self._as_json, **self._limit(left)))
         return list(found.get("models", []) if self._grpc else found)
 
     def load(self, model: str) -> None:
-        timeout = {"client_timeout": LOAD_TIMEOUT} if self._grpc else {}
-        self._ask(model, lambda: self._client.load_model(model, headers=self._headers, **timeout))
+        call = self._client.load_model
+        self._ask(model, lambda left: call(model, headers=self._headers, **self._limit(left)), LOAD_TIMEOUT)
 
     def unload(self, model: str) -> None:
-        self._ask(model, lambda: self._client.unload_model(model, headers=self._headers))
+        call = self._client.unload_model
+        self._ask(model, lambda left: call(model, headers=self._headers, **self._limit(left)))
 
-    def _ask(self, model: str, call: Callable[[], T]) -> T:
+    def _ask(self, model: str, call: Callable[[float], T], timeout: float | None = None) -> T:
         try:
-            return super()._ask(model, call)
-        except InputError as error:
+            return super()._ask(model, call, timeout)
+        except BertmpError as error:
             if "is restricted" not in error.what:
                 raise
             what = "the server loads and lists models for the holder of its key only"

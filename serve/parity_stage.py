@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bertmp.core.errors import InputError
+from bertmp.core.errors import InputError, ServerFault
 from bertmp.data.batches import close_batches, pad_batch
 from bertmp.export.bundle import FP32_GRAPH
 from bertmp.export.parity.stage import (
@@ -62,7 +62,7 @@ class TritonStage:
                 if unfit := _unfit(client.describe(self.model), inputs):
                     return Skipped(unfit)
                 return self._ask(client, inputs, advance)
-            except InputError as error:
+            except (InputError, ServerFault) as error:
                 if client.is_live():
                     raise
                 what = "the server stopped answering"
@@ -76,7 +76,7 @@ class TritonStage:
             for text in texts:
                 try:
                     client.infer(self.model, text_inputs([text], [text] if pairs else None), ("TOKENS",))
-                except InputError:  # as it should; a dead server answers nothing either
+                except (InputError, ServerFault):  # as it should; a dead server answers nothing either
                     continue
                 answered.append(text)
         return answered

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from bertmp.core.errors import BertmpError, GateFailed, InputError
+from bertmp.core.errors import BertmpError, GateFailed, InputError, ServerFault
 from bertmp.serve.client import Client
 from bertmp.serve.repository import ModelFolders
 from bertmp.serve.served_consistency import texts_for
@@ -102,10 +102,10 @@ def reload(server: Client, folders: ModelFolders) -> None:
 
 @contextmanager
 def failing_the_gate(what: str) -> Iterator[None]:
-    """Turns an InputError of the server into a GateFailed."""
+    """Turns what the server refuses or fails at into a GateFailed."""
     try:
         yield
-    except InputError as error:
+    except (InputError, ServerFault) as error:
         raise GateFailed(f"{what}: {error.what}", error.where, error.todo) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from bertmp.core.errors import InputError
 from bertmp.core.options import Options, argument, option
@@ -22,6 +22,10 @@ TOKEN_FILE_HELP = "The file with the key to load models; bertmp serve makes it. 
 
 Protocol = Literal["grpc", "http"]
 ANSWERS = "Answers"
+CONNECTION = "Connection"
+STANDARD_INPUT = "-"
+REQUEST_TIMEOUT = 120.0
+"""Seconds that a request may take."""
 
 
 class DeployOptions(Options):
@@ -142,7 +146,12 @@ class InferOptions(TextColumnOptions):
     """Which model is asked for which texts."""
 
     name: str = argument(kw_only=False, metavar="NAME", help=NAME_HELP)
-    texts: Sequence[str] = argument(kw_only=False, default=(), metavar="TEXT", help="The texts.")
+    texts: Sequence[str] = argument(
+        kw_only=False,
+        default=(),
+        metavar="TEXT",
+        help="The texts; - alone reads standard input line by line.",
+    )
     data: Path | None = option(
         kw_only=False,
         default=None,
@@ -155,29 +164,72 @@ class InferOptions(TextColumnOptions):
         metavar="TEXT",
         help="The second text, for a model that takes pairs; once for each TEXT, in their order.",
     )
-    protocol: Protocol = option(kw_only=False, default="grpc", help="The inference protocol.")
-    url: str | None = option(kw_only=False, default=None, metavar="URL", help=URL_HELP)
+    protocol: Protocol | None = option(
+        kw_only=False,
+        default=None,
+        help="The inference protocol; the one that the address says if not given.",
+    )
+    url: str | None = option(
+        kw_only=False,
+        default=None,
+        metavar="URL",
+        help="The server's address: grpc://HOST:PORT, grpcs://, http:// or https://, or without a scheme; "
+        "127.0.0.1:8001 for grpc and 127.0.0.1:8000 for http if not given.",
+    )
+    scores: bool = option(default=False, group=ANSWERS, help="Show the probability of every label.")
+    skip_refused: bool = option(
+        default=False,
+        group=ANSWERS,
+        help="A text that the server refuses has its reason in the place of an answer, and the others go on.",
+    )
+    timeout: float = option(
+        default=REQUEST_TIMEOUT,
+        above=0,
+        group=CONNECTION,
+        metavar="SECONDS",
+        help="What a request may take, with its retries.",
+    )
+    concurrency: int = option(
+        default=4, minimum=1, maximum=64, group=CONNECTION, help="Requests under way at the same time."
+    )
+    tls_ca: Path | None = option(
+        default=None,
+        group=CONNECTION,
+        metavar="FILE",
+        help="The authority (PEM) that must have signed the server's certificate; "
+        "default: those that the system trusts.",
+    )
+    tls_cert: Path | None = option(
+        default=None,
+        group=CONNECTION,
+        metavar="FILE",
+        help="The certificate (PEM) to show to a server that wants one.",
+    )
+    tls_key: Path | None = option(
+        default=None, group=CONNECTION, metavar="FILE", help="The key of --tls-cert (PEM, unencrypted)."
+    )
     progress: ProgressCallback = option(
-        default=null_progress, on_command_line=False, help="Called with how the data file was read."
+        default=null_progress,
+        on_command_line=False,
+        help="Called with how the data file was read, and how many texts are answered.",
+    )
+    standard_input: BinaryIO | None = option(
+        default=None, on_command_line=False, help="What the text - stands for; None for the text itself."
     )
 
-    def asked(self) -> Texts:
-        """All texts, those of the data file last.
+    @property
+    def reads_input(self) -> bool:
+        """Whether the texts are the lines of standard input."""
+        return self.standard_input is not None and tuple(self.texts) == (STANDARD_INPUT,)
 
-        Raises:
-            InputError: there is none, the file cannot be read, or some are pairs and others are not.
-        """
-        texts = [self.texts] if isinstance(self.texts, str) else list(self.texts)
-        pairs = [self.text_pair] if isinstance(self.text_pair, str) else list(self.text_pair)
-        if pairs and len(pairs) != len(texts):
-            what = f"{len(texts)} texts and {len(pairs)} second texts"
+    def check(self) -> None:
+        super().check()
+        if self.text_pair and len(self.text_pair) != len(self.texts):
+            what = f"{len(self.texts)} texts and {len(self.text_pair)} second texts"
             raise InputError(what, "--text-pair", "give one for each")
-        if self.data is not None:
-            more, seconds = read_texts(self.data, self, self.progress)
-            if texts and bool(pairs) != (seconds is not None):
-                what = "pairs of texts and single texts at once"
-                raise InputError(what, self.data, "ask one kind after the other")
-            texts, pairs = [*texts, *more], [*pairs, *(seconds or ())]
-        if not texts:
-            raise InputError("no texts", "", "give one, or a file with --data")
-        return texts, pairs or None
+        if self.standard_input is not None and STANDARD_INPUT in self.texts and not self.reads_input:
+            raise InputError("- stands for all texts", "TEXT", "give it alone, or leave it out")
+        if self.reads_input and self.text_pair:
+            raise InputError(
+                "--text-pair with standard input", "--text-pair", "write TEXT<TAB>TEXT_PAIR lines"
+            )

@@ -92,6 +92,28 @@ class FillsAnswer(Answer):
     fills: list[dict[str, Any]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RefusedText(JsonSerializable):
+    """What stands in the place of an answer where the server refused the text, and the others went on.
+
+    Attributes:
+        text, text_pair: what was asked; `text_pair` is None for a single text.
+        error: the server's reason.
+        where: the text's place, such as `questions.txt, line 7`.
+    """
+
+    text: str
+    text_pair: str | None = None
+    error: str
+    where: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        values = {name: one for name, one in super().to_json().items() if one is not None}
+        # What is not Unicode cannot be written; it may be why the text was refused.
+        return {name: one.encode("utf-8", "backslashreplace").decode() for name, one in values.items()}
+
+
 Outputs = Mapping[str, np.ndarray]
 
 

@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from http.client import HTTPException
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, TypeVar
 
 import numpy as np
 from typing_extensions import Self
 
-from bertmp.core.errors import InputError
+from bertmp.core.errors import BertmpError, ServerFault
+from bertmp.serve.connection import SCHEMES as SCHEMES
+from bertmp.serve.connection import Connection
+from bertmp.serve.connection import parse_address as parse_address
+from bertmp.serve.faults import CONNECTION_ERRORS, LOOK, error_of_connection, error_of_reply, no_server
+from bertmp.serve.retry import Attempts
+from bertmp.serve.serving_options import REQUEST_TIMEOUT as REQUEST_TIMEOUT
 from bertmp.serve.serving_options import Protocol
+from bertmp.serve.wire import queue_timeout, request_of, response_of
 
-PORTS: Mapping[Protocol, int] = {"grpc": 8001, "http": 8000}
-SCHEMES = {"grpc": ("", "grpc", "grpcs"), "http": ("", "http", "https")}
-
-REQUEST_TIMEOUT = 120.0
-"""Seconds that the server may take to answer an inference request."""
 LOAD_TIMEOUT = 600.0
 """Seconds that loading a model may take; a TensorRT engine of gigabytes takes a while."""
+LIVE_TIMEOUT = 5.0
+"""Seconds that a server may take to say that it is alive."""
 
 T = TypeVar("T")
-
-
-def parse_address(url: str | None, protocol: Protocol) -> tuple[str, bool]:
-    """`host:port` and whether it is encrypted, of an address with or without a scheme and a port.
-
-    Raises:
-        InputError: an unknown protocol, a scheme of another protocol, or not an address at all.
-    """
-    if protocol not in PORTS:
-        raise InputError(f"unknown protocol '{protocol}'", "", f"use one of {', '.join(PORTS)}")
-    address = (url or "127.0.0.1").strip().rstrip("/")
-    scheme, _, host = address.rpartition("://")
-    if scheme not in SCHEMES[protocol]:
-        raise InputError(
-            f"not an address for {protocol}", address, f"begin it with {protocol}:// or without a scheme"
-        )
-    if not host or "/" in host:
-        raise InputError("not a server's address", address, "write HOST:PORT")
-    has_port = ":" in host.rpartition("]")[2]  # an IPv6 host stands in brackets
-    return host if has_port else f"{host}:{PORTS[protocol]}", scheme.endswith("s")
 
 
 class TritonClient:
@@ -57,13 +42,25 @@ class TritonClient:
     """
 
     def __init__(self, url: str | None, protocol: Protocol = "grpc") -> None:
-        self.protocol, self._url = protocol, url
-        self.address, encrypted = parse_address(url, protocol)
-        self._library = import_module(f"tritonclient.{protocol}")
-        self._grpc = protocol == "grpc"
-        timeouts = {} if self._grpc else {"connection_timeout": 10.0, "network_timeout": LOAD_TIMEOUT}
-        self._client = self._library.InferenceServerClient(self.address, ssl=encrypted, **timeouts)
+        address, encrypted = parse_address(url, protocol)
+        self._connect(Connection(address, protocol, encrypted))
+
+    def _connect(self, connection: Connection) -> None:
+        self.connection = connection
+        self.protocol, self.address = connection.protocol, connection.address
+        self._library = import_module(f"tritonclient.{self.protocol}")
+        self._grpc = self.protocol == "grpc"
         self._as_json = {"as_json": True} if self._grpc else {}
+        self._client = self._open()
+        self._has_answered = False
+
+    def _open(self) -> Any:
+        encrypted, tls = self.connection.encrypted, self.connection.tls
+        new = self._library.InferenceServerClient
+        if self._grpc:
+            return new(self.address, ssl=encrypted, **tls.grpc_arguments())
+        timeouts = {"connection_timeout": LIVE_TIMEOUT, "network_timeout": LOAD_TIMEOUT}
+        return new(self.address, ssl=encrypted, ssl_options=tls.http_options(), **timeouts)
 
     def __enter__(self) -> Self:
         return self
@@ -77,36 +74,37 @@ class TritonClient:
     def is_live(self) -> bool:
         """Whether a server answers at the address."""
         try:
-            return bool(self._client.is_server_live())
+            with self._time_limit(LIVE_TIMEOUT):
+                return bool(self._client.is_server_live(**self._limit(LIVE_TIMEOUT)))
         except Exception:  # each library has its own exceptions for a server that does not answer
             return False
 
     def require_live(self) -> None:
         """Raises an InputError where no server answers."""
         if not self.is_live():
-            what = f"no Triton server answers over {self.protocol}"
-            todo = (
-                "start one with 'bertmp serve', or check the port: 8001 is gRPC's and 8000 HTTP's by default"
-            )
-            raise InputError(what, self.address, todo)
+            raise no_server(self.protocol, self.address)
 
     def config(self, model: str) -> dict[str, Any]:
         """The model's configuration in Triton's JSON form.
 
         Raises:
-            InputError: an unknown model or a dead server.
+            InputError: an unknown model, or no server at the address.
+            ServerFault: the server does not answer any more.
         """
-        found = self._ask(model, lambda: self._client.get_model_config(model, **self._as_json))
+        call = self._client.get_model_config
+        found = self._ask(model, lambda left: call(model, **self._as_json, **self._limit(left)))
         return dict(found["config"] if self._grpc else found)
 
     def server_version(self) -> str:
         """The server's own version, e.g. `2.62.0`."""
-        found = self._ask("", lambda: self._client.get_server_metadata(**self._as_json))
+        call = self._client.get_server_metadata
+        found = self._ask("", lambda left: call(**self._as_json, **self._limit(left)))
         return str(found.get("version", ""))
 
     def index(self) -> list[dict[str, str]]:
         """Every model and version that the server knows: `name`, `version`, `state`, `reason`."""
-        found = self._ask("", lambda: self._client.get_model_repository_index(**self._as_json))
+        call = self._client.get_model_repository_index
+        found = self._ask("", lambda left: call(**self._as_json, **self._limit(left)))
         return list(found.get("models", []) if self._grpc else found)
 
     def load(self, model: str) -> None:
@@ -114,13 +112,15 @@ class TritonClient:
 
         Raises:
             InputError: the model does not load, with Triton's reason.
+            ServerFault: the server does not answer any more.
         """
-        timeout = {"client_timeout": LOAD_TIMEOUT} if self._grpc else {}
-        self._ask(model, lambda: self._client.load_model(model, **timeout))
+        call = self._client.load_model
+        self._ask(model, lambda left: call(model, **self._limit(left)), LOAD_TIMEOUT)
 
     def unload(self, model: str) -> None:
         """Makes the server unload the model."""
-        self._ask(model, lambda: self._client.unload_model(model))
+        call = self._client.unload_model
+        self._ask(model, lambda left: call(model, **self._limit(left)))
 
     def infer(
         self,
@@ -142,42 +142,67 @@ class TritonClient:
             The outputs by name, and the version that answered.
 
         Raises:
-            InputError: an unknown model, a refused request or a dead server.
+            RequestRefused: the server refuses what is in the request.
+            InputError: an unknown model or version, or no server at the address.
+            ServerFault: the server fails, is overloaded, or does not answer before the deadline.
         """
-        from tritonclient.utils import np_to_triton_dtype
+        request = request_of(self._library, inputs, outputs, classes)
 
-        sent = []
-        for name, array in inputs.items():
-            sent.append(self._library.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
-            sent[-1].set_data_from_numpy(array)
-        wanted = [self._library.InferRequestedOutput(name, class_count=classes) for name in outputs]
-        timeout = {"client_timeout": REQUEST_TIMEOUT} if self._grpc else {}
-        result = self._ask(
-            model, lambda: self._client.infer(model, sent, model_version=version, outputs=wanted, **timeout)
-        )
-        response = result.get_response()
-        answered = response.model_version if self._grpc else response["model_version"]
-        return {name: result.as_numpy(name) for name in outputs}, int(answered)
+        def call(left: float) -> Any:
+            limits = {"timeout": queue_timeout(left), **self._limit(left)}
+            return self._client.infer(model, model_version=version, **request, **limits)
 
-    def _ask(self, model: str, call: Callable[[], T]) -> T:
-        from tritonclient.utils import InferenceServerException
+        return response_of(self._ask(model, call), outputs, self.protocol)
+
+    def _limit(self, seconds: float) -> dict[str, float]:
+        """The deadline as gRPC knows it, which tells it to the server."""
+        return {"client_timeout": seconds} if self._grpc else {}
+
+    @contextmanager
+    def _time_limit(self, seconds: float) -> Iterator[None]:
+        """Ends a request over HTTP with a TimeoutError after this time; the connection is a new one then."""
+        if self._grpc:
+            yield
+            return
+        from gevent import Timeout
 
         try:
-            return call()
-        except InferenceServerException as error:
-            raise self._error(model, str(error.message()), str(error.status() or "")) from error
-        except (OSError, ValueError, EOFError, HTTPException) as error:  # the HTTP client's own
-            self.require_live()
-            what = f"the server closed the connection: {error}"
-            raise InputError(what, self.address, "look at the server's log") from error
+            with Timeout(seconds, TimeoutError()):
+                yield
+        except TimeoutError:
+            self._client.close()
+            self._client = self._open()
+            raise
 
-    def _error(self, model: str, message: str, status: str) -> InputError:
-        """The server's error; raises another where the server is dead."""
-        self.require_live()
-        if "unknown model" in message or "is not found" in message:
-            what, todo = f"the server has no model '{model}'", "see 'bertmp models', or deploy it"
-            return InputError(what, self.address, todo)
-        if "DEADLINE_EXCEEDED" in status or "Deadline Exceeded" in message:
-            return InputError("the server does not answer in time", self.address, "look at the server's log")
-        where = f"{model} at {self.address}" if model else self.address
-        return InputError(message, where, "fix the request")
+    def _ask(self, model: str, call: Callable[[float], T], timeout: float | None = None) -> T:
+        """Calls, with the seconds that are left, until it succeeds or may not be tried again.
+
+        Args:
+            timeout: seconds for everything; None for the connection's own.
+        """
+        from tritonclient.utils import InferenceServerException
+
+        attempts = Attempts(self.connection.retry, timeout or self.connection.timeout)
+        while True:
+            try:
+                with self._time_limit(attempts.remaining):
+                    result = call(attempts.remaining)
+                self._has_answered = True
+                return result
+            except InferenceServerException as error:
+                cause: Exception = error
+                found = error_of_reply(str(error.message()), str(error.status() or ""), model, self.address)
+            except CONNECTION_ERRORS as error:
+                cause, found = error, error_of_connection(error, model, self.address)
+            pause = attempts.pause_after(found)
+            if pause is None:
+                raise self._explained(attempts.cause_of(found)) from cause
+            time.sleep(pause)
+
+    def _explained(self, error: BertmpError) -> BertmpError:
+        """The error to raise: a fault of a server that is not there at all is another."""
+        if not isinstance(error, ServerFault) or not error.retryable or self.is_live():
+            return error
+        if self._has_answered:
+            return ServerFault("the server stopped answering", self.address, f"start it again, or {LOOK}")
+        return no_server(self.protocol, self.address)

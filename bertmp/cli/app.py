@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from bertmp.cli import compare, engine, environment, export, predict, verify
+from bertmp.cli import compare, engine, environment, export, infer, predict, verify
 from bertmp.cli import serve as serving
 from bertmp.cli.command import add_command
 
@@ -45,7 +45,7 @@ COMMANDS = (
     ("prune", serving.prune, "bertmp prune trec --keep 3"),
     ("models", serving.models, "bertmp models --json"),
     ("serve", serving.serve, "bertmp serve --http-port 0 --grpc-port 0 --metrics-port 0"),
-    ("infer", serving.infer, "bertmp infer trec 'What is the capital of France ?' --protocol http"),
+    ("infer", infer.infer, "bertmp infer trec 'What is the capital of France ?' --url grpc://127.0.0.1:8001"),
     ("bench", serving.bench, "bertmp bench trec --data test.tsv --concurrency 1,4,16 --seconds 10"),
 )
 """Each command's name, its function, and an example."""

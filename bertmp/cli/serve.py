@@ -1,4 +1,4 @@
-"""The commands that serve: deploy, rollback, models, serve, infer, bench."""
+"""The commands that serve: deploy, rollback, prune, models, serve, bench."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from bertmp.serve.canary import CanaryResult
     from bertmp.serve.deployment import Deployment
     from bertmp.serve.load_test.figures import BenchResult
-    from bertmp.serve.task_answers import Answer
     from bertmp.serve.version_log import VersionRecord
 
 
@@ -64,13 +63,6 @@ def serve(options: serve_options.ServeOptions, as_json: bool) -> CommandResult:
 
     bertmp.serve_repository(replace(options, on_ready=on_ready, progress=log))
     return CommandResult(None)  # its JSON was printed when the server was ready
-
-
-def infer(options: serving_options.InferOptions) -> CommandResult:
-    """Ask a served model about each text, or pair of texts."""
-    with progress_bar(log=False) as progress:
-        found = bertmp.infer(replace(options, progress=progress))
-    return CommandResult([answer.to_json() for answer in found], _answers(found))
 
 
 class BenchCommandOptions(BenchOptions):
@@ -136,35 +128,6 @@ def _ready(server: serve_options.RunningServer, repository: Path) -> str:
         + "".join(f"  {name}: {table.sentence()}\n" for name, table in tables.items())
         + f"  Triton {server.version}, {chosen} ({server.config_reason}); Ctrl-C stops it"
     )
-
-
-def _answers(found: list[Answer]) -> str:
-    for number, answer in enumerate(found, 1):
-        if answer.truncated:
-            what = f"text {number} was too long: its first {answer.tokens} tokens were read"
-            print(what, file=sys.stderr)  # noqa: T201
-    return "\n".join(_answer(answer.to_json()) for answer in found)
-
-
-def _answer(fields: dict[str, Any]) -> str:
-    """One line of what a text was answered with."""
-    if "label" in fields:
-        return f"{fields['label']}\t{fields['probability']:.4f}"
-    if "labels" in fields:
-        found = ", ".join(f"{name} {fields['scores'][name]:.4f}" for name in fields["labels"])
-        return found or "no label"
-    if "value" in fields:
-        return f"{fields['value']:.6g}"
-    if "embedding" in fields:
-        first = " ".join(f"{one:.4f}" for one in fields["embedding"][:4])
-        return f"{first} … ({len(fields['embedding'])} numbers; --json has all)"
-    if "entities" in fields:
-        found = "; ".join(f"{one['label']} {one['text']!r} {one['score']:.4f}" for one in fields["entities"])
-        return found or "no entity"
-    best = [
-        [f"{word['token']} {word['score']:.4f}" for word in fill["candidates"]] for fill in fields["fills"]
-    ]
-    return "; ".join(", ".join(words) for words in best) or "no mask was read"
 
 
 def _print_models(console: Any, found: list[VersionRecord]) -> None:

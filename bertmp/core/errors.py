@@ -41,10 +41,33 @@ class BuildFailed(BertmpError):
     exit_code = 1
 
 
+class ServerFault(BertmpError):
+    """A server failed at a request that may well be right: a dead worker, an overload, no answer in time.
+
+    Args:
+        what, where, todo: as for every error.
+        retryable: whether the same request may succeed a moment later.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, where: str | Path = "", todo: str = "", retryable: bool = False) -> None:
+        super().__init__(what, where, todo)
+        self.retryable = retryable
+
+
+class AnswerTooLate(ServerFault):
+    """A server did not answer before the request's deadline."""
+
+
 class InputError(BertmpError):
     """Bad input or usage: a file, an option or a request that cannot be used."""
 
     exit_code = 2
+
+
+class RequestRefused(InputError):
+    """A server refuses a request for what is in it; the same request is always refused."""
 
 
 class TrainingStopped(BertmpError):

@@ -34,7 +34,7 @@ class Proxy:
     """Requests through the proxy, with its certificate as the only one that is trusted."""
 
     def __init__(self, port: int, folder: Path) -> None:
-        self.url = f"https://localhost:{port}"
+        self.url, self.folder = f"https://localhost:{port}", folder
         self.context = ssl.create_default_context(cafile=str(folder / "server.crt"))
 
     def ask(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:

@@ -238,7 +238,7 @@ def test_pairs_in_the_wrong_model_are_refused(served: Served, protocol: str) -> 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_text_without_a_mask_is_refused(served: Served, protocol: str) -> None:
-    with pytest.raises(InputError, match=r"text 1 of 2 has no \[MASK\]"):
+    with pytest.raises(InputError, match=r"the text has no \[MASK\] \(text 1\)"):
         infer("masked-lm", ["nothing", "[MASK]"], protocol=protocol, url=served.url(protocol))
 
 

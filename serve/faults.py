@@ -1,0 +1,100 @@
+"""What a failed request means: the caller's mistake, or the server's fault."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from http.client import HTTPException
+
+from bertmp.core.errors import (
+    AnswerTooLate,
+    BertmpError,
+    InputError,
+    RequestRefused,
+    ServerFault,
+    short_message,
+)
+
+CONNECTION_ERRORS = (OSError, EOFError, HTTPException, ValueError)
+"""What the HTTP clients raise where the connection breaks or what comes is not HTTP; timeouts among them."""
+
+LOOK = "look at the server's log"
+_MISTAKES = {
+    *("INVALID_ARGUMENT", "OUT_OF_RANGE", "ALREADY_EXISTS", "FAILED_PRECONDITION", "UNIMPLEMENTED"),
+    *("UNAUTHENTICATED", "PERMISSION_DENIED"),
+    *("400", "401", "403", "405", "409", "411", "413", "414", "415", "422", "431", "501"),
+}
+_LATER = frozenset(("UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED", "429", "502", "503"))
+_TOO_LATE = frozenset(("DEADLINE_EXCEEDED", "408", "504"))
+
+_MALFORMED = re.compile(r"failed to parse|unable to parse|attempt to access|sent message larger", re.I)
+"""The caller's mistakes that Triton reports as internal errors (INTERNAL, 500)."""
+_PASSING = re.compile(r"stub process|not (at )?ready|RST_STREAM|stream removed|GOAWAY", re.I)
+"""A worker that died, a model that is being loaded, a connection that broke: gone a moment later."""
+_UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED|certificate verify failed", re.I)
+_UNENCRYPTED = re.compile(r"WRONG_VERSION_NUMBER|wrong version number|SSL_ERROR|Ssl handshake", re.I)
+_VERSION = re.compile(r"'([^']*)' version (\d+) is not found")
+_NOISE = re.compile(r"^\[request id: [^\]]*\] ?|\. NOTE: Setting a non-zero max_batch_size.*$", re.S)
+_NO_ROOM = re.compile(r"but missing required input\(s\) \]\. Please provide all required input\(s\)\.?$")
+
+
+def error_of_reply(message: str, status: str, model: str, address: str) -> BertmpError:
+    """The error for what a server, or the client library in its place, says.
+
+    Args:
+        message: what it says.
+        status: the gRPC status (`StatusCode.NAME`) or the HTTP status; empty where the library refuses.
+        model: the model that was asked; empty where none was.
+        address: the server's `host:port`.
+    """
+    code = status.rpartition(".")[2]
+    where = f"{model} at {address}" if model else address
+    message = (
+        _NO_ROOM.sub("and takes no others", _NOISE.sub("", message)).strip().rstrip(".") or f"status {code}"
+    )
+    if found := _VERSION.search(message):
+        what, todo = f"the server has no version {found[2]} of '{found[1]}'", "see 'bertmp models'"
+        return InputError(what, address, todo)
+    if "unknown model" in message or "is not found" in message or (code == "404" and model):
+        what, todo = f"the server has no model '{model}'", "see 'bertmp models', or deploy it"
+        return InputError(what, address, todo)
+    if _UNTRUSTED.search(message) or _UNENCRYPTED.search(message):
+        return _tls_error(message, address)
+    if "is restricted" in message or code in _MISTAKES or not code or _MALFORMED.search(message):
+        return RequestRefused(message, where, "fix the request")
+    if code in _TOO_LATE:
+        return too_late(where)
+    if _PASSING.search(message) or code in _LATER:
+        return ServerFault(message, where, LOOK, retryable=True)
+    return ServerFault(message, where, LOOK)
+
+
+def error_of_connection(error: Exception, model: str, address: str) -> BertmpError:
+    """The error for a connection that broke, or did not come about."""
+    where = f"{model} at {address}" if model else address
+    if isinstance(error, TimeoutError):
+        return too_late(where)
+    if isinstance(error, ssl.SSLError) or _UNTRUSTED.search(str(error)):
+        return _tls_error(str(error), address)
+    reason = short_message(error) or type(error).__name__
+    return ServerFault(f"the connection to the server broke: {reason}", where, LOOK, retryable=True)
+
+
+def too_late(where: str) -> AnswerTooLate:
+    """The error where no answer came before the deadline."""
+    return AnswerTooLate("the server does not answer in time", where, f"give it longer, or {LOOK}")
+
+
+def no_server(protocol: str, address: str) -> InputError:
+    """The error where nothing at an address has ever answered."""
+    what = f"no Triton server answers over {protocol}"
+    todo = "start one with 'bertmp serve', or check the port: 8001 is gRPC's and 8000 HTTP's by default"
+    return InputError(what, address, todo)
+
+
+def _tls_error(message: str, address: str) -> InputError:
+    if _UNTRUSTED.search(message):
+        what = "the server's certificate is not trusted, or is another host's"
+        return InputError(what, address, "name its authority's file with --tls-ca")
+    what = "no encrypted connection comes about"
+    return InputError(what, address, "check whether the server speaks TLS there and wants a certificate")
