@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bertmp.core.errors import InputError, RequestRefused, ServerFault
+from bertmp.core.errors import AnswerTooLate, InputError, RequestRefused, ServerFault
 from bertmp.serve import AsyncClient, Client, RetryPolicy
 from bertmp.serve.faults import error_of_reply
 from bertmp.serve.retry import NO_RETRIES, Attempts
@@ -94,7 +94,7 @@ def test_server_that_hangs_does_not_answer_in_time(server: RunningServer, protoc
                 started = time.monotonic()
                 with pytest.raises(ServerFault, match="does not answer in time"):
                     call()
-                assert 0.9 < time.monotonic() - started < 3
+                assert 0.9 < time.monotonic() - started < 15
         finally:
             os.kill(server.pid, signal.SIGCONT)
         assert client.ask("trec", ["Who ?"])  # the same client goes on
@@ -155,7 +155,7 @@ def test_server_that_comes_back_answers_what_was_asked_meanwhile(
         ("Socket closed", "StatusCode.UNAVAILABLE", ServerFault, True),
         ("CUDA error", "StatusCode.INTERNAL", ServerFault, False),
         ("[ONNXRuntimeError] : 6", "500", ServerFault, False),
-        ("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED", ServerFault, False),
+        ("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED", AnswerTooLate, False),
         ("the text is empty", "StatusCode.INVALID_ARGUMENT", RequestRefused, None),
         ("the text is empty", "400", RequestRefused, None),
         ("failed to parse the request JSON buffer: Invalid value. at 0", "500", RequestRefused, None),
@@ -169,7 +169,7 @@ def test_reply_is_the_servers_fault_or_the_callers(
     error = error_of_reply(message, status, "trec", "host:1")
     assert type(error) is kind
     assert getattr(error, "retryable", None) is retryable
-    assert error.exit_code == (1 if kind is ServerFault else 2)
+    assert error.exit_code == (1 if issubclass(kind, ServerFault) else 2)
 
 
 def test_pauses_grow_and_end_with_the_deadline() -> None:

@@ -213,7 +213,9 @@ def test_the_spans_of_windows_are_merged_by_their_characters(served: Served) -> 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_long_text_is_refused_with_both_lengths(served: Served, protocol: str) -> None:
     assert infer("classification-refuse", ["fine"], url=served.url("grpc"))
-    with pytest.raises(InputError, match=rf"text 2 of 2 is too long: \d+ tokens, the most is {LENGTH}"):
+    with pytest.raises(
+        InputError, match=rf"the text is too long: \d+ tokens, the most is {LENGTH} \(text 2\)"
+    ):
         infer("classification-refuse", ["fine", LONG], protocol=protocol, url=served.url(protocol))
 
 
