@@ -76,6 +76,22 @@ class InferenceResponse:
         return self._error
 
 
+TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+
+
+class InferenceResponseSender:
+    """Keeps what was sent; after the final response, Triton takes no other."""
+
+    def __init__(self) -> None:
+        self.sent: list[InferenceResponse] = []
+
+    def send(self, response: InferenceResponse, flags: int = 0) -> None:
+        if self.sent:
+            raise TritonModelException("Unable to send response. Response sender has been closed.")
+        self.sent.append(response)
+        assert flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
 class InferenceRequest:
     def __init__(
         self,
@@ -86,6 +102,7 @@ class InferenceRequest:
         preferred_memory: PreferredMemory | None = None,
     ) -> None:
         self._model, self._inputs, self._outputs = model_name, list(inputs), list(requested_output_names)
+        self.sender = InferenceResponseSender()
         self._memory = preferred_memory.memory if preferred_memory else TRITONSERVER_MEMORY_GPU
 
     def inputs(self) -> list[Tensor]:
@@ -93,6 +110,9 @@ class InferenceRequest:
 
     def requested_output_names(self) -> list[str]:
         return self._outputs
+
+    def get_response_sender(self) -> InferenceResponseSender:
+        return self.sender
 
     def exec(self) -> InferenceResponse:
         found = ENCODERS[self._model]({tensor.name(): tensor.as_numpy() for tensor in self._inputs})
