@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ PACKAGES = (
     *("bertmp", "torch", "transformers", "tokenizers", "onnxruntime", "numpy"),
     *("fastapi", "uvicorn", "uvloop", "httptools", "tritonclient"),
 )
+DEPLOYED: Mapping[str, Mapping[str, Any]] = {"fp32": {}}
+"""Precision → the options of `deploy` with which a server computes in it."""
 SHARE = 0.7
 """The open loop's rate, as a share of what the system answers under the most clients."""
 
@@ -70,8 +73,10 @@ def prepare(size: Size, scratch: Path) -> tuple[Prepared, Questions, dict[str, A
     texts = draw_texts(folders, tokenizer, size.texts)
     config = make_checkpoint(folders["minilm"], scratch / "checkpoint", texts[:64])
     export_checkpoint(scratch / "checkpoint", scratch / "bundle", fp16=False)
-    deploy(scratch / "bundle", MODEL, scratch / "fp32", allow_unverified=True)
-    prepared = Prepared(scratch / "checkpoint", scratch / "bundle", {"fp32": scratch / "fp32"}, scratch)
+    for precision, options in DEPLOYED.items():
+        deploy(scratch / "bundle", MODEL, scratch / precision, allow_unverified=True, **options)
+    repositories = {precision: scratch / precision for precision in DEPLOYED}
+    prepared = Prepared(scratch / "checkpoint", scratch / "bundle", repositories, scratch)
     tokens = lengths(tokenizer, texts)
     work = Work.of(tokens)
     about = {

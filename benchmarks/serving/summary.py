@@ -129,7 +129,8 @@ def table(found: dict[str, Any]) -> Any:
     """The figures as a Rich table."""
     from rich.table import Table
 
-    shown = Table("system", title="Text in, label out, over HTTP")
+    shown = Table(title="Text in, label out, over HTTP")
+    shown.add_column("system", no_wrap=True)
     for name in ("clients", "texts/s", "p50 ms", "p99 ms", "failed", "wrong"):
         shown.add_column(name, justify="right")
     for row in found["rows"]:
