@@ -12,6 +12,7 @@ from pathlib import Path
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, write_json
 from bertmp.serve.client import Client
+from bertmp.serve.retry import NO_RETRIES
 from bertmp.serve.serve_options import RunningServer
 from bertmp.serve.serving_options import Protocol
 
@@ -39,7 +40,7 @@ def other_protocol(repository: Path, server: Client) -> Client | None:
         with suppress(InputError, KeyError, TypeError):
             found = read_json(path)
             if found[mine] == server.address:
-                client = Client(str(found[other]), other)
+                client = Client(str(found[other]), other, retry=NO_RETRIES)
                 if client.is_live():
                     return client
                 client.close()

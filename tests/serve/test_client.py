@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -234,3 +235,27 @@ def test_infer_command_streams_a_large_file_in_bounded_memory(served: Served, tm
 
 def test_infer_function_reads_a_dash_as_a_text(served: Served) -> None:
     assert infer("trec", "-", url=served.running.grpc)[0].text == "-"
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "clients.md"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_python_of_the_page_is_answered(served: Served, number: int) -> None:
+    code = PAGE.read_text(encoding="utf-8").split("```python\n")[number + 1].partition("```")[0]
+    for protocol, shown in (("grpc", "127.0.0.1:8001"), ("http", "127.0.0.1:8000")):
+        code = code.replace(shown, served.url(protocol))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("What is 999 ? ")
+
+
+def test_infer_command_is_interrupted_while_it_waits_for_a_line(served: Served) -> None:
+    with bertmp("infer", "trec", "-", "--url", served.running.grpc) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"Who wrote Hamlet ?\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
