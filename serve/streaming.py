@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -46,14 +46,12 @@ def requests_of(texts: Iterable[AskedText], largest: int) -> Iterator[list[Asked
     Args:
         largest: the most texts of one request.
     """
-    paired: list[AskedText] = []
     for request in chunks(texts, largest, CHARACTERS):
-        paired = [one for one in request if isinstance(one, AskedText)]
-        kinds = {one.pair is None for one in paired}
-        if len(kinds) > 1:
-            odd = next(one for one in paired if (one.pair is None) != (paired[0].pair is None))
-            raise InputError("pairs of texts and single texts at once", odd.where, "ask one kind at a time")
-        yield paired
+        for one in request:
+            if (one.pair is None) != (request[0].pair is None):
+                what = "pairs of texts and single texts at once"
+                raise InputError(what, one.where, "ask one kind at a time")
+        yield request
 
 
 def stream(
@@ -71,7 +69,11 @@ def stream_requests(
     concurrency: int = 4,
     skip_refused: bool = False,
 ) -> Generator[Reply, None, None]:
-    """The answers to requests that each hold at most the model's largest batch."""
+    """The answers to requests that each hold at most the model's largest batch.
+
+    Raises:
+        RequestRefused: a text is refused, and is not to be skipped; the answers before it have been given.
+    """
     with ExitStack() as stack:
         clients: queue.SimpleQueue[Client] = queue.SimpleQueue()
         for _ in range(concurrency):
@@ -81,18 +83,18 @@ def stream_requests(
         def ask(request: Sequence[AskedText]) -> list[Reply]:
             if not hasattr(mine, "client"):
                 mine.client = clients.get()
-            return _ask(mine.client, model, request, skip_refused)
+            return _ask(mine.client, model, request)
 
-        for replies in in_order(requests, ask, concurrency):
-            yield from replies
+        for replies in stack.enter_context(closing(in_order(requests, ask, concurrency))):
+            for reply in replies:
+                if isinstance(reply, RefusedText) and not skip_refused:
+                    todo = "change it, or have it left out with --skip-refused"
+                    raise RequestRefused(reply.error, reply.where, todo)
+                yield reply
 
 
-def _ask(client: Client, model: str, request: Sequence[AskedText], skip_refused: bool) -> list[Reply]:
-    """One request's answers; where the server refuses it, those of its halves.
-
-    Raises:
-        RequestRefused: a text is refused, which it names, and is not to be skipped.
-    """
+def _ask(client: Client, model: str, request: Sequence[AskedText]) -> list[Reply]:
+    """One request's answers; where the server refuses it, those of its halves."""
     pairs = [one.pair for one in request if one.pair is not None]
     try:
         return list(client.ask(model, [one.text for one in request], pairs or None))
@@ -100,15 +102,12 @@ def _ask(client: Client, model: str, request: Sequence[AskedText], skip_refused:
         if len(request) > 1:
             half = len(request) // 2
             parts = (request[:half], request[half:])
-            return [reply for part in parts for reply in _ask(client, model, part, skip_refused)]
+            return [reply for part in parts for reply in _ask(client, model, part)]
         (one,) = request
-        if skip_refused:
-            return [RefusedText(text=one.text, text_pair=one.pair, error=error.what, where=one.where)]
-        todo = "change it, or have it left out with --skip-refused"
-        raise RequestRefused(error.what, one.where, todo) from error
+        return [RefusedText(text=one.text, text_pair=one.pair, error=error.what, where=one.where)]
 
 
-def in_order(jobs: Iterable[J], run: Callable[[J], R], workers: int) -> Iterator[R]:
+def in_order(jobs: Iterable[J], run: Callable[[J], R], workers: int) -> Generator[R, None, None]:
     """The results of jobs that run in threads, in the jobs' order.
 
     A job is taken from `jobs`, in a thread of its own, only when there is room for it: at most three times

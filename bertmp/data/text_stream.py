@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from bertmp.core.errors import InputError
 from bertmp.core.progress import Notice, ProgressCallback, null_progress
@@ -112,9 +113,12 @@ def _text_row(line: int, row: Mapping[str, str], columns: Columns, where: str) -
     return TextRow(line, require_field(row, columns.text, where), pair)
 
 
-def chunks(rows: Iterable[TextRow], most: int, characters: int) -> Iterator[list[TextRow]]:
+RowT = TypeVar("RowT", bound=TextRow)
+
+
+def chunks(rows: Iterable[RowT], most: int, characters: int) -> Iterator[list[RowT]]:
     """The rows in lists of at most `most`, and of at most `characters` unless a single row has more."""
-    chunk: list[TextRow] = []
+    chunk: list[RowT] = []
     size = 0
     for row in rows:
         length = sum(map(len, row.texts))

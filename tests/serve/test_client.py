@@ -142,8 +142,10 @@ def test_async_stream_keeps_the_order_within_its_limit(
 def test_refused_text_is_named_or_stands_in_its_place(served: Served) -> None:
     asked = [*map(str, range(40)), "a" * 1_000_001, "last"]
     with Client(served.running.grpc) as client:
+        replies = client.stream("trec", asked)
+        assert [next(replies).text for _ in range(40)] == asked[:40]
         with pytest.raises(RequestRefused, match=r"too large.* \(text 41\)"):
-            list(client.stream("trec", asked))
+            next(replies)
         found = list(client.stream("trec", asked, skip_refused=True))
     assert [one.text for one in found] == asked
     assert [at for at, one in enumerate(found) if isinstance(one, RefusedText)] == [40]
