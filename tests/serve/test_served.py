@@ -195,6 +195,37 @@ def test_invalid_text_is_a_bad_request(
     assert (status in ("StatusCode.INVALID_ARGUMENT", "400"), message in text) == (True, True), (status, text)
 
 
+def words(*shape: int) -> tuple[np.ndarray, str]:
+    return np.full(shape, b"why", dtype=object), "BYTES"
+
+
+INVALID_TENSORS = [
+    ({"TEXT": words(1, 2)}, "unexpected shape for input 'TEXT'"),
+    ({"TEXT": words(1)}, "unexpected shape for input 'TEXT'"),
+    ({"TEXT": words(MAX_BATCH + 1, 1)}, f"must be <= {MAX_BATCH}"),
+    ({"TEXT": (np.ones((1, 1), np.float32), "FP32")}, "data-type"),
+    ({"TEXT": words(1, 1), "MORE": words(1, 1)}, "MORE"),
+    ({"WORDS": words(1, 1)}, "WORDS"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "message"), INVALID_TENSORS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_invalid_tensors_are_a_bad_request(
+    served: Served, protocol: str, inputs: dict[str, tuple[np.ndarray, str]], message: str
+) -> None:
+    status, text = failed_request(served, protocol, "trec", inputs, "LABEL")
+    assert (status in ("StatusCode.INVALID_ARGUMENT", "400"), message in text) == (True, True), (status, text)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_nul_byte_in_a_text_is_as_nothing(served: Served, protocol: str) -> None:
+    with Client(served.url(protocol), protocol) as client:
+        found = client.classify("trec", ["Where\0 is Rome ?", "Where is Rome ?"])
+    assert found.probabilities[0].tolist() == pytest.approx(found.probabilities[1].tolist(), abs=1e-6)
+    assert found.tokens[0] == found.tokens[1]
+
+
 def ids(value: int = 1, length: int = 4) -> np.ndarray:
     return np.full((1, length), value, dtype=np.int64)
 
