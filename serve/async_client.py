@@ -15,7 +15,13 @@ from typing_extensions import Self
 
 from bertmp.core.errors import BertmpError, ServerFault
 from bertmp.serve.connection import Connection, Tls, possible_connections
-from bertmp.serve.faults import CONNECTION_ERRORS, LOOK, error_of_connection, error_of_reply, no_server
+from bertmp.serve.faults import (
+    CONNECTION_ERRORS,
+    error_of_connection,
+    error_of_reply,
+    no_server,
+    stopped_answering,
+)
 from bertmp.serve.retry import RETRIES, Attempts, RetryPolicy
 from bertmp.serve.serving_options import REQUEST_TIMEOUT, Protocol
 from bertmp.serve.task_answers import Answer, answers_of
@@ -225,7 +231,7 @@ class AsyncClient:
         if not isinstance(error, ServerFault) or not error.retryable or await opened.is_live():
             return error
         if self._has_answered:
-            return ServerFault("the server stopped answering", opened.address, f"start it again, or {LOOK}")
+            return stopped_answering(opened.address)
         return no_server(opened.connection.protocol, opened.address)
 
 

@@ -210,7 +210,7 @@ class Client(TritonClient):
             inputs: `input_ids`, `attention_mask` and `token_type_ids`, each INT64 `[batch, length]`.
 
         Raises:
-            InputError: an unknown model, ids that the server refuses, or a dead server.
+            InputError: an unknown model, ids that the server refuses, or no server.
         """
         return self.infer(model, inputs, (output,), version)[0][output]
 
@@ -221,7 +221,7 @@ class Client(TritonClient):
             text, pair: any that the model accepts; the files are named with an answer.
 
         Raises:
-            InputError: an unknown model, or a dead server.
+            InputError: an unknown model, or no server.
         """
         return self._told(FILES, model, text, version, pair)
 
@@ -232,7 +232,7 @@ class Client(TritonClient):
             text, pair: any that the model accepts; the settings come with an answer.
 
         Raises:
-            InputError: an unknown model, or a dead server.
+            InputError: an unknown model, or no server.
         """
         return self._told(SETTINGS, model, text, version, pair)
 
@@ -250,7 +250,7 @@ class Client(TritonClient):
             text, pair: any that the model accepts; the names come with an answer, the first time.
 
         Raises:
-            InputError: not a text model with classes, an unknown one, or a dead server.
+            InputError: not a text model with classes, an unknown one, or no server.
         """
         served = self.describe(model)
         if not served.classes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from http import HTTPStatus
 from http.client import HTTPException
 
 from bertmp.core.errors import (
@@ -35,6 +36,8 @@ _UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED|certificate verify failed", 
 _UNENCRYPTED = re.compile(r"WRONG_VERSION_NUMBER|wrong version number|SSL_ERROR|Ssl handshake", re.I)
 _VERSION = re.compile(r"'([^']*)' version (\d+) is not found")
 _NOISE = re.compile(r"^\[request id: [^\]]*\] ?|\. NOTE: Setting a non-zero max_batch_size.*$", re.S)
+_NOT_JSON = "an exception occurred in the client while decoding"
+_PHRASES = {str(status.value): status.phrase for status in HTTPStatus}
 _NO_ROOM = re.compile(r"but missing required input\(s\) \]\. Please provide all required input\(s\)\.?$")
 
 
@@ -49,9 +52,9 @@ def error_of_reply(message: str, status: str, model: str, address: str) -> Bertm
     """
     code = status.rpartition(".")[2]
     where = f"{model} at {address}" if model else address
-    message = (
-        _NO_ROOM.sub("and takes no others", _NOISE.sub("", message)).strip().rstrip(".") or f"status {code}"
-    )
+    message = _NO_ROOM.sub("and takes no others", _NOISE.sub("", message)).strip().rstrip(".")
+    if not message or message.startswith(_NOT_JSON):  # a proxy's page, for one
+        message = f"the answer is {code} {_PHRASES.get(code, '')}".strip()
     if found := _VERSION.search(message):
         what, todo = f"the server has no version {found[2]} of '{found[1]}'", "see 'bertmp models'"
         return InputError(what, address, todo)
@@ -90,6 +93,12 @@ def no_server(protocol: str, address: str) -> InputError:
     what = f"no Triton server answers over {protocol}"
     todo = "start one with 'bertmp serve', or check the port: 8001 is gRPC's and 8000 HTTP's by default"
     return InputError(what, address, todo)
+
+
+def stopped_answering(address: str) -> ServerFault:
+    """The error where a server that has answered is not there any more."""
+    todo = f"start it again, or {LOOK}"
+    return ServerFault("the server stopped answering", address, todo, retryable=True)
 
 
 def _tls_error(message: str, address: str) -> InputError:

@@ -15,7 +15,13 @@ from bertmp.core.errors import BertmpError, ServerFault
 from bertmp.serve.connection import SCHEMES as SCHEMES
 from bertmp.serve.connection import Connection
 from bertmp.serve.connection import parse_address as parse_address
-from bertmp.serve.faults import CONNECTION_ERRORS, LOOK, error_of_connection, error_of_reply, no_server
+from bertmp.serve.faults import (
+    CONNECTION_ERRORS,
+    error_of_connection,
+    error_of_reply,
+    no_server,
+    stopped_answering,
+)
 from bertmp.serve.retry import Attempts
 from bertmp.serve.serving_options import REQUEST_TIMEOUT as REQUEST_TIMEOUT
 from bertmp.serve.serving_options import Protocol
@@ -204,5 +210,5 @@ class TritonClient:
         if not isinstance(error, ServerFault) or not error.retryable or self.is_live():
             return error
         if self._has_answered:
-            return ServerFault("the server stopped answering", self.address, f"start it again, or {LOOK}")
+            return stopped_answering(self.address)
         return no_server(self.protocol, self.address)

@@ -25,6 +25,7 @@ from bertmp.serve.server import TritonServer
 from bertmp.serve.serving_options import Protocol
 from tests.conftest import RunBertmp
 
+DECODING = "an exception occurred in the client while decoding the response"
 PROTOCOLS: tuple[Protocol, ...] = ("grpc", "http")
 
 
@@ -152,6 +153,8 @@ def test_server_that_comes_back_answers_what_was_asked_meanwhile(
         ("Exceeds maximum queue size", "503", ServerFault, True),
         ("slow down", "429", ServerFault, True),
         ("", "502", ServerFault, True),
+        (f"{DECODING}: Invalid value\nresponse: <html>", "502", ServerFault, True),
+        (f"{DECODING}: Invalid value\nresponse: <html>", "413", RequestRefused, None),
         ("Socket closed", "StatusCode.UNAVAILABLE", ServerFault, True),
         ("CUDA error", "StatusCode.INTERNAL", ServerFault, False),
         ("[ONNXRuntimeError] : 6", "500", ServerFault, False),
@@ -169,6 +172,7 @@ def test_reply_is_the_servers_fault_or_the_callers(
     error = error_of_reply(message, status, "trec", "host:1")
     assert type(error) is kind
     assert getattr(error, "retryable", None) is retryable
+    assert "<html>" not in str(error)
     assert error.exit_code == (1 if issubclass(kind, ServerFault) else 2)
 
 

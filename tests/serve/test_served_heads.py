@@ -343,6 +343,24 @@ def test_the_command_prints_a_line_for_each_task(
         assert (done.returncode, len(done.stdout.splitlines())) == (0, 1), done.stderr
 
 
+def test_infer_reads_pairs_from_standard_input_with_a_tab_between(served: Served) -> None:
+    command = [sys.executable, "-m", "bertmp", "infer", "pairs", "-", "--json", "--url", served.url("grpc")]
+    done = subprocess.run(command, input="It rains .\tRain falls .\n", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [answer] = json.loads(done.stdout)
+    assert (answer["text"], answer["text_pair"]) == ("It rains .", "Rain falls .")
+    [expected] = infer("pairs", "It rains .", text_pair="Rain falls .", url=served.url("grpc"))
+    assert answer["label"] == expected.label
+    done = subprocess.run(command, input="no tab\n", capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "a line without a tab (standard input, line 1): write TEXT<TAB>TEXT_PAIR" in done.stderr
+
+
+def test_scores_of_a_model_without_classes_are_refused(served: Served) -> None:
+    with pytest.raises(InputError, match="--scores: 'regression' has no classes"):
+        infer("regression", "a", scores=True, url=served.url("grpc"))
+
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
 NAMED = {
     "trec": "classification",
