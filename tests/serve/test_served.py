@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from bertmp import bench, infer, parity
@@ -145,6 +146,24 @@ def test_a_text_model_of_another_graph_than_its_encoders_is_no_stage(
     monkeypatch.setattr(Client, "config", config)
     with pytest.raises(InputError, match=r"the text model runs model\.onnx and its encoder other\.onnx"):
         TritonStage(served.running.grpc, "trec").run(inputs, lambda n: None)
+
+
+def test_a_text_model_whose_graph_does_not_run_is_not_ready(
+    triton: None, repository: Path, tmp_path: Path
+) -> None:
+    broken = Path(shutil.copytree(repository, tmp_path / "broken"))
+    graph = onnx.load(broken / "trec_encoder" / "1" / "model.onnx")
+    (output,) = graph.graph.output
+    graph.graph.node.add(op_type="Identity", input=[output.name], output=["other"])
+    output.name = "other"
+    onnx.save(graph, broken / "trec_encoder" / "1" / "other.onnx")
+    config = broken / "trec" / "configs" / "cpu.pbtxt"
+    config.write_text(config.read_text().replace("model.onnx", "other.onnx"))
+    with (
+        pytest.raises(InputError, match=r"model 'trec' version 1 does not load: .*logits"),
+        TritonServer(ServeOptions(broken, http_port=0, grpc_port=0, metrics_port=0)),
+    ):
+        pass
 
 
 def test_a_text_that_is_not_empty_counts_as_answered(served: Served) -> None:

@@ -25,7 +25,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib
 from tokenizers import Tokenizer
 
 from .answers import Scorer, decoder_of, mean_of_windows
-from .graph import Batching, make_feed, open_graph
+from .graph import Batching, SessionGraph, make_feed, open_graph
 from .reading import BadRequest, Reader, Row, Window, read_text
 from .wire import Answered, tensors
 
@@ -100,6 +100,15 @@ class TritonPythonModel:
             args["model_repository"], int(args["model_version"]), graph, self.decoder.outputs
         )
         self.sends_early = True
+        if isinstance(self.graph, SessionGraph):
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Runs a short text: a version that cannot run does not become ready, and no text is the first."""
+        window = self.reader.frame.window([[self.pad_id]] * len(self.reader.frame.types))
+        for outputs in self.graph.run_all([self._feed([window], len(window))]):
+            if not isinstance(outputs, dict):
+                raise pb_utils.TritonModelException(outputs.message())
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answers each request by itself: one that is refused or fails does not affect the others.
@@ -182,7 +191,10 @@ class TritonPythonModel:
         """Runs the graph on every window; yields each request that is complete while others are not."""
         groups = list(self.batching.groups([place.length for place in places]))
         batches = [[places[number] for number in members] for _, members in groups]
-        feeds = [self._feed(batch, length) for batch, (length, _) in zip(batches, groups)]  # noqa: B905
+        feeds = [
+            self._feed([place.window for place in batch], length)
+            for batch, (length, _) in zip(batches, groups)  # noqa: B905
+        ]
         runs = zip(batches, self.graph.run_all(feeds))  # noqa: B905
         for left, (batch, outputs) in enumerate(runs, 1 - len(batches)):
             self._score(batch, outputs)
@@ -202,8 +214,7 @@ class TritonPythonModel:
                 place.asked.error = pb_utils.TritonError(NOT_FINITE, pb_utils.TritonError.INTERNAL)
             place.asked.scores[place.row][place.at] = scores
 
-    def _feed(self, batch: Sequence[Place], length: int) -> dict[str, np.ndarray]:
-        windows = [place.window for place in batch]
+    def _feed(self, windows: Sequence[Window], length: int) -> dict[str, np.ndarray]:
         return make_feed(windows, min(length, self.reader.max_length), self.pad_id)
 
     def _response(self, asked: Asked) -> Any:
