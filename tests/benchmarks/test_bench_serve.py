@@ -132,6 +132,7 @@ def generator() -> PerfAnalyzer:
     return tool
 
 
+@pytest.mark.slow
 def test_wrong_and_failed_answers_are_counted(triton: None) -> None:
     tool, right = generator(), dict.fromkeys(("one", "zwei é 漢", 'a "third" \\'), "A")
     questions = Questions(list(right), right)

@@ -208,6 +208,7 @@ def test_a_bf16_graph_has_its_own_name(in_bf16: Path) -> None:
     assert set(opened.stage("convert", "").outputs) == {"model.bf16.onnx", "precision-plan.json"}
 
 
+@pytest.mark.slow
 def test_an_applied_plan_names_the_graph(
     checkpoint: Path, in_bf16: Path, tmp_path: Path, run_bertmp: RunBertmp
 ) -> None:
@@ -251,6 +252,7 @@ def test_bad_options_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_is_not_a_bundle_is_never_replaced(
     checkpoint: Path, tmp_path: Path, run_bertmp: RunBertmp
 ) -> None:

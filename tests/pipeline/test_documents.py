@@ -31,7 +31,7 @@ OTHER_TOOLS = {
     "--rdzv-endpoint", "--ntasks-per-node", "--backend-config", "--json", "--config", "--help", "--debug",
     "--quick", "--only", "--seeds", "--threads", "--graph", "--tool", "--model",
     "--rm", "--gpus", "--shm-size", "--model-repository", "--model-control-mode", "--load-model",
-    "--disable-auto-complete-config",
+    "--disable-auto-complete-config", "--strict-readiness",
 }  # fmt: skip
 """Options of torchrun, Slurm, Docker, Triton, of every command, and of the benchmarks."""
 

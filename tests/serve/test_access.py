@@ -81,6 +81,7 @@ def test_each_restricted_interface_needs_the_key(running: RunningServer, key_fil
     assert Endpoint(running.http, read_key(key_file).headers()).get(path).status != 403
 
 
+@pytest.mark.slow
 def test_deploy_and_rollback_need_the_key_file_of_the_server(
     running: RunningServer, folder: Path, key_file: Path, other_bundle: Path
 ) -> None:

@@ -22,6 +22,8 @@ from tests.conftest import RunBertmp
 from tests.serve.bundles import SAMPLES, deploy
 from tests.serve.conftest import Served
 
+pytestmark = pytest.mark.slow
+
 PROTOCOLS = ("grpc", "http")
 LIMIT = 16
 LONG = "How far is it from the river to the old red house by the great water of the north ?"

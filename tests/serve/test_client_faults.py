@@ -62,6 +62,7 @@ async def ask_async(url: str, retry: RetryPolicy, timeout: float = 30) -> None:
         await client.ask("trec", ["Who ?"])
 
 
+@pytest.mark.slow
 def test_dead_worker_is_the_servers_fault(server: RunningServer, run_bertmp: RunBertmp) -> None:
     with Client(address(server, "grpc")) as client:
         assert client.ask("trec", ["Who ?"])
@@ -81,6 +82,7 @@ def test_dead_worker_is_the_servers_fault(server: RunningServer, run_bertmp: Run
         assert done.stderr.startswith("error: Stub process ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_server_that_hangs_does_not_answer_in_time(server: RunningServer, protocol: Protocol) -> None:
     url = address(server, protocol)
@@ -101,6 +103,7 @@ def test_server_that_hangs_does_not_answer_in_time(server: RunningServer, protoc
         assert client.ask("trec", ["Who ?"])  # the same client goes on
 
 
+@pytest.mark.slow
 def test_server_killed_while_a_file_is_asked_is_the_servers_fault(
     server: RunningServer, tmp_path: Path
 ) -> None:
@@ -119,6 +122,7 @@ def test_server_killed_while_a_file_is_asked_is_the_servers_fault(
     assert error.startswith("error: the server stopped answering")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_server_that_comes_back_answers_what_was_asked_meanwhile(
     triton: None, folder: Path, protocol: Protocol

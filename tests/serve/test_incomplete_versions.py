@@ -104,6 +104,7 @@ def test_deploy_of_another_bundle_where_the_signature_is_lost_is_refused(
     assert contents(two_versions) == before
 
 
+@pytest.mark.slow
 def test_deploy_to_a_server_after_a_lost_encoder_answers_from_the_new_version(
     served: Served, bundle: Path
 ) -> None:

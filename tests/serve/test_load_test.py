@@ -110,6 +110,7 @@ def test_page_is_complete_in_itself_and_shows_failures() -> None:
     assert page.count("<svg") == 2  # the open loop had no answers to draw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_bench_with_perf_analyzer_measures_open_loop(served: Served, protocol: Any, tmp_path: Path) -> None:
     if find_perf_analyzer() is None:
@@ -136,6 +137,7 @@ def test_bench_with_perf_analyzer_measures_open_loop(served: Served, protocol: A
     assert "perf_analyzer" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_bench_with_python_clients_keeps_the_rate(served: Served) -> None:
     found = bench("trec", TEXTS, (), 1.0, url=served.running.grpc, rate="30", generator="python")
     (level,) = found.levels

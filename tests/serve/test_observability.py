@@ -117,6 +117,7 @@ def metrics(address: str) -> str:
     return Endpoint(address).get("/metrics").body.decode()
 
 
+@pytest.mark.slow
 def test_traces_reach_an_opentelemetry_collector(triton: None, repository: Path) -> None:
     received: list[bytes] = []
 

@@ -125,6 +125,7 @@ def test_deployed_models_have_bounded_queues(repository: Path) -> None:
         assert policy.allow_timeout_override
 
 
+@pytest.mark.slow
 def test_overloaded_model_is_busy_and_is_not_repaired(triton: None, tmp_path: Path) -> None:
     """Its golden request waits longer than it may, or is refused, while it answers others."""
     folder = tmp_path / "repository" / "slow"

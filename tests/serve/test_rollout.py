@@ -127,9 +127,9 @@ def test_deploy_tells_that_the_version_is_consistent(served: Served, bundle: Pat
     ("fault", "check"),
     [
         (roll_rows, "permuted_rows at "),
-        (roll_large_batches, "permuted_rows at 32x16"),
-        (centre_batch, "single_row at "),
-        (add_length, "padding at 1x"),
+        pytest.param(roll_large_batches, "permuted_rows at 32x16", marks=pytest.mark.slow),
+        pytest.param(centre_batch, "single_row at ", marks=pytest.mark.slow),
+        pytest.param(add_length, "padding at 1x", marks=pytest.mark.slow),
     ],
 )
 def test_deploy_of_a_version_that_contradicts_itself_keeps_the_live_one(
@@ -153,6 +153,7 @@ def test_deploy_of_a_version_that_contradicts_itself_keeps_the_live_one(
     assert check in found[2].note
 
 
+@pytest.mark.slow
 def test_deploy_of_a_text_model_that_mixes_up_its_texts_keeps_the_live_one(
     served: Served, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +192,7 @@ def test_deploy_to_a_server_of_another_repository_is_refused(
     assert numbered(tmp_path / "elsewhere") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_deploy_to_a_cpu_server_accepts_any_engine(
     served: Served, bundle: Path, tmp_path: Path, protocol: str

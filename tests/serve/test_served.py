@@ -99,6 +99,7 @@ def test_served_graph_is_told_from_the_configuration(config: dict[str, str], ser
     assert served_graph(config).get("serves") == serves
 
 
+@pytest.mark.slow
 def test_parity_of_a_repository_that_serves_the_fp16_graph(
     triton: None, minilm: Path, tmp_path: Path
 ) -> None:
@@ -351,6 +352,7 @@ def test_infer_command_prints_labels_and_warns_of_truncation(
     assert "no texts" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_bench_measures_rates_and_latencies(served: Served, texts: list[str], protocol: str) -> None:
     lines: list[str] = []

@@ -18,6 +18,8 @@ from bertmp.serve.server import TritonServer
 from tests.conftest import RunBertmp
 from tests.serve.bundles import LABELS, deploy, make_bundle
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bundle(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -89,6 +89,7 @@ def test_stopped_server_answers_what_it_has_taken(
         assert client.answered >= len(before), client.refusal
 
 
+@pytest.mark.slow
 def test_stop_delay_keeps_answering_while_ready_says_no(
     triton: None, repository: Path, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_stop_delay_keeps_answering_while_ready_says_no(
     assert (process.returncode, stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_server_whose_requests_do_not_end_is_stopped_all_the_same(triton: None, tmp_path: Path) -> None:
     folder = tmp_path / "repository" / "slow"
     (folder / "1").mkdir(parents=True)

@@ -167,6 +167,7 @@ def test_metrics_count_requests_and_repairs(watched: Watched) -> None:
     assert float(values['bertmp_repairs_total{target="trec"}']) >= 1
 
 
+@pytest.mark.slow
 def test_wrong_answers_that_loading_again_does_not_help_end_the_command(
     triton: None, repository: Path, tmp_path: Path
 ) -> None:
@@ -223,6 +224,7 @@ instance_group { count: 1 kind: KIND_CPU }
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unlucky", "said"), [(13.0, "Y is 7, not 2"), (14.0, "no answer within 1 s")])
 def test_wrong_and_missing_answers_that_loading_again_helps_are_repaired(
     triton: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unlucky: float, said: str
@@ -256,6 +258,7 @@ def test_wrong_and_missing_answers_that_loading_again_helps_are_repaired(
         seconds_until(lambda: before.pid not in {worker.pid for worker in found.workers("forgetful")})
 
 
+@pytest.mark.slow
 def test_without_recorded_answers_the_first_one_counts_and_the_log_says_so(
     triton: None, repository: Path, tmp_path: Path
 ) -> None:
@@ -273,6 +276,7 @@ def test_without_recorded_answers_the_first_one_counts_and_the_log_says_so(
     assert found.said("'trec' has no recorded answers")
 
 
+@pytest.mark.slow
 def test_repairs_by_option_off_are_told_only(triton: None, repository: Path) -> None:
     lines: list[str] = []
     options = ServeOptions(

@@ -59,6 +59,7 @@ def test_versions_that_are_switched_stay_ready_and_are_not_repaired(
     assert lines == []
 
 
+@pytest.mark.slow
 def test_refused_version_leaves_the_server_ready(
     triton: None, folder: Path, bundle: Path, tmp_path: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_refused_version_leaves_the_server_ready(
         assert server.get("/v2/health/ready").ok
 
 
+@pytest.mark.slow
 def test_model_that_is_unloaded_on_purpose_is_watched_no_longer(triton: None, folder: Path) -> None:
     from bertmp.serve.control import connect
 
@@ -92,6 +94,7 @@ def test_model_that_is_unloaded_on_purpose_is_watched_no_longer(triton: None, fo
     ]
 
 
+@pytest.mark.slow
 def test_worker_that_is_killed_during_a_deployment_is_repaired_after_it(triton: None, folder: Path) -> None:
     lines: list[str] = []
     options = ServeOptions(folder, **FREE, health_period=0.2, progress=lambda line, *_: lines.append(line))

@@ -142,7 +142,9 @@ KILLS: dict[str, list[Callable[[Path], Callable[[], bool]]]] = {
 }
 
 
-@pytest.mark.parametrize("precision", KILLS)
+@pytest.mark.parametrize(
+    "precision", [pytest.param(one, marks=[pytest.mark.slow] * (one != "fp16")) for one in KILLS]
+)
 def test_a_killed_run_ends_like_one_that_was_not(
     precision: str, data: Path, tiny: Path, tmp_path: Path
 ) -> None:
