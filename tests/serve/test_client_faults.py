@@ -62,6 +62,16 @@ async def ask_async(url: str, retry: RetryPolicy, timeout: float = 30) -> None:
         await client.ask("trec", ["Who ?"])
 
 
+def stop(pid: int) -> None:
+    """Stops a process, and returns when none of its threads runs any more: the signal itself does not wait."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 30
+    threads = list(Path("/proc", str(pid)).glob("task/*/stat"))
+    while any(thread.read_text().rpartition(")")[2].split()[0] != "T" for thread in threads):
+        assert time.monotonic() < deadline, "it does not stop"
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 def test_dead_worker_is_the_servers_fault(server: RunningServer, run_bertmp: RunBertmp) -> None:
     with Client(address(server, "grpc")) as client:
@@ -88,7 +98,7 @@ def test_server_that_hangs_does_not_answer_in_time(server: RunningServer, protoc
     url = address(server, protocol)
     with Client(url, timeout=1.0) as client:
         client.ask("trec", ["Who ?"])
-        os.kill(server.pid, signal.SIGSTOP)
+        stop(server.pid)
         try:
             for call in (
                 lambda: client.ask("trec", ["Who ?"]),
