@@ -63,7 +63,7 @@ async def ask_async(url: str, retry: RetryPolicy, timeout: float = 30) -> None:
 
 
 def stop(pid: int) -> None:
-    """Stops a process, and returns when none of its threads runs any more: the signal itself does not wait."""
+    """Stops a process; returns when none of its threads runs any more: the signal itself does not wait."""
     os.kill(pid, signal.SIGSTOP)
     deadline = time.monotonic() + 30
     threads = list(Path("/proc", str(pid)).glob("task/*/stat"))
