@@ -17,7 +17,7 @@
 # EXTRAS=gpu,dev,sign         other extras of pyproject.toml
 # TORCH_INDEX=URL             an additional package index for torch: PyTorch's CPU index saves a
 #                             machine without a GPU several gigabytes of CUDA libraries
-# TEST_SECONDS=600            time limit of the tests (SLOW_TEST_SECONDS=1500: of the slow ones)
+# TEST_SECONDS=600            time limit of the tests (SLOW_TEST_SECONDS=1900: of the slow ones)
 # TEST_WORKERS=               run the tests in one process (for a debugger); default: two processes
 # BENCH_OPTIONS=--quick       more options for a benchmark
 
@@ -25,7 +25,7 @@ PYTHON ?= python3
 EXTRAS ?= cpu,dev,sign
 TORCH_INDEX ?=
 TEST_SECONDS ?= 600
-SLOW_TEST_SECONDS ?= 1500
+SLOW_TEST_SECONDS ?= 1900
 TEST_WORKERS ?= -n 2 --dist loadfile
 BENCH_OPTIONS ?=
 

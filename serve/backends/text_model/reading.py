@@ -156,15 +156,15 @@ class Reader:
         """
         if self.mask is not None and not any(self.mask in piece.ids for piece in pieces):
             raise BadRequest(f"{where} has no {self.tokenizer.id_to_token(self.mask)}")
-        room, lengths = self.max_length - self.frame.special, list(map(len, pieces))
-        if sum(lengths) <= room:
+        space, lengths = self.max_length - self.frame.special, list(map(len, pieces))
+        if sum(lengths) <= space:
             return self._whole(texts, pieces, truncated=False)
         if self.long_text == "refuse":
             tokens = sum(lengths) + self.frame.special
             raise BadRequest(f"{where} is too long: {tokens} tokens, the most is {self.max_length}")
         if self.long_text == "window":
-            return self._windows(texts, pieces, room, where)
-        kept = kept_lengths(lengths, room)
+            return self._windows(texts, pieces, space, where)
+        kept = kept_lengths(lengths, space)
         cut = [
             Piece(one.ids[:count], one.spans[:count], one.words[:count])
             for one, count in zip(pieces, kept)  # noqa: B905
@@ -183,27 +183,27 @@ class Reader:
         tokens = self._tokens(texts, pieces, window.ids)
         return Row([window], [Take(0, 0, len(window))], tokens, truncated)
 
-    def _windows(self, texts: tuple[str, ...], pieces: Sequence[Piece], room: int, where: str) -> Row:
+    def _windows(self, texts: tuple[str, ...], pieces: Sequence[Piece], space: int, where: str) -> Row:
         """Overlapping windows of the text, or of the longer one of a pair, beside all of the other."""
         long = max(range(len(pieces)), key=lambda number: len(pieces[number]))
-        room -= sum(len(one) for number, one in enumerate(pieces) if number != long)
-        if room < OVERLAP:
-            others = f"its shorter text leaves {max(room, 0)} of {self.max_length} tokens for windows"
+        space -= sum(len(one) for number, one in enumerate(pieces) if number != long)
+        if space < OVERLAP:
+            others = f"its shorter text leaves {max(space, 0)} of {self.max_length} tokens for windows"
             raise BadRequest(f"{where} is too long: {others} of the longer one")
         total = len(pieces[long])
-        starts = window_starts(total, room)
+        starts = window_starts(total, space)
         if len(starts) > self.max_windows:
             what = f"it needs {len(starts)} windows, the most is {self.max_windows}"
             raise BadRequest(f"{where} is too long: {what}")
         windows = []
         for start in starts:
             ids = [one.ids for one in pieces]
-            ids[long] = ids[long][start : start + room]
+            ids[long] = ids[long][start : start + space]
             windows.append(self.frame.window(ids))
-        lengths = [room if number == long else len(one) for number, one in enumerate(pieces)]
+        lengths = [space if number == long else len(one) for number, one in enumerate(pieces)]
         begin = self.frame.starts(lengths)[long]  # where the long text's tokens begin in each window
         # Neighbours meet in the middle of what they have in common.
-        meets = [(later + earlier + room) // 2 for earlier, later in pairwise(starts)]
+        meets = [(later + earlier + space) // 2 for earlier, later in pairwise(starts)]
         ends = zip([0, *meets], [*meets, total], starts)  # noqa: B905
         takes = [Take(at, begin + a - start, begin + b - start) for at, (a, b, start) in enumerate(ends)]
         takes[0] = Take(0, 0, takes[0].stop)
@@ -212,19 +212,19 @@ class Reader:
         return Row(windows, takes, self._tokens(texts, pieces, whole.ids), truncated=False)
 
 
-def kept_lengths(lengths: Sequence[int], room: int) -> list[int]:
+def kept_lengths(lengths: Sequence[int], space: int) -> list[int]:
     """How many tokens of each text are kept: of a pair, the longer one is cut first, as `tokenizers` does."""
     if len(lengths) == 1:
-        return [min(lengths[0], room)]
-    short, half = min(lengths), room // 2
-    kept = (short, room - short) if short <= half else (half, half + room % 2)
+        return [min(lengths[0], space)]
+    short, half = min(lengths), space // 2
+    kept = (short, space - short) if short <= half else (half, half + space % 2)
     return list(kept if lengths[0] <= lengths[1] else kept[::-1])
 
 
-def window_starts(total: int, room: int) -> list[int]:
-    """Where windows of `room` tokens begin, the last one at the end: all are full, and overlap."""
-    step = room - room // OVERLAP
-    return [*range(0, total - room, step), total - room]
+def window_starts(total: int, space: int) -> list[int]:
+    """Where windows of `space` tokens begin, the last one at the end: all are full, and overlap."""
+    step = space - space // OVERLAP
+    return [*range(0, total - space, step), total - space]
 
 
 def read_text(value: bytes, where: str, max_bytes: int) -> str:
