@@ -62,7 +62,7 @@ class AsyncClient:
         found = possible_connections(url, protocol, tls)
         self._possible = [replace(one, timeout=timeout, retry=retry) for one in found]
         self._concurrency = concurrency
-        self._room, self._opening = asyncio.Semaphore(concurrency), asyncio.Lock()
+        self._slots, self._opening = asyncio.Semaphore(concurrency), asyncio.Lock()
         self._opened: _Opened | None = None
         self._has_answered = False
         self._models: dict[str, ServedModel] = {}
@@ -161,7 +161,7 @@ class AsyncClient:
         def call(left: float) -> Awaitable[Any]:
             return opened.infer(model, version, request, left)
 
-        async with self._room:
+        async with self._slots:
             found = await self._ask(model, call)
         return response_of(found, outputs, opened.connection.protocol)
 

@@ -17,7 +17,11 @@ from bertmp.serve.model_config import INPUTS
 from bertmp.serve.model_signature import read_model_config
 from bertmp.serve.repository import CONFIGS, ModelFolders
 
-_FILES = {"tensorrt_plan": "model.plan", "onnxruntime_onnx": "model.onnx", "python": "model.py"}
+_FILES = {
+    **dict.fromkeys(("tensorrt_plan", "tensorrt"), "model.plan"),
+    **dict.fromkeys(("onnxruntime_onnx", "onnxruntime"), "model.onnx"),
+    "python": "model.py",
+}
 """Platform or backend → the file of a version that it runs, unless the configuration names another."""
 
 
@@ -40,12 +44,11 @@ def _faults(config: Any, model: Path, version: int, needed: list[str]) -> Iterat
     if config.name != model.name:
         yield f"the configuration is of '{config.name}' and not of '{model.name}'"
     runs = config.backend or config.platform
-    if runs not in _FILES:
-        yield f"unknown platform or backend '{runs}'"
-        return
-    file = config.default_model_filename or _FILES[runs]
+    if not runs:
+        yield "neither a platform nor a backend is named"
+    file = config.default_model_filename or _FILES.get(runs, "")  # of another backend, its name is not known
     # An engine is only there where one was built: on a host without one, the other configuration counts.
-    if runs != "tensorrt_plan" and not (model / str(version) / file).is_file():
+    if file and not runs.startswith("tensorrt") and not (model / str(version) / file).is_file():
         yield f"the version has no {file}, which '{runs}' runs"
     if config.max_batch_size < 1:
         yield f"max_batch_size is {config.max_batch_size}: requests have a batch"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +109,6 @@ class Connection:
     tls: Tls = Tls()
     timeout: float = REQUEST_TIMEOUT
     retry: RetryPolicy = NO_RETRIES
-
-    def with_options(self, timeout: float, retry: RetryPolicy) -> Connection:
-        """The same server, asked with these deadlines and retries."""
-        return replace(self, timeout=timeout, retry=retry)
 
 
 def possible_connections(url: str | None, protocol: Protocol | None, tls: Tls) -> list[Connection]:

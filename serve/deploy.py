@@ -26,7 +26,7 @@ from bertmp.serve.model_signature import read_signature
 from bertmp.serve.prune import remove_all_but
 from bertmp.serve.repository import ModelFolders, all_models, numbered, require_record
 from bertmp.serve.serving_options import DeployOptions, ModelsOptions
-from bertmp.serve.staging import staging, take_over
+from bertmp.serve.staging import copy_version, staging, take_over
 from bertmp.serve.version_files import missing_files, name_files
 from bertmp.serve.version_log import VersionLog, VersionRecord
 
@@ -100,11 +100,20 @@ def _bring_in(folders: ModelFolders, deployable: Deployable, server: Client | No
     signed_by = deployable.signed_by or current.signed_by
     current = replace(current, parity=deployable.parity, signed_by=signed_by, accepted=deployable.accepted)
     log.put(current).with_live(current.version).save()
-    if server is not None:
-        rollout.promote(server, folders, current.version)
-    _audit(folders).write("identical", "done", current.version, **_facts(deployable, server))
+    audit = _audit(folders)
+    audit.write("identical", "done", current.version, **_facts(deployable, server))
     notes = ("an identical version is live", *deployable.notes)
-    return deployment_of(folders, current, server, new=False, notes=notes)
+    deployed = deployment_of(folders, current, server, new=False, notes=notes)
+    if server is None:
+        return deployed
+    # It may have been written without a server, which then answers with an earlier one still.
+    with staging(folders) as staged:
+        copy_version(folders, staged, current.version)
+        check_configs(staged, current.version)
+        found = _try(staged, server, current.version, deployable, audit)
+    rollout.promote(server, folders, current.version)
+    audit.write("promoted", "done", current.version)
+    return replace(deployed, canary=found, notes=(*notes, *found.notes))
 
 
 def _require_servers_release(engine: DeployableEngine, folders: ModelFolders, server: Client) -> None:
@@ -160,7 +169,7 @@ def _deploy_new(
             check_configs(staged, version)
             audit.write("staged", "done", version, **_facts(deployable, server))
             step = "canary"
-            found = None if server is None else _try(staged, server, version, deployable)
+            found = None if server is None else _try(staged, server, version, deployable, audit)
             step = "promoted"
             _write_configs(folders, deployable)
             take_over(folders, staged, version)
@@ -178,10 +187,6 @@ def _deploy_new(
         log.put(replace(record, state="refused", note=reason)).with_live(folders.live()).save()
         audit.write(step, "refused", version, reason=reason, live=folders.live())
         raise
-    if found is not None:
-        figures = {name: value for name, value in found.to_json().items() if name != "consistency"}
-        largest = found.consistency.difference
-        audit.write("canary", "done", version, **figures, largest_difference=largest)
     audit.write("promoted", "done", version)
     notes = (*deployable.notes, *(found.notes if found else ()))
     deployed = deployment_of(folders, record, server, new=True, notes=notes)
@@ -206,8 +211,10 @@ def _write_version(staged: ModelFolders, folders: ModelFolders, version: int, de
     staged.write_version(version, deployable.fill_encoder, fill_text)
 
 
-def _try(staged: ModelFolders, server: Client, version: int, deployable: Deployable) -> CanaryResult:
-    """Has the server load the stand-in, tries it over both protocols, and has it unloaded.
+def _try(
+    staged: ModelFolders, server: Client, version: int, deployable: Deployable, audit: AuditLog
+) -> CanaryResult:
+    """Has the server load the stand-in, tries it over both protocols, has it unloaded, and records it.
 
     Raises:
         GateFailed: it does not load, does not answer, answers otherwise than recorded, or contradicts itself.
@@ -218,7 +225,10 @@ def _try(staged: ModelFolders, server: Client, version: int, deployable: Deploya
             cleanup.enter_context(other)
         clients = [client for client in (server, other) if client is not None]
         with rollout.failing_the_gate(f"version {version} of '{staged.name}' is refused"):
-            return try_version(clients, staged.text.name, version, deployable)
+            found = try_version(clients, staged.text.name, version, deployable)
+    figures = {name: value for name, value in found.to_json().items() if name != "consistency"}
+    audit.write("canary", "done", version, **figures, largest_difference=found.consistency.difference)
+    return found
 
 
 def _audit(folders: ModelFolders) -> AuditLog:

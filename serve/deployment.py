@@ -24,11 +24,11 @@ class Deployment(JsonSerializable):
         version: the version that answers now.
         repository: the repository that holds it.
         new: False where an identical version was live already, and after a rollback.
-        parity: `passed`, or `not checked`.
+        parity: `passed`, `incomplete`, or `not checked`.
         server: the server that took it; None where none was named.
         notes: what else the user should know.
-        canary: what the new version answered before it was promoted; None where no server was named, where an
-            identical version was live, and after a rollback.
+        canary: what the version answered before it was promoted; None where no server was named, and after a
+            rollback.
         signed_by: SHA-256 of the public key that it was checked against; empty where none was trusted.
         serving: how a machine without a GPU is used.
     """

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from bertmp.core.io import write_text
+from bertmp.core.io import write_text, writing_to
 from bertmp.export.bundle import LABELS
 from bertmp.serve.model_signature import read_model_config, render
 from bertmp.serve.repository import CANARY, CONFIGS, ModelFolders, move
@@ -33,6 +34,20 @@ def staging(folders: ModelFolders) -> Iterator[ModelFolders]:
     finally:
         for folder in (staged.text, staged.encoder):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_version(folders: ModelFolders, staged: ModelFolders, version: int) -> None:
+    """Puts a version of the model into a stand-in's folders, too; its files are linked where that works."""
+    for source, target in ((folders.encoder, staged.encoder), (folders.text, staged.text)):
+        with writing_to(target):
+            shutil.copytree(source / str(version), target / str(version), copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
 
 
 def take_over(folders: ModelFolders, staged: ModelFolders, version: int) -> None:

@@ -110,8 +110,8 @@ def _ask(client: Client, model: str, request: Sequence[AskedText]) -> list[Reply
 def in_order(jobs: Iterable[J], run: Callable[[J], R], workers: int) -> Generator[R, None, None]:
     """The results of jobs that run in threads, in the jobs' order.
 
-    A job is taken from `jobs`, in a thread of its own, only when there is room for it: at most three times
-    as many as there are workers are held at once.
+    A job is taken from `jobs`, in a thread of its own, only when few enough are held: at most three times as
+    many as there are workers.
     """
     waiting: queue.Queue[Future[R] | None] = queue.Queue(maxsize=2 * workers)
     stop = threading.Event()

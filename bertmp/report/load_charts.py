@@ -11,7 +11,7 @@ from bertmp.report.svg import line, picture, text
 _WIDTH, _HEIGHT = 400.0, 300.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 392.0, 22.0, 252.0
 _LABEL, _NAMES = 14.0, 80.0
-"""The height of a label, and the room for the names of lines."""
+"""The height of a label, and the width for the names of lines."""
 COLOURS = 6
 """The styles `line0` to `line5` of the page; further lines begin again."""
 _NINES = ((50, "50 %"), (90, "90 %"), (99, "99 %"), (99.9, "99.9 %"), (99.99, "99.99 %"))

@@ -108,8 +108,8 @@ def test_windows_hold_every_token_once_with_context(
     texts = tuple(" ".join((WORDS * 5)[:count]) for count in (first, second) if count)
     pairs = len(texts) == 2
     read = reader(text_model, minilm, pairs=pairs, max_length=max_length, long_text="window", max_windows=99)
-    room = max_length - read.frame.special - (min(first, second) if pairs else 0)
-    if room < 4 and first + second > max_length - read.frame.special:
+    space = max_length - read.frame.special - (min(first, second) if pairs else 0)
+    if space < 4 and first + second > max_length - read.frame.special:
         with pytest.raises(text_model.reading.BadRequest, match="its shorter text leaves"):
             read.row(texts, read.pieces(texts), "the text")
         return
@@ -124,8 +124,8 @@ def test_windows_hold_every_token_once_with_context(
     # Two windows meet in the middle of what they have in common.
     begin = read.frame.starts([first, second] if pairs else [first])[int(pairs and second > first)]
     for before, after in pairwise(row.takes):
-        assert abs((begin + room - before.stop) - (after.start - begin)) <= 1
-        assert (begin + room - before.stop) + (after.start - begin) >= room // 4
+        assert abs((begin + space - before.stop) - (after.start - begin)) <= 1
+        assert (begin + space - before.stop) + (after.start - begin) >= space // 4
 
 
 def our_tokenizer(minilm: Path, max_length: int) -> Any:

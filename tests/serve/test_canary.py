@@ -16,15 +16,18 @@ from bertmp import deploy, models, parity, rollback
 from bertmp.core.errors import GateFailed, InputError
 from bertmp.export import bundle as names
 from bertmp.export.bundle import Bundle
+from bertmp.export.consistency.check import Consistency
 from bertmp.export.parity.golden_examples import GOLDEN_EXAMPLES, read_golden_examples
 from bertmp.serve import deploy as deploying
 from bertmp.serve import rollout
 from bertmp.serve.audit import read_audit
-from bertmp.serve.canary import answer_difference
+from bertmp.serve.canary import CanaryResult, answer_difference
 from bertmp.serve.client import Client
+from bertmp.serve.config_check import check_configs
 from bertmp.serve.repository import CANARY, ModelFolders, numbered, servable
 from bertmp.serve.version_log import VersionLog
-from tests.serve.bundles import SAMPLES, answer_in_process
+from tests.export.inconsistent_graphs import roll_rows
+from tests.serve.bundles import SAMPLES, altered, answer_in_process
 from tests.serve.bundles import deploy as deploy_unverified
 from tests.serve.conftest import Served
 
@@ -95,6 +98,50 @@ def test_a_version_that_answers_otherwise_than_recorded_is_refused(
     assert (last["step"], last["outcome"], last["live"]) == ("canary", "refused", 1)
 
 
+def test_a_version_that_was_written_without_a_server_is_tried_before_it_answers_there(
+    served: Served, bundle: Path, other_bundle: Path, tmp_path: Path
+) -> None:
+    deploy_unverified(bundle, "later", served.repository, served.running.grpc)
+    model = onnx.load(other_bundle / names.FP32_GRAPH)
+    roll_rows(model)
+    mixed = altered(other_bundle, tmp_path / "mixed", model__onnx=model.SerializeToString())
+    assert deploy_unverified(mixed, "later", served.repository).version == 2
+    with pytest.raises(GateFailed, match="version 2 of 'later' is refused: it contradicts itself"):
+        deploy_unverified(mixed, "later", served.repository, served.running.grpc)
+    with Client(served.running.grpc) as client:
+        assert {one.version for one in client.ask("later", SAMPLES)} == {1}
+    assert not list(served.repository.glob(f"later{CANARY}*"))
+    result = deploy_unverified(other_bundle, "later", served.repository)
+    again = deploy_unverified(other_bundle, "later", served.repository, served.running.grpc)
+    assert (again.version, again.new) == (result.version, False)
+    assert again.canary is not None
+    with Client(served.running.grpc) as client:
+        assert {one.version for one in client.ask("later", SAMPLES)} == {result.version}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('backend: "python"', 'backend: "tokenizer_of_ours"'), ""),
+        (('backend: "python"', ""), "neither a platform nor a backend is named"),
+        (('name: "TEXT"', 'name: "TEXTS"'), "the input TEXT is missing"),
+        (('name: "LABEL"', 'name: "PROBABILITIES"'), "two tensors have the same name"),
+    ],
+)
+def test_what_triton_demands_of_a_configuration(
+    bundle: Path, tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    deploy_unverified(bundle, "m", tmp_path)
+    config = tmp_path / "m" / "configs" / "cpu.pbtxt"
+    assert change[0] in config.read_text()
+    config.write_text(config.read_text().replace(*change))
+    if message:
+        with pytest.raises(InputError, match=message):
+            check_configs(ModelFolders(tmp_path, "m"), 1)
+    else:
+        check_configs(ModelFolders(tmp_path, "m"), 1)
+
+
 def test_a_tuned_configuration_that_triton_would_refuse_is_refused_before_a_server_sees_it(
     served: Served, verified: Path, other_bundle: Path
 ) -> None:
@@ -163,7 +210,8 @@ def _crash_in(where: object, name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(deploying, "connection", lambda *_: _NoServer())
     monkeypatch.setattr(rollout, "loaded", lambda *_: _NoServer())
-    monkeypatch.setattr(deploying, "try_version", lambda *_: None)
+    nothing = CanaryResult(("grpc",), Consistency((), ""), 0, 0.0, 1, 1.0, 1.0)
+    monkeypatch.setattr(deploying, "try_version", lambda *_: nothing)
     monkeypatch.setattr(deploying, "other_protocol", lambda *_: None)
     if name != "_crash_after_encoder":
         monkeypatch.setattr(where, name, die)

@@ -156,12 +156,12 @@ def pooled(bundle: Path, text: str, output: str) -> tuple[int, np.ndarray]:
     opened = Bundle.open(bundle)
     (row,) = Tokenizer.load(bundle, 512).encode([text])
     begin, *inner, end = row.input_ids
-    room = LENGTH - 2
-    starts = [*range(0, len(inner) - room, room - room // 4), len(inner) - room]
+    space = LENGTH - 2
+    starts = [*range(0, len(inner) - space, space - space // 4), len(inner) - space]
     session = onnxruntime.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
     found = []
     for start in starts:
-        ids = np.array([[begin, *inner[start : start + room], end]])
+        ids = np.array([[begin, *inner[start : start + space], end]])
         feed = {
             "input_ids": ids,
             "attention_mask": np.ones_like(ids),

@@ -57,7 +57,7 @@ def stubs_of_10(folder: Path) -> Path:
 
 
 def _repair(stub: Path) -> None:
-    """Mends what no Python reads, and says what a pybind signature cannot: what converts, and iterates."""
+    """Repairs what no Python reads, and adds what a pybind signature cannot: what converts, and iterates."""
     text = stub.read_text(encoding="utf-8")
     text = re.sub(r"\bin: ", "in_: ", text)  # an argument that is called as a keyword
     text = re.sub(r"(\bdef .*=.*\b\w+: [\w.]+)(?=\) ->)", r"\1 = ...", text)  # none after one with a default
