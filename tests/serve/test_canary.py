@@ -101,22 +101,22 @@ def test_a_version_that_answers_otherwise_than_recorded_is_refused(
 def test_a_version_that_was_written_without_a_server_is_tried_before_it_answers_there(
     served: Served, bundle: Path, other_bundle: Path, tmp_path: Path
 ) -> None:
-    deploy_unverified(bundle, "later", served.repository, served.running.grpc)
+    deploy_unverified(bundle, "untried", served.repository, served.running.grpc)
     model = onnx.load(other_bundle / names.FP32_GRAPH)
     roll_rows(model)
     mixed = altered(other_bundle, tmp_path / "mixed", model__onnx=model.SerializeToString())
-    assert deploy_unverified(mixed, "later", served.repository).version == 2
-    with pytest.raises(GateFailed, match="version 2 of 'later' is refused: it contradicts itself"):
-        deploy_unverified(mixed, "later", served.repository, served.running.grpc)
+    assert deploy_unverified(mixed, "untried", served.repository).version == 2
+    with pytest.raises(GateFailed, match="version 2 of 'untried' is refused: it contradicts itself"):
+        deploy_unverified(mixed, "untried", served.repository, served.running.grpc)
     with Client(served.running.grpc) as client:
-        assert {one.version for one in client.ask("later", SAMPLES)} == {1}
-    assert not list(served.repository.glob(f"later{CANARY}*"))
-    result = deploy_unverified(other_bundle, "later", served.repository)
-    again = deploy_unverified(other_bundle, "later", served.repository, served.running.grpc)
+        assert {one.version for one in client.ask("untried", SAMPLES)} == {1}
+    assert not list(served.repository.glob(f"untried{CANARY}*"))
+    result = deploy_unverified(other_bundle, "untried", served.repository)
+    again = deploy_unverified(other_bundle, "untried", served.repository, served.running.grpc)
     assert (again.version, again.new) == (result.version, False)
     assert again.canary is not None
     with Client(served.running.grpc) as client:
-        assert {one.version for one in client.ask("later", SAMPLES)} == {result.version}
+        assert {one.version for one in client.ask("untried", SAMPLES)} == {result.version}
 
 
 @pytest.mark.parametrize(
