@@ -147,50 +147,63 @@ def _require_same_signature(folders: ModelFolders, deployable: Deployable) -> No
 def _deploy_new(
     folders: ModelFolders, log: VersionLog, deployable: Deployable, server: Client | None
 ) -> Deployment:
-    """Stages a new version, tries it where a server runs, and lets it answer.
+    """Stages a new version, tries it where a server runs, and lets it answer; a failed one is withdrawn.
 
     Until it is promoted, nothing of what the live version needs has changed.
     """
-    version, audit = folders.next_version(), _audit(folders)
-    record = VersionRecord(
+    record, audit = _new_record(folders, deployable), _audit(folders)
+    version, canary = record.version, None
+    step = "staged"
+    try:
+        with staging(folders) as staged:
+            _stage(staged, folders, version, deployable)
+            audit.write(step, "done", version, **_facts(deployable, server))
+            if server is not None:
+                step = "canary"
+                canary = _try(staged, server, version, deployable, audit)
+            step = "promoted"
+            _write_configs(folders, deployable)
+            take_over(folders, staged, version)
+        # Triton takes this version at its next start: the log records that before a server is asked.
+        log.put(record).with_live(version).save()
+        if server is not None:
+            rollout.promote(server, folders, version)
+    except BaseException as error:
+        reason = str(error) if isinstance(error, BertmpError) else "interrupted"
+        _withdraw(folders, log, replace(record, state="refused", note=reason), server)
+        audit.write(step, "refused", version, reason=reason, live=folders.live())
+        raise
+    audit.write(step, "done", version)
+    notes = (*deployable.notes, *(canary.notes if canary else ()))
+    return replace(deployment_of(folders, record, server, new=True, notes=notes), canary=canary)
+
+
+def _new_record(folders: ModelFolders, deployable: Deployable) -> VersionRecord:
+    return VersionRecord(
         folders.name,
-        version,
+        folders.next_version(),
         "live",
         deployable.fingerprint,
         deployable.parity,
         signed_by=deployable.signed_by,
         accepted=deployable.accepted,
     )
-    step = "staged"
-    try:
-        with staging(folders) as staged:
-            _write_configs(staged, deployable)
-            _write_version(staged, folders, version, deployable)
-            check_configs(staged, version)
-            audit.write("staged", "done", version, **_facts(deployable, server))
-            step = "canary"
-            found = None if server is None else _try(staged, server, version, deployable, audit)
-            step = "promoted"
-            _write_configs(folders, deployable)
-            take_over(folders, staged, version)
-        # Triton takes this version at its next start: the log records that before a server is asked.
-        log = log.put(record).with_live(version)
-        log.save()
-        if server is not None:
-            rollout.promote(server, folders, version)
-    except BaseException as error:
-        promoted = version in numbered(folders.text)
-        folders.remove(version)
-        if server is not None and promoted:
-            rollout.abort(server, folders, version)
-        reason = str(error) if isinstance(error, BertmpError) else "interrupted"
-        log.put(replace(record, state="refused", note=reason)).with_live(folders.live()).save()
-        audit.write(step, "refused", version, reason=reason, live=folders.live())
-        raise
-    audit.write("promoted", "done", version)
-    notes = (*deployable.notes, *(found.notes if found else ()))
-    deployed = deployment_of(folders, record, server, new=True, notes=notes)
-    return replace(deployed, canary=found)
+
+
+def _stage(staged: ModelFolders, folders: ModelFolders, version: int, deployable: Deployable) -> None:
+    """Writes the version and its configurations under the stand-in's name, and checks the configurations."""
+    _write_configs(staged, deployable)
+    _write_version(staged, folders, version, deployable)
+    check_configs(staged, version)
+
+
+def _withdraw(folders: ModelFolders, log: VersionLog, refused: VersionRecord, server: Client | None) -> None:
+    """Removes what there is of a version that failed; the one before it answers, and the log says both."""
+    promoted = refused.version in numbered(folders.text)
+    folders.remove(refused.version)
+    if server is not None and promoted:
+        rollout.abort(server, folders, refused.version)
+    log.put(refused).with_live(folders.live()).save()
 
 
 def _write_configs(folders: ModelFolders, deployable: Deployable) -> None:
