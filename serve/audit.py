@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from bertmp.core.errors import BertmpError, InputError
 from bertmp.core.io import plain, writing_to
 
 AUDIT = "audit.jsonl"
@@ -20,8 +23,9 @@ AUDIT = "audit.jsonl"
 class AuditLog:
     """The record of one model in the repository's file.
 
-    A line is written and flushed to the disk before the next step begins. What a crash cut short is the last
-    line alone: the next entry begins on a line of its own, and readers leave it out.
+    A line is written and flushed to the disk before the next step begins; one that a full disk cuts short is
+    taken back. What a crash cut short is the last line alone: the next entry begins on a line of its own, and
+    readers leave it out.
 
     Attributes:
         repository: the model repository.
@@ -63,11 +67,25 @@ class AuditLog:
             self.repository.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                # One call of write: two deployments at once do not mix their lines.
-                os.write(descriptor, (_separator(descriptor) + line).encode())
-                os.fsync(descriptor)
+                # Deployments of two models at once do not mix their lines; closing gives the lock back.
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                _append(descriptor, (_separator(descriptor) + line).encode())
             finally:
                 os.close(descriptor)
+
+
+@contextmanager
+def recording(refusal: BaseException) -> Iterator[None]:
+    """A block that puts a refusal on record.
+
+    Where the disk does not take that either, the refusal stays what the user is told, and says so.
+    """
+    try:
+        yield
+    except InputError as lost:
+        if isinstance(refusal, BertmpError):
+            unrecorded = f"this is not on record: {lost.what} ({lost.where})"
+            refusal.todo = "; ".join(filter(None, [refusal.todo, unrecorded]))
 
 
 def read_audit(repository: Path) -> Iterator[dict[str, Any]]:
@@ -83,6 +101,22 @@ def read_audit(repository: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(entry, dict):
                 yield entry
+
+
+def _append(descriptor: int, content: bytes) -> None:
+    """Writes all of it and flushes it to the disk, or leaves the file as it was.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    size, left = os.fstat(descriptor).st_size, memoryview(content)
+    try:
+        while left:  # a disk that gets full takes a part
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
 
 
 def _separator(descriptor: int) -> str:

@@ -14,7 +14,7 @@ from bertmp.export.engine.compatibility import release_of_server
 from bertmp.export.parity.signature import require_signed
 from bertmp.serve import rollout
 from bertmp.serve.addresses import other_protocol
-from bertmp.serve.audit import AuditLog
+from bertmp.serve.audit import AuditLog, recording
 from bertmp.serve.canary import CanaryResult, try_version
 from bertmp.serve.client import Client
 from bertmp.serve.config_check import check_configs
@@ -24,7 +24,7 @@ from bertmp.serve.golden import write_golden
 from bertmp.serve.golden_record import golden_cases
 from bertmp.serve.model_signature import read_signature
 from bertmp.serve.prune import remove_all_but
-from bertmp.serve.repository import ModelFolders, all_models, numbered, require_record
+from bertmp.serve.repository import ModelFolders, all_models, numbered, require_record, require_room
 from bertmp.serve.serving_options import DeployOptions, ModelsOptions
 from bertmp.serve.staging import copy_version, staging, take_over
 from bertmp.serve.version_files import missing_files, name_files
@@ -47,6 +47,7 @@ def deploy(options: DeployOptions) -> Deployment:
             server refuses the version, or the version contradicts itself.
         MissingComponent: a key is trusted and model-signing is not installed.
     """
+    require_room(options.repository)
     deployable = _inspect(options)
     if options.triton_release is not None and deployable.engine is not None:
         deployable.engine.require_release(options.triton_release)
@@ -78,7 +79,8 @@ def _inspect(options: DeployOptions) -> Deployable:
     except GateFailed as error:
         if options.repository.is_dir():
             audit = AuditLog(options.repository, options.name, "deploy")
-            audit.write("inspected", "refused", bundle=options.bundle.absolute(), reason=str(error))
+            with recording(error):
+                audit.write("inspected", "refused", bundle=options.bundle.absolute(), reason=str(error))
         raise
 
 
@@ -153,7 +155,7 @@ def _deploy_new(
     """
     record, audit = _new_record(folders, deployable), _audit(folders)
     version, canary = record.version, None
-    step = "staged"
+    step, configs = "staged", folders.config_texts()
     try:
         with staging(folders) as staged:
             _stage(staged, folders, version, deployable)
@@ -168,12 +170,14 @@ def _deploy_new(
         log.put(record).with_live(version).save()
         if server is not None:
             rollout.promote(server, folders, version)
+        audit.write(step, "done", version)
     except BaseException as error:
         reason = str(error) if isinstance(error, BertmpError) else "interrupted"
-        _withdraw(folders, log, replace(record, state="refused", note=reason), server)
-        audit.write(step, "refused", version, reason=reason, live=folders.live())
+        with recording(error):
+            folders.restore_configs(configs)
+            _withdraw(folders, log, replace(record, state="refused", note=reason), server)
+            audit.write(step, "refused", version, reason=reason, live=folders.live())
         raise
-    audit.write(step, "done", version)
     notes = (*deployable.notes, *(canary.notes if canary else ()))
     return replace(deployment_of(folders, record, server, new=True, notes=notes), canary=canary)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bertmp.core.errors import InputError
+from bertmp.core.errors import DiskFull, InputError
 from bertmp.core.io import JsonSerializable
 from bertmp.core.options import keywords_of
 from bertmp.serve.audit import AuditLog
@@ -52,7 +52,11 @@ def remove_all_but(folders: ModelFolders, keep: int) -> Pruned:
         record = log.find(version)
         if record is not None:
             log = log.put(replace(record, state="pruned"))
-            log.save()
+            try:
+                log.save()
+            except DiskFull:  # what is removed makes room for the record of it
+                folders.remove(version)
+                log.save()
         folders.remove(version)
         AuditLog(folders.repository, folders.name, "prune").write("removed", "done", version)
     return Pruned(folders.name, kept, removed)

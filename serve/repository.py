@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bertmp.core.errors import InputError
+from bertmp.core.errors import DiskFull, InputError
 from bertmp.core.io import atomic_folder, file_lock, write_text, writing_to
+from bertmp.export.bundle import LABELS
+from bertmp.serve.audit import AUDIT
 from bertmp.serve.model_config import REFERENCE, SETTINGS, add_outputs, model_files, set_engine, set_serving
 from bertmp.serve.model_signature import (
     ModelSignature,
@@ -119,6 +121,20 @@ class ModelFolders:
             if (path == "configs/cpu.pbtxt" and set_serving(config, serving)) or added:
                 write_text(self.text / path, render(config))
 
+    def config_texts(self) -> dict[Path, str]:
+        """What stands in the files that belong to no version, as far as they are there."""
+        names = (*CONFIGS, LABELS)
+        paths = [folder / name for folder in (self.text, self.encoder) for name in names]
+        return {path: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
+
+    def restore_configs(self, before: Mapping[Path, str]) -> None:
+        """Brings back what `config_texts` returned."""
+        for path, content in self.config_texts().items():
+            if path not in before:
+                path.unlink()
+            elif content != before[path]:
+                write_text(path, before[path])
+
     def serving(self) -> ServingTable | None:
         """How the text model uses a machine without a GPU; None where its configuration does not say.
 
@@ -157,8 +173,10 @@ class ModelFolders:
     def remove(self, version: int) -> None:
         """Removes both folders of a version: first out of Triton's sight, then from the disk."""
         for folder in (self.text, self.encoder):
-            retire(folder, version)
-            shutil.rmtree(folder / RETIRED / str(version), ignore_errors=True)
+            with suppress(DiskFull):  # there is no room for another entry of a folder
+                retire(folder, version)
+            for path in (folder / RETIRED / str(version), folder / str(version)):
+                shutil.rmtree(path, ignore_errors=True)
 
     def cleanup(self) -> None:
         """Removes what an interrupted deployment left: stand-ins, temporary folders, encoders without a text
@@ -279,3 +297,20 @@ def require_model(repository: Path, name: str) -> ModelFolders:
 def _require_folder(repository: Path) -> None:
     if not repository.is_dir():
         raise InputError("no such model repository", repository, "make one with 'bertmp deploy'")
+    require_room(repository)
+
+
+def require_room(repository: Path) -> None:
+    """Checks that a folder is a model repository, or may become one: a bundle, a run or a model may not.
+
+    Raises:
+        InputError: it has files, and no model.
+    """
+    if not repository.is_dir() or any(repository.glob("*/config.pbtxt")) or any(repository.glob(f"*/{FILE}")):
+        return
+    own = (AUDIT, "README", "LICENSE")
+    files = sorted(path.name for path in repository.iterdir() if path.is_file())
+    foreign = [name for name in files if not name.startswith((".", *own))]
+    if foreign:
+        what = f"not a model repository: it has the file {foreign[0]} and no model"
+        raise InputError(what, repository, "name one, or a new or empty folder for 'bertmp deploy'")

@@ -9,7 +9,7 @@ from pathlib import Path
 from bertmp.core.errors import BertmpError, InputError
 from bertmp.core.options import keywords_of
 from bertmp.serve import rollout
-from bertmp.serve.audit import AuditLog
+from bertmp.serve.audit import AuditLog, recording
 from bertmp.serve.client import Client
 from bertmp.serve.deployment import Deployment, complete_log, connection, deployment_of
 from bertmp.serve.repository import ModelFolders, numbered, require_model, restore, retire
@@ -39,18 +39,24 @@ def rollback(options: RollbackOptions) -> Deployment:
             what = f"version {version} of '{options.name}' lacks {name_files(missing)}"
             todo = "restore it, or deploy the bundle that should answer"
             raise InputError(what, options.repository, todo)
-        try:
-            _switch(folders, server, version)
-        except BertmpError as error:
-            audit.write("switched", "refused", version, live=live, reason=str(error))
-            raise
+        before = log
         above = [one for one in log.records if one.version > version and one.state in ("live", "superseded")]
         for record in above:
             log = log.put(replace(record, state="retired"))
         log = log.with_live(version)
-        log.save()
-        fingerprint = log[version].fingerprint
-        audit.write("switched", "done", version, before=live, server=options.server, fingerprint=fingerprint)
+        facts = {"server": options.server, "fingerprint": log[version].fingerprint}
+        try:
+            with ExitStack() as undo:
+                _switch(folders, server, version, undo)
+                undo.callback(before.save)
+                log.save()
+                audit.write("switched", "done", version, before=live, **facts)
+                undo.pop_all()
+        except BertmpError as error:
+            with recording(error):
+                audit.write("switched", "refused", version, live=live, reason=str(error))
+            raise
+        _retire_encoder(folders, server, live, version)
         retired = [str(record.version) for record in above]
         verb = "is retired" if len(retired) == 1 else "are retired"
         gone = (f"version {' and '.join(retired)} {verb}",) if retired else ()
@@ -80,36 +86,38 @@ def _chosen(folders: ModelFolders, log: VersionLog, to: int | None) -> int:
     return to
 
 
-def _switch(folders: ModelFolders, server: Client | None, version: int) -> None:
-    """Moves folders and server to `version`; where that fails, both go back.
+def _switch(folders: ModelFolders, server: Client | None, version: int, undo: ExitStack) -> None:
+    """Moves folders and server to `version`; `undo` takes both back.
 
     Triton takes the highest number of a text model and the two highest of its encoder, so the encoder's are
-    moved before the text model's, and the live one's encoder last: at no moment is a text version that
-    answers without its encoder.
+    moved before the text model's, and the live one's encoder last (`_retire_encoder`): at no moment is a text
+    version that answers without its encoder.
     """
     text, encoder, live = folders.text, folders.encoder, folders.live()
-    with ExitStack() as undo:
-        if server is not None:
-            undo.callback(rollout.reload, server, folders)
-        if version not in numbered(encoder):
-            _restore(encoder, version, undo)
-        for number in numbered(encoder):
-            if number > version and number != live:
-                _retire(encoder, number, undo)
-        if server is not None:
-            server.load(encoder.name)
-        if version not in numbered(text):
-            _restore(text, version, undo)
-        for number in numbered(text):
-            if number > version:
-                _retire(text, number, undo)
-        if server is not None:
-            rollout.switch(server, folders, live)
-        undo.pop_all()
-    if live is not None and live > version:
-        retire(encoder, live)
+    if server is not None:
+        undo.callback(rollout.reload, server, folders)
+    if version not in numbered(encoder):
+        _restore(encoder, version, undo)
+    for number in numbered(encoder):
+        if number > version and number != live:
+            _retire(encoder, number, undo)
     if server is not None:
         server.load(encoder.name)
+    if version not in numbered(text):
+        _restore(text, version, undo)
+    for number in numbered(text):
+        if number > version:
+            _retire(text, number, undo)
+    if server is not None:
+        rollout.switch(server, folders, live)
+
+
+def _retire_encoder(folders: ModelFolders, server: Client | None, before: int | None, version: int) -> None:
+    """Moves away the encoder of the version that answered `before`, which nobody calls any more."""
+    if before is not None and before > version:
+        retire(folders.encoder, before)
+    if server is not None:
+        server.load(folders.encoder.name)
 
 
 def _restore(model: Path, version: int, undo: ExitStack) -> None:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+import psutil
+
 from bertmp.core.progress import ProgressCallback
 from bertmp.serve.http_request import Endpoint
 from bertmp.serve.workers import Worker, WorkerWatch
@@ -64,8 +66,10 @@ def _ended(before: Sequence[Worker], now: Sequence[Worker], models: Sequence[str
 def _busy(models: Sequence[str], loaded: Sequence[str], ended: set[str | None]) -> list[str]:
     """Those of the models that may still have requests.
 
-    Triton ends a model's workers one after the other when the last request is answered, a second for each:
-    the first one's end is enough.
+    Triton ends a model's workers one after the other when the last request is answered: the first one's end
+    is enough. Before each, its Python backend sleeps for a second to see whether the worker is alive
+    (`StubLauncher::UpdateHealth`), so that the end of an idle server takes a second for its text models and
+    a second for their encoders.
     """
     return [model for model in models if model in loaded and model not in ended]
 
@@ -77,5 +81,20 @@ def kill_group(process: subprocess.Popen[str]) -> None:
         while time.monotonic() < deadline:
             os.killpg(process.pid, signal.SIGKILL)
             process.poll()
+            if not _is_running(process.pid):
+                break
             time.sleep(0.01)
     process.wait()
+
+
+def _is_running(group: int) -> bool:
+    """Whether a process of the group has not ended.
+
+    The leader's children, whom nobody but the system's first process can reap any more, stay zombies for as
+    long as that takes: seconds, and in a container for ever.
+    """
+    for number in psutil.pids():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(number) == group and psutil.Process(number).status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False

@@ -66,6 +66,10 @@ class InputError(BertmpError):
     exit_code = 2
 
 
+class DiskFull(InputError):
+    """A disk, a quota or a limit on the size of files does not take what is written."""
+
+
 class RequestRefused(InputError):
     """A server refuses a request for what is in it; the same request is always refused."""
 
@@ -80,6 +84,12 @@ class MissingComponent(BertmpError):
     """Something that is installed separately is missing; `bertmp doctor` says how to install it."""
 
     exit_code = 4
+
+
+class DamagedComponent(MissingComponent):
+    """Something that is installed separately is there, and was changed so that it cannot be used."""
+
+    exit_code = 2
 
 
 def short_message(error: BaseException, length: int = 200) -> str:

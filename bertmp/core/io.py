@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bertmp.core.errors import InputError, MissingComponent
+from bertmp.core.errors import DiskFull, InputError, MissingComponent
 
 
 def plain(value: Any) -> Any:
@@ -51,7 +51,9 @@ def _refusal(error: OSError, target: Path) -> InputError | None:
     A full disk names no file. The others do, and one outside the target's folder is not about writing.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return InputError("no space left on the disk", target, "free some space or choose another folder")
+        return DiskFull("no space left on the disk", target, "free some space or choose another folder")
+    if error.errno == errno.EFBIG:
+        return DiskFull("a file would exceed the limit on its size", target, "raise it ('ulimit -f')")
     if isinstance(error.filename, str) and not _concerns(Path(error.filename), target):
         return None
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -74,8 +76,9 @@ def writing_to(target: Path) -> Iterator[None]:
     """Turns a full or read-only disk into one clear line about `target`.
 
     Raises:
-        InputError: the disk is full or read-only, the folder may not be written, or a file stands where a
-            folder is needed. Every other OSError passes.
+        DiskFull: it is full, or a limit is reached.
+        InputError: the disk is read-only, the folder may not be written, or a file stands where a folder is
+            needed. Every other OSError passes.
     """
     try:
         yield

@@ -22,7 +22,7 @@ from typing import Literal
 
 from packaging.version import Version
 
-from bertmp.core.errors import InputError, MissingComponent
+from bertmp.core.errors import DamagedComponent, InputError, MissingComponent
 from bertmp.core.io import JsonSerializable, file_lock, home, read_json, write_json, writing_to
 from bertmp.core.options import keywords_of
 from bertmp.core.progress import ProgressCallback
@@ -111,6 +111,7 @@ def find_runtime() -> TritonRuntime:
 
     Raises:
         MissingComponent: there is neither.
+        DamagedComponent: somebody has installed another numpy into it.
     """
     if system := _system_runtime():
         return system
@@ -118,7 +119,8 @@ def find_runtime() -> TritonRuntime:
         return _bundled_runtime(folder)
     faults = [fault for folder in _environments() if (fault := _fault(folder))]
     what = f"the Triton environment cannot be used: {faults[0]}" if faults else "Triton is not set up"
-    raise MissingComponent(what, home() / "triton", "run 'bertmp setup triton'")
+    error = DamagedComponent if _OTHER_NUMPY in faults[:1] else MissingComponent
+    raise error(what, home() / "triton", "run 'bertmp setup triton'")
 
 
 def _recipe() -> str:
@@ -150,8 +152,11 @@ def _fault(folder: Path) -> str | None:
     names = [path.name for path in _site_packages(folder).glob("numpy-*.dist-info")]
     versions = [Version(name.split("-")[1].removesuffix(".dist")) for name in names]
     if max((version.major for version in versions), default=0) != 1:
-        return "its numpy is not 1.x, which would corrupt the server's tensors"
+        return _OTHER_NUMPY
     return None
+
+
+_OTHER_NUMPY = "its numpy is not 1.x, which would corrupt the server's tensors"
 
 
 def _site_packages(folder: Path) -> Path:

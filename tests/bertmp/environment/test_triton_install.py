@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bertmp import setup
-from bertmp.core.errors import InputError, MissingComponent
+from bertmp.core.errors import DiskFull, InputError, MissingComponent
 from bertmp.core.io import write_json
 from bertmp.environment import triton_install
 from bertmp.environment.triton_install import (
@@ -21,6 +21,7 @@ from bertmp.environment.triton_install import (
     probe,
     requirements,
 )
+from bertmp.environment.wheels import run_tool
 
 
 def test_second_setup_does_nothing(triton: None) -> None:
@@ -62,8 +63,17 @@ def test_find_runtime_of_an_incomplete_setup_is_refused(own_home: Path) -> None:
 
 def test_find_runtime_with_numpy_2_is_refused(own_home: Path) -> None:
     environment(own_home, "2.0.1")
-    with pytest.raises(MissingComponent, match=r"numpy is not 1\.x"):
+    with pytest.raises(MissingComponent, match=r"numpy is not 1\.x") as raised:
         find_runtime()
+    assert raised.value.exit_code == 2  # it is there, and what is in it is wrong
+
+
+def test_setup_on_a_full_disk_says_so(own_home: Path, tmp_path: Path) -> None:
+    """What pip prints where it finds no space; /dev/full refuses as a full disk does."""
+    command = [sys.executable, "-c", "open('/dev/full', 'w').write('x' * 10_000)"]
+    with pytest.raises(DiskFull, match="cannot install: no space left on the disk") as raised:
+        run_tool(command, "cannot install", tmp_path)
+    assert raised.value.exit_code == 2
 
 
 def test_find_runtime_prefers_a_system_triton(
