@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +14,6 @@ from bertmp.export.answers import normalised
 from bertmp.export.bundle import Bundle
 from bertmp.export.parity.stage import ParityInputs
 from bertmp.export.prediction.comparison import compare
-from bertmp.export.prediction.predict_options import PredictOptions
 from bertmp.export.prediction.predictor import Source
 from bertmp.serve.client import Client, text_inputs
 from bertmp.serve.served_tasks import CLASSIFIES, TASKS, WITH_MASKS
@@ -134,9 +132,8 @@ def answers_difference(client: Client, model: str, inputs: ParityInputs, version
         return None
     chosen = np.unique(np.linspace(0, len(texts) - 1, min(MOST, len(texts))).astype(int)).tolist()
     rows = [TextRow(at, texts[at], pairs[at] if pairs else None) for at in chosen]
-    given = {name: settings[name] for name in ("threshold", "pooling", "aggregation")}
-    options = PredictOptions(inputs.bundle, data=Path("texts"), out=Path("answers.jsonl"), **given)
-    here = Source.find(Bundle.open(inputs.bundle), "fp32").open(options)
+    choices = {name: settings[name] for name in ("threshold", "pooling", "aggregation")}
+    here = Source.find(Bundle.open(inputs.bundle), "fp32").open(**choices)
     wanted = here.answer(rows, lambda count: None, str(inputs.bundle))
     for row, expected in zip(rows, wanted, strict=True):
         if expected["truncated"] and settings["long_text"] != "truncate":

@@ -11,7 +11,6 @@ from bertmp.core.io import JsonSerializable, read_json, write_json
 from bertmp.data.text_stream import TextRow
 from bertmp.export.bundle import Bundle
 from bertmp.export.parity.stage import ParityInputs
-from bertmp.export.prediction.predict_options import PredictOptions
 from bertmp.export.prediction.predictor import FILLING, Source
 
 GOLDEN_EXAMPLES, FORMAT = "golden-examples.json", 1
@@ -35,8 +34,7 @@ def golden_examples(bundle: Bundle, inputs: ParityInputs) -> list[GoldenExample]
     rows = [_row(bundle, inputs, number) for number in _choose(inputs)]
     if not rows:
         return []
-    usual = PredictOptions(bundle=bundle.folder, data=bundle.folder, out=bundle.folder)
-    answers = Source.find(bundle, "fp32").open(usual).answer(rows, lambda _: None, str(bundle.folder))
+    answers = Source.find(bundle, "fp32").open().answer(rows, lambda _: None, str(bundle.folder))
     return [GoldenExample(row.text, row.pair, answer) for row, answer in zip(rows, answers, strict=True)]
 
 

@@ -90,7 +90,10 @@ def predict(options: PredictOptions) -> Prediction:
     started = time.monotonic()
     sources = _sources(options)
     texts = _checked_texts(options, sources)
-    predictors = [source.open(options) for source in sources]
+    predictors = [
+        source.open(threshold=options.threshold, pooling=options.pooling, aggregation=options.aggregation)
+        for source in sources
+    ]
     loaded, tally = time.monotonic(), _Tally()
     with (
         atomic_file(options.out) as temporary,

@@ -15,7 +15,7 @@ from bertmp.data.tokenizer import Encoded
 from bertmp.export.answers import Answer, Decoder, Tokens, decoder_of
 from bertmp.export.bundle import CONVERT, EXPORT, FP32_GRAPH, Bundle
 from bertmp.export.graph.ort_sessions import arithmetic_note, best_providers, open_session
-from bertmp.export.prediction.predict_options import Precision, PredictOptions
+from bertmp.export.prediction.predict_options import Precision
 
 FILLING = ("masked-lm", "pretraining")
 """The heads that answer with words for `[MASK]`."""
@@ -58,7 +58,7 @@ class Source:
         """Whether single texts make no sense: it was trained on pairs alone."""
         return self.bundle.task == "next-sentence" or bool(self.bundle.config.get("text_pairs"))
 
-    def decoder(self, options: PredictOptions) -> Decoder:
+    def _decoder(self, threshold: float, pooling: str, aggregation: str) -> Decoder:
         """What turns the graph's outputs into answers."""
         task, tokenizer = self.bundle.task, self.bundle.tokenizer
         return decoder_of(
@@ -66,13 +66,18 @@ class Source:
             labels=self.bundle.labels,
             tokens=tokenizer.tokens() if task in FILLING else (),
             mask=tokenizer.id_of("[MASK]") if task in FILLING else 0,
-            threshold=options.threshold,
-            pooling=options.pooling,
-            aggregation=options.aggregation,
+            threshold=threshold,
+            pooling=pooling,
+            aggregation=aggregation,
         )
 
-    def open(self, options: PredictOptions) -> Predictor:
+    def open(
+        self, *, threshold: float = 0.5, pooling: str = "mean", aggregation: str = "simple"
+    ) -> Predictor:
         """Opens the graph, on the GPU where ONNX Runtime can use one, else on the CPU.
+
+        Args:
+            threshold, pooling, aggregation: how it answers, see `decoder_of`.
 
         Raises:
             InputError: ONNX Runtime does not load it.
@@ -86,7 +91,7 @@ class Source:
                 raise
             what = f"ONNX Runtime has no kernels for {self.precision.upper()} graphs on this machine"
             raise InputError(what, graph, "use --precision fp32") from error
-        return Predictor(self, self.decoder(options), session)
+        return Predictor(self, self._decoder(threshold, pooling, aggregation), session)
 
 
 CPU_ROWS, GPU_ROWS = 16, 128
