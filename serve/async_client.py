@@ -5,25 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
-from bertmp.core.errors import BertmpError, ServerFault
-from bertmp.serve.connection import Connection, Tls, possible_connections
+from bertmp.core.errors import BertmpError
+from bertmp.serve.connection import Connection, ConnectionOptions, possible_connections
 from bertmp.serve.faults import (
     CONNECTION_ERRORS,
-    error_of_connection,
-    error_of_reply,
+    error_of,
     no_server,
-    stopped_answering,
+    server_is_gone,
+    server_may_be_gone,
 )
-from bertmp.serve.retry import RETRIES, Attempts, RetryPolicy
-from bertmp.serve.serving_options import REQUEST_TIMEOUT, Protocol
+from bertmp.serve.retry import Attempts
+from bertmp.serve.serving_options import Protocol
 from bertmp.serve.task_answers import Answer, answers_of
 from bertmp.serve.text_requests import ServedModel, batches, class_names, text_inputs
 from bertmp.serve.triton_client import LIVE_TIMEOUT
@@ -51,16 +49,10 @@ class AsyncClient:
         url: str | None = None,
         protocol: Protocol | None = None,
         *,
-        tls_ca: str | Path | None = None,
-        tls_cert: str | Path | None = None,
-        tls_key: str | Path | None = None,
-        timeout: float = REQUEST_TIMEOUT,
-        retry: RetryPolicy = RETRIES,
         concurrency: int = 16,
+        **options: Unpack[ConnectionOptions],
     ) -> None:
-        tls = Tls(*(file if file is None else Path(file) for file in (tls_ca, tls_cert, tls_key)))
-        found = possible_connections(url, protocol, tls)
-        self._possible = [replace(one, timeout=timeout, retry=retry) for one in found]
+        self._possible = possible_connections(url, protocol, **options)
         self._concurrency = concurrency
         self._slots, self._opening = asyncio.Semaphore(concurrency), asyncio.Lock()
         self._opened: _Opened | None = None
@@ -214,25 +206,15 @@ class AsyncClient:
                 result = await asyncio.wait_for(call(attempts.remaining), attempts.remaining)
                 self._has_answered = True
                 return result
-            except InferenceServerException as error:
-                cause: Exception = error
-                message, status = str(error.message()), str(error.status() or "")
-                found = error_of_reply(message, status, model, opened.address)
-            except opened.errors as error:
-                timed_out = isinstance(error, asyncio.TimeoutError)
-                cause = TimeoutError() if timed_out else error  # two classes before Python 3.11
-                found = error_of_connection(cause, model, opened.address)
+            except (InferenceServerException, *opened.errors) as error:
+                cause, found = error, error_of(error, model, opened.address)
             pause = attempts.pause_after(found)
             if pause is None:
-                raise await self._explained(attempts.cause_of(found), opened) from cause
+                found = attempts.cause_of(found)
+                if server_may_be_gone(found) and not await opened.is_live():
+                    found = server_is_gone(opened.connection.protocol, opened.address, self._has_answered)
+                raise found from cause
             await asyncio.sleep(pause)
-
-    async def _explained(self, error: BertmpError, opened: _Opened) -> BertmpError:
-        if not isinstance(error, ServerFault) or not error.retryable or await opened.is_live():
-            return error
-        if self._has_answered:
-            return stopped_answering(opened.address)
-        return no_server(opened.connection.protocol, opened.address)
 
 
 class _Opened:

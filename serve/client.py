@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from bertmp.core.errors import InputError
 from bertmp.serve.connection import SCHEMES as SCHEMES
-from bertmp.serve.connection import Connection, Tls, possible_connections
+from bertmp.serve.connection import Connection, ConnectionOptions, possible_connections
 from bertmp.serve.faults import no_server
-from bertmp.serve.retry import NO_RETRIES, RETRIES, RetryPolicy
+from bertmp.serve.retry import NO_RETRIES
 from bertmp.serve.served_tasks import CLASSIFIES, FILES, SETTINGS
-from bertmp.serve.serving_options import REQUEST_TIMEOUT, Protocol
+from bertmp.serve.serving_options import Protocol
 from bertmp.serve.task_answers import Answer, RefusedText, answers_of
 from bertmp.serve.text_requests import ServedModel as ServedModel
 from bertmp.serve.text_requests import batches, class_names, largest_batch
@@ -69,16 +68,9 @@ class Client(TritonClient):
         self,
         url: str | None = None,
         protocol: Protocol | None = None,
-        *,
-        tls_ca: str | Path | None = None,
-        tls_cert: str | Path | None = None,
-        tls_key: str | Path | None = None,
-        timeout: float = REQUEST_TIMEOUT,
-        retry: RetryPolicy = RETRIES,
+        **options: Unpack[ConnectionOptions],
     ) -> None:
-        tls = Tls(*(file if file is None else Path(file) for file in (tls_ca, tls_cert, tls_key)))
-        found = possible_connections(url, protocol, tls)
-        self._connect(_answering([replace(one, timeout=timeout, retry=retry) for one in found]))
+        self._connect(_answering(possible_connections(url, protocol, **options)))
 
     def _connect(self, connection: Connection) -> None:
         super()._connect(connection)

@@ -6,10 +6,10 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from bertmp.core.errors import InputError
-from bertmp.serve.retry import NO_RETRIES, RetryPolicy
+from bertmp.serve.retry import NO_RETRIES, RETRIES, RetryPolicy
 from bertmp.serve.serving_options import REQUEST_TIMEOUT, Protocol
 
 PORTS: Mapping[Protocol, int] = {"grpc": 8001, "http": 8000}
@@ -111,7 +111,26 @@ class Connection:
     retry: RetryPolicy = NO_RETRIES
 
 
-def possible_connections(url: str | None, protocol: Protocol | None, tls: Tls) -> list[Connection]:
+class ConnectionOptions(TypedDict, total=False):
+    """The keywords of `Client` and `AsyncClient` alike, see `Client`."""
+
+    tls_ca: str | Path | None
+    tls_cert: str | Path | None
+    tls_key: str | Path | None
+    timeout: float
+    retry: RetryPolicy
+
+
+def possible_connections(
+    url: str | None,
+    protocol: Protocol | None,
+    *,
+    tls_ca: str | Path | None = None,
+    tls_cert: str | Path | None = None,
+    tls_key: str | Path | None = None,
+    timeout: float = REQUEST_TIMEOUT,
+    retry: RetryPolicy = RETRIES,
+) -> list[Connection]:
     """What an address may mean: one connection, or one for each protocol where none is named.
 
     Raises:
@@ -127,6 +146,7 @@ def possible_connections(url: str | None, protocol: Protocol | None, tls: Tls) -
         protocols = ("grpc", "http") if url else ("grpc",)
     if scheme and protocol is None and not any(scheme in known for known in SCHEMES.values()):
         raise InputError(f"unknown scheme '{scheme}'", str(url), "use grpc://, grpcs://, http:// or https://")
+    tls = Tls(*(file if file is None else Path(file) for file in (tls_ca, tls_cert, tls_key)))
     if tls.is_given:
         tls.check()
         if scheme in PORTS:
@@ -135,5 +155,5 @@ def possible_connections(url: str | None, protocol: Protocol | None, tls: Tls) -
     found = []
     for one in protocols:
         address, encrypted = parse_address(url, one)
-        found.append(Connection(address, one, encrypted or tls.is_given, tls))
+        found.append(Connection(address, one, encrypted or tls.is_given, tls, timeout, retry))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
 from http import HTTPStatus
@@ -41,6 +42,15 @@ _PHRASES = {str(status.value): status.phrase for status in HTTPStatus}
 _NO_ROOM = re.compile(r"but missing required input\(s\) \]\. Please provide all required input\(s\)\.?$")
 
 
+def error_of(error: Exception, model: str, address: str) -> BertmpError:
+    """The error for what tritonclient or the connection below it raises; see `error_of_reply`."""
+    from tritonclient.utils import InferenceServerException
+
+    if isinstance(error, InferenceServerException):
+        return error_of_reply(str(error.message()), str(error.status() or ""), model, address)
+    return _error_of_connection(error, model, address)
+
+
 def error_of_reply(message: str, status: str, model: str, address: str) -> BertmpError:
     """The error for what a server, or the client library in its place, says.
 
@@ -72,10 +82,10 @@ def error_of_reply(message: str, status: str, model: str, address: str) -> Bertm
     return ServerFault(message, where, LOOK)
 
 
-def error_of_connection(error: Exception, model: str, address: str) -> BertmpError:
+def _error_of_connection(error: Exception, model: str, address: str) -> BertmpError:
     """The error for a connection that broke, or did not come about."""
     where = f"{model} at {address}" if model else address
-    if isinstance(error, TimeoutError):
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):  # two classes before Python 3.11
         return too_late(where)
     if isinstance(error, ssl.SSLError) or _UNTRUSTED.search(str(error)):
         return _tls_error(str(error), address)
@@ -95,8 +105,19 @@ def no_server(protocol: str, address: str) -> InputError:
     return InputError(what, address, todo)
 
 
-def stopped_answering(address: str) -> ServerFault:
-    """The error where a server that has answered is not there any more."""
+def server_may_be_gone(error: BertmpError) -> bool:
+    """Whether an error is one that a server which is not there at all gives, too."""
+    return isinstance(error, ServerFault) and error.retryable
+
+
+def server_is_gone(protocol: str, address: str, has_answered: bool) -> BertmpError:
+    """The error where nothing answers at an address.
+
+    Args:
+        has_answered: whether a server has answered there before.
+    """
+    if not has_answered:
+        return no_server(protocol, address)
     todo = f"start it again, or {LOOK}"
     return ServerFault("the server stopped answering", address, todo, retryable=True)
 

@@ -11,16 +11,15 @@ from typing import Any, TypeVar
 import numpy as np
 from typing_extensions import Self
 
-from bertmp.core.errors import BertmpError, ServerFault
 from bertmp.serve.connection import SCHEMES as SCHEMES
 from bertmp.serve.connection import Connection
 from bertmp.serve.connection import parse_address as parse_address
 from bertmp.serve.faults import (
     CONNECTION_ERRORS,
-    error_of_connection,
-    error_of_reply,
+    error_of,
     no_server,
-    stopped_answering,
+    server_is_gone,
+    server_may_be_gone,
 )
 from bertmp.serve.retry import Attempts
 from bertmp.serve.serving_options import REQUEST_TIMEOUT as REQUEST_TIMEOUT
@@ -195,20 +194,12 @@ class TritonClient:
                     result = call(attempts.remaining)
                 self._has_answered = True
                 return result
-            except InferenceServerException as error:
-                cause: Exception = error
-                found = error_of_reply(str(error.message()), str(error.status() or ""), model, self.address)
-            except CONNECTION_ERRORS as error:
-                cause, found = error, error_of_connection(error, model, self.address)
+            except (InferenceServerException, *CONNECTION_ERRORS) as error:
+                cause, found = error, error_of(error, model, self.address)
             pause = attempts.pause_after(found)
             if pause is None:
-                raise self._explained(attempts.cause_of(found)) from cause
+                found = attempts.cause_of(found)
+                if server_may_be_gone(found) and not self.is_live():
+                    found = server_is_gone(self.protocol, self.address, self._has_answered)
+                raise found from cause
             time.sleep(pause)
-
-    def _explained(self, error: BertmpError) -> BertmpError:
-        """The error to raise: a fault of a server that is not there at all is another."""
-        if not isinstance(error, ServerFault) or not error.retryable or self.is_live():
-            return error
-        if self._has_answered:
-            return stopped_answering(self.address)
-        return no_server(self.protocol, self.address)

@@ -17,7 +17,7 @@ from bertmp import infer
 from bertmp.core.errors import BertmpError, InputError, RequestRefused
 from bertmp.data.readers import read_examples
 from bertmp.serve import AsyncClient, Client
-from bertmp.serve.connection import Tls, possible_connections
+from bertmp.serve.connection import possible_connections
 from bertmp.serve.task_answers import Answer, RefusedText
 from tests.conftest import RunBertmp
 from tests.serve.bundles import answer_in_process
@@ -71,7 +71,7 @@ def test_address_decides_the_protocol_and_both_clients_answer_alike(
     ],
 )
 def test_address_may_mean(url: str | None, protocol: str | None, expected: list[str]) -> None:
-    found = possible_connections(url, protocol, Tls())  # type: ignore[arg-type]
+    found = possible_connections(url, protocol)  # type: ignore[arg-type]
     told = [f"{one.protocol} {one.address}{' tls' if one.encrypted else ''}" for one in found]
     assert told == expected
 
