@@ -12,12 +12,14 @@ import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
+from tritonclient.utils import InferenceServerException
 
 from bertmp.core.errors import InputError, RequestRefused
 from bertmp.serve.client import Client
 from bertmp.serve.faults import error_of_reply
 from bertmp.serve.model_config import MAX_BATCH
 from bertmp.serve.serving_options import Protocol
+from tests.serve.bundles import POSITIONS
 from tests.serve.conftest import Served
 
 PROTOCOLS: tuple[Protocol, ...] = ("grpc", "http")
@@ -53,25 +55,58 @@ BAD_TENSORS: dict[str, tuple[dict[str, np.ndarray], str]] = {
         r"Expected \[-1,1\], got \[1,2\] \(trec at",
     ),
     "type": ({"TEXT": np.ones((1, 1), dtype=np.float32)}, "data-type is 'FP32', but .* expects 'BYTES'"),
+    "another_name": ({"WORDS": rows(b"a")}, "WORDS"),
     "not_utf8": ({"TEXT": rows(b"ab\xff")}, "the text is not UTF-8: byte 0xff at position 2"),
-    "empty_text": ({"TEXT": rows(b"a", b" ")}, "text 2 of 2 is empty"),
+    "empty_text": ({"TEXT": rows(b" \t\n")}, "the text is empty"),
+    "empty_second_text": ({"TEXT": rows(b"a", b"")}, "text 2 of 2 is empty"),
     "empty_batch": ({"TEXT": np.empty((0, 1), dtype=object)}, "got 0"),
     "large_batch": ({"TEXT": rows(*[b"a"] * (MAX_BATCH + 1))}, f"batch-size must be <= {MAX_BATCH}"),
     "large_text": ({"TEXT": rows(b"a" * 1_000_001)}, "1000001 bytes, the most is 1000000"),
 }
 
 
+def assert_refused(
+    url: str, protocol: Protocol, model: str, inputs: dict[str, np.ndarray], output: str, reason: str
+) -> None:
+    """As the caller's mistake: by the status that any client gets, and by the error that ours makes of it."""
+    with Client(url, protocol) as client, pytest.raises(RequestRefused, match=reason) as refused:
+        client.infer(model, inputs, (output,))
+    assert refused.value.exit_code == 2
+    assert "request id" not in str(refused.value)
+    reply = refused.value.__cause__
+    assert isinstance(reply, InferenceServerException)
+    assert str(reply.status()) in ("StatusCode.INVALID_ARGUMENT", "400")
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("case", BAD_TENSORS)
 def test_bad_tensor_is_refused_as_the_callers(served: Served, case: str, protocol: Protocol) -> None:
     inputs, reason = BAD_TENSORS[case]
-    with (
-        Client(served.url(protocol), protocol) as client,
-        pytest.raises(RequestRefused, match=reason) as refused,
-    ):
-        client.infer("trec", inputs, ("LABEL",))
-    assert refused.value.exit_code == 2
-    assert "request id" not in str(refused.value)
+    assert_refused(served.url(protocol), protocol, "trec", inputs, "LABEL", reason)
+
+
+def ids(value: int = 1, length: int = 4) -> np.ndarray:
+    return np.full((1, length), value, dtype=np.int64)
+
+
+BAD_IDS: dict[str, tuple[tuple[np.ndarray, ...], str]] = {
+    "id_too_large": ((ids(30522), ids(), ids(0)), "input_ids has the value 30522, outside 0 to 30521"),
+    "negative_id": ((ids(-1), ids(), ids(0)), "input_ids has the value -1"),
+    "mask": ((ids(), ids(2), ids(0)), "attention_mask has the value 2, outside 0 to 1"),
+    "token_type": ((ids(), ids(), ids(2)), "token_type_ids has the value 2"),
+    "too_long": ((ids(length=POSITIONS + 1),) * 3, "too long: 65 tokens, the most is 64"),
+    "empty": ((ids(length=0),) * 3, "is empty"),
+    "shapes": ((ids(), ids(length=5), ids(0)), "differ in shape"),
+    "large_batch": ((np.ones((MAX_BATCH + 1, 4), dtype=np.int64),) * 3, f"batch-size must be <= {MAX_BATCH}"),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("case", BAD_IDS)
+def test_bad_ids_are_refused_as_the_callers(served: Served, case: str, protocol: Protocol) -> None:
+    arrays, reason = BAD_IDS[case]
+    inputs = dict(zip(("input_ids", "attention_mask", "token_type_ids"), arrays, strict=True))
+    assert_refused(served.url(protocol), protocol, "trec_encoder", inputs, "logits", reason)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -88,8 +123,9 @@ def test_unknown_model_version_or_output_is_named(served: Served, protocol: Prot
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_text_with_nul_bytes_is_read_like_any_other(served: Served, protocol: Protocol) -> None:
     with Client(served.url(protocol), protocol) as client:
-        with_nul, without = client.ask("trec", ["who\0 is\0 it", "who is it"])
-    assert with_nul.to_json()["scores"] == pytest.approx(without.to_json()["scores"], abs=1e-5)
+        found = client.classify("trec", ["who\0 is\0 it", "who is it"])
+    assert found.probabilities[0].tolist() == pytest.approx(found.probabilities[1].tolist(), abs=1e-6)
+    assert found.tokens[0] == found.tokens[1]
 
 
 def truncated() -> bytes:

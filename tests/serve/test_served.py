@@ -1,4 +1,4 @@
-"""A served model over the wire: answers, bad requests, errors."""
+"""A served model over the wire: its answers, and the commands that ask it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bertmp.serve.serve_options import ServeOptions
 from bertmp.serve.served_consistency import served_graph
 from bertmp.serve.server import TritonServer
 from tests.conftest import RunBertmp
-from tests.serve.bundles import LABELS, POSITIONS, SAMPLES, answer_in_process, deploy, make_bundle
+from tests.serve.bundles import LABELS, SAMPLES, answer_in_process, deploy, make_bundle
 from tests.serve.conftest import Served
 
 PROTOCOLS = ("grpc", "http")
@@ -195,105 +195,6 @@ def test_concurrent_requests_batched_together_get_their_own_rows(served: Served)
     for thread in threads:
         thread.join()
     np.testing.assert_allclose(np.stack([found[row] for row in range(len(texts))]), expected, atol=1e-5)
-
-
-INVALID_TEXTS = [
-    ([b"fine", b""], "text 2 of 2 is empty"),
-    ([b" \t\n"], "the text is empty"),
-    ([b"ab\xff"], "the text is not UTF-8: byte 0xff at position 2"),
-    ([b"a" * 1_000_001], "too large: 1000001 bytes, the most is 1000000"),
-]
-
-
-@pytest.mark.parametrize(("rows", "message"), INVALID_TEXTS)
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_invalid_text_is_a_bad_request(
-    served: Served, protocol: str, rows: list[bytes], message: str
-) -> None:
-    tensor = np.array([[row] for row in rows], dtype=object)
-    status, text = failed_request(served, protocol, "trec", {"TEXT": (tensor, "BYTES")}, "LABEL")
-    assert (status in ("StatusCode.INVALID_ARGUMENT", "400"), message in text) == (True, True), (status, text)
-
-
-def words(*shape: int) -> tuple[np.ndarray, str]:
-    return np.full(shape, b"why", dtype=object), "BYTES"
-
-
-INVALID_TENSORS = [
-    ({"TEXT": words(1, 2)}, "unexpected shape for input 'TEXT'"),
-    ({"TEXT": words(1)}, "unexpected shape for input 'TEXT'"),
-    ({"TEXT": words(MAX_BATCH + 1, 1)}, f"must be <= {MAX_BATCH}"),
-    ({"TEXT": (np.ones((1, 1), np.float32), "FP32")}, "data-type"),
-    ({"TEXT": words(1, 1), "MORE": words(1, 1)}, "MORE"),
-    ({"WORDS": words(1, 1)}, "WORDS"),
-]
-
-
-@pytest.mark.parametrize(("inputs", "message"), INVALID_TENSORS)
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_invalid_tensors_are_a_bad_request(
-    served: Served, protocol: str, inputs: dict[str, tuple[np.ndarray, str]], message: str
-) -> None:
-    status, text = failed_request(served, protocol, "trec", inputs, "LABEL")
-    assert (status in ("StatusCode.INVALID_ARGUMENT", "400"), message in text) == (True, True), (status, text)
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_nul_byte_in_a_text_is_as_nothing(served: Served, protocol: str) -> None:
-    with Client(served.url(protocol), protocol) as client:
-        found = client.classify("trec", ["Where\0 is Rome ?", "Where is Rome ?"])
-    assert found.probabilities[0].tolist() == pytest.approx(found.probabilities[1].tolist(), abs=1e-6)
-    assert found.tokens[0] == found.tokens[1]
-
-
-def ids(value: int = 1, length: int = 4) -> np.ndarray:
-    return np.full((1, length), value, dtype=np.int64)
-
-
-INVALID_IDS = [
-    ((ids(30522), ids(), ids(0)), "input_ids has the value 30522, outside 0 to 30521"),
-    ((ids(-1), ids(), ids(0)), "input_ids has the value -1"),
-    ((ids(), ids(2), ids(0)), "attention_mask has the value 2, outside 0 to 1"),
-    ((ids(), ids(), ids(2)), "token_type_ids has the value 2"),
-    ((ids(length=POSITIONS + 1),) * 3, "too long: 65 tokens, the most is 64"),
-    ((ids(length=0),) * 3, "is empty"),
-    ((ids(), ids(length=5), ids(0)), "differ in shape"),
-    ((np.ones((MAX_BATCH + 1, 4), dtype=np.int64),) * 3, "batch-size must be <= 32"),
-]
-
-
-@pytest.mark.parametrize(("arrays", "message"), INVALID_IDS)
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_invalid_ids_are_a_bad_request(
-    served: Served, protocol: str, arrays: tuple[np.ndarray, ...], message: str
-) -> None:
-    named = dict(zip(("input_ids", "attention_mask", "token_type_ids"), arrays, strict=True))
-    inputs = {name: (array, "INT64") for name, array in named.items()}
-    status, text = failed_request(served, protocol, "trec_encoder", inputs, "logits")
-    assert (status in ("StatusCode.INVALID_ARGUMENT", "400"), message in text) == (True, True), (status, text)
-
-
-def failed_request(
-    served: Served, protocol: str, model: str, inputs: dict[str, tuple[np.ndarray, str]], output: str
-) -> tuple[str, str]:
-    """Status and message that a plain Triton client gets."""
-    import tritonclient.grpc
-    import tritonclient.http
-    from tritonclient.utils import InferenceServerException
-
-    library: Any = tritonclient.grpc if protocol == "grpc" else tritonclient.http
-    sent = []
-    for name, (array, kind) in inputs.items():
-        tensor = library.InferInput(name, list(array.shape), kind)
-        tensor.set_data_from_numpy(array)
-        sent.append(tensor)
-    client = library.InferenceServerClient(served.url(protocol))
-    try:
-        with pytest.raises(InferenceServerException) as refused:
-            client.infer(model, sent, outputs=[library.InferRequestedOutput(output)])
-    finally:
-        client.close()
-    return str(refused.value.status()), str(refused.value.message())
 
 
 def test_plain_http_client_is_answered(served: Served) -> None:
