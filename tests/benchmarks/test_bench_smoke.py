@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import pipeline
 from benchmarks.ab_runs import Run, alternate, speed
 from benchmarks.flops import Work, pretraining_flops
 from benchmarks.gpu import Plan, line, report
@@ -180,3 +181,13 @@ def test_the_gpus_tests_are_sound() -> None:
     done = python("pytest", "-q", "tests/gpu", "-k", chosen, BERTMP_REHEARSE="1", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout
     assert "10 passed" in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+def test_parity_beside_its_stages_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pipeline, "PARITY_TEXTS", 200)
+    found = pipeline.measure_parity(tmp_path / "parity")
+    assert found["texts"] == 200
+    assert {"torch-fp32", "onnx-fp32", "onnx-fp16"} <= set(found["stages"])
+    assert found["ratio_stages"] == found["seconds"] / sum(found["stages"].values()) > 1
+    assert found["peak_memory_bytes"] > 0

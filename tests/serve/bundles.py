@@ -23,7 +23,7 @@ POSITIONS = 64
 SAMPLES = ("Who ?", "Where is it ?", "What does NATO mean ?", "How many days has a year ?", "hello " * 20)
 
 
-def make_bundle(folder: Path, minilm: Path, seed: int, fp16: bool = False, hidden_size: int = 32) -> Path:
+def make_bundle(folder: Path, minilm: Path, seed: int, fp16: bool = False) -> Path:
     """A classifier of two small layers with random weights: other seeds give other answers."""
     from bertmp import export_checkpoint
     from bertmp.data.tokenizer import Tokenizer
@@ -31,10 +31,10 @@ def make_bundle(folder: Path, minilm: Path, seed: int, fp16: bool = False, hidde
     from bertmp.model.config import BertConfig
 
     config = BertConfig(
-        hidden_size=hidden_size,
+        hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,
-        intermediate_size=2 * hidden_size,
+        intermediate_size=64,
         max_position_embeddings=POSITIONS,
         labels=LABELS,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from bertmp import prepare
 from bertmp.core.errors import InputError
-from bertmp.data.batches import shuffled_batches
 from bertmp.data.tokenizer import Tokenizer
 from bertmp.pretraining import counter_rng
 from bertmp.pretraining.masking import Masking, Vocabulary
@@ -229,18 +227,6 @@ class TestBatches:
         sent = pickle.loads(pickle.dumps(data))
         rows = np.array([5, 17])
         assert sent.batch(rows, 1).input_ids.tolist() == data.batch(rows, 1).input_ids.tolist()
-
-    def test_a_batch_costs_next_to_nothing(self, data: PretrainingData) -> None:
-        batches = shuffled_batches(data.lengths(0), 32, 0, 0)[:40]
-        best = min(_seconds(data, batches) for _ in range(3))
-        assert best < 0.004  # measured: 0.0005; the limit allows for a busy machine
-
-
-def _seconds(data: PretrainingData, batches: list[np.ndarray]) -> float:
-    started = time.perf_counter()
-    for rows in batches:
-        data.batch(rows, 0)
-    return (time.perf_counter() - started) / len(batches)
 
 
 class TestMasking:

@@ -1,4 +1,4 @@
-"""Parity on 100,000 texts: bounded memory, and little time beside that of its stages."""
+"""Parity on 100,000 texts takes bounded memory; `make bench-pipeline` measures its time."""
 
 from __future__ import annotations
 
@@ -35,11 +35,8 @@ def run(bundle: Path, data: Path, report: Path) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_100_000_texts_take_bounded_memory_and_little_more_time_than_the_stages(
-    minilm: Path, trec: Path, tmp_path: Path
-) -> None:
-    # A third of the real encoder's width: of narrower ones, reading takes as long as a stage.
-    bundle, chosen = make_bundle(tmp_path, minilm, seed=0, fp16=True, hidden_size=128), random.Random(0)
+def test_100_000_texts_take_bounded_memory(minilm: Path, trec: Path, tmp_path: Path) -> None:
+    bundle, chosen = make_bundle(tmp_path, minilm, seed=0, fp16=True), random.Random(0)
     lines = (trec / "train.tsv").read_text(encoding="utf-8").splitlines()
     peaks, report = {}, {}
     for count in (1_000, 100_000):
@@ -50,5 +47,4 @@ def test_100_000_texts_take_bounded_memory_and_little_more_time_than_the_stages(
     assert report["data"]["texts"] == 100_000
     # The texts, their token ids and each stage's answers: 2.5 kB a text at the most.
     assert peaks[100_000] - peaks[1_000] < 250e6
-    assert report["seconds"] <= 1.2 * sum(stage["seconds"] for stage in report["stages"])
     assert (tmp_path / "report-100000" / "report.html").stat().st_size < 2e6
