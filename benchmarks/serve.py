@@ -3,7 +3,8 @@
 All serve the same weights on all cores of this machine and are asked the same texts by one compiled load
 generator on the same cores. They take turns: in each round every system is started, asked by 1, 4 and 16
 clients, and stopped. Every answer is compared with that of the same weights in process. In each round a
-process of its own measures the machine's FP32 matrix product, which bounds what FP32 can reach.
+process of its own measures the machine's FP32 matrix product, which bounds what FP32 can reach. At the end
+the load generator is compared with another, wrk, where that is installed.
 
 Writes `benchmarks/results/serve.json`. `--quick` runs everything small, to see that it runs; it measures
 nothing worth keeping and writes to `build/` instead.
@@ -23,6 +24,7 @@ from benchmarks.ab_runs import Measure, alternate, say
 from benchmarks.flops import TRAINING, Work, classifier_flops
 from benchmarks.machine import provenance
 from benchmarks.serving import summary
+from benchmarks.serving.generators import GeneratorFailed, compare_generators
 from benchmarks.serving.load import Questions, compare_first, load_generator, put_load
 from benchmarks.serving.model import LABELS, make_checkpoint
 from benchmarks.serving.systems import MODEL, Prepared, Start, SystemFailed, systems
@@ -100,6 +102,7 @@ def measure(size: Size, scratch: Path) -> dict[str, Any]:
     Raises:
         SystemFailed: a system did not start.
         ChildFailed: the measurement of the peak failed.
+        GeneratorFailed: a request failed while the generators were compared.
         BertmpError: the model could not be made or deployed, or the load generator is missing.
     """
     tool = load_generator()
@@ -128,7 +131,14 @@ def measure(size: Size, scratch: Path) -> dict[str, Any]:
     with started["bertmp"]() as endpoint:
         rate = round(SHARE * summary.most_texts_per_second(results), 1)
         measured = put_load(tool, endpoint, questions, Load(size.seconds, rate=rate))
-    return {**results, "at_70_percent": summary.open_loop(measured, results), "inputs": about}
+        most = Load(size.seconds, clients=summary.CLIENTS[-1])
+        generators = compare_generators(tool, endpoint, questions, most, size.rounds)
+    return {
+        **results,
+        "at_70_percent": summary.open_loop(measured, results),
+        "generators": generators,
+        "inputs": about,
+    }
 
 
 def main() -> int:
@@ -146,7 +156,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="bertmp-bench-serve-") as scratch:
             results = measure(size, Path(scratch))
-    except (ChildFailed, SystemFailed, BertmpError) as error:
+    except (ChildFailed, SystemFailed, GeneratorFailed, BertmpError) as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
     except KeyboardInterrupt:

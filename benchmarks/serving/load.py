@@ -13,7 +13,7 @@ from bertmp.core.errors import MissingComponent
 from bertmp.environment.perf_analyzer import PerfAnalyzer, find_perf_analyzer
 from bertmp.serve.load_test.figures import LoadPoint, load_point
 from bertmp.serve.load_test.load import Load, Recording
-from bertmp.serve.load_test.perf_analyzer import RequestFailed, json_target, measure
+from bertmp.serve.load_test.perf_analyzer import RequestFailed, Target, measure
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,16 @@ def put_load(tool: PerfAnalyzer, system: Endpoint, questions: Questions, load: L
     return Measured(
         load_point(load, seen), wrong=_wrong(system, payloads, questions, seen), answers=len(seen.outputs)
     )
+
+
+def json_target(address: str, path: str, payloads: Sequence[Any]) -> Target:
+    """Any HTTP server that takes a POST of JSON and answers with 200 and JSON.
+
+    Args:
+        path: of the address, without the first slash.
+    """
+    arguments = ("-m", "any", "-u", address, "--service-kind", "openai", "--endpoint", path, "--async")
+    return Target(arguments, [{"payload": [payload]} for payload in payloads])
 
 
 def _wrong(system: Endpoint, payloads: Sequence[Any], questions: Questions, seen: Recording) -> int:

@@ -61,16 +61,6 @@ def text_target(address: str, protocol: Protocol, requests: TextRequests) -> Tar
     return Target(("-m", requests.model, "-u", address, "-i", protocol), rows)
 
 
-def json_target(address: str, path: str, payloads: Sequence[Any]) -> Target:
-    """Any HTTP server that takes a POST of JSON and answers with 200 and JSON.
-
-    Args:
-        path: of the address, without the first slash.
-    """
-    arguments = ("-m", "any", "-u", address, "--service-kind", "openai", "--endpoint", path, "--async")
-    return Target(arguments, [{"payload": [payload]} for payload in payloads])
-
-
 def measure(tool: PerfAnalyzer, target: Target, load: Load) -> Recording:
     """Puts the load on the server.
 

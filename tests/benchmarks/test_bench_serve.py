@@ -20,6 +20,7 @@ import pytest
 
 from benchmarks.ab_runs import Run
 from benchmarks.serving import summary
+from benchmarks.serving.generators import GeneratorFailed, compare_generators, wrk_rate
 from benchmarks.serving.load import Measured, Questions, compare_first, put_load
 from benchmarks.serving.systems import Endpoint, SystemFailed
 from benchmarks.serving.texts import LONGEST, SHORTEST, draw_texts, lengths
@@ -27,11 +28,7 @@ from bertmp.data.tokenizer import Tokenizer
 from bertmp.environment.perf_analyzer import PerfAnalyzer, find_perf_analyzer
 from bertmp.serve.load_test.figures import load_point
 from bertmp.serve.load_test.load import Load, Recording
-from bertmp.serve.load_test.perf_analyzer import json_target, measure
 from tests.conftest import REPOSITORY
-from tests.serve.conftest import Served, bundle, repository, served
-
-__all__ = ["bundle", "repository", "served"]
 
 
 def test_texts_cover_the_lengths_and_are_always_the_same(
@@ -153,29 +150,26 @@ def test_wrong_and_failed_answers_are_counted(triton: None) -> None:
 
 
 @pytest.mark.slow
-def test_generator_agrees_with_wrk(served: Served, tmp_path: Path) -> None:
-    """The same requests to the same server by another compiled program: rate and median within 10 %."""
-    wrk, tool = shutil.which("wrk"), generator()
-    if wrk is None:
+def test_both_generators_ask_the_same_and_a_failed_request_ends_the_comparison(triton: None) -> None:
+    if shutil.which("wrk") is None:
         pytest.skip("wrk is not installed")
-    path, text = "v2/models/trec/infer", "hello " * 60
-    tensor = {"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
-    payload = {"inputs": [tensor], "outputs": [{"name": "LABEL"}]}
-    script = tmp_path / "post.lua"
-    headers = 'wrk.headers["Content-Type"] = "application/json"'
-    script.write_text(f'wrk.method = "POST"\nwrk.body = [==[{json.dumps(payload)}]==]\n{headers}\n')
-    rates: dict[str, list[float]] = {"wrk": [], "ours": []}
-    for _ in range(5):
-        command = [wrk, "-t1", "-c4", "-d3s", "-s", str(script), f"http://{served.running.http}/{path}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-        line = next(line for line in done.stdout.splitlines() if line.startswith("Requests/sec:"))
-        assert "Non-2xx" not in done.stdout
-        rates["wrk"].append(float(line.split()[1]))
-        load = Load(3.0, clients=4)
-        point = load_point(load, measure(tool, json_target(served.running.http, path, [payload]), load))
-        rates["ours"].append(point.texts_per_second)
-    medians = {name: statistics.median(found) for name, found in rates.items()}
-    assert medians["ours"] == pytest.approx(medians["wrk"], rel=0.1), rates
+    tool, load, right = generator(), Load(1.0, clients=2), dict.fromkeys(("one", "zwei é ]=]"), "A")
+    with answering(right) as system:
+        found = compare_generators(tool, system, Questions(list(right), right), load, 1)
+        assert min(found["texts_per_second"].values()) > 0
+        assert found["ratio"] == found["texts_per_second"]["perf_analyzer"] / found["texts_per_second"]["wrk"]
+    with answering({"one": "A"}) as system:
+        with pytest.raises(GeneratorFailed, match=r"wrk: Non-2xx or 3xx responses: \d+"):
+            wrk_rate(system, Questions(list(right), right), load)
+        with pytest.raises(GeneratorFailed, match=r"perf_analyzer: .*500"):
+            compare_generators(tool, system, Questions(list(right), right), load, 1)
+
+
+def test_without_wrk_the_generators_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    nobody = Endpoint("127.0.0.1:9", "classify", lambda text: {"text": text}, str)
+    found = compare_generators(PerfAnalyzer(Path("none"), ""), nobody, Questions([], {}), Load(1.0, 1), 1)
+    assert found == {"not_run": "wrk is not installed"}
 
 
 @pytest.mark.slow
@@ -193,3 +187,5 @@ def test_benchmark_runs_and_all_systems_agree(triton: None, tmp_path: Path) -> N
     assert all(row["answers"] > 0 and row["texts_per_second"] > 0 for row in found["rows"])
     assert found["ratio_best_peer"] > 0
     assert found["at_70_percent"]["failures"] == 0
+    compared = found["generators"]
+    assert compared.get("ratio", 0) > 0 or compared == {"not_run": "wrk is not installed"}

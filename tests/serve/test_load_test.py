@@ -180,19 +180,3 @@ def test_bench_unwritable_report_is_refused_before_measuring(served: Served, tmp
     with pytest.raises(InputError, match="file"):
         bench("trec", TEXTS, url=served.running.grpc, report=tmp_path / "file", progress=lines.append)
     assert lines == []
-
-
-@pytest.mark.slow
-def test_generators_agree(served: Served) -> None:
-    """On a load that one core can make: the same rate within 10 %, medians over alternating runs."""
-    if find_perf_analyzer() is None:
-        pytest.skip("perf_analyzer could not be fetched")
-    rates: dict[Any, list[float]] = {"perf_analyzer": [], "python": []}
-    for _ in range(5):
-        for generator, found in rates.items():
-            result = bench(
-                "trec", ["hello " * 40], 1, 2.0, url=served.running.grpc, rate=100, generator=generator
-            )
-            found.append(result.levels[1].texts_per_second)
-    medians = {name: float(np.median(found)) for name, found in rates.items()}
-    assert medians["python"] == pytest.approx(medians["perf_analyzer"], rel=0.1), rates
