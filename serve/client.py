@@ -11,16 +11,12 @@ import numpy as np
 from typing_extensions import Self, Unpack
 
 from bertmp.core.errors import InputError
-from bertmp.serve.connection import SCHEMES as SCHEMES
 from bertmp.serve.connection import Connection, ConnectionOptions, possible_connections
 from bertmp.serve.faults import no_server
-from bertmp.serve.retry import NO_RETRIES
 from bertmp.serve.served_tasks import CLASSIFIES, FILES, SETTINGS
 from bertmp.serve.serving_options import Protocol
 from bertmp.serve.task_answers import Answer, RefusedText, answers_of
-from bertmp.serve.text_requests import ServedModel as ServedModel
-from bertmp.serve.text_requests import batches, class_names, largest_batch
-from bertmp.serve.text_requests import text_inputs as text_inputs
+from bertmp.serve.text_requests import ServedModel, batches, class_names, largest_batch, text_inputs
 from bertmp.serve.triton_client import TritonClient
 
 
@@ -272,16 +268,3 @@ def _answering(connections: Sequence[Connection]) -> Connection:
             if client.is_live():
                 return connection
     raise no_server(" or ".join(one.protocol for one in connections), connections[0].address)
-
-
-def connect(url: str) -> Client:
-    """A connection over the protocol that the address speaks; nothing is sent twice.
-
-    Raises:
-        InputError: no server answers.
-    """
-    client = Client(url, retry=NO_RETRIES)
-    if client.is_live():
-        return client
-    client.close()
-    raise no_server(client.protocol, client.address)

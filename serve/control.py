@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from bertmp.core.errors import BertmpError, InputError
-from bertmp.serve import client
 from bertmp.serve.access import AccessKey, find_key
 from bertmp.serve.client import Client
 from bertmp.serve.retry import NO_RETRIES
 from bertmp.serve.serving_options import Protocol
-from bertmp.serve.triton_client import LOAD_TIMEOUT
 
 T = TypeVar("T")
 
@@ -28,19 +26,6 @@ class ControlClient(Client):
     def __init__(self, url: str | None, protocol: Protocol, key: AccessKey | None) -> None:
         super().__init__(url, protocol, retry=NO_RETRIES)
         self._headers = None if key is None else key.headers(protocol)
-
-    def index(self) -> list[dict[str, str]]:
-        call = self._client.get_model_repository_index
-        found = self._ask("", lambda left: call(headers=self._headers, **self._as_json, **self._limit(left)))
-        return list(found.get("models", []) if self._grpc else found)
-
-    def load(self, model: str) -> None:
-        call = self._client.load_model
-        self._ask(model, lambda left: call(model, headers=self._headers, **self._limit(left)), LOAD_TIMEOUT)
-
-    def unload(self, model: str) -> None:
-        call = self._client.unload_model
-        self._ask(model, lambda left: call(model, headers=self._headers, **self._limit(left)))
 
     def _ask(self, model: str, call: Callable[[float], T], timeout: float | None = None) -> T:
         try:
@@ -62,7 +47,8 @@ def connect(url: str, token_file: Path | None = None) -> ControlClient:
     Raises:
         InputError: no server answers, the key cannot be read, or it is not the server's.
     """
-    with client.connect(url) as tried:
+    with Client(url, retry=NO_RETRIES) as tried:
+        tried.require_live()
         protocol, address = tried.protocol, tried.address
     scheme, _, _ = url.rpartition("://")
     key = find_key(address, token_file)

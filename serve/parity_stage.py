@@ -18,13 +18,15 @@ from bertmp.export.parity.stage import (
     StageOutput,
     answer_all,
 )
-from bertmp.serve.client import SCHEMES, Client, ServedModel, text_inputs
+from bertmp.serve.client import Client
+from bertmp.serve.connection import SCHEMES
 from bertmp.serve.deployable import PLAN
 from bertmp.serve.model_signature import encoder_name
 from bertmp.serve.served_answers import answers_difference, ask_texts, askable
 from bertmp.serve.served_consistency import check_encoder, check_texts, served_graph
 from bertmp.serve.serving_options import Protocol
 from bertmp.serve.serving_table import ServingTable
+from bertmp.serve.text_requests import ServedModel, text_inputs
 
 FP32_STAGE = "onnx-fp32"
 """The bundle's stage that a served FP32 graph must agree with."""

@@ -115,10 +115,10 @@ class ModelFolders:
             config = read_model_config(file)
             if set_engine(config, profiles, version_compatible):
                 write_text(file, render(config))
-        for path in ("config.pbtxt", "configs/cpu.pbtxt") if keeps else ():  # those of 0.1 lack an output
+        for path in CONFIGS if keeps else ():  # those of 0.1 lack an output
             config = read_model_config(self.text / path)
             added = add_outputs(config)
-            if (path == "configs/cpu.pbtxt" and set_serving(config, serving)) or added:
+            if (path == CPU_FILE and set_serving(config, serving)) or added:
                 write_text(self.text / path, render(config))
 
     def config_texts(self) -> dict[Path, str]:

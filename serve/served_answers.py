@@ -15,9 +15,10 @@ from bertmp.export.bundle import Bundle
 from bertmp.export.parity.stage import ParityInputs
 from bertmp.export.prediction.comparison import compare
 from bertmp.export.prediction.predictor import Source
-from bertmp.serve.client import Client, text_inputs
+from bertmp.serve.client import Client
 from bertmp.serve.served_tasks import CLASSIFIES, TASKS, WITH_MASKS
 from bertmp.serve.serving_options import Texts
+from bertmp.serve.text_requests import text_inputs
 
 
 @dataclass(frozen=True)

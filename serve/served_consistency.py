@@ -16,10 +16,11 @@ from bertmp.export.consistency.tolerance import FP32, Tolerance
 from bertmp.export.engine.engine_options import Profile
 from bertmp.export.parity.self_check import labels_output
 from bertmp.export.parity.tasks import VIEWS
-from bertmp.serve.client import Client, text_inputs
+from bertmp.serve.client import Client
 from bertmp.serve.model_signature import encoder_name
 from bertmp.serve.served_tasks import TASKS, WITH_MASKS
 from bertmp.serve.serving_options import Texts
+from bertmp.serve.text_requests import text_inputs
 
 TEXTS = (
     "Who ?",

@@ -10,7 +10,6 @@ from bertmp.core.errors import InputError
 from bertmp.core.options import Options, argument, option
 from bertmp.core.progress import ProgressCallback, null_progress
 from bertmp.data.data_options import TextColumnOptions
-from bertmp.data.readers import read_examples
 from bertmp.serve.served_tasks import Aggregation, AnswerSettings, LongText, Pooling
 
 REPOSITORY = Path("model_repository")
@@ -127,19 +126,6 @@ class ModelsOptions(Options):
 
 Texts = tuple[Sequence[str], Sequence[str] | None]
 """Texts, and the second text of each where they are pairs."""
-
-
-def read_texts(data: Path, columns: TextColumnOptions, progress: ProgressCallback) -> Texts:
-    """The texts, or pairs of texts, of a data file.
-
-    Args:
-        progress: told how the file was read, where that is not obvious.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    examples = read_examples(data, columns.columns(), progress=progress)
-    return examples.texts, examples.pairs
 
 
 class InferOptions(TextColumnOptions):

@@ -11,9 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from typing_extensions import Self
 
-from bertmp.serve.connection import SCHEMES as SCHEMES
-from bertmp.serve.connection import Connection
-from bertmp.serve.connection import parse_address as parse_address
+from bertmp.serve.connection import Connection, parse_address
 from bertmp.serve.faults import (
     CONNECTION_ERRORS,
     error_of,
@@ -22,7 +20,6 @@ from bertmp.serve.faults import (
     server_may_be_gone,
 )
 from bertmp.serve.retry import Attempts
-from bertmp.serve.serving_options import REQUEST_TIMEOUT as REQUEST_TIMEOUT
 from bertmp.serve.serving_options import Protocol
 from bertmp.serve.wire import queue_timeout, request_of, response_of
 
@@ -58,6 +55,8 @@ class TritonClient:
         self._as_json = {"as_json": True} if self._grpc else {}
         self._client = self._open()
         self._has_answered = False
+        # A key, where the server lists and loads models for its holder alone: see ControlClient.
+        self._headers: Mapping[str, str] | None = None
 
     def _open(self) -> Any:
         encrypted, tls = self.connection.encrypted, self.connection.tls
@@ -109,7 +108,7 @@ class TritonClient:
     def index(self) -> list[dict[str, str]]:
         """Every model and version that the server knows: `name`, `version`, `state`, `reason`."""
         call = self._client.get_model_repository_index
-        found = self._ask("", lambda left: call(**self._as_json, **self._limit(left)))
+        found = self._ask("", lambda left: call(headers=self._headers, **self._as_json, **self._limit(left)))
         return list(found.get("models", []) if self._grpc else found)
 
     def load(self, model: str) -> None:
@@ -120,12 +119,12 @@ class TritonClient:
             ServerFault: the server does not answer any more.
         """
         call = self._client.load_model
-        self._ask(model, lambda left: call(model, **self._limit(left)), LOAD_TIMEOUT)
+        self._ask(model, lambda left: call(model, headers=self._headers, **self._limit(left)), LOAD_TIMEOUT)
 
     def unload(self, model: str) -> None:
         """Makes the server unload the model."""
         call = self._client.unload_model
-        self._ask(model, lambda left: call(model, **self._limit(left)))
+        self._ask(model, lambda left: call(model, headers=self._headers, **self._limit(left)))
 
     def infer(
         self,

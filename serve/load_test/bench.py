@@ -13,13 +13,13 @@ from bertmp.core.options import keywords_of
 from bertmp.core.progress import Notice
 from bertmp.environment.perf_analyzer import PerfAnalyzer, find_perf_analyzer
 from bertmp.serve.client import Client
+from bertmp.serve.connection import parse_address
 from bertmp.serve.load_test import perf_analyzer, python_clients
 from bertmp.serve.load_test.figures import BenchResult, LoadPoint, load_point
 from bertmp.serve.load_test.load import Load, Recording, TextRequests
 from bertmp.serve.load_test.options import BenchOptions
 from bertmp.serve.load_test.page import render
 from bertmp.serve.served_tasks import TASKS
-from bertmp.serve.triton_client import parse_address
 
 
 @keywords_of(BenchOptions)

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bertmp.core.errors import BertmpError
-from bertmp.serve.client import text_inputs
 from bertmp.serve.load_test.load import Load, Recording, TextRequests
 from bertmp.serve.serving_options import Protocol
+from bertmp.serve.text_requests import text_inputs
 from bertmp.serve.triton_client import TritonClient
 
 NAME = "Python clients"

@@ -15,7 +15,8 @@ from bertmp.core.errors import BertmpError, GateFailed, InputError
 from bertmp.export import bundle as names
 from bertmp.export.engine.compatibility import release_of_server
 from bertmp.serve import version_code
-from bertmp.serve.client import Client, connect
+from bertmp.serve.client import Client
+from bertmp.serve.control import connect
 from bertmp.serve.repository import numbered
 from tests.export.inconsistent_graphs import (
     Fault,

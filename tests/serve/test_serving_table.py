@@ -10,12 +10,13 @@ import pytest
 
 from bertmp import export_checkpoint
 from bertmp.core.hardware import Machine, machine
-from bertmp.serve.client import Client, text_inputs
+from bertmp.serve.client import Client
 from bertmp.serve.model_config import set_serving, text_model
 from bertmp.serve.model_signature import ModelSignature
 from bertmp.serve.serve_options import ServeOptions
 from bertmp.serve.server import TritonServer
 from bertmp.serve.serving_table import PROCESS_BYTES, ServingTable
+from bertmp.serve.text_requests import text_inputs
 from tests.serve.bundles import deploy
 
 TREC = ModelSignature(("A", "B"), 512, 30522, 2)
