@@ -80,11 +80,13 @@ lint: $(INSTALLED)
 # $(call pytest,SECONDS,OPTIONS)
 pytest = timeout --foreground --signal=INT --kill-after=30 $(1) env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(2)
 
+# In two processes: no test measures speed (benchmarks/ does), each takes free ports and folders of its own, and
+# the files of a process share its server.
 test: triton data lint
 	$(call stage,tests,$(call pytest,$(TEST_SECONDS),-m 'not slow' $(TEST_WORKERS)))
 
 test-slow: triton data
-	$(call stage,slow tests,$(call pytest,$(SLOW_TEST_SECONDS),-m slow))
+	$(call stage,slow tests,$(call pytest,$(SLOW_TEST_SECONDS),-m slow $(TEST_WORKERS)))
 
 screenshot: $(INSTALLED)
 	@$(BIN)/python scripts/screenshot.py build/quickstart/report/report.html docs/report.png
