@@ -65,6 +65,13 @@ class HealthOptions(Options, group="Health"):
     health_timeout: float = option(
         default=5.0, above=0, maximum=600, help="Seconds that a golden request may take."
     )
+    worker_timeout: float = option(
+        default=60.0,
+        minimum=1,
+        maximum=3600,
+        help="Seconds that a worker may take for one step of its answers, such as a run of the graph; after "
+        "them it is stuck, and replaced like one that was killed.",
+    )
     max_repairs: int = option(
         default=5,
         minimum=0,

@@ -1,8 +1,8 @@
 """Looks after a Triton server: notices what broke, says so, and repairs it.
 
-Noticed are a worker that was killed or stopped, a model that answers wrong or not at all, and a server that
-ended or hangs. A model is loaded again, a server started again. Where repairs do not help, the watchdog gives
-up.
+Noticed are a worker that was killed, stopped or is stuck, a model that answers wrong or not at all, and a
+server that ended or hangs. A model is loaded again, a server started again. Where repairs do not help, the
+watchdog gives up.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ class Watchdog:
     def _start_server(self) -> None:
         self._server = TritonServer(self._options)
         self.running = replace(self._server.__enter__(), health=self._address)
-        self._workers, self._unanswered, self._stopped = WorkerWatch(self.running.pid), 0, False
+        self._workers = WorkerWatch(self.running.pid, self._options.worker_timeout)
+        self._unanswered, self._stopped = 0, False
         self._faulty, self._replaced = self._workers.look(), []
         self._health.server_fault = ""
 
@@ -198,10 +199,10 @@ class Watchdog:
             return
         if not self._may_repair(model, what, "the model is loaded again"):
             return
-        stopped = [worker for worker in workers if worker.state == "stopped"]
+        hanging = [worker for worker in workers if worker.state in ("stopped", "stuck")]
         try:
             server, repository = self._prober.server, self._options.repository
-            reason = reload_model(server, repository, model, now.version, stopped)
+            reason = reload_model(server, repository, model, now.version, hanging)
         except Deploying:  # since a moment ago
             self._budget.give_back()
             return

@@ -1,6 +1,7 @@
 """The processes that run a server's Python models, as the operating system sees them.
 
-Triton starts one per model instance, and notices neither that one was killed nor that one was stopped.
+Triton starts one per model instance, and notices neither that one was killed nor that one was stopped or is
+stuck: the others of its model answer.
 """
 
 from __future__ import annotations
@@ -19,8 +20,15 @@ SEARCH_SECONDS = 2.0
 _STUB, _INSTANCE = "triton_python_backend_stub", 8
 """The workers' program, and which of its arguments is the instance's name."""
 
-State = Literal["running", "stopped", "killed"]
-"""Stopped: by SIGSTOP. Killed: it has ended, and Triton, which reaps what it ends itself, did not notice."""
+State = Literal["running", "stopped", "stuck", "killed"]
+"""Stopped: by SIGSTOP. Stuck: in the middle of an answer, without progress. Killed: it has ended, and Triton,
+which reaps what it ends itself, did not notice."""
+
+ANSWERING = "answering"
+"""How the name of a worker's process begins while it answers; the rest changes with each step. Versions that
+bertmp 0.1 deployed, and models that others made, do not show it."""
+_LONGEST_LOOK = 1.0
+"""The most seconds without progress that count between two looks: we may have been stopped ourselves."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +59,17 @@ class WorkerWatch:
 
     Args:
         server: Triton's process.
+        patience: seconds without progress in the middle of an answer after which a worker is stuck.
     """
 
-    def __init__(self, server: int) -> None:
+    def __init__(self, server: int, patience: float = math.inf) -> None:
         self._server = server
         self._children: list[psutil.Process] = []
         self._searched = -math.inf
         self._instances: dict[int, str] = {}
         self._ignored: frozenset[int] = frozenset()
+        self._patience = patience
+        self._steps: dict[int, _Step] = {}
 
     def ignore(self, workers: Iterable[Worker]) -> None:
         """Leaves workers out from now on: others work in their place, and Triton does not reap them."""
@@ -93,11 +104,12 @@ class WorkerWatch:
             self._children = []
         there = {child.pid for child in self._children}
         self._instances = {pid: instance for pid, instance in self._instances.items() if pid in there}
+        self._steps = {pid: step for pid, step in self._steps.items() if pid in there}
 
     def _worker(self, child: psutil.Process) -> Worker | None:
         """A worker; None for another process, and for one that ended before it was seen."""
         try:
-            status = child.status()
+            status, name = child.status(), child.name()
             if child.pid not in self._instances and status != psutil.STATUS_ZOMBIE:
                 command = child.cmdline()
                 if len(command) > _INSTANCE and command[0].endswith(_STUB):
@@ -111,7 +123,27 @@ class WorkerWatch:
             state = "killed"
         elif status == psutil.STATUS_STOPPED:
             state = "stopped"
+        elif self._without_progress(child.pid, name) > self._patience:
+            state = "stuck"
         return Worker(child.pid, self._instances[child.pid], state)
+
+    def _without_progress(self, pid: int, name: str) -> float:
+        """The seconds for which a worker has been at the same step of its answers, as far as was seen."""
+        now, before = time.monotonic(), self._steps.get(pid)
+        seconds = 0.0
+        if before is not None and before.name == name and name.startswith(ANSWERING):
+            seconds = before.seconds + min(now - before.seen, _LONGEST_LOOK)
+        self._steps[pid] = _Step(name, now, seconds)
+        return seconds
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a worker was at, when that was seen last, and for how many seconds it had been at it then."""
+
+    name: str
+    seen: float
+    seconds: float
 
 
 def persistent(before: Iterable[Worker], now: Iterable[Worker]) -> list[Worker]:

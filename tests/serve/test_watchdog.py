@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,52 @@ def test_killed_or_stopped_worker_is_repaired_within_five_seconds(
     word = "killed" if number == signal.SIGKILL else "stopped"
     assert watched.said("watchdog", f"worker {victim.pid} of '{model}' was {word}")
     assert watched.said("watchdog", f"'{model}' answers again")
+
+
+STUCK_ON_REQUEST = """
+import ctypes
+before = read_text
+
+def read_text(value, *rest):
+    if value == b"the worker that reads this is stuck":
+        ctypes.CDLL(None).pause()  # native code that never returns
+    return before(value, *rest)
+"""
+
+
+@pytest.mark.slow
+def test_worker_that_is_stuck_while_another_answers_is_replaced(
+    triton: None, repository: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(repository, tmp_path / "repository"))
+    with (copy / "trec" / "1" / "model.py").open("a") as code:
+        code.write(STUCK_ON_REQUEST)
+    lines: list[str] = []
+    options = ServeOptions(
+        copy, **FREE, health_period=0.5, worker_timeout=2.0, progress=lambda line, *_: lines.append(line)
+    )
+    with ThreadPoolExecutor(1) as pool, Watchdog(options) as watchdog:
+        found = Watched(watchdog, lines)
+        before = {worker.pid for worker in found.workers("trec")}
+        assert len(before) > 1, "another worker answers the golden requests"
+        assert {worker.name() for worker in found.workers("trec")} == {"idle"}
+        tensor = {"name": "TEXT", "datatype": "BYTES", "shape": [1, 1]}
+        request = {"inputs": [{**tensor, "data": ["the worker that reads this is stuck"]}]}
+        asked = time.monotonic()
+        server = Endpoint(watchdog.running.http)
+        unlucky = pool.submit(server.post, "/v2/models/trec/infer", request, timeout=60)
+        answers(found)
+        seconds_until(lambda: not found.ready())
+        assert time.monotonic() - asked > options.worker_timeout, "until then it may be slow only"
+        assert seconds_until(found.ready) < 8
+        (said,) = {line for line in lines if "was stuck" in line}
+        victim = int(said.split("worker ")[1].split()[0])
+        assert victim in before
+        assert victim not in {worker.pid for worker in found.workers("trec")}
+        assert not unlucky.result(60).ok
+        answers(found)
+        assert found.said("watchdog", "'trec' answers again")
+        assert not found.said("watchdog", "the server is started again")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

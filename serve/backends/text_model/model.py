@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 
 from .answers import Scorer, decoder_of, mean_of_windows
 from .graph import Batching, SessionGraph, make_feed, open_graph
+from .progress import Progress
 from .reading import BadRequest, Reader, Row, Window, read_text
 from .wire import Answered, tensors
 
@@ -99,7 +100,7 @@ class TritonPythonModel:
         self.graph = open_graph(
             args["model_repository"], int(args["model_version"]), graph, self.decoder.outputs
         )
-        self.sends_early = True
+        self.sends_early, self.progress = True, Progress()
         if isinstance(self.graph, SessionGraph):
             self._warm_up()
 
@@ -116,6 +117,10 @@ class TritonPythonModel:
         Returns:
             The responses; None for those that were sent as soon as they were there.
         """
+        with self.progress:
+            return self._answer(requests)
+
+    def _answer(self, requests: Sequence[Any]) -> list[Any]:
         asked = self._read_all(requests)
         places = [
             Place(one, number, at)
@@ -155,6 +160,7 @@ class TritonPythonModel:
                 texts[-1] = self._texts(request)
             except BadRequest as error:
                 one.error = refusal(error)
+        self.progress.step()
         pieces = iter(self.reader.pieces([text for rows in texts for row in rows for text in row]))
         for one, rows in zip(asked, texts):  # noqa: B905
             read = [[next(pieces) for _ in row] for row in rows]
@@ -190,6 +196,7 @@ class TritonPythonModel:
     def _run_all(self, places: Sequence[Place]) -> Iterator[Asked]:
         """Runs the graph on every window; yields each request that is complete while others are not."""
         groups = list(self.batching.groups([place.length for place in places]))
+        self.progress.step()
         batches = [[places[number] for number in members] for _, members in groups]
         feeds = [
             self._feed([place.window for place in batch], length)
@@ -198,6 +205,7 @@ class TritonPythonModel:
         runs = zip(batches, self.graph.run_all(feeds))  # noqa: B905
         for left, (batch, outputs) in enumerate(runs, 1 - len(batches)):
             self._score(batch, outputs)
+            self.progress.step()
             for place in batch:
                 place.asked.missing -= 1
                 if left and not place.asked.missing:
