@@ -21,9 +21,10 @@ from bertmp.serve.faults import (
     server_may_be_gone,
 )
 from bertmp.serve.retry import Attempts
+from bertmp.serve.served_tasks import SETTINGS
 from bertmp.serve.serving_options import Protocol
 from bertmp.serve.task_answers import Answer, answers_of
-from bertmp.serve.text_requests import ServedModel, batches, class_names, text_inputs
+from bertmp.serve.text_requests import ServedModel, batches, class_names, text_inputs, told_labels
 from bertmp.serve.triton_client import LIVE_TIMEOUT
 from bertmp.serve.wire import queue_timeout, request_of, response_of
 
@@ -165,18 +166,21 @@ class AsyncClient:
         pairs: Sequence[str] | None,
         version: str,
     ) -> list[Answer]:
-        """One request's answers."""
+        """One request's answers; see `Client._answers`."""
+        inputs, wanted = text_inputs(texts, pairs), served.answer_outputs
         while True:
-            inputs = text_inputs(texts, pairs)
-            outputs, answered = await self.infer(model, inputs, served.answer_outputs, version)
-            if served.classes and (model, answered) not in self._labels:
+            outputs, answered = await self.infer(model, inputs, wanted, version)
+            if (told := told_labels(outputs)) is not None:
+                self._labels[model, answered] = told
+            if not served.classes or (model, answered) in self._labels:
+                labels = self._labels.get((model, answered), ())
+                return answers_of(served.task, labels, texts, pairs, outputs, answered)
+            if SETTINGS in served.outputs and SETTINGS not in wanted:
+                wanted = [*wanted, SETTINGS]
+            else:
                 first = text_inputs(texts[:1], pairs and pairs[:1])
                 found, known = await self.infer(model, first, ("PROBABILITIES",), version, served.classes)
                 self._labels[model, known] = class_names(found)
-                if known != answered:  # another version came into service meanwhile
-                    continue
-            labels = self._labels[model, answered] if served.classes else ()
-            return answers_of(served.task, labels, texts, pairs, outputs, answered)
 
     async def _open(self) -> _Opened:
         """The connection; where the protocol is not known, the first at which a server answers.

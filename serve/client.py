@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,15 @@ from bertmp.serve.faults import no_server
 from bertmp.serve.served_tasks import CLASSIFIES, FILES, SETTINGS
 from bertmp.serve.serving_options import Protocol
 from bertmp.serve.task_answers import Answer, RefusedText, answers_of
-from bertmp.serve.text_requests import ServedModel, batches, class_names, largest_batch, text_inputs
+from bertmp.serve.text_requests import (
+    ServedModel,
+    batches,
+    class_names,
+    json_of,
+    largest_batch,
+    text_inputs,
+    told_labels,
+)
 from bertmp.serve.triton_client import TritonClient
 
 
@@ -132,15 +139,19 @@ class Client(TritonClient):
         version: str,
     ) -> list[Answer]:
         """One request's answers."""
+        inputs, wanted = text_inputs(texts, pairs), served.answer_outputs
         while True:
-            inputs = text_inputs(texts, pairs)
-            outputs, answered = self.infer(model, inputs, served.answer_outputs, version)
-            if served.classes and (model, answered) not in self._labels:
-                self._learn_labels(model, served, texts[0], pairs[0] if pairs else None, version)
-                if (model, answered) not in self._labels:  # another version came into service meanwhile
-                    continue
-            labels = self._labels[model, answered] if served.classes else ()
-            return answers_of(served.task, labels, texts, pairs, outputs, answered)
+            outputs, answered = self.infer(model, inputs, wanted, version)
+            if (told := told_labels(outputs)) is not None:
+                self._labels[model, answered] = told
+            if not served.classes or (model, answered) in self._labels:
+                labels = self._labels.get((model, answered), ())
+                return answers_of(served.task, labels, texts, pairs, outputs, answered)
+            # Of two requests, the second may be answered by another version: this one asks for both.
+            if SETTINGS in served.outputs and SETTINGS not in wanted:
+                wanted = [*wanted, SETTINGS]
+            else:  # a version of 0.1
+                self._name_classes(model, served, texts[0], pairs[0] if pairs else None, version)
 
     def stream(
         self,
@@ -229,13 +240,13 @@ class Client(TritonClient):
         if output not in self.describe(model).outputs:
             return {}  # deployed by an earlier version of bertmp
         found, _ = self.infer(model, text_inputs([text], pair and [pair]), (output,), version)
-        return dict(json.loads(found[output].reshape(-1)[0]))
+        return json_of(found, output)
 
     def labels(self, model: str, text: str, pair: str | None = None) -> list[str]:
         """The model's classes in the order of its probabilities, as the server itself names them.
 
         Args:
-            text, pair: any that the model accepts; the names come with an answer, the first time.
+            text, pair: any that the model accepts; the names come with an answer.
 
         Raises:
             InputError: not a text model with classes, an unknown one, or no server.
@@ -243,10 +254,9 @@ class Client(TritonClient):
         served = self.describe(model)
         if not served.classes:
             raise InputError(f"'{model}' has no classes", self.address, "name a classifier")
-        known = [labels for (name, _), labels in self._labels.items() if name == model]
-        return known[-1] if known else self._learn_labels(model, served, text, pair)
+        return self._name_classes(model, served, text, pair)
 
-    def _learn_labels(
+    def _name_classes(
         self, model: str, served: ServedModel, text: str, pair: str | None, version: str = ""
     ) -> list[str]:
         inputs = text_inputs([text], pair and [pair])

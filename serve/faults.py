@@ -68,6 +68,8 @@ def error_of_reply(message: str, status: str, model: str, address: str) -> Bertm
     if found := _VERSION.search(message):
         what, todo = f"the server has no version {found[2]} of '{found[1]}'", "see 'bertmp models'"
         return InputError(what, address, todo)
+    if "not at ready state" in message:  # the version that answers was taken out of service meanwhile
+        return ServerFault(message, where, LOOK, retryable=True)
     if "unknown model" in message or "is not found" in message or (code == "404" and model):
         what, todo = f"the server has no model '{model}'", "see 'bertmp models', or deploy it"
         return InputError(what, address, todo)

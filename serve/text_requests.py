@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,3 +111,18 @@ def class_names(outputs: Outputs) -> list[str]:
     """The classes in the order of the probabilities, from Triton's `value:index:label` strings."""
     entries = [value.decode().split(":", 2) for value in outputs["PROBABILITIES"].reshape(-1)]
     return [label for _, label in sorted((int(at), label) for _, at, label in entries)]
+
+
+def json_of(outputs: Outputs, name: str) -> dict[str, Any]:
+    """What a version says about itself in an output, with the first answer; empty where it has none."""
+    values = outputs.get(name)
+    return {} if values is None else dict(json.loads(values.reshape(-1)[0]))
+
+
+def told_labels(outputs: Outputs) -> list[str] | None:
+    """The classes in the order of the probabilities, where the version was asked for its settings.
+
+    Unlike Triton's classification strings they do not need the version to be the live one still when its
+    answer is complete.
+    """
+    return json_of(outputs, SETTINGS).get("labels")

@@ -25,6 +25,7 @@ from bertmp.serve.server import TritonServer
 from bertmp.serve.serving_options import Protocol
 from tests.conftest import RunBertmp
 
+UNKNOWN = "Request for unknown model"
 DECODING = "an exception occurred in the client while decoding the response"
 PROTOCOLS: tuple[Protocol, ...] = ("grpc", "http")
 
@@ -177,7 +178,9 @@ def test_server_that_comes_back_answers_what_was_asked_meanwhile(
         ("the text is empty", "400", RequestRefused, None),
         ("failed to parse the request JSON buffer: Invalid value. at 0", "500", RequestRefused, None),
         ("Unable to parse request", "StatusCode.INTERNAL", RequestRefused, None),
-        ("Request for unknown model: 'a' is not found", "404", InputError, None),
+        (f"{UNKNOWN}: 'a' is not found", "404", InputError, None),
+        (f"{UNKNOWN}: 'a' version 2 is not at ready state", "StatusCode.UNAVAILABLE", ServerFault, True),
+        (f"{UNKNOWN}: 'a' version 2 is not at ready state", "503", ServerFault, True),
     ],
 )
 def test_reply_is_the_servers_fault_or_the_callers(

@@ -18,6 +18,8 @@ from bertmp.serve import version_code
 from bertmp.serve.client import Client
 from bertmp.serve.control import connect
 from bertmp.serve.repository import numbered
+from bertmp.serve.retry import NO_RETRIES
+from bertmp.serve.serving_options import Protocol
 from tests.export.inconsistent_graphs import (
     Fault,
     add_length,
@@ -98,6 +100,41 @@ def test_deploy_and_rollback_under_load_lose_no_request(
         (1, "live"),
         (2, "retired"),
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_clients_that_begin_while_versions_change_get_answers(
+    served: Served, bundle: Path, other_bundle: Path, protocol: Protocol
+) -> None:
+    """Each learns the labels with its first answer, and nothing is sent twice.
+
+    Triton completes an output as a classification only as long as the version that answered is the live one.
+    """
+    name = f"changing_{protocol}"
+    deploy(bundle, name, served.repository, served.running.grpc)
+    stop, errors, versions = threading.Event(), list[str](), set[int]()
+
+    def begin() -> None:
+        while not stop.is_set():
+            with Client(served.url(protocol), protocol, retry=NO_RETRIES) as client:
+                try:
+                    versions.update(answer.version for answer in client.ask(name, TEXTS))
+                except BertmpError as error:
+                    errors.append(str(error))
+
+    threads = [threading.Thread(target=begin) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(3):
+            deploy((other_bundle, bundle)[number % 2], name, served.repository, served.running.grpc)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not errors, "\n".join(errors)
+    assert versions == {1, 2, 3, 4}
 
 
 def test_deploy_of_a_broken_version_keeps_the_live_one(served: Served, bundle: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from .progress import Progress
 from .reading import BadRequest, Reader, Row, Window, read_text
 from .wire import Answered, tensors
 
-ANSWERING = ("task", "max_length", "long_text", "pooling", "aggregation", "threshold")
+ANSWERING = ("task", "max_length", "long_text", "pooling", "aggregation", "threshold", "labels")
 """The settings that clients are told on request."""
 
 WORDS_OF_MASKS = ("masked-lm", "pretraining")
