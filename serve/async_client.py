@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from typing_extensions import Self, Unpack
 
-from bertmp.core.errors import BertmpError
+from bertmp.core.errors import BertmpError, RequestRefused
 from bertmp.serve.connection import Connection, ConnectionOptions, possible_connections
 from bertmp.serve.faults import (
     CONNECTION_ERRORS,
@@ -23,7 +23,8 @@ from bertmp.serve.faults import (
 from bertmp.serve.retry import Attempts
 from bertmp.serve.served_tasks import SETTINGS
 from bertmp.serve.serving_options import Protocol
-from bertmp.serve.task_answers import Answer, answers_of
+from bertmp.serve.streaming import AskedText, refusal
+from bertmp.serve.task_answers import Answer, RefusedText, answers_of
 from bertmp.serve.text_requests import ServedModel, batches, class_names, text_inputs, told_labels
 from bertmp.serve.triton_client import LIVE_TIMEOUT
 from bertmp.serve.wire import queue_timeout, request_of, response_of
@@ -116,28 +117,53 @@ class AsyncClient:
             raise
 
     async def stream(
-        self, model: str, texts: Iterable[str | tuple[str, str]] | AsyncIterable[str | tuple[str, str]]
-    ) -> AsyncIterator[Answer]:
+        self,
+        model: str,
+        texts: Iterable[str | tuple[str, str]] | AsyncIterable[str | tuple[str, str]],
+        *,
+        skip_refused: bool = False,
+    ) -> AsyncIterator[Answer | RefusedText]:
         """The answers to any number of texts, or pairs of texts, in their order and in bounded memory.
 
         Each text is a request of its own: the server batches what is there at the same time.
 
+        Args:
+            skip_refused: whether a text that the server refuses gets a `RefusedText` and the others go on.
+
         Raises:
-            InputError, ServerFault: see `ask`.
+            InputError, ServerFault: see `ask`; a refused text is named by its number.
         """
-        waiting: deque[asyncio.Future[list[Answer]]] = deque()
+        waiting: deque[asyncio.Future[Answer | RefusedText]] = deque()
+
+        async def next_reply() -> Answer | RefusedText:
+            reply = await waiting.popleft()
+            if isinstance(reply, RefusedText) and not skip_refused:
+                raise refusal(reply)
+            return reply
+
         try:
+            number = 0
             async for text in _each(texts):
+                number += 1
                 one, pair = (text, None) if isinstance(text, str) else text
-                waiting.append(asyncio.ensure_future(self.ask(model, [one], pair and [pair])))
+                asked = AskedText(number, one, pair, f"text {number}")
+                waiting.append(asyncio.ensure_future(self._reply(model, asked)))
                 if len(waiting) >= 2 * self._concurrency:
-                    yield (await waiting.popleft())[0]
+                    yield await next_reply()
             while waiting:
-                yield (await waiting.popleft())[0]
+                yield await next_reply()
         finally:
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _reply(self, model: str, asked: AskedText) -> Answer | RefusedText:
+        """The answer to one text, or why the server refuses it."""
+        pairs = None if asked.pair is None else [asked.pair]
+        try:
+            return (await self.ask(model, [asked.text], pairs))[0]
+        except RequestRefused as error:
+            return RefusedText(text=asked.text, text_pair=asked.pair, error=error.what, where=asked.where)
 
     async def infer(
         self,

@@ -88,9 +88,13 @@ def stream_requests(
         for replies in stack.enter_context(closing(in_order(requests, ask, concurrency))):
             for reply in replies:
                 if isinstance(reply, RefusedText) and not skip_refused:
-                    todo = "change it, or have it left out with --skip-refused"
-                    raise RequestRefused(reply.error, reply.where, todo)
+                    raise refusal(reply)
                 yield reply
+
+
+def refusal(reply: RefusedText) -> RequestRefused:
+    """The error that a refused text is, where it is not to be skipped."""
+    return RequestRefused(reply.error, reply.where, "change it, or have it left out with --skip-refused")
 
 
 def _ask(client: Client, model: str, request: Sequence[AskedText]) -> list[Reply]:

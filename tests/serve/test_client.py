@@ -151,6 +151,22 @@ def test_refused_text_is_named_or_stands_in_its_place(served: Served) -> None:
     assert [at for at, one in enumerate(found) if isinstance(one, RefusedText)] == [40]
 
 
+def test_async_stream_names_a_refused_text_or_has_it_in_its_place(served: Served) -> None:
+    asked = [*map(str, range(20)), "", "last"]
+
+    async def ask() -> None:
+        async with AsyncClient(served.running.grpc, concurrency=2) as client:
+            replies = client.stream("trec", asked)
+            assert [(await anext(replies)).text for _ in range(20)] == asked[:20]
+            with pytest.raises(RequestRefused, match=r"empty.* \(text 21\)"):
+                await anext(replies)
+            found = [reply async for reply in client.stream("trec", asked, skip_refused=True)]
+        assert [one.text for one in found] == asked
+        assert [at for at, one in enumerate(found) if isinstance(one, RefusedText)] == [20]
+
+    asyncio.run(ask())
+
+
 def test_async_client_errors_are_the_clients(served: Served) -> None:
     async def ask(*texts: str, model: str = "trec") -> BertmpError:
         async with AsyncClient(served.running.http) as client:
