@@ -192,6 +192,7 @@ def inspect_bundle(
     graphs = (FP32_GRAPH, *(name for name in exported.outputs if name.startswith(f"{FP32_GRAPH}.")))
     engine, notes = _engine(bundle)
     parity, unseen = _parity(bundle, engine, accepts)
+    because += _checked_inputs(bundle, pairs)
     files = {name: exported.outputs[name] for name in (*graphs, TOKENIZER)}
     if engine is not None:
         files[PLAN] = bundle.manifest.stages[BUILD_ENGINE].outputs[ENGINE]
@@ -237,6 +238,23 @@ def _takes_pairs(bundle: Bundle) -> tuple[bool, list[str]]:
     if checked is None or not checked.results.get("pairs"):
         return False, []
     return True, ["it takes pairs of texts: its checkpoint does not say so, and its parity was run on pairs"]
+
+
+def _checked_inputs(bundle: Bundle, pairs: bool) -> list[str]:
+    """A note where parity was run on pairs of texts and the model is served for single ones.
+
+    Raises:
+        GateFailed: it was run on single texts, and the model is served for pairs.
+    """
+    checked = bundle.manifest.stages.get(PARITY)
+    of_pairs = None if checked is None else checked.results.get("pairs")
+    if of_pairs is None or bool(of_pairs) == pairs:
+        return []
+    if pairs:
+        what = "parity was run on single texts, and the model takes pairs"
+        todo = f"run 'bertmp parity {bundle.folder} --data FILE' on a file of pairs"
+        raise GateFailed(what, bundle.folder, todo)
+    return ["parity was run on pairs of texts, and the model is served for single ones"]
 
 
 def _engine(bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:

@@ -245,6 +245,20 @@ def test_a_bundle_says_whether_its_model_takes_pairs(bundle: Path, tmp_path: Pat
         deploy(by_parity, "single", tmp_path / "repository")
 
 
+def test_parity_of_single_texts_says_nothing_of_pairs(bundle: Path, tmp_path: Path) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    said = {pairs: json.dumps({**config, "text_pairs": pairs}).encode() for pairs in (True, False)}
+    by_singles = altered(bundle, tmp_path / "by_singles", config__json=said[True])
+    with_stage(by_singles, names.PARITY, {"passed": True, "pairs": False})
+    with pytest.raises(GateFailed, match="parity was run on single texts, and the model takes pairs"):
+        deploy(by_singles, "refused", tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+    single = altered(bundle, tmp_path / "single", config__json=said[False])
+    with_stage(single, names.PARITY, {"passed": True, "pairs": True})
+    notes = deploy(single, "single", tmp_path / "repository").notes
+    assert "parity was run on pairs of texts, and the model is served for single ones" in notes
+
+
 def test_deploy_of_a_stale_engine_is_refused(bundle: Path, tmp_path: Path) -> None:
     built = with_engine(bundle, tmp_path / "built", "tensorrt", ["1x1:8x16:32x64"])
     (built / names.ENGINE).write_bytes(b"another")
