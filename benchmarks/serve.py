@@ -4,7 +4,8 @@ All serve the same weights on all cores of this machine and are asked the same t
 generator on the same cores. They take turns: in each round every system is started, asked by 1, 4 and 16
 clients, and stopped. Every answer is compared with that of the same weights in process. In each round a
 process of its own measures the machine's FP32 matrix product, which bounds what FP32 can reach. At the end
-the load generator is compared with another, wrk, where that is installed.
+the load generator is compared with another, wrk, where that is installed, and versions are swapped under
+16 clients.
 
 Writes `benchmarks/results/serve.json`. `--quick` runs everything small, to see that it runs; it measures
 nothing worth keeping and writes to `build/` instead.
@@ -27,6 +28,7 @@ from benchmarks.serving import summary
 from benchmarks.serving.generators import GeneratorFailed, compare_generators
 from benchmarks.serving.load import Questions, compare_first, load_generator, put_load
 from benchmarks.serving.model import LABELS, make_checkpoint
+from benchmarks.serving.swaps import swap_versions
 from benchmarks.serving.systems import MODEL, Prepared, Start, SystemFailed, systems
 from benchmarks.serving.texts import draw_texts, lengths
 from benchmarks.subprocess_runner import REPOSITORY, ChildFailed, run_child
@@ -41,6 +43,8 @@ PACKAGES = (
 )
 DEPLOYED: Mapping[str, Mapping[str, Any]] = {"fp32": {}}
 """Precision → the options of `deploy` with which a server computes in it."""
+OTHER = "other-bundle"
+"""The bundle that versions are swapped with."""
 SHARE = 0.7
 """The open loop's rate, as a share of what the system answers under the most clients."""
 
@@ -54,15 +58,17 @@ class Size:
         seconds: the measured time of each number of clients.
         texts: how many are asked in turn.
         gemm_seconds: time for each matrix size of the peak measurement.
+        swaps: how many versions are deployed under load.
     """
 
     rounds: int = 3
     seconds: float = 8.0
     texts: int = 512
     gemm_seconds: float = 1.0
+    swaps: int = 20
 
 
-QUICK = Size(rounds=1, seconds=1.0, texts=64, gemm_seconds=0.1)
+QUICK = Size(rounds=1, seconds=1.0, texts=64, gemm_seconds=0.1, swaps=2)
 
 
 def prepare(size: Size, scratch: Path) -> tuple[Prepared, Questions, dict[str, Any]]:
@@ -75,6 +81,8 @@ def prepare(size: Size, scratch: Path) -> tuple[Prepared, Questions, dict[str, A
     texts = draw_texts(folders, tokenizer, size.texts)
     config = make_checkpoint(folders["minilm"], scratch / "checkpoint", texts[:64])
     export_checkpoint(scratch / "checkpoint", scratch / "bundle", fp16=False)
+    make_checkpoint(folders["minilm"], scratch / "other-checkpoint", texts[:64], seed=1)
+    export_checkpoint(scratch / "other-checkpoint", scratch / OTHER, fp16=False)
     for precision, options in DEPLOYED.items():
         deploy(scratch / "bundle", MODEL, scratch / precision, allow_unverified=True, **options)
     repositories = {precision: scratch / precision for precision in DEPLOYED}
@@ -137,6 +145,9 @@ def measure(size: Size, scratch: Path) -> dict[str, Any]:
         **results,
         "at_70_percent": summary.open_loop(measured, results),
         "generators": generators,
+        "swaps": swap_versions(
+            prepared, scratch / OTHER, questions.texts, size.swaps, size.seconds, summary.CLIENTS[-1]
+        ),
         "inputs": about,
     }
 

@@ -1,4 +1,4 @@
-"""The classifier that every system serves: MiniLM's encoder with a head of fixed seed."""
+"""The classifier that every system serves: MiniLM's encoder with a head that is drawn."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 from bertmp.model.config import BertConfig
 
 LABELS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
-SEED = 0
 
 
-def make_checkpoint(minilm: Path, folder: Path, texts: Sequence[str]) -> BertConfig:
+def make_checkpoint(minilm: Path, folder: Path, texts: Sequence[str], seed: int = 0) -> BertConfig:
     """Writes the classifier as a Hugging Face folder.
 
     The head is drawn and then centred on the mean of what it reads of `texts`, without which it would give
@@ -21,7 +20,7 @@ def make_checkpoint(minilm: Path, folder: Path, texts: Sequence[str]) -> BertCon
 
     from bertmp.model.checkpoint import load_checkpoint, save_checkpoint
 
-    loaded = load_checkpoint(minilm, "classification", LABELS, SEED)
+    loaded = load_checkpoint(minilm, "classification", LABELS, seed)
     model = loaded.model
     weight, bias = (model.get_parameter(f"classifier.{name}") for name in ("weight", "bias"))
     pooled = []
