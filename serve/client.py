@@ -239,7 +239,9 @@ class Client(TritonClient):
         """What a version says about itself, a JSON object; empty where it does not."""
         if output not in self.describe(model).outputs:
             return {}  # deployed by an earlier version of bertmp
-        found, _ = self.infer(model, text_inputs([text], pair and [pair]), (output,), version)
+        found, _ = self.infer(
+            model, text_inputs([text], None if pair is None else [pair]), (output,), version
+        )
         return json_of(found, output)
 
     def labels(self, model: str, text: str, pair: str | None = None) -> list[str]:
@@ -259,7 +261,7 @@ class Client(TritonClient):
     def _name_classes(
         self, model: str, served: ServedModel, text: str, pair: str | None, version: str = ""
     ) -> list[str]:
-        inputs = text_inputs([text], pair and [pair])
+        inputs = text_inputs([text], None if pair is None else [pair])
         found, answered = self.infer(model, inputs, ("PROBABILITIES",), version, served.classes)
         self._labels[model, answered] = class_names(found)
         return self._labels[model, answered]

@@ -94,10 +94,10 @@ def batches(
         yield texts[rows], None if pairs is None else pairs[rows]
 
 
-def text_inputs(texts: Sequence[str], pairs: Sequence[str] | str | None = None) -> dict[str, np.ndarray]:
+def text_inputs(texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Texts, or pairs of texts, as a text model's inputs."""
     inputs = {"TEXT": _bytes_tensor(texts)}
-    return inputs if not pairs else {**inputs, "TEXT_PAIR": _bytes_tensor(pairs)}
+    return inputs if pairs is None else {**inputs, "TEXT_PAIR": _bytes_tensor(pairs)}
 
 
 def _bytes_tensor(texts: Sequence[str]) -> np.ndarray:

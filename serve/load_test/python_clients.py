@@ -98,7 +98,7 @@ def measure(url: str | None, protocol: Protocol, load: Load, requests: TextReque
 def feed(requests: TextRequests, number: int) -> dict[str, np.ndarray]:
     """The inputs of a request by name, each BYTES `[1, 1]`; after the last row comes the first again."""
     text, *pair = requests.rows[number % len(requests.rows)]
-    return text_inputs([text], pair)
+    return text_inputs([text], pair or None)
 
 
 def _recording(logs: list[_ClientLog]) -> Recording:

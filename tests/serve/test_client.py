@@ -19,6 +19,7 @@ from bertmp.data.readers import read_examples
 from bertmp.serve import AsyncClient, Client
 from bertmp.serve.connection import possible_connections
 from bertmp.serve.task_answers import Answer, RefusedText
+from bertmp.serve.text_requests import text_inputs
 from tests.conftest import RunBertmp
 from tests.serve.bundles import answer_in_process
 from tests.serve.conftest import Served
@@ -57,6 +58,11 @@ def test_address_decides_the_protocol_and_both_clients_answer_alike(
         assert first.pop("scores") == pytest.approx(second.pop("scores"), abs=1e-5)
         assert first.pop("probability") == pytest.approx(second.pop("probability"), abs=1e-5)
         assert first == second
+
+
+def test_empty_second_text_is_sent_for_the_server_to_refuse() -> None:
+    assert text_inputs(["a"], [""])["TEXT_PAIR"].tolist() == [[b""]]
+    assert set(text_inputs(["a"])) == {"TEXT"}
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ def test_pairs_in_the_wrong_model_are_refused(served: Served, protocol: str) -> 
             client.infer("pairs", {"TEXT": text}, ("LABEL",))
         with pytest.raises(InputError, match="the second text is empty"):
             client.infer("pairs", {"TEXT": text, "TEXT_PAIR": np.array([[b" "]], dtype=object)}, ("LABEL",))
+        with pytest.raises(InputError, match="the second text is empty"):
+            client.settings("pairs", "a", pair="")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
