@@ -21,9 +21,9 @@ class ServedTask:
 
     Attributes:
         answers: the outputs that only this task has, and their types.
-        per_token: whether the graph's first output has a row for each token.
         outputs: the graph's outputs, the one that answers first.
-        most_labels: whether a model may have labels: none, or any number of at least this many.
+        per_token: whether the graph's first output has a row for each token.
+        least_labels: how many labels a model has at least; 0 where it has none.
     """
 
     answers: Mapping[str, Type]
