@@ -20,7 +20,7 @@ from tests.conftest import RunBertmp
 from tests.serve.bundles import LABELS, altered, deploy, with_stage
 
 CODE = (
-    *("__init__.py", "graph.py", "model.py", "reading.py", "wire.py"),
+    *("__init__.py", "graph.py", "model.py", "progress.py", "reading.py", "wire.py"),
     *("answers/__init__.py", "answers/scorer.py", "answers/spans.py", "answers/texts.py"),
 )
 """What a text model's version runs."""

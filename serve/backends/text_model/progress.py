@@ -1,4 +1,4 @@
-"""Shows in the worker's name that it gets on: `bertmp serve` replaces one that does not.
+"""Shows in the worker's name that it gets on: the watchdog replaces one that does not.
 
 Triton gives requests to the other workers meanwhile, and nothing else tells that this one will not answer.
 """
