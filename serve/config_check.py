@@ -13,7 +13,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bertmp.core.errors import InputError
-from bertmp.serve.model_config import INPUTS
+from bertmp.serve.model_config import GPU_ONNX_FILE, INPUTS
 from bertmp.serve.model_signature import read_model_config
 from bertmp.serve.repository import CONFIGS, ModelFolders
 
@@ -26,18 +26,23 @@ _FILES = {
 
 
 def check_configs(folders: ModelFolders, version: int) -> None:
-    """Checks both models' configurations, each for both kinds of host.
+    """Checks both models' configurations, each for every kind of host.
 
     Raises:
         InputError: Triton would refuse one of them, or would not run the version with it.
     """
     for model in (folders.text, folders.encoder):
-        for name in CONFIGS:
-            path = model / name
+        for path in _configurations(model):
             config = read_model_config(path)
             needed = ["TEXT"] if model == folders.text else [*INPUTS]
             for what in _faults(config, model, version, needed):
                 raise InputError(what, path, "fix it, or remove it and deploy again")
+
+
+def _configurations(model: Path) -> list[Path]:
+    """A model's configurations. That for a GPU without an engine is the encoder's alone, since 0.2."""
+    more = model / GPU_ONNX_FILE
+    return [*(model / name for name in CONFIGS), *([more] if more.is_file() else [])]
 
 
 def _faults(config: Any, model: Path, version: int, needed: list[str]) -> Iterator[str]:

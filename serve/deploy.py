@@ -9,7 +9,7 @@ from typing import Any
 
 from bertmp.core.errors import BertmpError, GateFailed, InputError
 from bertmp.core.options import keywords_of
-from bertmp.export.bundle import MANIFEST, Bundle
+from bertmp.export.bundle import FP32_GRAPH, MANIFEST, Bundle
 from bertmp.export.engine.compatibility import release_of_server
 from bertmp.export.parity.signature import require_signed
 from bertmp.serve import rollout
@@ -164,7 +164,7 @@ def _deploy_new(
                 step = "canary"
                 canary = _try(staged, server, version, deployable, audit)
             step = "promoted"
-            _write_configs(folders, deployable)
+            _write_configs(folders, folders, deployable)
             take_over(folders, staged, version)
         # Triton takes this version at its next start: the log records that before a server is asked.
         log.put(record).with_live(version).save()
@@ -196,7 +196,7 @@ def _new_record(folders: ModelFolders, deployable: Deployable) -> VersionRecord:
 
 def _stage(staged: ModelFolders, folders: ModelFolders, version: int, deployable: Deployable) -> None:
     """Writes the version and its configurations under the stand-in's name, and checks the configurations."""
-    _write_configs(staged, deployable)
+    _write_configs(staged, folders, deployable)
     _write_version(staged, folders, version, deployable)
     check_configs(staged, version)
 
@@ -210,11 +210,16 @@ def _withdraw(folders: ModelFolders, log: VersionLog, refused: VersionRecord, se
     log.put(refused).with_live(folders.live()).save()
 
 
-def _write_configs(folders: ModelFolders, deployable: Deployable) -> None:
+def _write_configs(target: ModelFolders, folders: ModelFolders, deployable: Deployable) -> None:
+    """Writes a version's configurations to `target`, the model's own folders or its stand-in's."""
     engine = deployable.engine
     compatible = engine is not None and engine.version_compatible
     profiles = None if engine is None else len(engine.profiles)
-    folders.write_configs(deployable.signature, profiles, compatible, deployable.serving())
+    # A server keeps the live version's encoder loaded for a while, with this configuration too.
+    live = numbered(folders.encoder)[-1:]
+    has_it = all((folders.encoder / str(one) / deployable.gpu_graph).is_file() for one in live)
+    gpu_graph = deployable.gpu_graph if has_it else FP32_GRAPH
+    target.write_configs(deployable.signature, profiles, compatible, deployable.serving(), gpu_graph)
 
 
 def _write_version(staged: ModelFolders, folders: ModelFolders, version: int, deployable: Deployable) -> None:

@@ -14,7 +14,16 @@ from typing import Any
 from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.hardware import machine
 from bertmp.core.io import sha256_file, write_json
-from bertmp.export.bundle import BUILD_ENGINE, ENGINE, EXPORT, FP32_GRAPH, PARITY, Bundle
+from bertmp.export.bundle import (
+    BUILD_ENGINE,
+    CONVERT,
+    ENGINE,
+    EXPORT,
+    FP16_GRAPH,
+    FP32_GRAPH,
+    PARITY,
+    Bundle,
+)
 from bertmp.export.engine.compatibility import RELEASES, find_release, releases_for, require_match
 from bertmp.export.engine.engine_options import Profile, Shape, recorded_profiles, uncovered
 from bertmp.export.parity.signature import BundleSignature
@@ -27,6 +36,8 @@ from bertmp.serve.version_files import listed_files
 
 TOKENIZER = "tokenizer.json"
 PLAN = "model.plan"
+FP16_STAGE = "onnx-fp16"
+"""Parity's name for the FP16 graph."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,7 @@ class Deployable:
     Attributes:
         bundle: where its files are.
         graphs: the FP32 graph's files; the first is the graph itself.
+        fp16_graphs: the FP16 graph's, for a GPU without an engine; none where that is not for use.
         signature: what clients will rely on.
         answering: how it answers, where its task leaves a choice.
         engine: the TensorRT engine; None where there is none that Triton loads.
@@ -96,6 +108,7 @@ class Deployable:
     fingerprint: str
     notes: tuple[str, ...]
     trusted: BundleSignature | None = None
+    fp16_graphs: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -115,11 +128,16 @@ class Deployable:
     @property
     def encoder_files(self) -> tuple[str, ...]:
         """The names of the files of the encoder's version."""
-        return self.graphs if self.engine is None else (*self.graphs, PLAN)
+        return (*self.graphs, *self.fp16_graphs) if self.engine is None else (*self.graphs, PLAN)
+
+    @property
+    def gpu_graph(self) -> str:
+        """The graph that a GPU runs where there is no engine."""
+        return (*self.fp16_graphs, *self.graphs)[0]
 
     def fill_encoder(self, folder: Path) -> None:
         """Copies the files of the encoder's version into an empty folder."""
-        for name in self.graphs:
+        for name in (*self.graphs, *self.fp16_graphs):
             self._copy(name, folder / name)
         if self.engine is not None:
             self._copy(ENGINE, folder / PLAN)
@@ -131,7 +149,9 @@ class Deployable:
         if not missing_libraries():
             copy_tokenizers(folder / LIBRARIES)
         tokenizer = self.bundle.tokenizer
-        sources = {file: ENGINE if file == PLAN else file for file in self.encoder_files}
+        # What decides the answers on a CPU or by an engine: parity compares these with the bundle's.
+        told = (file for file in self.encoder_files if file not in self.fp16_graphs)
+        sources = {file: ENGINE if file == PLAN else file for file in told}
         sha256 = {file: self.bundle.sha256(source) for file, source in sources.items()}
         settings = text_settings(
             self.signature,
@@ -193,7 +213,11 @@ def inspect_bundle(
     engine, notes = _engine(bundle)
     parity, unseen = _parity(bundle, engine, accepts)
     because += _checked_inputs(bundle, pairs)
-    files = {name: exported.outputs[name] for name in (*graphs, TOKENIZER)}
+    fp16_graphs = _fp16_graphs(bundle) if engine is None else {}
+    if engine is None:
+        runs = "FP16 graph" if fp16_graphs else "FP32 graph (no FP16 graph has passed parity)"
+        notes.append(f"without an engine for Triton, its ONNX Runtime backend runs the {runs} on a GPU")
+    files = {name: exported.outputs[name] for name in (*graphs, TOKENIZER)} | fp16_graphs
     if engine is not None:
         files[PLAN] = bundle.manifest.stages[BUILD_ENGINE].outputs[ENGINE]
     files |= code_files()
@@ -218,6 +242,7 @@ def inspect_bundle(
         fingerprint=hashlib.sha256(content).hexdigest(),
         notes=(*notes, *filter(None, [missing_libraries(), unseen])),
         trusted=trusted,
+        fp16_graphs=tuple(fp16_graphs),
     )
 
 
@@ -260,7 +285,7 @@ def _checked_inputs(bundle: Bundle, pairs: bool) -> list[str]:
 def _engine(bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:
     """The bundle's engine where Triton can load it, and notes for the user."""
     if BUILD_ENGINE not in bundle.manifest.stages:
-        return None, ["the bundle has no engine: it can be served on a CPU only"]
+        return None, ["the bundle has no engine"]
     built = bundle.stage(BUILD_ENGINE, "bertmp build-engine")
     results, plan = built.results, bundle.folder / ENGINE
     builder = results.get("builder")
@@ -290,6 +315,19 @@ def _engine(bundle: Bundle) -> tuple[DeployableEngine | None, list[str]]:
             f"{RELEASES[0].tensorrt}): serve it with a Triton of exactly that TensorRT"
         )
     return engine, notes
+
+
+def _fp16_graphs(bundle: Bundle) -> dict[str, str]:
+    """The SHA-256 of the FP16 graph's files, the graph first; none where it is not there or not checked."""
+    if not {CONVERT, PARITY} <= bundle.manifest.stages.keys():
+        return {}
+    converted, checked = bundle.stage(CONVERT, "bertmp convert"), bundle.stage(PARITY, "bertmp parity")
+    stage = checked.results.get("stages", {}).get(FP16_STAGE, {})
+    failed = [gate for gate in checked.results.get("failed_gates", ()) if gate.startswith(f"{FP16_STAGE}.")]
+    if stage.get("status") != "run" or failed or FP16_GRAPH not in checked.inputs:
+        return {}
+    data = (name for name in converted.outputs if name.startswith(f"{FP16_GRAPH}."))
+    return {name: converted.outputs[name] for name in (FP16_GRAPH, *data)}
 
 
 def _parity(

@@ -1,7 +1,9 @@
-"""The Triton configurations of a served model: two models, each configured for two kinds of host.
+"""The Triton configurations of a served model: two models, each configured for the kinds of host.
 
 `config.pbtxt` is for a host with a GPU, `configs/cpu.pbtxt` for one without (Triton picks it with
-`--model-config-name=cpu`). Both are built as protobuf messages and rendered by one function.
+`--model-config-name=cpu`). The encoder has `configs/gpu-onnx.pbtxt` too, for a GPU and versions without an
+engine; the text model, which has none of that name, is then run with its `config.pbtxt`, as Triton does. All
+are built as protobuf messages and rendered by one function.
 """
 
 from __future__ import annotations
@@ -41,6 +43,9 @@ VERSION_COMPATIBLE = "version_compatible"
 """An encoder's parameter: its engine loads only in a server that was started with
 `--backend-config=tensorrt,version-compatible=true`."""
 
+GPU_ONNX_FILE = "configs/gpu-onnx.pbtxt"
+"""An encoder's configuration for a GPU without an engine, in its folder."""
+
 SETTINGS = "settings.json"
 """The file in a text model's version that its code reads first."""
 
@@ -56,6 +61,7 @@ def model_files(
     profiles: int | None = None,
     version_compatible: bool = False,
     serving: ServingTable = REFERENCE,
+    gpu_graph: str = FP32_GRAPH,
 ) -> dict[str, str]:
     """Every file of the two models that does not belong to a version: path in the repository → content.
 
@@ -63,6 +69,7 @@ def model_files(
         profiles: the engine's number of optimisation profiles; that of a default engine where left out.
         version_compatible: whether the engine is for later versions of TensorRT, too.
         serving: how the text model uses a machine without a GPU.
+        gpu_graph: the graph's file that a GPU runs where there is no engine.
     """
     encoder = encoder_name(name)
     labels = {f"{name}/{LABELS}": "".join(f"{label}\n" for label in signature.labels)}
@@ -74,6 +81,7 @@ def model_files(
         **(labels if signature.labels else {}),
         f"{encoder}/config.pbtxt": render(gpu_encoder(name, signature, profiles, version_compatible)),
         f"{encoder}/configs/cpu.pbtxt": render(cpu_encoder(name, signature)),
+        f"{encoder}/{GPU_ONNX_FILE}": render(gpu_onnx_encoder(name, signature, gpu_graph)),
     }
 
 
@@ -163,6 +171,22 @@ def set_engine(config: Any, profiles: int, version_compatible: bool) -> bool:
     elif VERSION_COMPATIBLE in config.parameters:
         del config.parameters[VERSION_COMPATIBLE]
     return bool(config.SerializeToString(deterministic=True) != before)
+
+
+def gpu_onnx_encoder(name: str, signature: ModelSignature, graph: str = FP32_GRAPH) -> Any:
+    """NAME_encoder on a GPU by the ONNX Runtime backend, with its CUDA provider for this kind of group.
+
+    (docs/user_guide/model_configuration.md in github.com/triton-inference-server/server, and the README of
+    github.com/triton-inference-server/onnxruntime_backend.)
+
+    Args:
+        graph: its file.
+    """
+    config = _encoder(name, signature)
+    config.platform = "onnxruntime_onnx"
+    config.default_model_filename = graph
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
+    return config
 
 
 def cpu_encoder(name: str, signature: ModelSignature) -> Any:

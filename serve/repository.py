@@ -16,9 +16,17 @@ from pathlib import Path
 
 from bertmp.core.errors import DiskFull, InputError
 from bertmp.core.io import atomic_folder, file_lock, write_text, writing_to
-from bertmp.export.bundle import LABELS
+from bertmp.export.bundle import FP32_GRAPH, LABELS
 from bertmp.serve.audit import AUDIT
-from bertmp.serve.model_config import REFERENCE, SETTINGS, add_outputs, model_files, set_engine, set_serving
+from bertmp.serve.model_config import (
+    GPU_ONNX_FILE,
+    REFERENCE,
+    SETTINGS,
+    add_outputs,
+    model_files,
+    set_engine,
+    set_serving,
+)
 from bertmp.serve.model_signature import (
     ModelSignature,
     encoder_name,
@@ -94,6 +102,7 @@ class ModelFolders:
         profiles: int | None,
         version_compatible: bool = False,
         serving: ServingTable = REFERENCE,
+        gpu_graph: str = FP32_GRAPH,
     ) -> None:
         """Writes both models' configurations.
 
@@ -104,9 +113,10 @@ class ModelFolders:
             profiles: the engine's optimisation profiles; None where the version has no engine.
             version_compatible: whether the engine is for later versions of TensorRT, too.
             serving: how the text model uses a machine without a GPU.
+            gpu_graph: the graph's file that a GPU runs where there is no engine.
         """
         keeps = self._has_signature(signature)
-        files = model_files(self.text.name, signature, profiles, version_compatible, serving)
+        files = model_files(self.text.name, signature, profiles, version_compatible, serving, gpu_graph)
         for path, content in files.items():
             if not (keeps and (self.repository / path).is_file()):
                 write_text(self.repository / path, content)
@@ -114,6 +124,12 @@ class ModelFolders:
             file = self.encoder / "config.pbtxt"
             config = read_model_config(file)
             if set_engine(config, profiles, version_compatible):
+                write_text(file, render(config))
+        if keeps:
+            file = self.encoder / GPU_ONNX_FILE
+            config = read_model_config(file)
+            if config.default_model_filename != gpu_graph:
+                config.default_model_filename = gpu_graph
                 write_text(file, render(config))
         for path in CONFIGS if keeps else ():  # those of 0.1 lack an output
             config = read_model_config(self.text / path)
@@ -123,7 +139,7 @@ class ModelFolders:
 
     def config_texts(self) -> dict[Path, str]:
         """What stands in the files that belong to no version, as far as they are there."""
-        names = (*CONFIGS, LABELS)
+        names = (*CONFIGS, GPU_ONNX_FILE, LABELS)
         paths = [folder / name for folder in (self.text, self.encoder) for name in names]
         return {path: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from bertmp.core.errors import InputError
 from bertmp.core.hardware import find_gpu
 from bertmp.environment.triton_install import TritonRuntime
-from bertmp.serve.model_config import VERSION_COMPATIBLE
+from bertmp.serve.model_config import ENCODER_VERSIONS, GPU_ONNX_FILE, VERSION_COMPATIBLE
 from bertmp.serve.model_signature import read_model_config
 from bertmp.serve.repository import numbered
 from bertmp.serve.serve_options import ServeOptions
@@ -23,6 +23,7 @@ BACKENDS = Path(__file__).resolve().parent / "backends"
 """The code that runs inside Triton."""
 
 CPU_CONFIG = "cpu"
+GPU_ONNX_CONFIG = Path(GPU_ONNX_FILE).stem
 
 
 def with_free_ports(options: ServeOptions) -> ServeOptions:
@@ -75,21 +76,23 @@ class ConfigChoice:
     reason: str
 
 
-def choose_config(gpu: bool, tensorrt: bool, engines: bool) -> ConfigChoice:
+def choose_config(gpu: bool, tensorrt: bool, engines: bool, onnx: bool = False) -> ConfigChoice:
     """The configuration that this host can run.
 
     Args:
         gpu: whether it has an NVIDIA GPU.
         tensorrt: whether the server has the TensorRT backend.
         engines: whether every encoder's version has its engine.
+        onnx: whether the server's own ONNX Runtime backend can run every encoder's version on the GPU.
     """
     if not gpu:
         return ConfigChoice(CPU_CONFIG, "this machine has no NVIDIA GPU")
-    if not tensorrt:
-        return ConfigChoice(CPU_CONFIG, "this Triton has no TensorRT backend")
-    if not engines:
-        return ConfigChoice(CPU_CONFIG, "a version has no TensorRT engine")
-    return ConfigChoice("", "the GPU and the TensorRT engines are there")
+    if tensorrt and engines:
+        return ConfigChoice("", "the GPU and the TensorRT engines are there")
+    lacks = "a version has no TensorRT engine" if tensorrt else "this Triton has no TensorRT backend"
+    if onnx:
+        return ConfigChoice(GPU_ONNX_CONFIG, f"{lacks}: ONNX Runtime runs the graphs on the GPU")
+    return ConfigChoice(CPU_CONFIG, lacks)
 
 
 def find_config(options: ServeOptions, models: list[str], runtime: TritonRuntime) -> ConfigChoice:
@@ -101,7 +104,11 @@ def find_config(options: ServeOptions, models: list[str], runtime: TritonRuntime
     folders, name = [options.repository / model for model in models], options.model_config_name
     if name == "auto":
         return choose_config(
-            find_gpu() is not None, runtime.has_backend("tensorrt"), all(map(_has_engine_if_needed, folders))
+            find_gpu() is not None,
+            runtime.has_backend("tensorrt"),
+            all(map(_has_engine_if_needed, folders)),
+            # What stands in for that backend elsewhere runs on the CPU.
+            runtime.has_backend("onnxruntime") and all(map(_has_gpu_graph_if_needed, folders)),
         )
     known = {path.stem for folder in folders for path in (folder / "configs").glob("*.pbtxt")}
     if name not in ("default", *known):
@@ -113,8 +120,20 @@ def find_config(options: ServeOptions, models: list[str], runtime: TritonRuntime
 
 def _has_engine_if_needed(model: Path) -> bool:
     config = read_model_config(model / "config.pbtxt")
-    file = model / str(numbered(model)[-1]) / (config.default_model_filename or "model.plan")
-    return config.platform != "tensorrt_plan" or file.is_file()
+    return config.platform != "tensorrt_plan" or _have(model, config.default_model_filename or "model.plan")
+
+
+def _has_gpu_graph_if_needed(model: Path) -> bool:
+    """Whether ONNX Runtime can run, on a GPU, what an engine would."""
+    if read_model_config(model / "config.pbtxt").platform != "tensorrt_plan":
+        return True
+    path = model / GPU_ONNX_FILE
+    return path.is_file() and _have(model, read_model_config(path).default_model_filename)
+
+
+def _have(model: Path, file: str) -> bool:
+    """Whether every version that Triton loads at the start has a file."""
+    return all((model / str(version) / file).is_file() for version in numbered(model)[-ENCODER_VERSIONS:])
 
 
 def _is_version_compatible(model: Path) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from bertmp.core.io import write_text, writing_to
 from bertmp.export.bundle import LABELS
+from bertmp.serve.model_config import GPU_ONNX_FILE
 from bertmp.serve.model_signature import read_model_config, render
 from bertmp.serve.repository import CANARY, CONFIGS, ModelFolders, move
 
@@ -23,7 +24,7 @@ def staging(folders: ModelFolders) -> Iterator[ModelFolders]:
     staged = replace(folders, suffix=CANARY)
     try:
         for source, target in ((folders.text, staged.text), (folders.encoder, staged.encoder)):
-            for path in (source / name for name in CONFIGS):
+            for path in (source / name for name in (*CONFIGS, GPU_ONNX_FILE)):
                 if path.is_file():
                     config = read_model_config(path)
                     config.name = target.name

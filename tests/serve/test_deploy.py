@@ -46,7 +46,8 @@ def test_deployed_version_needs_nothing_of_bertmp(bundle: Path, tmp_path: Path) 
         *(f"trec/1/{name}" for name in (*CODE, "answers")),
         *("trec/1/golden.json", "trec/1/tokenizer.json"),
         *("trec_encoder", "trec_encoder/config.pbtxt", "trec_encoder/configs"),
-        *("trec_encoder/configs/cpu.pbtxt", "trec_encoder/1", "trec_encoder/1/model.onnx"),
+        *("trec_encoder/configs/cpu.pbtxt", "trec_encoder/configs/gpu-onnx.pbtxt"),
+        *("trec_encoder/1", "trec_encoder/1/model.onnx"),
     }
     assert sha256_file(tmp_path / "trec_encoder/1/model.onnx") == sha256_file(bundle / "model.onnx")
     assert read_json(tmp_path / "trec/1/settings.json")["labels"] == list(LABELS)

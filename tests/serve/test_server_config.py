@@ -30,6 +30,23 @@ def test_choose_config_needs_gpu_backend_and_engines(
     assert choose_config(gpu, tensorrt, engines).name == name
 
 
+@pytest.mark.parametrize(
+    ("gpu", "tensorrt", "engines", "name"),
+    [
+        (True, True, True, ""),
+        (True, True, False, "gpu-onnx"),
+        (True, False, True, "gpu-onnx"),
+        (False, True, False, "cpu"),
+    ],
+)
+def test_choose_config_prefers_onnx_runtime_on_the_gpu_to_the_cpu(
+    gpu: bool, tensorrt: bool, engines: bool, name: str
+) -> None:
+    choice = choose_config(gpu, tensorrt, engines, onnx=True)
+    assert choice.name == name
+    assert ("ONNX Runtime runs the graphs on the GPU" in choice.reason) == (name == "gpu-onnx")
+
+
 def test_with_free_ports_finds_different_ports() -> None:
     found = server_config.with_free_ports(ServeOptions(Path("r"), http_port=0, grpc_port=0, metrics_port=0))
     assert len({port for port in found.ports.values() if port > 0}) == 3
