@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bertmp.core.errors import InputError
 from bertmp.core.hardware import find_gpu
+from bertmp.core.io import writing_to
 from bertmp.environment.triton_install import TritonRuntime
 from bertmp.serve.model_config import ENCODER_VERSIONS, GPU_ONNX_FILE, VERSION_COMPATIBLE
 from bertmp.serve.model_signature import read_model_config
@@ -150,13 +151,13 @@ def copy_backends(folder: Path, runtime: TritonRuntime) -> None:
     """
     if runtime.kind == "system":
         return
-    python = folder / "backends" / "python"
-    shutil.copytree(runtime.backends / "python", python)
-    if runtime.stub is not None:
-        shutil.copy2(runtime.stub, python)
-    onnxruntime = folder / "backends" / "onnxruntime"
-    onnxruntime.mkdir()
-    shutil.copy2(BACKENDS / "onnxruntime" / "model.py", onnxruntime)
+    python, onnxruntime = (folder / "backends" / name for name in ("python", "onnxruntime"))
+    with writing_to(folder):
+        shutil.copytree(runtime.backends / "python", python)
+        if runtime.stub is not None:
+            shutil.copy2(runtime.stub, python)
+        onnxruntime.mkdir()
+        shutil.copy2(BACKENDS / "onnxruntime" / "model.py", onnxruntime)
 
 
 def command_line(

@@ -50,19 +50,28 @@ def _refusal(error: OSError, target: Path) -> InputError | None:
 
     A full disk names no file. The others do, and one outside the target's folder is not about writing.
     """
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    number = _number(error)
+    if number in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull("no space left on the disk", target, "free some space or choose another folder")
-    if error.errno == errno.EFBIG:
+    if number == errno.EFBIG:
         return DiskFull("a file would exceed the limit on its size", target, "raise it ('ulimit -f')")
     if isinstance(error.filename, str) and not _concerns(Path(error.filename), target):
         return None
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError("the folder cannot be written", target, "choose one that you may write to")
-    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ELOOP):
+    if number in (errno.ENOTDIR, errno.EEXIST, errno.ELOOP):
         return InputError(
             "a file stands where a folder is needed", target, "move it or choose another folder"
         )
     return None
+
+
+def _number(error: OSError) -> int | None:
+    """The error's number. `shutil.copytree` gathers the errors of its files and keeps their texts alone."""
+    if not isinstance(error, shutil.Error):
+        return error.errno
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+    return next((number for number in numbers if os.strerror(number) in str(error)), None)
 
 
 def _concerns(path: Path, target: Path) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from bertmp.core.errors import InputError
+from bertmp.core.errors import DiskFull, InputError
 from bertmp.core.io import (
     atomic_file,
     atomic_folder,
@@ -189,3 +190,20 @@ def test_json_keeps_numbers_and_order(tmp_path: Path) -> None:
     value = {"b": [1, 2.5, None, True], "a": "ü"}
     write_json(tmp_path / "a.json", value)
     assert json.dumps(read_json(tmp_path / "a.json")) == json.dumps(value)
+
+
+def test_copied_folder_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for name in "ab":
+        (tmp_path / "source" / name).write_text("x")
+
+    def copy(source: str, target: str) -> None:
+        with open("/dev/full", "w") as full:  # it refuses as a full disk does
+            full.write(Path(source).read_text())
+
+    with (
+        pytest.raises(DiskFull, match="no space left on the disk") as raised,
+        writing_to(tmp_path / "target"),
+    ):
+        shutil.copytree(tmp_path / "source", tmp_path / "target", copy_function=copy)
+    assert str(raised.value).count(str(tmp_path)) == 1
