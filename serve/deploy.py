@@ -24,7 +24,13 @@ from bertmp.serve.golden import write_golden
 from bertmp.serve.golden_record import golden_cases
 from bertmp.serve.model_signature import read_signature
 from bertmp.serve.prune import remove_all_but
-from bertmp.serve.repository import ModelFolders, all_models, numbered, require_record, require_room
+from bertmp.serve.repository import (
+    ModelFolders,
+    all_models,
+    numbered,
+    require_record,
+    require_repository_folder,
+)
 from bertmp.serve.serving_options import DeployOptions, ModelsOptions
 from bertmp.serve.staging import copy_version, staging, take_over
 from bertmp.serve.version_files import missing_files, name_files
@@ -47,7 +53,7 @@ def deploy(options: DeployOptions) -> Deployment:
             server refuses the version, or the version contradicts itself.
         MissingComponent: a key is trusted and model-signing is not installed.
     """
-    require_room(options.repository)
+    require_repository_folder(options.repository)
     deployable = _inspect(options)
     if options.triton_release is not None and deployable.engine is not None:
         deployable.engine.require_release(options.triton_release)

@@ -39,7 +39,7 @@ _VERSION = re.compile(r"'([^']*)' version (\d+) is not found")
 _NOISE = re.compile(r"^\[request id: [^\]]*\] ?|\. NOTE: Setting a non-zero max_batch_size.*$", re.S)
 _NOT_JSON = "an exception occurred in the client while decoding"
 _PHRASES = {str(status.value): status.phrase for status in HTTPStatus}
-_NO_ROOM = re.compile(r"but missing required input\(s\) \]\. Please provide all required input\(s\)\.?$")
+_NO_OTHERS = re.compile(r"but missing required input\(s\) \]\. Please provide all required input\(s\)\.?$")
 
 
 def error_of(error: Exception, model: str, address: str) -> BertmpError:
@@ -62,7 +62,7 @@ def error_of_reply(message: str, status: str, model: str, address: str) -> Bertm
     """
     code = status.rpartition(".")[2]
     where = f"{model} at {address}" if model else address
-    message = _NO_ROOM.sub("and takes no others", _NOISE.sub("", message)).strip().rstrip(".")
+    message = _NO_OTHERS.sub("and takes no others", _NOISE.sub("", message)).strip().rstrip(".")
     if not message or message.startswith(_NOT_JSON):  # a proxy's page, for one
         message = f"the answer is {code} {_PHRASES.get(code, '')}".strip()
     if found := _VERSION.search(message):

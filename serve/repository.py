@@ -313,10 +313,10 @@ def require_model(repository: Path, name: str) -> ModelFolders:
 def _require_folder(repository: Path) -> None:
     if not repository.is_dir():
         raise InputError("no such model repository", repository, "make one with 'bertmp deploy'")
-    require_room(repository)
+    require_repository_folder(repository)
 
 
-def require_room(repository: Path) -> None:
+def require_repository_folder(repository: Path) -> None:
     """Checks that a folder is a model repository, or may become one: a bundle, a run or a model may not.
 
     Raises:
