@@ -41,7 +41,7 @@ PACKAGES = (
     *("bertmp", "torch", "transformers", "tokenizers", "onnxruntime", "numpy"),
     *("fastapi", "uvicorn", "uvloop", "httptools", "tritonclient"),
 )
-DEPLOYED: Mapping[str, Mapping[str, Any]] = {"fp32": {}}
+DEPLOYED: Mapping[str, Mapping[str, Any]] = {"fp32": {"cpu_precision": "fp32"}, "bf16": {}}
 """Precision → the options of `deploy` with which a server computes in it."""
 OTHER = "other-bundle"
 """The bundle that versions are swapped with."""
@@ -73,7 +73,7 @@ QUICK = Size(rounds=1, seconds=1.0, texts=64, gemm_seconds=0.1, swaps=2)
 
 def prepare(size: Size, scratch: Path) -> tuple[Prepared, Questions, dict[str, Any]]:
     """Makes the model and its texts, and deploys it; also what the results say about the texts."""
-    from bertmp import deploy, download, export_checkpoint
+    from bertmp import deploy, download, export_checkpoint, parity
     from bertmp.data.tokenizer import Tokenizer
 
     folders = download(["minilm", *("trec", "sms-spam", "moviedialog")])
@@ -83,9 +83,16 @@ def prepare(size: Size, scratch: Path) -> tuple[Prepared, Questions, dict[str, A
     export_checkpoint(scratch / "checkpoint", scratch / "bundle", fp16=False)
     make_checkpoint(folders["minilm"], scratch / "other-checkpoint", texts[:64], seed=1)
     export_checkpoint(scratch / "other-checkpoint", scratch / OTHER, fp16=False)
+    (scratch / "texts.txt").write_text("".join(f"{' '.join(text.split())}\n" for text in texts[:64]))
+    # Whether BF16 is served, parity decides.
+    parity(scratch / "bundle", scratch / "texts.txt", allow_incomplete=("onnx-fp16", "onnx-fp16-emulated"))
+    repositories = {}
     for precision, options in DEPLOYED.items():
-        deploy(scratch / "bundle", MODEL, scratch / precision, allow_unverified=True, **options)
-    repositories = {precision: scratch / precision for precision in DEPLOYED}
+        found = deploy(scratch / "bundle", MODEL, scratch / precision, **options)
+        if found.precision == precision:
+            repositories[precision] = scratch / precision
+        else:
+            say(f"{precision} is not measured: {found.notes[-1]}")
     prepared = Prepared(scratch / "checkpoint", scratch / "bundle", repositories, scratch)
     tokens = lengths(tokenizer, texts)
     work = Work.of(tokens)

@@ -145,7 +145,8 @@ def describe_parity(result: Any) -> str:
 
 
 def describe_deploy(result: Any) -> str:
-    return f"{result['name']} version {result['version']}, parity {result['parity']}"
+    on_cpu = f"on a CPU in {result['precision'].upper()}"
+    return f"{result['name']} version {result['version']}, parity {result['parity']}, {on_cpu}"
 
 
 def describe_answer(result: Any) -> str:

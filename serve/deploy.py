@@ -18,7 +18,7 @@ from bertmp.serve.audit import AuditLog, recording
 from bertmp.serve.canary import CanaryResult, try_version
 from bertmp.serve.client import Client
 from bertmp.serve.config_check import check_configs
-from bertmp.serve.deployable import Accepted, Deployable, DeployableEngine, inspect_bundle
+from bertmp.serve.deployable import FP32, Accepted, Deployable, DeployableEngine, inspect_bundle
 from bertmp.serve.deployment import Deployment, complete_log, connection, deployment_of
 from bertmp.serve.golden import write_golden
 from bertmp.serve.golden_record import golden_cases
@@ -81,7 +81,13 @@ def _inspect(options: DeployOptions) -> Deployable:
         trusted = None if options.trust is None else require_signed(options.bundle, options.trust)
         accepts = Accepted(options.allow_incomplete, options.allow_unverified)
         bundle = Bundle.open(options.bundle)
-        return inspect_bundle(bundle, accepts, answering=options.answering(bundle.task), trusted=trusted)
+        return inspect_bundle(
+            bundle,
+            accepts,
+            answering=options.answering(bundle.task),
+            trusted=trusted,
+            cpu_precision=options.cpu_precision,
+        )
     except GateFailed as error:
         if options.repository.is_dir():
             audit = AuditLog(options.repository, options.name, "deploy")
@@ -106,7 +112,13 @@ def _bring_in(folders: ModelFolders, deployable: Deployable, server: Client | No
         note = f"{lacks}: deployed again, as a new version"
         return _deploy_new(folders, log, replace(deployable, notes=(note, *deployable.notes)), server)
     signed_by = deployable.signed_by or current.signed_by
-    current = replace(current, parity=deployable.parity, signed_by=signed_by, accepted=deployable.accepted)
+    current = replace(
+        current,
+        parity=deployable.parity,
+        signed_by=signed_by,
+        accepted=deployable.accepted,
+        precision=deployable.precision,
+    )
     log.put(current).with_live(current.version).save()
     audit = _audit(folders)
     audit.write("identical", "done", current.version, **_facts(deployable, server))
@@ -197,6 +209,7 @@ def _new_record(folders: ModelFolders, deployable: Deployable) -> VersionRecord:
         deployable.parity,
         signed_by=deployable.signed_by,
         accepted=deployable.accepted,
+        precision=deployable.precision,
     )
 
 
@@ -233,7 +246,8 @@ def _write_version(staged: ModelFolders, folders: ModelFolders, version: int, de
 
     def fill_text(folder: Path) -> None:
         deployable.fill_text(folder)
-        cases = golden_cases(deployable.bundle, staged, deployable.answering.pooling)
+        low = deployable.precision != FP32
+        cases = golden_cases(deployable.bundle, staged, deployable.answering.pooling, low)
         write_golden(folder, [replace(case, model=names[case.model]) for case in cases])
 
     staged.write_version(version, deployable.fill_encoder, fill_text)
@@ -273,6 +287,7 @@ def _facts(deployable: Deployable, server: Client | None) -> dict[str, Any]:
         "verdict": deployable.verdict,
         "accepted": deployable.accepted,
         "signed_by": deployable.signed_by,
+        "precision": deployable.precision,
         "server": server and server.address,
     }
 

@@ -14,6 +14,7 @@ from typing import Any
 from bertmp.core.errors import GateFailed, InputError
 from bertmp.core.hardware import machine
 from bertmp.core.io import sha256_file, write_json
+from bertmp.environment.server_bf16 import why_no_bf16
 from bertmp.export.bundle import (
     BUILD_ENGINE,
     CONVERT,
@@ -26,14 +27,19 @@ from bertmp.export.bundle import (
 )
 from bertmp.export.engine.compatibility import RELEASES, find_release, releases_for, require_match
 from bertmp.export.engine.engine_options import Profile, Shape, recorded_profiles, uncovered
+from bertmp.export.parity.cpu_bf16_stage import CPU_BF16, NOT_SERVED
 from bertmp.export.parity.signature import BundleSignature
 from bertmp.serve.model_config import MAX_BATCH, SETTINGS, text_settings
 from bertmp.serve.model_signature import ModelSignature, signature_of
 from bertmp.serve.served_tasks import WITH_MASKS, AnswerSettings
-from bertmp.serve.serving_table import ServingTable
+from bertmp.serve.serving_options import CpuPrecision
+from bertmp.serve.serving_table import BF16_COPIES, ServingTable
 from bertmp.serve.version_code import LIBRARIES, code_files, copy_code, copy_tokenizers, missing_libraries
 from bertmp.serve.version_files import listed_files
 
+FP32, BF16 = "fp32", "bf16"
+PRECISION = "precision.json"
+"""The file of an encoder's version that names the graphs which are not run in FP32 on a CPU."""
 TOKENIZER = "tokenizer.json"
 PLAN = "model.plan"
 FP16_STAGE = "onnx-fp16"
@@ -97,6 +103,7 @@ class Deployable:
         fingerprint: SHA-256 over everything that decides the answers.
         notes: what the user who deploys it should know.
         trusted: the signature that was checked; None where no key was trusted.
+        precision: what a machine without a GPU runs its graph in, where it can: `fp32` or `bf16`.
     """
 
     bundle: Bundle
@@ -109,6 +116,7 @@ class Deployable:
     notes: tuple[str, ...]
     trusted: BundleSignature | None = None
     fp16_graphs: tuple[str, ...] = ()
+    precision: str = FP32
 
     @property
     def verdict(self) -> str:
@@ -128,12 +136,18 @@ class Deployable:
     @property
     def encoder_files(self) -> tuple[str, ...]:
         """The names of the files of the encoder's version."""
-        return (*self.graphs, *self.fp16_graphs) if self.engine is None else (*self.graphs, PLAN)
+        graphs = (*self.graphs, *self.fp16_graphs) if self.engine is None else (*self.graphs, PLAN)
+        return (*graphs, *((PRECISION,) if self.low_graphs else ()))
 
     @property
     def gpu_graph(self) -> str:
         """The graph that a GPU runs where there is no engine."""
         return (*self.fp16_graphs, *self.graphs)[0]
+
+    @property
+    def low_graphs(self) -> dict[str, str]:
+        """The graphs that are not run in FP32 on a CPU: file → precision."""
+        return {} if self.precision == FP32 else {self.graphs[0]: self.precision}
 
     def fill_encoder(self, folder: Path) -> None:
         """Copies the files of the encoder's version into an empty folder."""
@@ -141,6 +155,8 @@ class Deployable:
             self._copy(name, folder / name)
         if self.engine is not None:
             self._copy(ENGINE, folder / PLAN)
+        if self.low_graphs:
+            write_json(folder / PRECISION, self.low_graphs)
 
     def fill_text(self, folder: Path) -> None:
         """Writes the files of the text model's version into an empty folder."""
@@ -150,7 +166,7 @@ class Deployable:
             copy_tokenizers(folder / LIBRARIES)
         tokenizer = self.bundle.tokenizer
         # What decides the answers on a CPU or by an engine: parity compares these with the bundle's.
-        told = (file for file in self.encoder_files if file not in self.fp16_graphs)
+        told = (file for file in self.encoder_files if file not in (*self.fp16_graphs, PRECISION))
         sources = {file: ENGINE if file == PLAN else file for file in told}
         sha256 = {file: self.bundle.sha256(source) for file, source in sources.items()}
         settings = text_settings(
@@ -161,13 +177,14 @@ class Deployable:
             max_length=tokenizer.max_length,
             sha256=sha256,
         )
-        code = {"code_sha256": code_files()}
-        write_json(folder / SETTINGS, {**settings, **code, **listed_files(self.encoder_files, folder)})
+        more = {"precision": self.low_graphs, "code_sha256": code_files()}
+        write_json(folder / SETTINGS, {**settings, **more, **listed_files(self.encoder_files, folder)})
 
     def serving(self) -> ServingTable:
         """How its text model uses this machine, if that has no GPU."""
         size = sum((self.bundle.folder / name).stat().st_size for name in self.graphs)
-        return ServingTable.derive(machine(), size, self.graphs[0])
+        copies = BF16_COPIES if self.low_graphs else 1
+        return ServingTable.derive(machine(), copies * size, self.graphs[0])
 
     def _copy(self, name: str, target: Path) -> None:
         """Copies one of the bundle's files; the copy is what was signed, whatever happened meanwhile.
@@ -190,6 +207,7 @@ def inspect_bundle(
     *,
     answering: AnswerSettings | None = None,
     trusted: BundleSignature | None = None,
+    cpu_precision: CpuPrecision = "auto",
 ) -> Deployable:
     """Decides whether a bundle may be deployed.
 
@@ -197,6 +215,7 @@ def inspect_bundle(
         accepts: what the user takes on his own word.
         answering: how it answers; None for the task's defaults.
         trusted: the signature that was checked; None where no key is trusted.
+        cpu_precision: `fp32` where BF16 is not wanted.
 
     Raises:
         InputError: it is stale, for a task that is not served, or has an engine for batches smaller than
@@ -223,7 +242,10 @@ def inspect_bundle(
     files |= code_files()
     files["tokenizers"] = metadata.version("tokenizers")
     longest = bundle.tokenizer.max_length
-    decides = [files, asdict(signature), asdict(answering), longest]
+    kept = _why_fp32(bundle) if cpu_precision == "auto" else "as --cpu-precision says"
+    precision = FP32 if kept else BF16
+    # Of a version in FP32 it is the same as before there was another precision.
+    decides = [files, asdict(signature), asdict(answering), longest, *([] if kept else [precision])]
     content = json.dumps(decides, sort_keys=True).encode()
     if longest < signature.max_length:
         notes.append(
@@ -240,10 +262,27 @@ def inspect_bundle(
         engine=engine,
         parity=parity,
         fingerprint=hashlib.sha256(content).hexdigest(),
-        notes=(*notes, *filter(None, [missing_libraries(), unseen])),
+        notes=(*notes, *filter(None, [missing_libraries(), unseen, kept and f"{NOT_SERVED}: {kept}"])),
         trusted=trusted,
         fp16_graphs=tuple(fp16_graphs),
+        precision=precision,
     )
+
+
+def _why_fp32(bundle: Bundle) -> str:
+    """Why the graph is not served in BF16 on a CPU; empty where it may be."""
+    if lacks := why_no_bf16():
+        return lacks
+    results = bundle.manifest.stages[PARITY].results if PARITY in bundle.manifest.stages else {}
+    found = results.get("stages", {}).get(CPU_BF16, {})
+    verdict = found.get("verdict", "not run")
+    if verdict == "passed":
+        return ""
+    if verdict == "failed":
+        return f"parity's stage {CPU_BF16} failed"
+    reason = str(found.get("reason", "")).removesuffix(f": {NOT_SERVED}")
+    how = verdict if verdict == "not judged" else f"not run{': ' if reason else ''}{reason}"
+    return f"parity's stage {CPU_BF16} was {how}"
 
 
 _LONG_TEXT = {

@@ -10,6 +10,7 @@ from bertmp.core.io import JsonSerializable
 from bertmp.serve.canary import CanaryResult
 from bertmp.serve.client import Client
 from bertmp.serve.control import connect
+from bertmp.serve.deployable import FP32
 from bertmp.serve.repository import ModelFolders, numbered
 from bertmp.serve.serving_table import ServingTable
 from bertmp.serve.version_log import VersionLog, VersionRecord
@@ -31,6 +32,7 @@ class Deployment(JsonSerializable):
             rollback.
         signed_by: SHA-256 of the public key that it was checked against; empty where none was trusted.
         serving: how a machine without a GPU is used.
+        precision: what that runs the version's graph in, where it can: `fp32` or `bf16`.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Deployment(JsonSerializable):
     canary: CanaryResult | None = None
     signed_by: str = ""
     serving: ServingTable | None = None
+    precision: str = FP32
 
 
 def complete_log(folders: ModelFolders) -> tuple[VersionLog, tuple[str, ...]]:
@@ -83,4 +86,5 @@ def deployment_of(
         notes=notes,
         signed_by=record.signed_by,
         serving=folders.serving(),
+        precision=record.precision,
     )

@@ -65,13 +65,18 @@ class Tensor:
         shape, data = tuple(map(int, value["shape"])), tuple(value["data"])
         return cls(str(value["name"]), str(value["datatype"]), shape, data, float(value.get("bound", 0.0)))
 
+    @property
+    def usual_bound(self) -> float:
+        """Its bound, or the share of its largest magnitude where it has none."""
+        return self.bound or SHARE * max([LEAST_MAGNITUDE, *map(abs, _numbers(self.data))])
+
     def difference(self, found: Tensor) -> str:
         """How `found` is off this tensor, in words; empty where it is not."""
         if (self.datatype, self.shape) != (found.datatype, found.shape):
             return (
                 f"{self.name} is {found.datatype} {list(found.shape)}, not {self.datatype} {list(self.shape)}"
             )
-        bound = self.bound or SHARE * max([LEAST_MAGNITUDE, *map(abs, _numbers(self.data))])
+        bound = self.usual_bound
         for expected, given in zip(self.data, found.data, strict=True):
             if not _agree(expected, given, bound):
                 return f"{self.name} is {_short(given)}, not {_short(expected)}"

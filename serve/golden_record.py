@@ -12,6 +12,8 @@ from bertmp.data.batches import pad_batch
 from bertmp.export.answers import Classes, Embedding, LabelSet, Value, decoder_of, normalised
 from bertmp.export.bundle import FP32_GRAPH, Bundle
 from bertmp.export.graph.ort_sessions import open_session
+from bertmp.export.parity.cpu_bf16_stage import CPU_BF16
+from bertmp.export.parity.gates import DEFAULTS
 from bertmp.serve.golden import LARGEST, PROBABILITY_BOUND, GoldenCase, Tensor, any_request, leads_clearly
 from bertmp.serve.model_config import INPUTS
 from bertmp.serve.model_signature import read_model_config
@@ -19,7 +21,9 @@ from bertmp.serve.repository import ModelFolders
 from bertmp.serve.served_tasks import labels_of
 
 
-def golden_cases(bundle: Bundle, folders: ModelFolders, pooling: str) -> list[GoldenCase]:
+def golden_cases(
+    bundle: Bundle, folders: ModelFolders, pooling: str, low_precision: bool = False
+) -> list[GoldenCase]:
     """The golden requests of a bundle's text model and its encoder.
 
     Where ONNX Runtime is not installed or does not run the graph, there are only requests, and any finite
@@ -28,6 +32,8 @@ def golden_cases(bundle: Bundle, folders: ModelFolders, pooling: str) -> list[Go
     Args:
         folders: the models', with their configurations.
         pooling: how an encoder's states become an embedding.
+        low_precision: whether the version's graph runs in BF16 on a CPU: whatever parity lets pass there is
+            right here.
     """
     configs = [
         read_model_config(model / "configs" / "cpu.pbtxt") for model in (folders.text, folders.encoder)
@@ -41,14 +47,28 @@ def golden_cases(bundle: Bundle, folders: ModelFolders, pooling: str) -> list[Go
     feed = pad_batch(encoded, bundle.tokenizer.pad_id)
     outputs = _run(bundle, feed)
     ids = encoded[0].input_ids
-    cases = [replace(asked, outputs=_text_outputs(bundle, asked, outputs, ids, pooling))]
+    answers = _text_outputs(bundle, asked, outputs, ids, pooling)
+    cases = [replace(asked, outputs=answers)]
     served = {output.name for output in configs[1].output}
     fitting = {name: one for name, one in outputs.items() if name in served and one.size <= LARGEST}
     if fitting:
         inputs = tuple(_tensor(name, "INT64", feed[name]) for name in INPUTS)
         answer = tuple(_tensor(name, "FP32", one) for name, one in fitting.items())
         cases.append(GoldenCase(folders.encoder.name, inputs, answer))
-    return cases
+    return (
+        [replace(case, outputs=tuple(map(_widened, case.outputs))) for case in cases]
+        if low_precision
+        else cases
+    )
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """The tensor with at least the bound that parity has for BF16: of a probability, half of a logit's."""
+    if tensor.datatype != "FP32" or tensor.name == "EMBEDDING":
+        return tensor
+    error = DEFAULTS[CPU_BF16].max_error or 0.0
+    least = error / 2 if tensor.name == "PROBABILITIES" else error
+    return replace(tensor, bound=max(tensor.usual_bound, least))
 
 
 def _run(bundle: Bundle, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -132,7 +132,8 @@ def set_serving(config: Any, serving: ServingTable) -> bool:
     of_0_1 = replace(serving, cores=0, workers=_WORKERS_OF_0_1)  # which called the encoder
     before = ServingTable(**json.loads(text)) if text else of_0_1
     counts = [group.count for group in config.instance_group]
-    if text and (counts != [before.workers] or before.cores == serving.cores):
+    same = (before.cores, before.workers) == (serving.cores, serving.workers)  # else of another memory
+    if text and (counts != [before.workers] or same):
         return False
     table = replace(before, cores=serving.cores, workers=serving.workers, threads=serving.threads)
     config.parameters["serving"].string_value = table.to_text()

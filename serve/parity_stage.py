@@ -23,7 +23,7 @@ from bertmp.serve.connection import SCHEMES
 from bertmp.serve.deployable import PLAN
 from bertmp.serve.model_signature import encoder_name
 from bertmp.serve.served_answers import answers_difference, ask_texts, askable
-from bertmp.serve.served_consistency import check_encoder, check_texts, served_graph
+from bertmp.serve.served_consistency import check_encoder, check_texts, running_graph
 from bertmp.serve.serving_options import Protocol
 from bertmp.serve.serving_table import ServingTable
 from bertmp.serve.text_requests import ServedModel, text_inputs
@@ -84,7 +84,7 @@ class TritonStage:
         return answered
 
     def _ask(self, client: Client, inputs: ParityInputs, advance: Callable[[int], None]) -> StageOutput:
-        serves = served_graph(client.config(encoder_name(self.model)))
+        serves = running_graph(client, self.model)
         _require_same_graph(client, self.model, serves)
         texts = ask_texts(client, self.model, inputs, advance)
         newest = texts.versions[-1]

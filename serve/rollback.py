@@ -41,10 +41,15 @@ def rollback(options: RollbackOptions) -> Deployment:
             raise InputError(what, options.repository, todo)
         before = log
         above = [one for one in log.records if one.version > version and one.state in ("live", "superseded")]
-        for record in above:
-            log = log.put(replace(record, state="retired"))
+        for later in above:
+            log = log.put(replace(later, state="retired"))
         log = log.with_live(version)
-        facts = {"server": options.server, "fingerprint": log[version].fingerprint}
+        record = log[version]
+        facts = {
+            "server": options.server,
+            "fingerprint": record.fingerprint,
+            "precision": record.precision,
+        }
         try:
             with ExitStack() as undo:
                 _switch(folders, server, version, undo)
@@ -57,10 +62,10 @@ def rollback(options: RollbackOptions) -> Deployment:
                 audit.write("switched", "refused", version, live=live, reason=str(error))
             raise
         _retire_encoder(folders, server, live, version)
-        retired = [str(record.version) for record in above]
+        retired = [str(later.version) for later in above]
         verb = "is retired" if len(retired) == 1 else "are retired"
         gone = (f"version {' and '.join(retired)} {verb}",) if retired else ()
-        return deployment_of(folders, log[version], server, new=False, notes=(*gone, *notes))
+        return deployment_of(folders, record, server, new=False, notes=(*gone, *notes))
 
 
 def _chosen(folders: ModelFolders, log: VersionLog, to: int | None) -> int:

@@ -14,6 +14,7 @@ from bertmp.export.consistency.check import Comparison, Consistency, Outputs, ch
 from bertmp.export.consistency.probe import MANY, SOME, Probe, Size, graph_shapes, profile_shapes
 from bertmp.export.consistency.tolerance import FP32, Tolerance
 from bertmp.export.engine.engine_options import Profile
+from bertmp.export.parity.cpu_bf16_stage import CPU_BF16, TOLERANCE
 from bertmp.export.parity.self_check import labels_output
 from bertmp.export.parity.tasks import VIEWS
 from bertmp.serve.client import Client
@@ -39,7 +40,8 @@ def served_graph(config: Mapping[str, Any]) -> dict[str, str]:
 
     Returns:
         `platform` and `file`; and where they give its precision away, `precision` and `serves`, the stage
-        of the bundle that it is: `engine`, `onnx-fp16`, `onnx-bf16`.
+        of the bundle that it is: `engine`, `onnx-fp16`, `onnx-bf16`. Whether a CPU runs the FP32 graph in
+        BF16, the configuration does not say: see `running_graph`.
     """
     platform = str(config.get("platform") or config.get("backend") or "")
     file = str(config.get("default_model_filename") or "")
@@ -50,6 +52,27 @@ def served_graph(config: Mapping[str, Any]) -> dict[str, str]:
         if precision in file.split("."):
             return {**facts, "precision": precision, "serves": f"onnx-{precision}"}
     return facts
+
+
+def running_graph(client: Client, model: str, version: int | None = None) -> dict[str, str]:
+    """What a text model's encoder runs, as `served_graph` says it, `cpu-bf16` among what it may serve.
+
+    Args:
+        model: the text model's name.
+        version: of the model; None for the newest.
+
+    Raises:
+        InputError: the server does not answer.
+    """
+    facts = served_graph(client.config(encoder_name(model)))
+    if "serves" in facts:
+        return facts
+    served = client.describe(model)
+    texts, pairs = texts_for(served.task, served.pairs)
+    told = client.settings(
+        model, texts[0], "" if version is None else str(version), pairs[0] if pairs else None
+    )
+    return {**facts, "precision": "bf16", "serves": CPU_BF16} if told.get("precision") == "bf16" else facts
 
 
 def check_encoder(
@@ -65,7 +88,7 @@ def check_encoder(
 
     Args:
         model: the text model's name.
-        low: the bound where the encoder runs in 16 bits; else it is FP32's.
+        low: the bound where the encoder runs the bundle's low-precision graph or engine.
         profiles: those of the bundle's engine, whose shapes are asked where an engine is served.
         task: what the model answers.
 
@@ -73,7 +96,7 @@ def check_encoder(
         InputError: the server does not answer.
     """
     encoder = encoder_name(model)
-    serves, largest = served_graph(client.config(encoder)).get("serves"), client.max_batch(encoder)
+    serves, largest = running_graph(client, model, version).get("serves"), client.max_batch(encoder)
     if serves == "engine" and profiles:
         shapes = _accepted(profile_shapes(profiles, probe), (largest, probe.max_length))
     else:
@@ -83,7 +106,8 @@ def check_encoder(
     def run(feed: dict[str, np.ndarray]) -> Outputs:
         return client.infer(encoder, feed, outputs, str(version))[0]
 
-    return check_consistency(run, probe, shapes, low if serves else FP32, labels_output(VIEWS[task]))
+    tolerance = {None: FP32, CPU_BF16: TOLERANCE}.get(serves, low)
+    return check_consistency(run, probe, shapes, tolerance, labels_output(VIEWS[task]))
 
 
 def _accepted(shapes: Sequence[Size], largest: Size) -> list[Size]:

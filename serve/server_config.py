@@ -151,13 +151,13 @@ def copy_backends(folder: Path, runtime: TritonRuntime) -> None:
     """
     if runtime.kind == "system":
         return
-    python, onnxruntime = (folder / "backends" / name for name in ("python", "onnxruntime"))
+    python, ours = folder / "backends" / "python", BACKENDS / "onnxruntime"
     with writing_to(folder):
         shutil.copytree(runtime.backends / "python", python)
         if runtime.stub is not None:
             shutil.copy2(runtime.stub, python)
-        onnxruntime.mkdir()
-        shutil.copy2(BACKENDS / "onnxruntime" / "model.py", onnxruntime)
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ours, folder / "backends" / ours.name, ignore=ignore)
 
 
 def command_line(

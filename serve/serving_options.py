@@ -20,6 +20,7 @@ URL_HELP = "The server's address; 127.0.0.1:8001 for grpc and 127.0.0.1:8000 for
 TOKEN_FILE_HELP = "The file with the key to load models; bertmp serve makes it. One per user if not given."
 
 Protocol = Literal["grpc", "http"]
+CpuPrecision = Literal["auto", "fp32"]
 ANSWERS = "Answers"
 CONNECTION = "Connection"
 STANDARD_INPUT = "-"
@@ -64,6 +65,11 @@ class DeployOptions(Options):
         minimum=0,
         maximum=1,
         help="The probability that a label must exceed, where a text may have several; default: 0.5.",
+    )
+    cpu_precision: CpuPrecision = option(
+        default="auto",
+        help="What a machine without a GPU serves: BF16 where it has that and parity's stage cpu-bf16 passed "
+        "(auto), or FP32.",
     )
     allow_incomplete: bool = option(
         default=False, help="Deploy it although parity left something out that counts; it is recorded."

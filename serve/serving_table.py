@@ -13,6 +13,9 @@ from bertmp.core.io import JsonSerializable
 PROCESS_BYTES = 150 * 2**20
 """What a worker takes beside its graph: Python, the libraries, the tokenizer, a run's tensors."""
 
+BF16_COPIES = 4
+"""How many times its graph a worker takes in BF16: OpenVINO keeps the weights as they are read, too."""
+
 MAX_TOKENS = 256
 """More tokens in a run are hardly faster, and the texts of a run wait for each other."""
 MAX_PADDING = 0.1
@@ -44,7 +47,7 @@ class ServingTable(JsonSerializable):
         """One worker of one thread per core, as far as these fit into half of the memory.
 
         Args:
-            graph_bytes: the size of the graph's files.
+            graph_bytes: what a worker's graph takes: the size of its files, several times that in BF16.
         """
         fit = max(1, int(machine.memory_bytes // 2 // (graph_bytes + PROCESS_BYTES)))
         workers = min(machine.cores, fit)

@@ -33,6 +33,7 @@ class VersionRecord(JsonSerializable):
         note: why it was refused, or that the record was made from the folder; empty otherwise.
         signed_by: SHA-256 of the public key that it was checked against; empty where none was trusted.
         accepted: the verdict that was taken on the user's word, `incomplete` or `not checked`; else empty.
+        precision: what a machine without a GPU runs its graph in, where it can: `fp32` or `bf16`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class VersionRecord(JsonSerializable):
     note: str = ""
     signed_by: str = ""
     accepted: str = ""
+    precision: str = "fp32"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without what 0.1 did not know where that is empty."""
@@ -98,8 +100,11 @@ class VersionLog:
 
     def save(self) -> None:
         """Writes the file, completely or not at all."""
+        # What 0.1 does not know is left out where it says nothing new.
+        left_out = [("name", self.path.parent.name), ("precision", "fp32")]
         entries = [
-            {key: value for key, value in entry.to_json().items() if key != "name"} for entry in self.records
+            {key: value for key, value in entry.to_json().items() if (key, value) not in left_out}
+            for entry in self.records
         ]
         write_json(self.path, {"format": FORMAT, "versions": entries})
 

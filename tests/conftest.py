@@ -57,6 +57,23 @@ def triton() -> None:
         pytest.skip(f"no Triton server here: {error}")
 
 
+@pytest.fixture(autouse=True)
+def without_cpu_bf16(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Leaves parity's stage `cpu-bf16`, which starts processes, to the tests marked with `cpu_bf16`.
+
+    Fixtures of a wider scope and commands in processes of their own run it.
+    """
+
+    def left_out() -> None:
+        from bertmp.core.errors import MissingComponent
+
+        raise MissingComponent("left out by this test")
+
+    stage = sys.modules.get("bertmp.export.parity.cpu_bf16_stage")
+    if stage is not None and request.node.get_closest_marker("cpu_bf16") is None:
+        monkeypatch.setattr(stage, "bf16_runtime", left_out)
+
+
 @pytest.fixture(scope="session")
 def run_bertmp() -> RunBertmp:
     """Runs `bertmp ARGUMENTS…` in a process of its own: `run_bertmp("doctor", "--json", env={…})`.

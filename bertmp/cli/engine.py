@@ -216,6 +216,10 @@ def _show_parity(console: Any, result: ParityReport) -> None:
     console.print(new_table(rows, ("stage", ""), _FIGURE_NAMES))
     for note in _notes(result):
         console.print(escape(note))
+    for gate in result.failed_optional:
+        console.print(
+            f"[yellow]failed, not counted[/] {escape(f'{gate.stage} {gate.name}: {gate.sentence}')}"
+        )
     for gate in result.failed_gates:
         console.print(f"[red]failed[/] {escape(f'{gate.stage} {gate.name}: {gate.sentence}')}")
     if (saved := result.folder / FAILING_INPUTS).is_file():

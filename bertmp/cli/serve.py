@@ -106,7 +106,7 @@ def _deployment(result: Deployment) -> str:
     if result.canary is not None:
         notes.append(_tried(result.canary))
     if result.serving is not None:
-        notes.append(f"without a GPU: {result.serving.sentence()}")
+        notes.append(f"without a GPU: {result.serving.sentence()}, in {result.precision.upper()}")
     return "\n".join([head, *(f"  {note}" for note in notes)])
 
 
@@ -134,8 +134,10 @@ def _print_models(console: Any, found: list[VersionRecord]) -> None:
     if not found:
         console.print("nothing is deployed")
         return
-    rows = ((entry.name, entry.version, entry.state, entry.parity_verdict, entry.created) for entry in found)
-    console.print(new_table(rows, ("model", "version", "state", "parity", "created")))
+    rows = (
+        (one.name, one.version, one.state, one.parity_verdict, one.precision, one.created) for one in found
+    )
+    console.print(new_table(rows, ("model", "version", "state", "parity", "on a CPU", "created")))
 
 
 def _print_bench(console: Any, result: BenchResult) -> None:

@@ -24,6 +24,7 @@ from bertmp.core.hardware import Gpu, Machine, machine, nvidia_driver
 from bertmp.core.io import home
 from bertmp.environment.downloads import ASSETS, folder_of, is_complete
 from bertmp.environment.perf_analyzer import find_perf_analyzer
+from bertmp.environment.server_bf16 import why_no_bf16
 from bertmp.environment.triton_install import find_python, find_runtime
 from bertmp.environment.triton_security import FIXED_RELEASE, vulnerabilities
 from bertmp.environment.wheels import require_pip
@@ -200,6 +201,8 @@ def _triton() -> Component:
     except MissingComponent as error:
         return Component("triton", problem=error.what, get="bertmp setup triton")
     detail = "set up by bertmp" if runtime.kind == "bundled" else str(runtime.executable)
+    if runtime.openvino:
+        detail += f" with OpenVINO (onnxruntime-openvino {runtime.openvino})"
     if known := vulnerabilities(runtime.version):
         detail += f"; for this machine only: {', '.join(known)} are fixed in {FIXED_RELEASE}"
     return Component("triton", runtime.version, detail=detail)
@@ -317,5 +320,9 @@ def _note(command: str, found: dict[str, Component], gpus: Sequence[Gpu], bf16_c
     if command == "bench":
         fetched = find_perf_analyzer() is not None
         return "" if fetched else "with Python clients: 'bertmp setup triton' fetches perf_analyzer"
-    on_cpu = {"parity": "the engine is not run: no GPU", "serve": "on the CPU"}
-    return "" if gpus else on_cpu.get(command, "")
+    if gpus:
+        return ""
+    if command == "serve":
+        lacks = why_no_bf16()
+        return f"on the CPU, in FP32: {lacks}" if lacks else "on the CPU, in BF16 where parity passed in it"
+    return "the engine is not run: no GPU" if command == "parity" else ""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from packaging.markers import Marker
 from packaging.version import Version
 
 from bertmp.core.errors import DamagedComponent, InputError, MissingComponent
@@ -48,6 +49,8 @@ class TritonRuntime:
         backends: the folder its backends come from; copied for each launch where `bundled`.
         stub: the Python backend's own process, for this Python; None where the server brings it.
         libraries: the folders it must load shared libraries from.
+        python_version: of `python`, such as `3.11`; empty where it is not known.
+        openvino: the version of its ONNX Runtime with OpenVINO; empty where it has none.
     """
 
     kind: Literal["bundled", "system"]
@@ -57,6 +60,8 @@ class TritonRuntime:
     backends: Path
     stub: Path | None = None
     libraries: tuple[Path, ...] = ()
+    python_version: str = ""
+    openvino: str = ""
 
     def has_backend(self, name: str) -> bool:
         """Whether the server itself brings the backend `name`."""
@@ -127,6 +132,11 @@ def _recipe() -> str:
     return hashlib.sha256(f"{SERVER.sha256}\n{requirements()}".encode()).hexdigest()
 
 
+def _folder_name(python: str) -> str:
+    """Another recipe has another folder: the environment that a running server uses stays as it is."""
+    return f"{SERVER_VERSION}-python{python}-{_recipe()[:8]}"
+
+
 def _environments() -> list[Path]:
     return sorted((home() / "triton").glob("*-python*"), reverse=True)
 
@@ -165,19 +175,20 @@ def _site_packages(folder: Path) -> Path:
 
 def _build(python: HostPython, progress: ProgressCallback) -> Path:
     """Makes the environment where it will stay: virtual environments do not survive a move."""
-    folder = home() / "triton" / f"{SERVER_VERSION}-python{python.version}"
+    folder = home() / "triton" / _folder_name(python.version)
     wheel = fetch(SERVER, home() / "downloads", progress)
     with writing_to(folder):
         shutil.rmtree(folder, ignore_errors=True)
         try:
             progress(f"Python {python.version} environment")
             run_tool([str(python.executable), "-m", "venv", "--without-pip", str(folder)], _FAILED, folder)
-            packages = ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
+            pins = versions_for(python.version)
+            packages = ", ".join(f"{name} {version}" for name, version in pins.items())
             progress(packages if python.has_numpy else f"{packages} (numpy from its source: minutes)")
             with tempfile.TemporaryDirectory() as scratch:
                 pinned = Path(scratch) / "requirements.txt"
                 pinned.write_text(requirements())
-                binaries = ",".join(name for name in VERSIONS if name != "numpy")
+                binaries = ",".join(name for name in pins if name != "numpy")
                 from_wheels = (f"--only-binary={binaries}", "--require-hashes")
                 _install(folder, *from_wheels, "--requirement", str(pinned))
             progress(f"Triton server {SERVER_VERSION}")
@@ -186,7 +197,7 @@ def _build(python: HostPython, progress: ProgressCallback) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         servers = {"tritonserver": SERVER_VERSION, SERVER.package: SERVER.version}
-        versions = {**servers, **VERSIONS, "python": python.version}
+        versions = {**servers, **versions_for(python.version), "python": python.version}
         record = {"recipe": _recipe(), "library": str(python.library), "python": python.version}
         write_json(folder / MARKER, {**record, "versions": versions})
     wheel.unlink(missing_ok=True)  # 50 MB that are not read again
@@ -204,7 +215,8 @@ def _bundled_runtime(folder: Path) -> TritonRuntime:
     executable, backends = server / "bin" / "tritonserver", server / "backends"
     stub = server / "python_backend_stubs" / marker["python"] / "triton_python_backend_stub"
     libraries = (packages / "nvidia_pytriton.libs", Path(marker["library"]))
-    return TritonRuntime("bundled", version, executable, python, backends, stub, libraries)
+    about = (marker["python"], marker["versions"].get(OPENVINO, ""))
+    return TritonRuntime("bundled", version, executable, python, backends, stub, libraries, *about)
 
 
 def _system_runtime() -> TritonRuntime | None:
@@ -236,8 +248,14 @@ SERVER = Wheel(
     "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df",
 )
 
-VERSIONS = {"numpy": "1.26.4", "onnxruntime": "1.23.2", "tokenizers": "0.23.3"}
-"""What the backends import, beside the server."""
+OPENVINO = "onnxruntime-openvino"
+"""ONNX Runtime with OpenVINO beside its own CPU provider; it takes the place of `onnxruntime`."""
+
+VERSIONS = {"numpy": "1.26.4", OPENVINO: "1.24.1", "onnxruntime": "1.23.2", "tokenizers": "0.23.3"}
+"""What the backends import, beside the server; of the two ONNX Runtimes one, see `MARKERS`."""
+
+MARKERS = {OPENVINO: 'python_version >= "3.11"', "onnxruntime": 'python_version < "3.11"'}
+"""Which Pythons get a package, as pip reads it: OpenVINO's has no wheel for Python 3.10."""
 
 HASHES = {
     "numpy": (
@@ -246,21 +264,34 @@ HASHES = {
         "675d61ffbfa78604709862923189bad94014bef562cc35cf61d3a07bba02a7ed",  # 3.12
         "2a02aba9ed12e4ac4eb3ea9421c420301a0c6460d9830d74a9df87efa4912010",  # the source
     ),
-    "onnxruntime": (
-        "4ca88747e708e5c67337b0f65eed4b7d0dd70d22ac332038c9fc4635760018f7",  # Python 3.10
-        "da44b99206e77734c5819aa2142c69e64f3b46edc3bd314f6a45a932defc0b3e",  # 3.11
-        "0f9b4ae77f8e3c9bee50c27bc1beede83f786fe1d52e99ac85aa8d65a01e9b77",  # 3.12
-        "8bace4e0d46480fbeeb7bbe1ffe1f080e6663a42d1086ff95c1551f2d39e7872",  # 3.13
+    OPENVINO: (
+        "3007c803634cc69c6d52af1dea7ce729d9bb62b9a11070fd2f959119199007a8",  # Python 3.11
+        "d617fac2f59a6ab5ea59a788c3e1592240a129642519aaeaa774761dfe35150e",  # 3.12
+        "2c3bb73e68ac27f4891af8a595c1faf574ec68b772e6583c90a0b997a1822782",  # 3.13
     ),
+    "onnxruntime": ("4ca88747e708e5c67337b0f65eed4b7d0dd70d22ac332038c9fc4635760018f7",),  # Python 3.10
     "tokenizers": ("376851d22bcf9d650a5c3090bb83e6cf9e895fbf0595369fa4cd43c1f69b5f87",),  # all of them
 }
 """SHA-256 of the packages' files; one that is not listed here is refused."""
 
 
 def requirements() -> str:
-    """The pins as a requirements file in pip's hash-checking mode."""
+    """The pins as a requirements file in pip's hash-checking mode, for every Python."""
     hashes = {name: " ".join(f"--hash=sha256:{digest}" for digest in HASHES[name]) for name in VERSIONS}
-    return "".join(f"{name}=={version} {hashes[name]}\n" for name, version in VERSIONS.items())
+    wanted = {name: f"{name}=={version}" for name, version in VERSIONS.items()}
+    wanted |= {name: f"{wanted[name]} ; {marker}" for name, marker in MARKERS.items()}
+    return "".join(f"{pin} {hashes[name]}\n" for name, pin in wanted.items())
+
+
+def versions_for(python: str) -> dict[str, str]:
+    """The packages that a Python gets, by name.
+
+    Args:
+        python: its version, such as `3.11`.
+    """
+    here = {"python_version": python}
+    fits = {name: Marker(marker).evaluate(here) for name, marker in MARKERS.items()}
+    return {name: version for name, version in VERSIONS.items() if fits.get(name, True)}
 
 
 _KNOWN = (*PYTHONS, PYTHON_WITHOUT_NUMPY)

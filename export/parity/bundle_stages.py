@@ -20,6 +20,7 @@ from bertmp.export.engine.engine_options import Profile, Shape
 from bertmp.export.engine.runtime import load_engine, why_not
 from bertmp.export.engine.verify import verification_of
 from bertmp.export.graph.ort_sessions import arithmetic_note, best_providers, open_session
+from bertmp.export.parity.cpu_bf16_stage import CpuBf16Stage
 from bertmp.export.parity.emulated_stage import EmulatedStage
 from bertmp.export.parity.self_check import check_graph, labels_output
 from bertmp.export.parity.stage import Feed, ParityInputs, Skipped, Stage, StageOutput, answer_all
@@ -39,7 +40,7 @@ def emulated_stage(bundle: Bundle) -> str:
 
 
 def chain(bundle: Bundle, checkpoint: Path | None) -> tuple[Stage, ...]:
-    """The checkpoint, also under autocast, both graphs, the low one also in emulation, and the engine.
+    """The checkpoint, also under autocast, both graphs, the low one also in emulation, the engine, CPU BF16.
 
     Args:
         checkpoint: in place of the folder that the manifest names.
@@ -63,6 +64,7 @@ def chain(bundle: Bundle, checkpoint: Path | None) -> tuple[Stage, ...]:
         OnnxStage(low_stage(bundle), low, half=True),
         EmulatedStage(emulated_stage(bundle), low, bundle.low_precision),
         EngineStage(bundle),
+        CpuBf16Stage(bundle.folder / FP32_GRAPH),
     )
 
 

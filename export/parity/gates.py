@@ -67,6 +67,7 @@ DEFAULTS: Mapping[str, Limits] = {
     "onnx-fp16-emulated": _HALF,
     "onnx-bf16-emulated": replace(_HALF, max_error=0.25),
     "engine": replace(_HALF, verified=True),
+    "cpu-bf16": replace(_HALF, max_error=0.25),
     "triton": Limits(max_probability_error=1e-5, flips=0),
 }
 """The gates without a gates file."""
@@ -81,6 +82,7 @@ class Gate:
         limit, measured: plain values; `measured` is None where the number is not finite.
         passed: whether the limit was kept.
         sentence: the same in words.
+        counts: whether the bundle's verdict depends on it.
     """
 
     stage: str
@@ -89,6 +91,7 @@ class Gate:
     measured: float | int | bool | None
     passed: bool
     sentence: str
+    counts: bool = True
 
 
 @dataclass(frozen=True)

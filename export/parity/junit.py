@@ -11,7 +11,7 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def junit_xml(result: ParityReport) -> str:
-    """The document; stages without gates are one skipped case."""
+    """The document; stages without gates are one skipped case, as are gates that fail and do not count."""
     root = ElementTree.Element("testsuites", name="bertmp parity")
     for stage in result.stages:
         root.append(_suite(stage, result))
@@ -48,13 +48,14 @@ def _suite(stage: StageReport, result: ParityReport) -> ElementTree.Element:
         if gate.passed:
             ElementTree.SubElement(case, "system-out").text = _clean(gate.sentence)
         else:
-            ElementTree.SubElement(case, "failure", type="gate", message=_clean(gate.sentence))
+            outcome = "failure" if gate.counts else "skipped"
+            ElementTree.SubElement(case, outcome, type="gate", message=_clean(gate.sentence))
     if not gates:
         case = ElementTree.SubElement(suite, "testcase", classname=f"parity.{stage.name}", name="runs")
         ElementTree.SubElement(case, "skipped", message=_clean(stage.reason or "no gate applies"))
     suite.set("tests", str(max(len(gates), 1)))
-    suite.set("failures", str(sum(not gate.passed for gate in gates)))
-    suite.set("skipped", str(int(not gates)))
+    suite.set("failures", str(sum(gate.counts and not gate.passed for gate in gates)))
+    suite.set("skipped", str(sum(not gate.counts and not gate.passed for gate in gates) + (not gates)))
     return suite
 
 

@@ -21,6 +21,7 @@ from bertmp.export.parity.bundle_summary import summarise_bundle
 from bertmp.export.parity.certificate import CERTIFICATE, REPORT_OUTSIDE, make_certificate
 from bertmp.export.parity.compared_stages import compare_stages
 from bertmp.export.parity.confusion import confusion_of
+from bertmp.export.parity.cpu_bf16_stage import CPU_BF16
 from bertmp.export.parity.failing_inputs import failed_batches, failed_examples, save_failing
 from bertmp.export.parity.flip_rows import flip_rows
 from bertmp.export.parity.gates import Gate, Limits, changed_limits, read_limits
@@ -88,7 +89,12 @@ def parity(options: ParityOptions) -> ParityReport:
         flips=tuple(flip for row in compared.rows for flip in flip_rows(row, examples)),
         contents=contents,
         block_errors=measure_block_errors(opened, examples.inputs, options.progress),
-        confusion=confusion_of(compared.answered, compared.names, examples.inputs, examples.classes),
+        confusion=confusion_of(
+            compared.answered,
+            [name for name in compared.names if name != CPU_BF16],
+            examples.inputs,
+            examples.classes,
+        ),
         environment=environment(),
         seconds=time.monotonic() - started,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

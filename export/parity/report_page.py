@@ -13,6 +13,7 @@ from bertmp.export.graph.types import LOW_TYPES
 from bertmp.export.parity.adversarial_findings import KindRow
 from bertmp.export.parity.block_errors import BlockErrors
 from bertmp.export.parity.confusion import Confusion
+from bertmp.export.parity.cpu_bf16_stage import CPU_BF16
 from bertmp.export.parity.gates import Gate
 from bertmp.export.parity.result import ParityReport, StageReport
 from bertmp.export.parity.torch_stages import TORCH_AMP
@@ -24,6 +25,7 @@ _ARTEFACTS = {
     "torch-amp": "checkpoint",
     "onnx-fp32": "model.onnx",
     "engine": "model.plan",
+    "cpu-bf16": "model.onnx",
 }
 _VERBS = {
     "onnx-fp32": "export",
@@ -162,7 +164,7 @@ def _chain(result: ParityReport) -> list[tables.ChainLink]:
     for stage in result.stages:
         subtitle = f"serves {stage.serves}" if stage.serves else files.get(stage.name, "")
         verb = _VERBS.get(stage.name) or _VERBS.get(stage.name.partition("-")[0], "")
-        aside = stage.name == TORCH_AMP or stage.name.endswith("-emulated")
+        aside = stage.name in (TORCH_AMP, CPU_BF16) or stage.name.endswith("-emulated")
         verdict = result.verdict_on(stage)
         links.append(tables.ChainLink(stage.name, subtitle, *_figure(stage), verdict, verb, aside))
     return links

@@ -13,6 +13,7 @@ from bertmp.export.parity.adversarial_findings import AdversarialReport
 from bertmp.export.parity.block_errors import BlockErrors
 from bertmp.export.parity.bundle_summary import BundleSummary
 from bertmp.export.parity.confusion import Confusion
+from bertmp.export.parity.cpu_bf16_stage import NOT_SERVED
 from bertmp.export.parity.gates import (
     Gate,
 )
@@ -207,12 +208,21 @@ class ParityReport:
 
     def headline(self) -> str:
         """The verdict in one line, with the reason where it is not `passed`."""
-        gates, failed = len(self.gates), len(self.failed_gates)
+        gates, failed = sum(gate.counts for gate in self.gates), len(self.failed_gates)
         line = f"{gates - failed} of {gates} gates passed"
+        optional = dict.fromkeys(gate.stage for gate in self.failed_optional)
         missing = "; ".join(one.sentence() for one in self.unchecked if not one.allowed)
         allowed = "; ".join(f"{one.sentence()} (allowed)" for one in self.unchecked if one.allowed)
         return "; ".join(
-            filter(None, [line if self.reference else "nothing to compare with", missing, allowed])
+            filter(
+                None,
+                [
+                    line if self.reference else "nothing to compare with",
+                    missing,
+                    allowed,
+                    *(f"{name} failed: {NOT_SERVED}" for name in optional),
+                ],
+            )
         )
 
     @property
@@ -224,7 +234,13 @@ class ParityReport:
 
     @property
     def failed_gates(self) -> tuple[Gate, ...]:
-        return tuple(gate for gate in self.gates if not gate.passed)
+        """Those that the verdict depends on."""
+        return tuple(gate for gate in self.gates if gate.counts and not gate.passed)
+
+    @property
+    def failed_optional(self) -> tuple[Gate, ...]:
+        """Those that only decide whether a stage's precision is served."""
+        return tuple(gate for gate in self.gates if not gate.counts and not gate.passed)
 
     def verdict_on(self, stage: StageReport) -> StageVerdict:
         """The verdict on a stage.
@@ -261,7 +277,9 @@ class ParityReport:
             "pairs": self.data.pairs,
             "adversarial": self.adversarial and self.adversarial.made(),
             "failed_gates": [f"{gate.stage}.{gate.name}" for gate in self.failed_gates],
-            "stages": {stage.name: _figures(stage) for stage in self.stages},
+            "stages": {
+                stage.name: {**_figures(stage), "verdict": self.verdict_on(stage)} for stage in self.stages
+            },
         }
 
     def to_json(self) -> dict[str, Any]:

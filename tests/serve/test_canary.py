@@ -6,13 +6,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from bertmp import deploy, models, parity, rollback
+import bertmp
+from bertmp import models, parity, rollback
 from bertmp.core.errors import GateFailed, InputError
 from bertmp.export import bundle as names
 from bertmp.export.bundle import Bundle
@@ -30,6 +32,9 @@ from tests.export.inconsistent_graphs import roll_rows
 from tests.serve.bundles import SAMPLES, altered, answer_in_process
 from tests.serve.bundles import deploy as deploy_unverified
 from tests.serve.conftest import Served
+
+deploy = partial(bertmp.deploy, cpu_precision="fp32")
+"""The answers are compared closely; those in BF16 are in test_cpu_bf16.py."""
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from tests.serve.bundles import LABELS, altered, deploy, with_stage
 CODE = (
     *("__init__.py", "graph.py", "model.py", "progress.py", "reading.py", "wire.py"),
     *("answers/__init__.py", "answers/scorer.py", "answers/spans.py", "answers/texts.py"),
+    *("cpu_session/__init__.py", "cpu_session/pipe.py"),
 )
 """What a text model's version runs."""
 
@@ -43,7 +44,7 @@ def test_deployed_version_needs_nothing_of_bertmp(bundle: Path, tmp_path: Path) 
     assert files - beside == {
         *("audit.jsonl", "trec", "trec/.lock", "trec/config.pbtxt", "trec/configs", "trec/configs/cpu.pbtxt"),
         *("trec/labels.txt", "trec/versions.json", "trec/1", "trec/1/settings.json"),
-        *(f"trec/1/{name}" for name in (*CODE, "answers")),
+        *(f"trec/1/{name}" for name in (*CODE, "answers", "cpu_session")),
         *("trec/1/golden.json", "trec/1/tokenizer.json"),
         *("trec_encoder", "trec_encoder/config.pbtxt", "trec_encoder/configs"),
         *("trec_encoder/configs/cpu.pbtxt", "trec_encoder/configs/gpu-onnx.pbtxt"),
@@ -127,7 +128,7 @@ def test_versions_json_of_0_1_is_read(bundle: Path, tmp_path: Path) -> None:
     }
     write_json(tmp_path / "trec/versions.json", {"format": 1, "versions": [entry]})
     (found,) = models(tmp_path)
-    assert found.to_json() == {"name": "trec", **entry}
+    assert found.to_json() == {"name": "trec", **entry, "precision": "fp32"}
     assert deploy(bundle, "trec", tmp_path).version == 2, "another fingerprint"
     kept, new = read_json(tmp_path / "trec/versions.json")["versions"]
     assert kept == {**entry, "state": "superseded"}

@@ -15,7 +15,7 @@ from bertmp.serve.model_config import set_serving, text_model
 from bertmp.serve.model_signature import ModelSignature
 from bertmp.serve.serve_options import ServeOptions
 from bertmp.serve.server import TritonServer
-from bertmp.serve.serving_table import PROCESS_BYTES, ServingTable
+from bertmp.serve.serving_table import BF16_COPIES, PROCESS_BYTES, ServingTable
 from bertmp.serve.text_requests import text_inputs
 from tests.serve.bundles import deploy
 
@@ -57,6 +57,17 @@ def test_another_machine_changes_the_table_but_not_what_a_person_set() -> None:
     before = config.SerializeToString()
     assert not set_serving(config, two)
     assert config.SerializeToString() == before
+
+
+def test_a_graph_that_takes_more_memory_gets_fewer_workers_on_the_same_machine() -> None:
+    once, often = (
+        ServingTable.derive(of(8, 16), size, "model.onnx") for size in (GIB // 2, BF16_COPIES * GIB // 2)
+    )
+    config = text_model("m", TREC, once)
+    assert once.workers > often.workers
+    assert set_serving(config, often)
+    assert config.instance_group[0].count == often.workers
+    assert not set_serving(config, often)
 
 
 def test_a_configuration_of_0_1_gets_the_table() -> None:

@@ -18,9 +18,12 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import triton_python_backend_utils as pb_utils
+from cpu_session import open_session
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+PRECISION = "precision.json"
+"""The file of a version that says what its graphs shall be run in: file → `bf16`; FP32 without it."""
 
 Feed = dict[str, np.ndarray]
 """A request's inputs by name."""
@@ -42,7 +45,9 @@ class TritonPythonModel:
         self.inputs = [entry["name"] for entry in config["input"]]
         self.outputs = [entry["name"] for entry in config["output"]]
         self.limits = json.loads(parameters.get("limits", "{}"))
-        self.session = open_session(graph, thread_count(config, parameters))
+        precision = read_precision(os.path.dirname(graph)).get(name, "fp32")
+        threads = thread_count(config, parameters)
+        self.session, _ = open_session(graph, threads, precision, pb_utils.Logger.log_warn)
         self.calls = count()
         show("idle")
         self._check_names()
@@ -122,15 +127,13 @@ def show(name: str) -> None:
         stream.write(name.encode())
 
 
-def open_session(graph: str, threads: int) -> Any:
-    """An ONNX Runtime session on the CPU.
-
-    Idle threads sleep: with several instances on few cores, spinning ones take time from the others.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+def read_precision(version: str) -> dict[str, str]:
+    """What the graphs of a version shall be run in, by file."""
+    path = os.path.join(version, PRECISION)
+    if not os.path.isfile(path):
+        return {}
+    with open(path, encoding="utf-8") as stream:
+        return dict(json.load(stream))
 
 
 def thread_count(config: Mapping[str, Any], parameters: Mapping[str, str]) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from .cpu_session import NoBf16, open_session, require_bf16
 from .reading import Window
 
 Feed = dict[str, np.ndarray]
@@ -60,6 +61,10 @@ class Batching:
 class Graph(Protocol):
     """Something that runs batches."""
 
+    @property
+    def precision(self) -> str | None:
+        """What it computes in, `bf16` or `fp32`; None where the encoder's configuration says that."""
+
     def run_all(self, feeds: Sequence[Feed]) -> Iterator[Outputs | Any]:
         """The outputs of each batch by name, or the TritonError that it ended in; in the batches' order."""
 
@@ -81,19 +86,18 @@ class SessionGraph:
         path: the ONNX file.
         outputs: those that are wanted.
         threads: of one run.
+        precision: what it shall compute in, where this machine can.
+
+    Attributes:
+        precision: what it computes in, `bf16` or `fp32`.
     """
 
-    def __init__(self, path: str, outputs: Sequence[str], threads: int) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        # Idle threads sleep: with several workers on few cores, spinning ones take time from the others.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    def __init__(self, path: str, outputs: Sequence[str], threads: int, precision: str = "fp32") -> None:
         # Blocks that are kept for the next run are those of the largest run so far, and runs are of all
         # sizes: without them nothing is slower, and what is free is given back.
-        options.enable_mem_pattern = options.enable_cpu_mem_arena = False
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session, self.precision = open_session(
+            path, threads, precision, pb_utils.Logger.log_warn, keep_memory=False
+        )
         self._outputs = list(outputs)
 
     def run_all(self, feeds: Sequence[Feed]) -> Iterator[Outputs | Any]:
@@ -117,9 +121,15 @@ class EncoderGraph:
     Args:
         model, version: which one.
         outputs: those that are wanted.
+
+    Attributes:
+        precision: what it computes in, `bf16` or `fp32`; None where its configuration says that.
     """
 
-    def __init__(self, model: str, version: int, outputs: Sequence[str]) -> None:
+    def __init__(
+        self, model: str, version: int, outputs: Sequence[str], precision: str | None = None
+    ) -> None:
+        self.precision = precision
         self._model, self._version, self._outputs = model, version, list(outputs)
         self._pool = ThreadPoolExecutor(CALLS)
 
@@ -149,16 +159,30 @@ def open_graph(folder: str, version: int, settings: dict[str, Any], outputs: Seq
 
     Args:
         folder: the text model's.
-        settings: `encoder`, and where the graph is run here, its file `graph` in the encoder's version and
-            `threads`.
+        settings: `encoder`, and where the graph is run here, its file `graph` in the encoder's version,
+            `threads`, and `precision`: file → what it shall be run in, FP32 where it is not named.
     """
     encoder, file = settings["encoder"], settings.get("graph", "")
+    if not file:
+        return EncoderGraph(encoder, version, outputs)
     path = os.path.join(os.path.dirname(folder), encoder, str(version), file)
-    if file and not os.path.isfile(path):  # as where Triton copies each model from an object store
+    precision = settings["precision"].get(file, "fp32")
+    if not os.path.isfile(path):  # as where Triton copies each model from an object store
         pb_utils.Logger.log_warn(f"{encoder} is called: there is no {path}")
-    elif file:
-        try:
-            return SessionGraph(path, outputs, settings["threads"])
-        except ImportError as error:  # as in the stock container
-            pb_utils.Logger.log_warn(f"{encoder} is called: {error}")
-    return EncoderGraph(encoder, version, outputs)
+        return EncoderGraph(encoder, version, outputs, precision_here(precision))
+    try:
+        return SessionGraph(path, outputs, settings["threads"], precision)
+    except ImportError as error:  # as in the stock container, whose own backend runs the graph in FP32
+        pb_utils.Logger.log_warn(f"{encoder} is called: {error}")
+        return EncoderGraph(encoder, version, outputs, "fp32")
+
+
+def precision_here(wanted: str) -> str:
+    """What the encoder of the same server computes in, where its version is for `wanted`."""
+    try:
+        if wanted == "bf16":
+            require_bf16()
+            return wanted
+    except NoBf16:
+        pass
+    return "fp32"

@@ -87,19 +87,21 @@ class TritonPythonModel:
         serving = {"length_step": int(step["string_value"]), **table}
         with open(os.path.join(folder, "tokenizer.json"), "rb") as stream:
             digest = hashlib.sha256(stream.read()).hexdigest()
-        self.facts = {
-            "FILES": json.dumps({**settings["sha256"], "tokenizer.json": digest}).encode(),
-            "SETTINGS": json.dumps({name: settings[name] for name in ANSWERING}).encode(),
-        }
         self.pad_id, self.max_bytes = settings["pad_id"], settings["max_text_bytes"]
         tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
         self.decoder = make_decoder(settings, tokenizer)
         self.reader = Reader(tokenizer, settings, self.decoder.needs_spans)
         self.batching = make_batching(settings, serving)
         graph = {"encoder": f"{args['model_name']}_encoder", **serving}
+        graph["precision"] = settings.get("precision", {})  # the version's own, not the configuration's
         self.graph = open_graph(
             args["model_repository"], int(args["model_version"]), graph, self.decoder.outputs
         )
+        told = {**{name: settings[name] for name in ANSWERING}, "precision": self.graph.precision}
+        self.facts = {
+            "FILES": json.dumps({**settings["sha256"], "tokenizer.json": digest}).encode(),
+            "SETTINGS": json.dumps(told).encode(),
+        }
         self.sends_early, self.progress = True, Progress()
         if isinstance(self.graph, SessionGraph):
             self._warm_up()

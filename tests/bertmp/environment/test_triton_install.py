@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bertmp import setup
 from bertmp.core.errors import DiskFull, InputError, MissingComponent
+from bertmp.core.hardware import machine
 from bertmp.core.io import write_json
-from bertmp.environment import triton_install
+from bertmp.environment import server_bf16, triton_install
 from bertmp.environment.triton_install import (
     HASHES,
     MARKER,
+    OPENVINO,
     VERSIONS,
+    TritonRuntime,
     find_python,
     find_runtime,
     probe,
     requirements,
+    versions_for,
 )
 from bertmp.environment.wheels import run_tool
 
@@ -59,6 +65,63 @@ def test_find_runtime_of_an_incomplete_setup_is_refused(own_home: Path) -> None:
     (folder / MARKER).unlink()
     with pytest.raises(MissingComponent, match=r"set-up was interrupted.*bertmp setup triton"):
         find_runtime()
+
+
+def test_an_environment_of_another_recipe_is_left_alone(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of an earlier version of bertmp may be running in it."""
+    folder = environment(own_home, "1.26.4")
+    assert find_runtime().python.parent.parent == folder
+    now = triton_install._folder_name("3.11")
+    monkeypatch.setitem(triton_install.VERSIONS, "tokenizers", "99")
+    assert triton_install._folder_name("3.11") != now
+    with pytest.raises(MissingComponent, match="made by another version of bertmp"):
+        find_runtime()
+
+
+@pytest.mark.parametrize(("python", "openvino"), [("3.10", False), ("3.11", True), ("3.13", True)])
+def test_openvino_takes_the_place_of_onnxruntime_where_it_has_a_wheel(python: str, openvino: bool) -> None:
+    found = versions_for(python)
+    assert (OPENVINO in found, "onnxruntime" in found) == (openvino, not openvino)
+    assert {"numpy", "tokenizers"} < found.keys()
+
+
+def test_the_server_that_setup_made_has_what_its_python_gets(triton: None) -> None:
+    found = find_runtime()
+    if found.kind == "system":
+        pytest.skip("the Triton on the PATH is not ours")
+    assert found.openvino == versions_for(found.python_version).get(OPENVINO, "")
+    command = [str(found.python), "-c", "import onnxruntime as o; print(o.get_available_providers())"]
+    providers = subprocess.check_output(command, text=True)
+    assert ("OpenVINOExecutionProvider" in providers) == bool(found.openvino)
+    assert "CPUExecutionProvider" in providers
+
+
+@pytest.mark.parametrize(
+    ("features", "openvino", "kind", "reason"),
+    [
+        ((), "1.24.1", "bundled", "the processor has no BF16 (AVX512-BF16 or AMX)"),
+        (("amx_bf16",), "", "bundled", "the Triton environment's Python 3.10 has no OpenVINO"),
+        (("amx_bf16",), "", "system", "the Triton on the PATH has a backend of its own for graphs"),
+        (("avx512_bf16",), "1.24.1", "bundled", ""),
+    ],
+)
+def test_why_a_server_here_has_no_bf16(
+    features: tuple[str, ...], openvino: str, kind: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = Path("server")
+    runtime = TritonRuntime(
+        kind,
+        "2.51.0",
+        where,
+        where,
+        where,
+        python_version="3.10",
+        openvino=openvino,  # type: ignore[arg-type]
+    )
+    monkeypatch.setattr(server_bf16, "find_runtime", lambda: runtime)
+    assert server_bf16.why_no_bf16(replace(machine(), features=features)) == reason
 
 
 def test_find_runtime_with_numpy_2_is_refused(own_home: Path) -> None:
