@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,11 +57,11 @@ def triton() -> None:
         pytest.skip(f"no Triton server here: {error}")
 
 
-@pytest.fixture(autouse=True)
-def without_cpu_bf16(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Leaves parity's stage `cpu-bf16`, which starts processes, to the tests marked with `cpu_bf16`.
+@pytest.fixture(scope="module", autouse=True)
+def without_cpu_bf16(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leaves parity's stage `cpu-bf16`, which starts processes, to the modules marked with `cpu_bf16`.
 
-    Fixtures of a wider scope and commands in processes of their own run it.
+    Commands in processes of their own run it.
     """
 
     def left_out() -> None:
@@ -70,8 +70,10 @@ def without_cpu_bf16(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReq
         raise MissingComponent("left out by this test")
 
     stage = sys.modules.get("bertmp.export.parity.cpu_bf16_stage")
-    if stage is not None and request.node.get_closest_marker("cpu_bf16") is None:
-        monkeypatch.setattr(stage, "bf16_runtime", left_out)
+    with pytest.MonkeyPatch.context() as patch:
+        if stage is not None and request.node.get_closest_marker("cpu_bf16") is None:
+            patch.setattr(stage, "bf16_runtime", left_out)
+        yield
 
 
 @pytest.fixture(scope="session")
