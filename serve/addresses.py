@@ -34,14 +34,19 @@ def published(repository: Path, running: RunningServer) -> Iterator[None]:
 
 def other_protocol(repository: Path, server: Client) -> Client | None:
     """A connection to the same server over its other protocol; None where its address is not known."""
+    other: Protocol = "http" if server.protocol == "grpc" else "grpc"
+    for address in _other_addresses(repository, server, other):
+        client = Client(address, other, retry=NO_RETRIES)
+        if client.is_live():
+            return client
+        client.close()
+    return None
+
+
+def _other_addresses(repository: Path, server: Client, other: Protocol) -> Iterator[str]:
     mine: Protocol = server.protocol
-    other: Protocol = "http" if mine == "grpc" else "grpc"
     for path in sorted(repository.glob(_PATTERN.format("*"))):
         with suppress(InputError, KeyError, TypeError):
             found = read_json(path)
             if found[mine] == server.address:
-                client = Client(str(found[other]), other, retry=NO_RETRIES)
-                if client.is_live():
-                    return client
-                client.close()
-    return None
+                yield str(found[other])

@@ -26,6 +26,50 @@ class ControlClient(Client):
     def __init__(self, url: str | None, protocol: Protocol, key: AccessKey | None) -> None:
         super().__init__(url, protocol, retry=NO_RETRIES)
         self._headers = None if key is None else key.headers(protocol)
+        self._key = key
+        self._loading: Client = self
+
+    def load_over(self, other: Client | None) -> None:
+        """Loads and unloads models over another protocol from now on, where that takes the key, too.
+
+        Over HTTP, Triton keeps the clients waiting whose connections the same thread looks after, for as
+        long as a model takes to load.
+
+        Args:
+            other: a connection to the same server; it is closed with this one.
+        """
+        if other is None:
+            return
+        client = ControlClient(other.address, other.protocol, self._key)
+        other.close()
+        try:
+            client.index()
+        except BertmpError:
+            client.close()
+        else:
+            self._loading = client
+
+    @property
+    def loads_over(self) -> Protocol:
+        """The protocol over which models are loaded and unloaded."""
+        return self._loading.protocol
+
+    def load(self, model: str) -> None:
+        if self._loading is self:
+            super().load(model)
+        else:
+            self._loading.load(model)
+
+    def unload(self, model: str) -> None:
+        if self._loading is self:
+            super().unload(model)
+        else:
+            self._loading.unload(model)
+
+    def close(self) -> None:
+        if self._loading is not self:
+            self._loading.close()
+        super().close()
 
     def _ask(self, model: str, call: Callable[[float], T], timeout: float | None = None) -> T:
         try:

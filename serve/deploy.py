@@ -58,7 +58,7 @@ def deploy(options: DeployOptions) -> Deployment:
     if options.triton_release is not None and deployable.engine is not None:
         deployable.engine.require_release(options.triton_release)
     folders = ModelFolders(options.repository, options.name)
-    with connection(options.server, options.token_file) as server, folders.locked():
+    with connection(options.server, options.token_file, options.repository) as server, folders.locked():
         if server is not None and deployable.engine is not None:
             _require_servers_release(deployable.engine, folders, server)
         folders.cleanup()

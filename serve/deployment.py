@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertmp.core.io import JsonSerializable
+from bertmp.serve.addresses import other_protocol
 from bertmp.serve.canary import CanaryResult
 from bertmp.serve.client import Client
 from bertmp.serve.control import connect
@@ -62,13 +63,23 @@ def complete_log(folders: ModelFolders) -> tuple[VersionLog, tuple[str, ...]]:
     return log.with_folders(versions), (f"{what}: recorded from the folder, parity not checked",)
 
 
-def connection(server: str | None, token_file: Path | None) -> AbstractContextManager[Client | None]:
+def connection(
+    server: str | None, token_file: Path | None, repository: Path
+) -> AbstractContextManager[Client | None]:
     """The connection to the named server, checked before anything is written.
+
+    Args:
+        repository: what it serves.
 
     Raises:
         InputError: the server is dead, or its key cannot be read.
     """
-    return nullcontext() if server is None else connect(server, token_file)
+    if server is None:
+        return nullcontext()
+    found = connect(server, token_file)
+    if found.protocol == "http":
+        found.load_over(other_protocol(repository, found))
+    return found
 
 
 def deployment_of(

@@ -31,7 +31,7 @@ def rollback(options: RollbackOptions) -> Deployment:
     """
     folders = require_model(options.repository, options.name)
     audit = AuditLog(folders.repository, folders.name, "rollback")
-    with connection(options.server, options.token_file) as server, folders.locked():
+    with connection(options.server, options.token_file, options.repository) as server, folders.locked():
         folders.cleanup()
         log, notes = complete_log(folders)
         live, version = folders.live(), _chosen(folders, log, options.to)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ import bertmp
 from bertmp.cli.command import CommandResult, new_table, progress_bar
 from bertmp.core.errors import InputError
 from bertmp.core.options import option
+from bertmp.export.cpu_session import NICE
 from bertmp.serve import serve_options, serving_options
 from bertmp.serve.load_test.options import BenchOptions
 
@@ -28,14 +31,23 @@ CPU_CONFIG = "cpu"
 
 def deploy(options: serving_options.DeployOptions) -> CommandResult:
     """Write a bundle as a model's newest version, and bring it into service or refuse it."""
+    _let_clients_go_first(options.server)
     result = bertmp.deploy(options)
     return CommandResult(result.to_json(), _deployment(result))
 
 
 def rollback(options: serving_options.RollbackOptions) -> CommandResult:
     """Go back to the version before the live one, or to any other that is kept."""
+    _let_clients_go_first(options.server)
     result = bertmp.rollback(options)
     return CommandResult(result.to_json(), _deployment(result))
+
+
+def _let_clients_go_first(server: str | None) -> None:
+    """Lowers this process's priority where a server, maybe on this machine, answers meanwhile."""
+    if server is not None:
+        with suppress(OSError):
+            os.nice(NICE)
 
 
 def prune(options: serving_options.PruneOptions) -> CommandResult:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from cpu_session import open_session
+from cpu_session import let_live_versions_go_first, open_session
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 PRECISION = "precision.json"
@@ -37,6 +37,7 @@ class TritonPythonModel:
     """One model instance, with its own session."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        let_live_versions_go_first(args["model_name"])
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         name = config.get("default_model_filename") or "model.onnx"

@@ -25,6 +25,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib
 from tokenizers import Tokenizer
 
 from .answers import Scorer, decoder_of, mean_of_windows
+from .cpu_session import let_live_versions_go_first
 from .graph import Batching, SessionGraph, make_feed, open_graph
 from .progress import Progress
 from .reading import BadRequest, Reader, Row, Window, read_text
@@ -78,6 +79,7 @@ class TritonPythonModel:
     """One worker; `settings.json` and `tokenizer.json` are in the version's folder."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        let_live_versions_go_first(args["model_name"])
         folder = os.path.join(args["model_repository"], args["model_version"])
         with open(os.path.join(folder, "settings.json"), encoding="utf-8") as stream:
             settings = json.load(stream)
@@ -198,7 +200,6 @@ class TritonPythonModel:
     def _run_all(self, places: Sequence[Place]) -> Iterator[Asked]:
         """Runs the graph on every window; yields each request that is complete while others are not."""
         groups = list(self.batching.groups([place.length for place in places]))
-        self.progress.step()
         batches = [[places[number] for number in members] for _, members in groups]
         feeds = [
             self._feed([place.window for place in batch], length)
@@ -234,9 +235,9 @@ class TritonPythonModel:
             Answered(row, join(self.decoder, row, scores))
             for row, scores in zip(asked.rows, asked.scores)  # noqa: B905
         ]
-        found = tensors(self.decoder, rows, self.facts)
-        wanted = [pb_utils.Tensor(name, array) for name, array in found.items() if name in asked.wanted]
-        return pb_utils.InferenceResponse(output_tensors=wanted)
+        found = tensors(self.decoder, rows, self.facts, asked.wanted)
+        outputs = [pb_utils.Tensor(name, array) for name, array in found.items()]
+        return pb_utils.InferenceResponse(output_tensors=outputs)
 
 
 NOT_FINITE = "the graph's answer is not a finite number"

@@ -5,6 +5,7 @@ Triton gives requests to the other workers meanwhile, and nothing else tells tha
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 
 NAME = "/proc/self/comm"
@@ -20,20 +21,22 @@ class Progress:
 
     def __init__(self) -> None:
         self._steps = 0
-        _show(IDLE)
+        self._file = -1
+        with suppress(OSError):  # there is none beside Linux
+            self._file = os.open(NAME, os.O_WRONLY)
+        self._show(IDLE)
 
     def step(self) -> None:
         """Another step is done."""
         self._steps = (self._steps + 1) % 100_000
-        _show(f"{ANSWERING} {self._steps}")
+        self._show(f"{ANSWERING} {self._steps}")
+
+    def _show(self, name: str) -> None:
+        with suppress(OSError):
+            os.write(self._file, name.encode())
 
     def __enter__(self) -> None:
         self.step()
 
     def __exit__(self, *_: object) -> None:
-        _show(IDLE)
-
-
-def _show(name: str) -> None:
-    with suppress(OSError), open(NAME, "wb", buffering=0) as stream:
-        stream.write(name.encode())
+        self._show(IDLE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,19 +22,30 @@ class Answered:
     scores: np.ndarray
 
 
-def tensors(decoder: Scorer, rows: Sequence[Answered], facts: dict[str, bytes]) -> dict[str, np.ndarray]:
-    """All outputs of a request by name, `[batch, …]`.
+def tensors(
+    decoder: Scorer, rows: Sequence[Answered], facts: dict[str, bytes], wanted: Collection[str]
+) -> dict[str, np.ndarray]:
+    """The wanted outputs of a request by name, `[batch, …]`.
 
     Args:
         facts: outputs that are the same for every text.
     """
-    return {
-        **_of_task(decoder, rows),
-        "TRUNCATED": np.array([[one.row.truncated] for one in rows], bool),
-        "WINDOWS": np.array([[len(one.row.windows)] for one in rows], np.int32),
-        "TOKENS": np.array([[len(one.row.tokens.ids)] for one in rows], np.int32),
-        **{name: _column([value] * len(rows)) for name, value in facts.items()},
-    }
+    found = {name: value for name, value in _of_task(decoder, rows).items() if name in wanted}
+    for name, (dtype, value) in _OF_ROWS.items():
+        if name in wanted:
+            found[name] = np.array([[value(one.row)] for one in rows], dtype)
+    for name, told in facts.items():
+        if name in wanted:
+            found[name] = _column([told] * len(rows))
+    return found
+
+
+_OF_ROWS: dict[str, tuple[type, Callable[[Row], int]]] = {
+    "TRUNCATED": (np.bool_, lambda row: row.truncated),
+    "WINDOWS": (np.int32, lambda row: len(row.windows)),
+    "TOKENS": (np.int32, lambda row: len(row.tokens.ids)),
+}
+"""What is said about how a text was read."""
 
 
 def _of_task(decoder: Scorer, rows: Sequence[Answered]) -> dict[str, np.ndarray]:
