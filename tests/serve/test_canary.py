@@ -23,7 +23,7 @@ from bertmp.export.parity.golden_examples import GOLDEN_EXAMPLES, read_golden_ex
 from bertmp.serve import deploy as deploying
 from bertmp.serve import rollout
 from bertmp.serve.audit import read_audit
-from bertmp.serve.canary import CanaryResult, answer_difference
+from bertmp.serve.canary import CanaryResult, answer_difference, may_be_a_tie
 from bertmp.serve.client import Client
 from bertmp.serve.config_check import check_configs
 from bertmp.serve.repository import CANARY, ModelFolders, numbered, servable
@@ -266,3 +266,20 @@ def test_answers_are_compared_in_words_and_numbers(
 ) -> None:
     found = answer_difference(expected, given, 1e-3)
     assert found is None if difference is None else found == pytest.approx(difference)
+
+
+@pytest.mark.parametrize(
+    ("expected", "given", "tie"),
+    [
+        ({"label": "A", "scores": {"A": 0.51, "B": 0.49}}, {"label": "B", "scores": {"A": 0.49, "B": 0.51}}, True),
+        ({"label": "A", "scores": {"A": 0.9, "B": 0.1}}, {"label": "B", "scores": {"A": 0.1, "B": 0.9}}, False),
+        ({"labels": ["A"], "scores": {"A": 0.51}}, {"labels": [], "scores": {"A": 0.49}}, True),
+        ({"entities": [{"label": "LOC"}]}, {"entities": []}, True),
+        ({"value": 1.0}, {"value": 3.0}, False),
+        ({"embedding": [1.0]}, {"embedding": [-1.0]}, False),
+    ],
+)
+def test_only_an_answer_in_words_may_be_a_tie(
+    expected: dict[str, object], given: dict[str, object], tie: bool
+) -> None:
+    assert may_be_a_tie(expected, given, 0.05) is tie
