@@ -106,6 +106,10 @@ def text_model(name: str, signature: ModelSignature, serving: ServingTable | Non
     config.instance_group.add(count=count, kind=pb.ModelInstanceGroup.KIND_CPU)
     table = json.dumps({"length_step": GPU_LENGTH_STEP}) if serving is None else serving.to_text()
     config.parameters["serving"].string_value = table
+    if serving is not None:
+        config.dynamic_batching.preferred_batch_size.append(
+            min(serving.preferred_batch, config.max_batch_size)
+        )
     config.parameters["task"].string_value = signature.task
     return config
 

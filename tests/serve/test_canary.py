@@ -271,8 +271,16 @@ def test_answers_are_compared_in_words_and_numbers(
 @pytest.mark.parametrize(
     ("expected", "given", "tie"),
     [
-        ({"label": "A", "scores": {"A": 0.51, "B": 0.49}}, {"label": "B", "scores": {"A": 0.49, "B": 0.51}}, True),
-        ({"label": "A", "scores": {"A": 0.9, "B": 0.1}}, {"label": "B", "scores": {"A": 0.1, "B": 0.9}}, False),
+        (
+            {"label": "A", "scores": {"A": 0.51, "B": 0.49}},
+            {"label": "B", "scores": {"A": 0.49, "B": 0.51}},
+            True,
+        ),
+        (
+            {"label": "A", "scores": {"A": 0.9, "B": 0.1}},
+            {"label": "B", "scores": {"A": 0.1, "B": 0.9}},
+            False,
+        ),
         ({"labels": ["A"], "scores": {"A": 0.51}}, {"labels": [], "scores": {"A": 0.49}}, True),
         ({"entities": [{"label": "LOC"}]}, {"entities": []}, True),
         ({"value": 1.0}, {"value": 3.0}, False),

@@ -9,6 +9,7 @@ import pytest
 
 from bertmp.core.errors import InputError
 from bertmp.data.readers import read_examples
+from bertmp.export.bundle import LOW_GRAPHS
 from bertmp.export.engine.engine_options import default_profiles
 from bertmp.serve import model_config
 from bertmp.serve.model_config import MAX_BATCH
@@ -19,8 +20,9 @@ COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
 TREC = ModelSignature(("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"), 512, 30522, 2)
 
 
-def test_committed_files_equal_the_rendered_ones() -> None:
-    for path, content in model_config.model_files("trec", TREC).items():
+def test_committed_files_equal_those_of_the_quickstart() -> None:
+    """Whose FP16 graph passes parity."""
+    for path, content in model_config.model_files("trec", TREC, gpu_graph=LOW_GRAPHS["fp16"]).items():
         assert (COMMITTED / path).read_text(encoding="utf-8") == content, path
     assert read_signature(COMMITTED, "trec") == TREC
 
@@ -38,7 +40,7 @@ def test_write_configs_of_the_same_signature_keeps_tuned_files(tmp_path: Path) -
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
     profiles = len(default_profiles(TREC.max_length, MAX_BATCH))
     for number in (None, profiles):
-        ModelFolders(tmp_path, "trec").write_configs(TREC, number)
+        ModelFolders(tmp_path, "trec").write_configs(TREC, number, gpu_graph=LOW_GRAPHS["fp16"])
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
 
 
