@@ -120,7 +120,7 @@ def open_session(
 NICE = 10
 """How much a process or a thread gives way: it gets a tenth of the time of one that does not."""
 STAND_IN = ("_canary", "_canary_encoder")
-"""How the names end under which a new version is tried, see `bertmp.serve.repository.CANARY`."""
+"""How the names end under which a deployment tries a new version."""
 
 
 def let_live_versions_go_first(model: str) -> None:
