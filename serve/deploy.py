@@ -18,11 +18,11 @@ from bertmp.serve.audit import AuditLog, recording
 from bertmp.serve.canary import CanaryResult, try_version
 from bertmp.serve.client import Client
 from bertmp.serve.config_check import check_configs
-from bertmp.serve.deployable import FP32, Accepted, Deployable, DeployableEngine, inspect_bundle
+from bertmp.serve.deployable import FP32, PLAN, Accepted, Deployable, DeployableEngine, inspect_bundle
 from bertmp.serve.deployment import Deployment, complete_log, connection, deployment_of
 from bertmp.serve.golden import write_golden
 from bertmp.serve.golden_record import golden_cases
-from bertmp.serve.model_signature import read_signature
+from bertmp.serve.model_signature import read_model_config, read_signature
 from bertmp.serve.prune import remove_all_but
 from bertmp.serve.repository import (
     ModelFolders,
@@ -30,6 +30,7 @@ from bertmp.serve.repository import (
     numbered,
     require_record,
     require_repository_folder,
+    version_folder,
 )
 from bertmp.serve.serving_options import DeployOptions, ModelsOptions
 from bertmp.serve.staging import copy_version, staging, take_over
@@ -104,6 +105,7 @@ def _bring_in(folders: ModelFolders, deployable: Deployable, server: Client | No
     if current is None or current.fingerprint != deployable.fingerprint:
         if current is not None:
             _require_same_signature(folders, deployable)
+            _require_same_profiles(folders, deployable.engine)
         return _deploy_new(folders, log, deployable, server)
     if folders.names_signature():  # its files may be missing: the fingerprint covers the signature, too
         _require_same_signature(folders, deployable)
@@ -162,6 +164,25 @@ def _require_same_signature(folders: ModelFolders, deployable: Deployable) -> No
     if (difference := served.difference(deployable.signature)) is not None:
         what = f"the bundle differs from the live version in its {difference}"
         raise InputError(what, folders.text, "deploy it under another name")
+
+
+def _require_same_profiles(folders: ModelFolders, engine: DeployableEngine | None) -> None:
+    """Checks that an engine has as many optimisation profiles as those of the kept versions.
+
+    Triton's configuration names them for all versions of a model, and Triton does not load an engine that
+    lacks one of them.
+
+    Raises:
+        InputError: it has not.
+    """
+    has_plan = [one for one in folders.kept() if (version_folder(folders.encoder, one) / PLAN).is_file()]
+    config = folders.encoder / "config.pbtxt"
+    if engine is None or not has_plan or not config.is_file():
+        return
+    named = max((len(group.profile) for group in read_model_config(config).instance_group), default=0)
+    if named != (count := len(engine.profiles)):
+        what = f"the engine has {count} optimisation profiles, and that of version {has_plan[-1]} has {named}"
+        raise InputError(what, folders.encoder, "build it with as many, or deploy it under another name")
 
 
 def _deploy_new(

@@ -201,6 +201,22 @@ def test_deploy_of_a_version_compatible_engine_asks_the_server_for_it(bundle: Pa
     assert flag not in command_line(options, "cpu", runtime, tmp_path, models, "shm")
 
 
+def test_deploy_of_an_engine_with_other_profiles_than_a_kept_one_is_refused(
+    bundle: Path, other_bundle: Path, tmp_path: Path
+) -> None:
+    """One configuration names the profiles of all versions: one of the two would not load, or refuse requests."""
+    two = with_engine(bundle, tmp_path / "two", "tensorrt", ["1x1:8x16:32x16", "1x17:8x64:32x64"])
+    one = with_engine(other_bundle, tmp_path / "one", "tensorrt", ["1x1:8x16:32x64"])
+    repository = tmp_path / "repository"
+    deploy(two, "trec", repository)
+    before = (repository / "trec_encoder" / "config.pbtxt").read_bytes()
+    message = "the engine has 1 optimisation profiles, and that of version 1 has 2"
+    with pytest.raises(InputError, match=message):
+        deploy(one, "trec", repository)
+    assert (repository / "trec_encoder" / "config.pbtxt").read_bytes() == before
+    assert numbered(repository / "trec") == [1]
+
+
 def test_the_contexts_of_an_engine_take_what_their_profiles_need(bundle: Path, tmp_path: Path) -> None:
     deploy(bundle, "trec", tmp_path)
     config = read_model_config(tmp_path / "trec_encoder" / "config.pbtxt")
