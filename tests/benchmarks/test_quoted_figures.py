@@ -116,3 +116,58 @@ def test_readme_quoted_pipeline_time_matches_results() -> None:
     quoted = re.search(r"engine with verified precision in (\d+) s", readme)
     assert quoted
     assert int(quoted[1]) == round(results("pipeline.json")["total_seconds"])
+
+
+SERVING = "## What was found in serving"
+
+
+@pytest.mark.parametrize(
+    ("label", "system"),
+    [
+        ("`bertmp serve`, FP32", "bertmp"),
+        ("`bertmp serve`, BF16", "bertmp bf16"),
+        ("FastAPI + ONNX Runtime", "FastAPI + ONNX Runtime"),
+        ("FastAPI + `transformers`", "FastAPI + transformers"),
+    ],
+)
+def test_serving_table_quoted_speeds_match_results(label: str, system: str) -> None:
+    rows = {row["clients"]: row for row in results("serve.json")["rows"] if row["system"] == system}
+    most = rows[16]
+    found = (most["texts_per_second"], most["p99_ms"], rows[4]["texts_per_second"], rows[1]["p50_ms"])
+    for text, value in zip(table_row(label, SERVING), found, strict=True):
+        assert float(text) == round(value, len(text.partition(".")[2])), text
+
+
+@pytest.mark.parametrize(
+    ("label", "keys"),
+    [
+        ("FP32, times the best peer's rate", ("ratio_best_peer",)),
+        ("FP32, p99 as a share of the best peer's", ("p99_to_best_peer",)),
+        ("BF16, times the best peer's rate", ("ratio_best_peer_bf16",)),
+        ("one client, p50 above in process, ms", ("one_client_ms_above",)),
+        ("p99 at 70 % of the load, times in process", ("at_70_percent", "p99_to_in_process")),
+        ("load generators, ratio of their rates", ("generators", "ratio")),
+        ("20 swaps: failed requests of {swaps[requests]:,}", ("swaps", "failures")),
+        (
+            "20 swaps: answers of an old version after `deploy` returned",
+            ("swaps", "answers_of_the_old_version"),
+        ),
+        ("20 swaps: longest answer above the usual longest, ms", ("swaps", "longest_ms_above")),
+    ],
+)
+def test_serving_goals_quoted_figures_match_results(label: str, keys: tuple[str, ...]) -> None:
+    found: Any = results("serve.json")
+    text, _ = table_row(label.format(**found), SERVING)
+    for key in keys:
+        found = found[key]
+    assert float(text) == round(found, len(text.partition(".")[2]))
+
+
+def test_serving_text_quoted_shares_of_the_bounds_match_results() -> None:
+    found = results("serve.json")
+    fp32 = re.search(r"the server reaches (\d+) % of what", TEXT)
+    bf16 = re.search(r"In BF16, (\d+) % of", TEXT)
+    assert fp32
+    assert bf16
+    assert int(fp32[1]) == round(100 * found["ratio_fp32_bound"])
+    assert int(bf16[1]) == round(100 * found["ratio_bf16_bound"])

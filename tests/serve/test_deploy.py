@@ -204,7 +204,7 @@ def test_deploy_of_a_version_compatible_engine_asks_the_server_for_it(bundle: Pa
 def test_deploy_of_an_engine_with_other_profiles_than_a_kept_one_is_refused(
     bundle: Path, other_bundle: Path, tmp_path: Path
 ) -> None:
-    """One configuration names the profiles of all versions: one of the two would not load, or refuse requests."""
+    """One configuration names the profiles of all versions: one would not load, or refuse texts."""
     two = with_engine(bundle, tmp_path / "two", "tensorrt", ["1x1:8x16:32x16", "1x17:8x64:32x64"])
     one = with_engine(other_bundle, tmp_path / "one", "tensorrt", ["1x1:8x16:32x64"])
     repository = tmp_path / "repository"
