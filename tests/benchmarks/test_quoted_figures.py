@@ -165,8 +165,8 @@ def test_serving_goals_quoted_figures_match_results(label: str, keys: tuple[str,
 
 def test_serving_text_quoted_shares_of_the_bounds_match_results() -> None:
     found = results("serve.json")
-    fp32 = re.search(r"the server reaches (\d+) % of what", TEXT)
-    bf16 = re.search(r"In BF16, (\d+) % of", TEXT)
+    fp32 = re.search(r"the server reaches\s+(\d+) % of what", TEXT)
+    bf16 = re.search(r"In BF16,\s+(\d+) % of", TEXT)
     assert fp32
     assert bf16
     assert int(fp32[1]) == round(100 * found["ratio_fp32_bound"])
