@@ -62,7 +62,8 @@ def test_every_stage_answers_like_the_checkpoint(pipeline: Pipeline, tmp_path: P
         assert report.passed, report.failed_gates
         by_name = {stage["name"]: stage for stage in report.to_json()["stages"]}
         low = ["onnx-fp16", "onnx-fp16-emulated"]
-        assert list(by_name) == ["torch-fp32", "torch-amp", "onnx-fp32", *low, "engine", "triton"]
+        chain = ["torch-fp32", "torch-amp", "onnx-fp32", *low, "engine", "cpu-bf16", "triton"]
+        assert list(by_name) == chain
         assert (
             by_name["onnx-fp16"]["measures"]["max_error"] < by_name[low[1]]["measures"]["max_error"] <= 0.05
         )

@@ -117,7 +117,7 @@ def test_request_that_waits_beyond_its_own_limit_is_refused(running: RunningServ
 
 def test_deployed_models_have_bounded_queues(repository: Path) -> None:
     files = sorted(repository.glob("*/**/*.pbtxt"))
-    assert len(files) == 4
+    assert len(files) == 5
     for file in files:
         policy = read_model_config(file).dynamic_batching.default_queue_policy
         assert policy.max_queue_size == MAX_QUEUE

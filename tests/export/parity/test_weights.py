@@ -27,7 +27,8 @@ def test_a_bf16_graph_is_a_stage_of_its_own_name(
         manifest.with_stage("convert", replace(entry, outputs=outputs)).save(bundle)
     result = parity(bundle, labelled)
     low = ["onnx-bf16", "onnx-bf16-emulated"]
-    assert [stage.name for stage in result.stages] == ["torch-fp32", "torch-amp", "onnx-fp32", *low, "engine"]
+    chain = ["torch-fp32", "torch-amp", "onnx-fp32", *low, "engine", "cpu-bf16"]
+    assert [stage.name for stage in result.stages] == chain
     assert result.stage("onnx-bf16").size_ratio == pytest.approx(0.5, abs=0.02)
     assert file in Bundle.open(bundle).stage("parity", "bertmp parity").inputs
     page = (result.folder / "report.html").read_text()
