@@ -34,7 +34,7 @@ from bertmp.serve.repository import (
 )
 from bertmp.serve.serving_options import DeployOptions, ModelsOptions
 from bertmp.serve.staging import copy_version, staging, take_over
-from bertmp.serve.version_files import missing_files, name_files
+from bertmp.serve.version_files import changed_files, missing_files, name_files
 from bertmp.serve.version_log import VersionLog, VersionRecord
 
 
@@ -109,9 +109,10 @@ def _bring_in(folders: ModelFolders, deployable: Deployable, server: Client | No
         return _deploy_new(folders, log, deployable, server)
     if folders.names_signature():  # its files may be missing: the fingerprint covers the signature, too
         _require_same_signature(folders, deployable)
-    if missing := missing_files(folders, current.version):
-        lacks = f"the identical version {current.version} lacks {name_files(missing)}"
-        note = f"{lacks}: deployed again, as a new version"
+    missing, changed = missing_files(folders, current.version), changed_files(folders, current.version)
+    if missing or changed:
+        fault = f"lacks {name_files(missing)}" if missing else f"has another {name_files(changed)}"
+        note = f"the identical version {current.version} {fault}: deployed again, as a new version"
         return _deploy_new(folders, log, replace(deployable, notes=(note, *deployable.notes)), server)
     signed_by = deployable.signed_by or current.signed_by
     current = replace(

@@ -35,11 +35,9 @@ from bertmp.serve.served_tasks import WITH_MASKS, AnswerSettings
 from bertmp.serve.serving_options import CpuPrecision
 from bertmp.serve.serving_table import BF16_COPIES, ServingTable
 from bertmp.serve.version_code import LIBRARIES, code_files, copy_code, copy_tokenizers, missing_libraries
-from bertmp.serve.version_files import listed_files
+from bertmp.serve.version_files import PRECISION, listed_files
 
 FP32, BF16 = "fp32", "bf16"
-PRECISION = "precision.json"
-"""The file of an encoder's version that names the graphs which are not run in FP32 on a CPU."""
 TOKENIZER = "tokenizer.json"
 PLAN = "model.plan"
 FP16_STAGE = "onnx-fp16"

@@ -159,8 +159,12 @@ class ModelFolders:
         """
         config = read_model_config(self.text / CPU_FILE)
         table = ServingTable.parse(config.parameters["serving"].string_value)
-        # A person may have set the workers by themselves.
-        return table and replace(table, workers=sum(group.count for group in config.instance_group))
+        if table is None:
+            return None
+        # A person may have set both by themselves.
+        sizes = list(config.dynamic_batching.preferred_batch_size) or [table.preferred_batch]
+        workers = sum(group.count for group in config.instance_group)
+        return replace(table, workers=workers, preferred_batch=max(sizes))
 
     def _has_signature(self, signature: ModelSignature) -> bool:
         return self.names_signature() and read_signature(self.repository, self.text.name) == signature

@@ -14,7 +14,7 @@ from bertmp.serve.client import Client
 from bertmp.serve.deployment import Deployment, complete_log, connection, deployment_of
 from bertmp.serve.repository import ModelFolders, numbered, require_model, restore, retire
 from bertmp.serve.serving_options import RollbackOptions
-from bertmp.serve.version_files import missing_files, name_files
+from bertmp.serve.version_files import changed_files, missing_files, name_files
 from bertmp.serve.version_log import VersionLog
 
 
@@ -38,6 +38,10 @@ def rollback(options: RollbackOptions) -> Deployment:
         if missing := missing_files(folders, version):
             what = f"version {version} of '{options.name}' lacks {name_files(missing)}"
             todo = "restore it, or deploy the bundle that should answer"
+            raise InputError(what, options.repository, todo)
+        if changed := changed_files(folders, version):
+            what = f"version {version} of '{options.name}' is not as it was deployed: {name_files(changed)}"
+            todo = "restore what has changed, or deploy the bundle that should answer"
             raise InputError(what, options.repository, todo)
         before = log
         above = [one for one in log.records if one.version > version and one.state in ("live", "superseded")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
 import tempfile
 import threading
@@ -174,9 +175,13 @@ class TritonServer:
         lines = [line for line in self._lines if line]
         if self._refused:
             return InputError("Triton does not take its arguments", "--trace-config", lines[-1].rstrip("."))
+        code = self._process.returncode
+        if killed:
+            what = f"Triton ended by itself with code {code} ({signal.Signals(-code).name})"
+            return BertmpError(what, self._options.repository, "look at what it was asked last")
         errors = [line for line in lines if line.startswith(("E", "error:"))]
-        last = (errors or ([] if killed else lines) or ["it printed no error"])[-1][:300]
-        what = f"Triton ended by itself with code {self._process.returncode}"
+        last = (errors or lines or ["it printed no error"])[-1][:300]
+        what = f"Triton ended by itself with code {code}"
         return BertmpError(what, self._options.repository, last)
 
 

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from bertmp.core.errors import InputError
-from bertmp.core.io import read_json
+from bertmp.core.io import read_json, sha256_file
 from bertmp.export.bundle import FP32_GRAPH, LABELS
+from bertmp.serve.golden import GOLDEN
 from bertmp.serve.model_config import SETTINGS
 from bertmp.serve.repository import CONFIGS, ModelFolders, version_folder
 from bertmp.serve.served_tasks import TASKS
 
+PRECISION = "precision.json"
+"""The file of an encoder's version that names the graphs which are not run in FP32 on a CPU."""
 ENCODER_FILES, TEXT_FILES = "encoder_files", "text_files"
 """The entries of settings.json with the names of the version's other files. Those of 0.1 have none."""
 
@@ -24,10 +27,10 @@ def listed_files(encoder_files: tuple[str, ...], text: Path) -> dict[str, list[s
 
     Args:
         encoder_files: the names of the encoder's.
-        text: the text model's version, complete but for settings.json.
+        text: the text model's version, complete but for settings.json and golden.json.
     """
-    files = sorted(path.relative_to(text).as_posix() for path in text.rglob("*") if path.is_file())
-    return {ENCODER_FILES: sorted(encoder_files), TEXT_FILES: files}
+    files = {path.relative_to(text).as_posix() for path in text.rglob("*") if path.is_file()}
+    return {ENCODER_FILES: sorted(encoder_files), TEXT_FILES: sorted({*files, GOLDEN})}
 
 
 def missing_files(folders: ModelFolders, version: int) -> list[str]:
@@ -49,6 +52,22 @@ def missing_files(folders: ModelFolders, version: int) -> list[str]:
     if not folders.encoder.is_dir():
         missing.remove(encoder)
     return [path.relative_to(folders.repository).as_posix() for path in missing]
+
+
+def changed_files(folders: ModelFolders, version: int) -> list[str]:
+    """The files that decide a version's numbers and are not what was deployed, as paths in the repository.
+
+    Those that are missing are left out, see `missing_files`, and those whose SHA-256 was not recorded.
+    """
+    text, encoder = (version_folder(model, version) for model in (folders.text, folders.encoder))
+    settings = _read_settings(text / SETTINGS) or {}
+    recorded = settings.get("sha256")
+    digests = recorded if isinstance(recorded, dict) else {}
+    paths = [(encoder / str(name), digest) for name, digest in digests.items()]
+    changed = [path for path, digest in paths if path.is_file() and sha256_file(path) != digest]
+    if (encoder / PRECISION).is_file() and _read_settings(encoder / PRECISION) != settings.get("precision"):
+        changed.append(encoder / PRECISION)
+    return [path.relative_to(folders.repository).as_posix() for path in changed]
 
 
 def name_files(paths: list[str], most: int = 3) -> str:

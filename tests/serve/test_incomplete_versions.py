@@ -42,7 +42,8 @@ def two_versions(bundle: Path, other_bundle: Path, tmp_path: Path) -> Path:
     [
         *("trec_encoder", "trec_encoder/2", "trec_encoder/2/model.onnx", "trec_encoder/config.pbtxt"),
         *("trec_encoder/configs/cpu.pbtxt", "trec/config.pbtxt", "trec/labels.txt", "trec/2/model.py"),
-        *("trec/2/settings.json", "trec/2/tokenizer.json", "trec/2/lib/tokenizers/tokenizers.abi3.so"),
+        *("trec/2/settings.json", "trec/2/golden.json", "trec/2/tokenizer.json"),
+        *("trec/2/lib/tokenizers/tokenizers.abi3.so",),
     ],
 )
 def test_deploy_of_the_live_bundle_with_a_lost_file_deploys_it_again(
@@ -81,6 +82,23 @@ def test_deploy_of_the_live_bundle_with_damaged_settings_deploys_it_again(
     result = deploy(other_bundle, "trec", two_versions)
     assert (result.version, result.new) == (3, True)
     assert "trec/2/settings.json" in result.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("model.onnx", "no graph"), ("precision.json", '{"model.onnx": "bf16"}')]
+)
+def test_a_version_that_has_changed_on_the_disk_is_not_the_one_that_was_deployed(
+    two_versions: Path, bundle: Path, other_bundle: Path, file: str, content: str
+) -> None:
+    for version in (1, 2):
+        (two_versions / "trec_encoder" / str(version) / file).write_text(content)
+    before = contents(two_versions / "trec")
+    with pytest.raises(InputError, match=f"is not as it was deployed: trec_encoder/1/{file}"):
+        rollback("trec", two_versions)
+    assert contents(two_versions / "trec") == before
+    result = deploy(other_bundle, "trec", two_versions)
+    assert (result.version, result.new) == (3, True)
+    assert f"has another trec_encoder/2/{file}" in result.notes[0]
 
 
 def test_deploy_with_a_lost_configuration_keeps_a_persons_tuning(
@@ -139,10 +157,11 @@ def test_rollback_to_an_incomplete_version_of_0_1_is_refused(two_versions: Path)
     listed = ("encoder_files", "text_files")
     write_json(path, {key: value for key, value in read_json(path).items() if key not in listed})
     shutil.rmtree(two_versions / "trec/1/lib")
-    remove(two_versions / "trec_encoder/1/model.onnx")
+    lost = two_versions / "trec_encoder/1/model.onnx"
+    kept = lost.rename(two_versions.with_name("kept.onnx"))
     with pytest.raises(InputError, match=r"lacks trec_encoder/1/model\.onnx \("):
         rollback("trec", two_versions)
-    shutil.copyfile(two_versions / "trec_encoder/2/model.onnx", two_versions / "trec_encoder/1/model.onnx")
+    shutil.copyfile(kept, lost)
     assert rollback("trec", two_versions).version == 1
 
 

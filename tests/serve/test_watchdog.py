@@ -204,6 +204,26 @@ def test_server_that_a_malformed_request_ended_is_started_again(watched: Watched
     answers(watched)
 
 
+@pytest.mark.slow
+def test_server_that_a_classification_of_text_ended_is_started_again(watched: Watched) -> None:
+    """Triton before 25.07 divides by the size of a string; later ones refuse the request."""
+    before = watched.server.pid
+    text = {"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["a"]}
+    body = {"inputs": [text], "outputs": [{"name": "LABEL", "parameters": {"classification": 1}}]}
+    connection = http.client.HTTPConnection(watched.watchdog.running.http, timeout=10)
+    connection.request("POST", "/v2/models/trec/infer", json.dumps(body))
+    if watched.watchdog.running.version == "2.51.0":
+        with pytest.raises((OSError, http.client.HTTPException)):
+            connection.getresponse()
+        seconds_until(lambda: watched.watchdog.running.pid != before)
+        seconds_until(watched.ready)
+        assert watched.said("SIGFPE")
+    else:
+        assert connection.getresponse().status == 400
+    connection.close()
+    answers(watched)
+
+
 def test_metrics_count_requests_and_repairs(watched: Watched) -> None:
     watched.workers("trec")[0].kill()
     seconds_until(lambda: watched.said("answers again"))
