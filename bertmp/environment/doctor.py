@@ -250,6 +250,8 @@ REQUIREMENTS = (
     Requirement("explain", ("onnx",)),
     Requirement("build-engine", one_of=("tensorrt", "tensorrt-rtx")),
     Requirement("parity", (*_MODEL, "onnxruntime")),
+    Requirement("compare", ("onnx", "tokenizers")),
+    Requirement("verify", ("tokenizers",)),
     Requirement("predict", ("tokenizers", "onnxruntime")),
     Requirement("deploy", _REPOSITORY),
     Requirement("rollback", _REPOSITORY),

@@ -238,3 +238,9 @@ def test_doctor_names_the_vulnerabilities_of_an_old_triton(monkeypatch: pytest.M
     assert "CVE-2025-23319" in details["2.51.0"]
     assert "fixed in 25.07" in details["2.51.0"]
     assert "CVE" not in details["2.59.0"]
+
+
+def test_every_command_is_listed() -> None:
+    from bertmp.cli.app import COMMANDS
+
+    assert [need.command for need in REQUIREMENTS] == [name for name, *_ in COMMANDS]
