@@ -54,7 +54,7 @@ def remove_all_but(folders: ModelFolders, keep: int) -> Pruned:
             log = log.put(replace(record, state="pruned"))
             try:
                 log.save()
-            except DiskFull:  # what is removed makes room for the record of it
+            except DiskFull:  # removing the version frees space for its record
                 folders.remove(version)
                 log.save()
         folders.remove(version)

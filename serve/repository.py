@@ -193,7 +193,7 @@ class ModelFolders:
     def remove(self, version: int) -> None:
         """Removes both folders of a version: first out of Triton's sight, then from the disk."""
         for folder in (self.text, self.encoder):
-            with suppress(DiskFull):  # there is no room for another entry of a folder
+            with suppress(DiskFull):  # it may take another entry of a folder
                 retire(folder, version)
             for path in (folder / RETIRED / str(version), folder / str(version)):
                 shutil.rmtree(path, ignore_errors=True)

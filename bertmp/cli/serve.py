@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ import bertmp
 from bertmp.cli.command import CommandResult, new_table, progress_bar
 from bertmp.core.errors import InputError
 from bertmp.core.options import option
-from bertmp.export.cpu_session import NICE
+from bertmp.export.cpu_session.worker import give_way
 from bertmp.serve import serve_options, serving_options
 from bertmp.serve.load_test.options import BenchOptions
 
@@ -46,8 +44,7 @@ def rollback(options: serving_options.RollbackOptions) -> CommandResult:
 def _let_clients_go_first(server: str | None) -> None:
     """Lowers this process's priority where a server, maybe on this machine, answers meanwhile."""
     if server is not None:
-        with suppress(OSError):
-            os.nice(NICE)
+        give_way()
 
 
 def prune(options: serving_options.PruneOptions) -> CommandResult:

@@ -8,14 +8,10 @@ imports nothing of this project.
 from __future__ import annotations
 
 import json
-import os
-import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
+from .worker import at_low_priority
 
 PROVIDER = "OpenVINOExecutionProvider"
 _FEATURES = frozenset(("avx512_bf16", "amx_bf16"))
@@ -115,36 +111,6 @@ def open_session(
 
     # Further threads would be of the lower priority for ever.
     return at_low_priority(open_fp32) if threads == 1 else open_fp32(), "fp32"
-
-
-NICE = 10
-"""How much a process or a thread gives way: it gets a tenth of the time of one that does not."""
-STAND_IN = ("_canary", "_canary_encoder")
-"""How the names end under which a deployment tries a new version."""
-
-
-def let_live_versions_go_first(model: str) -> None:
-    """Lowers this worker's priority for good, where it is one of a version that is only tried.
-
-    Args:
-        model: the model's name.
-    """
-    if model.endswith(STAND_IN):
-        os.nice(NICE)
-
-
-def at_low_priority(work: Callable[[], T]) -> T:
-    """Calls `work` in a thread of lower priority, and waits for it: others answer meanwhile.
-
-    On Linux each thread has a priority of its own, and nobody but root may raise one.
-    """
-
-    def give_way() -> None:
-        if sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-
-    with ThreadPoolExecutor(1, initializer=give_way) as thread:
-        return thread.submit(work).result()
 
 
 def session_options(threads: int) -> Any:

@@ -20,9 +20,9 @@ from tests.conftest import RunBertmp
 from tests.serve.bundles import LABELS, altered, deploy, with_stage
 
 CODE = (
-    *("__init__.py", "graph.py", "model.py", "progress.py", "reading.py", "wire.py"),
+    *("__init__.py", "graph.py", "model.py", "reading.py", "wire.py"),
     *("answers/__init__.py", "answers/scorer.py", "answers/spans.py", "answers/texts.py"),
-    *("cpu_session/__init__.py", "cpu_session/pipe.py"),
+    *("cpu_session/__init__.py", "cpu_session/pipe.py", "cpu_session/worker.py"),
 )
 """What a text model's version runs."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-from bertmp.export.cpu_session import NICE, at_low_priority
+from bertmp.export.cpu_session.worker import NICE, at_low_priority
 from bertmp.serve.control import ControlClient
 from bertmp.serve.deployment import connection
 from bertmp.serve.repository import ModelFolders
@@ -60,3 +61,15 @@ def test_work_at_low_priority_leaves_the_callers_as_it_is() -> None:
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
     with pytest.raises(ZeroDivisionError):
         at_low_priority(lambda: 1 / 0)
+
+
+@linux
+def test_work_at_low_priority_does_not_raise_a_lower_one() -> None:
+    """As under `nice -n 15 bertmp serve`, where raising it fails for everybody but root."""
+    code = (
+        "import os; os.nice(15); from bertmp.export.cpu_session.worker import at_low_priority; "
+        "print(os.nice(0), at_low_priority(lambda: os.getpriority(os.PRIO_PROCESS, 0)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, during = map(int, done.stdout.split())
+    assert during == before

@@ -17,7 +17,7 @@ from bertmp.serve.workers import WorkerWatch
 CODE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from progress import Progress
+from cpu_session.worker import Progress
 progress = Progress()
 print(flush=True)
 for line in sys.stdin:

@@ -13,13 +13,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from itertools import count
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from cpu_session import let_live_versions_go_first, open_session
+from cpu_session import open_session
+from cpu_session.worker import Progress, let_live_versions_go_first
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 PRECISION = "precision.json"
@@ -49,8 +48,7 @@ class TritonPythonModel:
         precision = read_precision(os.path.dirname(graph)).get(name, "fp32")
         threads = thread_count(config, parameters)
         self.session, _ = open_session(graph, threads, precision, pb_utils.Logger.log_warn)
-        self.calls = count()
-        show("idle")
+        self.progress = Progress()
         self._check_names()
 
     def _check_names(self) -> None:
@@ -62,11 +60,8 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Runs requests of one shape as one batch; each is answered or refused by itself."""
-        show(f"answering {next(self.calls) % 100_000}")
-        try:
+        with self.progress:
             return self._answers(requests)
-        finally:
-            show("idle")
 
     def _answers(self, requests: Sequence[Any]) -> list[Any]:
         responses: list[Any] = [None] * len(requests)
@@ -120,12 +115,6 @@ class TritonPythonModel:
         wanted = set(request.requested_output_names())
         named = zip(self.outputs, arrays)  # noqa: B905 (equal by construction)
         return pb_utils.InferenceResponse([pb_utils.Tensor(n, a) for n, a in named if n in wanted])
-
-
-def show(name: str) -> None:
-    """Names this process, so that `bertmp serve` sees whether it gets on, as it does of text models."""
-    with suppress(OSError), open("/proc/self/comm", "wb", buffering=0) as stream:
-        stream.write(name.encode())
 
 
 def read_precision(version: str) -> dict[str, str]:

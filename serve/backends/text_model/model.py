@@ -25,9 +25,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib
 from tokenizers import Tokenizer
 
 from .answers import Scorer, decoder_of, mean_of_windows
-from .cpu_session import let_live_versions_go_first
+from .cpu_session.worker import Progress, let_live_versions_go_first
 from .graph import Batching, SessionGraph, make_feed, open_graph
-from .progress import Progress
 from .reading import BadRequest, Reader, Row, Window, read_text
 from .wire import Answered, tensors
 
