@@ -267,10 +267,10 @@ def _write_version(staged: ModelFolders, folders: ModelFolders, version: int, de
     names = {staged.text.name: folders.text.name, staged.encoder.name: folders.encoder.name}
 
     def fill_text(folder: Path) -> None:
-        deployable.fill_text(folder)
         low = deployable.precision != FP32
         cases = golden_cases(deployable.bundle, staged, deployable.answering.pooling, low)
         write_golden(folder, [replace(case, model=names[case.model]) for case in cases])
+        deployable.fill_text(folder)
 
     staged.write_version(version, deployable.fill_encoder, fill_text)
 

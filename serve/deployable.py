@@ -35,7 +35,7 @@ from bertmp.serve.served_tasks import WITH_MASKS, AnswerSettings
 from bertmp.serve.serving_options import CpuPrecision
 from bertmp.serve.serving_table import BF16_COPIES, ServingTable
 from bertmp.serve.version_code import LIBRARIES, code_files, copy_code, copy_tokenizers, missing_libraries
-from bertmp.serve.version_files import PRECISION, listed_files
+from bertmp.serve.version_files import PRECISION, TEXT_FILES, listed_files
 
 FP32, BF16 = "fp32", "bf16"
 TOKENIZER = "tokenizer.json"
@@ -157,7 +157,7 @@ class Deployable:
             write_json(folder / PRECISION, self.low_graphs)
 
     def fill_text(self, folder: Path) -> None:
-        """Writes the files of the text model's version into an empty folder."""
+        """Writes the files of the text model's version into a folder that has at most its golden.json."""
         copy_code(folder)
         self._copy(TOKENIZER, folder / TOKENIZER)
         if not missing_libraries():
@@ -175,8 +175,13 @@ class Deployable:
             max_length=tokenizer.max_length,
             sha256=sha256,
         )
-        more = {"precision": self.low_graphs, "code_sha256": code_files()}
-        write_json(folder / SETTINGS, {**settings, **more, **listed_files(self.encoder_files, folder)})
+        listed = listed_files(self.encoder_files, folder)
+        more = {
+            "precision": self.low_graphs,
+            "fp16_sha256": {name: self.bundle.sha256(name) for name in self.fp16_graphs},
+            "text_sha256": {name: sha256_file(folder / name) for name in listed[TEXT_FILES]},
+        }
+        write_json(folder / SETTINGS, {**settings, **more, **listed})
 
     def serving(self) -> ServingTable:
         """How its text model uses this machine, if that has no GPU."""

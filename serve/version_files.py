@@ -8,7 +8,6 @@ from typing import Any
 from bertmp.core.errors import InputError
 from bertmp.core.io import read_json, sha256_file
 from bertmp.export.bundle import FP32_GRAPH, LABELS
-from bertmp.serve.golden import GOLDEN
 from bertmp.serve.model_config import SETTINGS
 from bertmp.serve.repository import CONFIGS, ModelFolders, version_folder
 from bertmp.serve.served_tasks import TASKS
@@ -27,10 +26,10 @@ def listed_files(encoder_files: tuple[str, ...], text: Path) -> dict[str, list[s
 
     Args:
         encoder_files: the names of the encoder's.
-        text: the text model's version, complete but for settings.json and golden.json.
+        text: the text model's version, complete but for settings.json.
     """
-    files = {path.relative_to(text).as_posix() for path in text.rglob("*") if path.is_file()}
-    return {ENCODER_FILES: sorted(encoder_files), TEXT_FILES: sorted({*files, GOLDEN})}
+    files = sorted(path.relative_to(text).as_posix() for path in text.rglob("*") if path.is_file())
+    return {ENCODER_FILES: sorted(encoder_files), TEXT_FILES: files}
 
 
 def missing_files(folders: ModelFolders, version: int) -> list[str]:
@@ -55,16 +54,21 @@ def missing_files(folders: ModelFolders, version: int) -> list[str]:
 
 
 def changed_files(folders: ModelFolders, version: int) -> list[str]:
-    """The files that decide a version's numbers and are not what was deployed, as paths in the repository.
+    """The files of a version that are not what was deployed, as paths in the repository.
 
     Those that are missing are left out, see `missing_files`, and those whose SHA-256 was not recorded.
     """
     text, encoder = (version_folder(model, version) for model in (folders.text, folders.encoder))
     settings = _read_settings(text / SETTINGS) or {}
-    recorded = settings.get("sha256")
-    digests = recorded if isinstance(recorded, dict) else {}
-    paths = [(encoder / str(name), digest) for name, digest in digests.items()]
-    changed = [path for path, digest in paths if path.is_file() and sha256_file(path) != digest]
+    found = ((encoder, "sha256"), (encoder, "fp16_sha256"), (text, "text_sha256"))
+    recorded = [(folder, settings.get(key)) for folder, key in found]
+    paths = {
+        folder / str(name): digest
+        for folder, digests in recorded
+        if isinstance(digests, dict)
+        for name, digest in digests.items()
+    }
+    changed = [path for path, digest in paths.items() if path.is_file() and sha256_file(path) != digest]
     if (encoder / PRECISION).is_file() and _read_settings(encoder / PRECISION) != settings.get("precision"):
         changed.append(encoder / PRECISION)
     return [path.relative_to(folders.repository).as_posix() for path in changed]

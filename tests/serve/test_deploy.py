@@ -54,8 +54,11 @@ def test_deployed_version_needs_nothing_of_bertmp(bundle: Path, tmp_path: Path) 
     assert read_json(tmp_path / "trec/1/settings.json")["labels"] == list(LABELS)
     for path in tmp_path.rglob("*.pbtxt"):
         assert read_model_config(path).name == path.relative_to(tmp_path).parts[0]
-    for name, digest in read_json(tmp_path / "trec/1/settings.json")["code_sha256"].items():
+    recorded = read_json(tmp_path / "trec/1/settings.json")["text_sha256"]
+    assert {*CODE, "tokenizer.json", "golden.json"} <= recorded.keys()
+    for name, digest in recorded.items():
         assert sha256_file(tmp_path / "trec/1" / name) == digest
+    for name in CODE:
         assert "bertmp" not in (tmp_path / "trec/1" / name).read_text()
     assert servable(tmp_path) == ["trec", "trec_encoder"]
 

@@ -85,20 +85,27 @@ def test_deploy_of_the_live_bundle_with_damaged_settings_deploys_it_again(
 
 
 @pytest.mark.parametrize(
-    ("file", "content"), [("model.onnx", "no graph"), ("precision.json", '{"model.onnx": "bf16"}')]
+    ("model", "file", "content"),
+    [
+        ("trec_encoder", "model.onnx", "no graph"),
+        ("trec_encoder", "precision.json", '{"model.onnx": "bf16"}'),
+        ("trec", "tokenizer.json", "{}"),
+        ("trec", "golden.json", "{"),
+        ("trec", "model.py", "other code"),
+    ],
 )
 def test_a_version_that_has_changed_on_the_disk_is_not_the_one_that_was_deployed(
-    two_versions: Path, bundle: Path, other_bundle: Path, file: str, content: str
+    two_versions: Path, other_bundle: Path, model: str, file: str, content: str
 ) -> None:
     for version in (1, 2):
-        (two_versions / "trec_encoder" / str(version) / file).write_text(content)
+        (two_versions / model / str(version) / file).write_text(content)
     before = contents(two_versions / "trec")
-    with pytest.raises(InputError, match=f"is not as it was deployed: trec_encoder/1/{file}"):
+    with pytest.raises(InputError, match=f"is not as it was deployed: {model}/1/{file}"):
         rollback("trec", two_versions)
     assert contents(two_versions / "trec") == before
     result = deploy(other_bundle, "trec", two_versions)
     assert (result.version, result.new) == (3, True)
-    assert f"has another trec_encoder/2/{file}" in result.notes[0]
+    assert f"has another {model}/2/{file}" in result.notes[0]
 
 
 def test_deploy_with_a_lost_configuration_keeps_a_persons_tuning(
